@@ -1,0 +1,100 @@
+"""What every method's client is: a LightningModule that holds a cohort."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cgfedrec.messages import Broadcast, Upload
+
+
+class Batch(NamedTuple):
+    """One local batch of every client of a cohort.
+
+    Shorter batches are padded with item 0 at weight 0.
+    """
+
+    items: Tensor
+    """`[clients, batch]`, int64."""
+    targets: Tensor
+    """`[clients, batch]`, 1 for an interaction, 0 for a negative."""
+    weights: Tensor
+    """`[clients, batch]`: 1 / the client's own batch length, so that a weighted sum is the client's mean."""
+
+
+class StepOutput(NamedTuple):
+    """What one optimiser step of a cohort saw."""
+
+    loss: Tensor
+    """`[clients]`, each client's loss; the cohort's is their sum, so that no client's gradient meets another's."""
+    alignment: Tensor | None = None
+    """`[clients]`, the part of the loss that pulls towards the server's structure, unweighted."""
+
+
+class Client(LightningModule, ABC):
+    """A cohort of clients, trained together as if each were alone.
+
+    Every parameter has a leading `clients` axis and is private to its client. Nothing here may mix rows of that
+    axis. One module serves all cohorts in turn: `load` swaps in the private state of the next one.
+
+    A method's client says how to start (`start`), what a step's loss is (`training_step`), which optimisers take a step
+    on each batch, in order (`configure_optimizers`), and the three verbs of federation: `receive`, `upload`, `score`.
+    """
+
+    users: Tensor
+    """`[clients]`, int64: who is in the cohort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users = torch.empty(0, dtype=torch.int64)
+
+    @abstractmethod
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        """The private state with which clients begin: for every parameter, `[clients, ...]`."""
+
+    @abstractmethod
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        """The loss that optimiser number ``step`` of `configure_optimizers` steps on."""
+
+    @abstractmethod
+    def configure_optimizers(self) -> list[Optimizer]:
+        """The optimisers that take one step each, in this order, on every batch."""
+
+    def receive(self, broadcast: Broadcast | None) -> None:
+        """Take what the server sent; ``None`` before it has anything to say."""
+
+    def upload(self) -> Upload:
+        """What the cohort sends to the server after training; by default nothing."""
+        return Upload(self.users)
+
+    @abstractmethod
+    def score(self) -> Tensor:
+        """Each client's scores of all items, `[clients, items]`; only their order matters."""
+
+    def private(self) -> dict[str, Tensor]:
+        """The cohort's private state: for every parameter, `[clients, ...]`."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def load(self, users: Tensor, private: Mapping[str, Tensor]) -> None:
+        """Become the cohort ``users`` with this private state (not copied; training changes it in place)."""
+        self.users = users
+        for name, parameter in self.named_parameters():
+            parameter.grad = None
+            parameter.data = private[name].to(parameter.device)
+
+
+def empty_parameter(*shape: int) -> nn.Parameter:
+    """A parameter for a cohort that is yet to come: `[0, *shape]`."""
+    return nn.Parameter(torch.empty(0, *shape))
+
+
+def forget(optimizers: Iterable[Optimizer]) -> None:
+    """Clear the optimisers' state: in every round, and for every cohort, they start afresh."""
+    for optimizer in optimizers:
+        optimizer.state.clear()

@@ -1,0 +1,304 @@
+"""Each client's data: training cohorts with fresh negatives, ranking cohorts with candidates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgfedrec.client import Batch
+from cgfedrec.data.ratings import Format, Interactions, read
+from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign
+from cgfedrec.data.synthetic import Synthetic
+from cgfedrec.errors import check
+from cgfedrec.protocol import Protocol
+from cgfedrec.random import Stream, bits, distinct
+
+Stage = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class TrainingCohort:
+    """Participants that take the same number of local steps, and their batches of one round, in order."""
+
+    users: Tensor
+    """`[clients]`, int64."""
+    batches: list[Batch]
+
+
+@dataclass(frozen=True)
+class RankingCohort:
+    """Users and what their held-out items are ranked against."""
+
+    users: Tensor
+    """`[users]`, int64."""
+    relevant: Tensor
+    """`[users, relevant]`, the held-out items, -1 where a user has fewer."""
+    candidates: Tensor
+    """`[users, items]`, bool: the catalogue without the items that the user is known to have."""
+    sampled: Tensor | None
+    """`[users, candidates]`, where the protocol samples."""
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """A list of items for each user (compressed sparse rows)."""
+
+    starts: NDArray[np.int64]
+    items: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, users: NDArray[np.int64], items: NDArray[np.int64], num_users: int) -> _Lists:
+        order = np.lexsort((items, users))
+        return cls(np.searchsorted(users[order], np.arange(num_users + 1)), items[order])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.starts)
+
+    def padded(self, users: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
+        """`[users, longest]`, each list in its own row."""
+        lengths = self.lengths[users]
+        places = np.arange(lengths.max(initial=0))
+        inside = places < lengths[:, None]
+        return np.where(inside, self.items[np.where(inside, self.starts[users][:, None] + places, 0)], fill)
+
+    def mask(self, users: NDArray[np.int64], num_items: int) -> NDArray[np.bool_]:
+        """`[users, items]`, True where an item is in the user's list."""
+        marked = np.zeros((len(users), num_items + 1), bool)
+        np.put_along_axis(marked, self.padded(users, num_items), True, axis=1)
+        return marked[:, :num_items]
+
+
+class FederatedDataModule(LightningDataModule):
+    """A table of interactions, split into the private data of each client.
+
+    Args:
+        path: CSV, TSV, ``::``-separated text (.dat) or Parquet, gzipped or not; by default the embedded data set.
+        format: How that file is laid out.
+        synthetic: The embedded data set, used where there is no path.
+        split: What is held out. ``leave_one_out``: a user's latest item for test, the one before it for validation;
+            ``random``: two items at random; ``temporal``: one cut in time for all users; ``none``: nothing, for a
+            model that is to be used and not measured.
+        temporal_fractions: For ``temporal``, the shares of all interactions before validation and before test.
+        min_interactions: Users with fewer are dropped, with a count.
+        negatives: Negatives drawn for each positive, anew in every round.
+        batch_size: Samples, positives and negatives, in a local batch; the last may be shorter.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        format: Format = Format(),  # noqa: B008, frozen
+        synthetic: Synthetic = Synthetic(),  # noqa: B008, frozen
+        split: SplitName = "leave_one_out",
+        temporal_fractions: tuple[float, float] = (0.8, 0.9),
+        min_interactions: int = 3,
+        negatives: int = 4,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__()
+        first, second = temporal_fractions
+        fewest = 3 if split in ("leave_one_out", "random") else 1
+        check(
+            f"data.temporal_fractions: {first}, {second} must rise between 0 and 1"
+            if not 0 < first < second < 1
+            else None,
+            f"data.min_interactions: {min_interactions} is below {fewest}, which split {split} needs"
+            if min_interactions < fewest
+            else None,
+            f"data.negatives: {negatives} is not positive" if negatives < 1 else None,
+            f"data.batch_size: {batch_size} is not positive" if batch_size < 1 else None,
+            f"data.format.timestamp_column: split {split} needs times; choose the split random or none"
+            if path is not None and format.timestamp_column is None and split in NEEDS_TIME
+            else None,
+        )
+        self.path = path
+        self.format = format
+        self.synthetic = synthetic
+        self.split: SplitName = split
+        self.temporal_fractions = temporal_fractions
+        self.min_interactions = min_interactions
+        self.negatives = negatives
+        self.batch_size = batch_size
+        self.protocol = Protocol()
+        self.seed = 0
+
+    def attach(self, protocol: Protocol, seed: int) -> None:
+        """Say how results are measured and seed every draw; before `setup`."""
+        self.protocol, self.seed = protocol, seed
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and split. Raises `InputError` where the data cannot serve."""
+        read_in = self.synthetic.draw(self.seed) if self.path is None else read(self.path, self.format)
+        self.everything = read_in
+        kept = self._drop(read_in)
+        self.user_ids, self.item_ids = kept.user_ids, kept.item_ids
+        self.num_users, self.num_items = len(kept.user_ids), len(kept.item_ids)
+        self.report = kept.report
+        self._owned = _Lists.of(kept.users, kept.items, self.num_users)
+        users, items = kept.users[kept.positive], kept.items[kept.positive]
+        self._parts = [
+            _Lists.of(users[chosen], items[chosen], self.num_users) for chosen in (self._part == part for part in Part)
+        ]
+        self._train = self._parts[Part.TRAIN]
+        touched = np.ones(len(users), bool) if self.protocol.leaks else self._part == Part.TRAIN
+        self._no_negatives = _Lists.of(users[touched], items[touched], self.num_users)
+        self._touched = _Lists.of(users, items, self.num_users)
+        self._check_pools()
+
+    def _drop(self, data: Interactions) -> Interactions:
+        """Leave out users with too few positive interactions, or with none to train on; count them."""
+        counts = np.bincount(data.users[data.positive], minlength=len(data.user_ids))
+        kept = data.keep_users(counts >= self.min_interactions)
+        check(
+            f"{self.path or 'embedded data'}: no user has {self.min_interactions} interactions or more "
+            f"(min_interactions); the most that one has is {counts.max(initial=0)}"
+            if not len(kept.user_ids)
+            else None
+        )
+        part = self._split(kept)
+        trained = np.bincount(kept.users[kept.positive][part == Part.TRAIN], minlength=len(kept.user_ids)) > 0
+        few = len(data.user_ids) - len(kept.user_ids)
+        if not trained.all():
+            part = part[trained[kept.users[kept.positive]]]
+            kept = kept.keep_users(trained)
+        check("data.temporal_fractions: no user has interactions before the first cut" if not trained.any() else None)
+        self._part = part
+        kept.report |= {"users with too few interactions": few, "users without training interactions": int((~trained).sum())}
+        return kept
+
+    def _split(self, data: Interactions) -> NDArray[np.int64]:
+        positive = Interactions(
+            data.user_ids,
+            data.item_ids,
+            data.users[data.positive],
+            data.items[data.positive],
+            None if data.times is None else data.times[data.positive],
+            data.positive[data.positive],
+        )
+        return assign(positive, self.split, self.protocol.ties, self.temporal_fractions, self.seed)
+
+    def _check_pools(self) -> None:
+        spare = self.num_items - self._no_negatives.lengths
+        user = int(spare.argmin())
+        unseen = self.num_items - self._touched.lengths
+        other = int(unseen.argmin())
+        check(
+            f"data.negatives: {self.negatives} different ones are asked for, but user {self.user_ids[user]} leaves "
+            f"only {spare[user]} of {self.num_items} items to draw from"
+            if spare[user] < self.negatives
+            else None,
+            f"protocol.num_candidates: {self.protocol.num_candidates} are asked for, but user {self.user_ids[other]} "
+            f"never touched only {unseen[other]} of {self.num_items} items"
+            if self.protocol.candidates == "sampled" and unseen[other] < self.protocol.num_candidates
+            else None,
+        )
+
+    @property
+    def popularity(self) -> Tensor:
+        """`[items]`: the share of users who have each item in training."""
+        counts = np.bincount(self._train.items, minlength=self.num_items)
+        return torch.from_numpy(counts / self.num_users)
+
+    def holds_out(self, stage: Stage) -> bool:
+        """Whether the split leaves anything for this stage."""
+        return len(self._parts[Part[stage.upper()]].items) > 0
+
+    def fingerprint(self) -> str:
+        """A hash of the training data, the split and the ids: what a checkpoint must agree with to be used."""
+        digest = hashlib.sha256()
+        for lists in self._parts:
+            digest.update(lists.starts.tobytes() + lists.items.tobytes())
+        for ids in (self.user_ids, self.item_ids):
+            digest.update("\n".join(map(str, ids)).encode())
+        return digest.hexdigest()
+
+    def owned(self, users: Tensor) -> Tensor:
+        """`[users, items]`, bool: every item that a user is known to have, whatever it was held out for."""
+        return torch.from_numpy(self._owned.mask(users.numpy(), self.num_items))
+
+    def cohorts(self, participants: Tensor, round: int, epochs: int, cohort_size: int) -> Iterator[TrainingCohort]:
+        """Share out this round's participants into cohorts, and draw their batches.
+
+        Clients of a cohort take the same number of steps, so that none has to stand still while others go on.
+        """
+        users = participants.numpy()
+        steps = -(-self._train.lengths[users] * (1 + self.negatives) // self.batch_size)
+        for number in np.unique(steps):
+            group = users[steps == number]
+            for start in range(0, len(group), cohort_size):
+                chosen = group[start : start + cohort_size]
+                yield TrainingCohort(torch.from_numpy(chosen), self._batches(chosen, round, epochs, int(number)))
+
+    def _batches(self, users: NDArray[np.int64], round: int, epochs: int, steps: int) -> list[Batch]:
+        items, valid = self._samples(users, round)
+        targets = np.broadcast_to((np.arange(items.shape[1]) % (1 + self.negatives) == 0), items.shape)
+        lengths = valid.sum(1)
+        batches = []
+        for epoch in range(epochs):
+            keys = bits(self.seed, Stream.SHUFFLE, users[:, None], round, epoch, np.arange(items.shape[1]))
+            order = np.where(valid, keys, np.iinfo(np.uint64).max).argsort(1)[:, : lengths.max()]
+            epoch_items, epoch_targets = (np.take_along_axis(of, order, 1) for of in (items, targets))
+            for step in range(steps):
+                part = slice(step * self.batch_size, min((step + 1) * self.batch_size, lengths.max()))
+                inside = np.arange(part.start, part.stop) < lengths[:, None]
+                batches.append(
+                    Batch(
+                        torch.from_numpy(np.where(inside, epoch_items[:, part], 0)),
+                        torch.from_numpy(epoch_targets[:, part].astype(np.float32)),
+                        torch.from_numpy((inside / inside.sum(1, keepdims=True)).astype(np.float32)),
+                    )
+                )
+        return batches
+
+    def _samples(self, users: NDArray[np.int64], round: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Every positive with its negatives behind it, `[clients, samples]`, and which of them are not padding."""
+        positives = self._train.padded(users, -1)
+        present = positives >= 0
+        place = np.arange(positives.shape[1])[:, None] * self.negatives + np.arange(self.negatives)
+        drawn = bits(self.seed, Stream.NEGATIVES, users[:, None, None], round, place)
+        pool, starts, sizes = self._pool(users, self._no_negatives)
+        negatives = pool[starts[:, None, None] + distinct(drawn, sizes[:, None])]
+        samples = np.concatenate((positives[:, :, None], negatives), axis=2).reshape(len(users), -1)
+        return samples, np.repeat(present, 1 + self.negatives, axis=1)
+
+    def _pool(
+        self, users: NDArray[np.int64], excluded: _Lists
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The items outside each user's list, one user after another, where each user's begin, and how many."""
+        free = ~excluded.mask(users, self.num_items)
+        sizes = free.sum(1)
+        return free.nonzero()[1], sizes.cumsum() - sizes, sizes
+
+    def ranking(self, stage: Stage, cohort_size: int) -> Iterator[RankingCohort]:
+        """All users with something held out for ``stage``, in cohorts.
+
+        In test, training and validation items are no candidates; in validation, training items are none.
+        """
+        held_out = self._parts[Part[stage.upper()]]
+        everyone = held_out.lengths.nonzero()[0]
+        for start in range(0, len(everyone), cohort_size):
+            users = everyone[start : start + cohort_size]
+            known = self._train.mask(users, self.num_items)
+            if stage == "test":
+                known |= self._parts[Part.VAL].mask(users, self.num_items)
+            yield RankingCohort(
+                torch.from_numpy(users),
+                torch.from_numpy(held_out.padded(users, -1)),
+                torch.from_numpy(~known),
+                self._sampled(users, stage) if self.protocol.candidates == "sampled" else None,
+            )
+
+    def _sampled(self, users: NDArray[np.int64], stage: Stage) -> Tensor:
+        places = np.arange(self.protocol.num_candidates)
+        drawn = bits(self.seed, Stream.CANDIDATES, users[:, None], Part[stage.upper()], places)
+        pool, starts, sizes = self._pool(users, self._touched)
+        return torch.from_numpy(pool[starts[:, None] + distinct(drawn, sizes)])

@@ -1,0 +1,275 @@
+"""Read a table of interactions from CSV, TSV, ``::``-separated text or Parquet, and refuse what cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from cgfedrec.errors import InputError, check
+
+Column = str | int
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a file of interactions is laid out.
+
+    Args:
+        separator: Between fields of a text file; by default told from the file name: a tab for .tsv, ``::`` for .dat,
+            else a comma.
+        header: Whether the first line of a text file holds the names of the columns.
+        user_column: Name, or position counted from 0, of the column that holds user ids.
+        item_column: The same for item ids.
+        rating_column: The same for ratings; only needed with a threshold.
+        timestamp_column: The same for the time of an interaction: numbers, or ISO dates. ``null`` for none.
+        threshold: An interaction counts as positive from this rating on; by default every one does.
+        bad_rows: ``error`` refuses a file with rows that cannot be read, ``drop`` leaves them out and counts them.
+    """
+
+    separator: str | None = None
+    header: bool = True
+    user_column: Column = "user"
+    item_column: Column = "item"
+    rating_column: Column | None = None
+    timestamp_column: Column | None = "timestamp"
+    threshold: float | None = None
+    bad_rows: Literal["error", "drop"] = "error"
+
+    def __post_init__(self) -> None:
+        check(
+            "threshold: needs rating_column, the column that it applies to"
+            if self.threshold is not None and self.rating_column is None
+            else None
+        )
+
+
+@dataclass
+class Interactions:
+    """Who touched what, and when: encoded, without duplicates, in the order of the file."""
+
+    user_ids: pl.Series
+    """Original id of each user number."""
+    item_ids: pl.Series
+    """Original id of each item number."""
+    users: NDArray[np.int64]
+    """`[interactions]`"""
+    items: NDArray[np.int64]
+    """`[interactions]`"""
+    times: NDArray[np.float64] | NDArray[np.int64] | None
+    """`[interactions]`; only the order matters. ``None`` where the file has none."""
+    positive: NDArray[np.bool_]
+    """`[interactions]`: the others fall below the rating threshold, and are known to the user but not trained on."""
+    report: dict[str, int] = field(default_factory=dict)
+    """What was read and what was left out, counted."""
+
+    def keep_users(self, keep: NDArray[np.bool_]) -> Interactions:
+        """The interactions of the users marked in ``keep`` and the items that they touched, encoded anew."""
+        rows = keep[self.users]
+        kept_items = np.zeros(len(self.item_ids), bool)
+        kept_items[self.items[rows]] = True
+        return Interactions(
+            self.user_ids.filter(pl.Series(keep)),
+            self.item_ids.filter(pl.Series(kept_items)),
+            (keep.cumsum() - 1)[self.users[rows]],
+            (kept_items.cumsum() - 1)[self.items[rows]],
+            None if self.times is None else self.times[rows],
+            self.positive[rows],
+            dict(self.report),
+        )
+
+
+def read(path: str | Path, layout: Format | None = None) -> Interactions:
+    """Read a file of interactions.
+
+    Of rows that repeat a user and an item, the one that stands first in the file is kept.
+
+    Raises:
+        InputError: naming the file, the column or the lines, and what would be right.
+    """
+    path, layout = Path(path), layout or Format()
+    table = _table(path, layout)
+    wanted = {
+        "user": layout.user_column,
+        "item": layout.item_column,
+        "rating": layout.rating_column if layout.threshold is not None else None,
+        "time": layout.timestamp_column,
+    }
+    check(*(_missing(path, table.columns, name, column) for name, column in wanted.items()))
+    raw = table.select(
+        pl.col(column if isinstance(column, str) else table.columns[column]).alias(name)
+        for name, column in wanted.items()
+        if column is not None
+    )
+    first = 2 if layout.header and path.suffix != ".parquet" else 1
+    blank = table.select(pl.all_horizontal(pl.all().is_null())).to_series()  # how a blank line reads
+    return _encode(path, layout, raw.with_row_index("line", first).filter(~blank))
+
+
+def _table(path: Path, layout: Format) -> pl.DataFrame:
+    """The file as it stands: text files as strings."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        try:
+            return pl.read_parquet(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"{path}: not a Parquet file ({_first_line(error)})") from error
+    separator = layout.separator or _separator(path)
+    single = len(separator) == 1
+    try:
+        table = pl.read_csv(
+            path,
+            has_header=layout.header and single,
+            separator=separator if single else "\x1f",
+            quote_char='"' if single else None,
+            infer_schema=False,
+        )
+    except pl.exceptions.NoDataError as error:
+        raise InputError(f"{path}: the file is empty") from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(_why_unreadable(path, separator, error)) from error
+    return table if single else _split_fields(path, table, separator, layout.header)
+
+
+def _split_fields(path: Path, lines: pl.DataFrame, separator: str, header: bool) -> pl.DataFrame:
+    """Text whose separator has several characters, which the CSV reader does not know."""
+    fields = lines.to_series().str.split(separator)
+    width = len(fields[0])
+    counts = fields.list.len()
+    wrong = (counts > width).arg_true().to_list()
+    if wrong:
+        raise InputError(f"{path}, line {wrong[0] + 1}: {counts[wrong[0]]} fields, expected {width}")
+    names = fields[0].to_list() if header else [f"column_{i + 1}" for i in range(width)]
+    return (fields.slice(1) if header else fields).list.to_struct(fields=names).struct.unnest()
+
+
+def _why_unreadable(path: Path, separator: str, error: Exception) -> str:
+    """Find the line that the CSV reader stumbled over, which it does not name."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            width = None
+            for row in reader:
+                width = width or len(row)
+                if len(row) > width:
+                    return f"{path}, line {reader.line_num}: {len(row)} fields, expected {width}"
+    except UnicodeDecodeError as broken:
+        return f"{path}: not UTF-8 text (byte {broken.start}: {broken.reason}); convert it, or check that it is text"
+    except (csv.Error, OSError, EOFError) as broken:
+        return f"{path}: {broken}"
+    return f"{path}: {_first_line(error)}"
+
+
+def _separator(path: Path) -> str:
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    return {".tsv": "\t", ".dat": "::"}.get(suffixes[-1] if suffixes else "", ",")
+
+
+def _missing(path: Path, columns: Sequence[str], name: str, column: Column | None) -> str | None:
+    option = "timestamp_column" if name == "time" else f"{name}_column"
+    found = f"the file has {len(columns)} columns: {', '.join(columns)}"
+    if isinstance(column, str) and column not in columns:
+        advice = ", or set it to null with a split that needs no time (random or none)" if name == "time" else ""
+        return f"{path}: no column {column!r}; {found}. Give {option} a name or a position from 0{advice}"
+    if isinstance(column, int) and not 0 <= column < len(columns):
+        return f"{path}: no column at position {column}; {found}. Give {option} a position from 0 to {len(columns) - 1}"
+    return None
+
+
+def _encode(path: Path, layout: Format, raw: pl.DataFrame) -> Interactions:
+    """Typed, checked, without duplicates, ids as numbers."""
+    if raw.is_empty():
+        raise InputError(f"{path}: no rows")
+    table = raw.with_columns(_id(raw["user"]), _id(raw["item"]))
+    if "rating" in raw.columns:
+        table = table.with_columns(raw["rating"].cast(pl.Float64, strict=False).fill_nan(None))
+    if "time" in raw.columns:
+        table = table.with_columns(_time(raw["time"]))
+    values = [name for name in table.columns if name != "line"]
+    unreadable = table.select(pl.any_horizontal(pl.col(values).is_null())).to_series()
+    if unreadable.any() and layout.bad_rows == "error":
+        raise InputError(_unreadable(path, raw.filter(unreadable), table.filter(unreadable), values, int(unreadable.sum())))
+    kept = table.filter(~unreadable)
+    unique = kept.unique(["user", "item"], keep="first", maintain_order=True)
+    if unique.is_empty():
+        raise InputError(f"{path}: none of its {len(table)} rows can be read")
+    user_ids, item_ids = unique["user"].unique().sort(), unique["item"].unique().sort()
+    positive = (
+        (unique["rating"] >= layout.threshold).to_numpy()
+        if layout.threshold is not None
+        else np.ones(len(unique), bool)
+    )
+    return Interactions(
+        user_ids,
+        item_ids,
+        user_ids.search_sorted(unique["user"]).to_numpy().astype(np.int64),
+        item_ids.search_sorted(unique["item"]).to_numpy().astype(np.int64),
+        unique["time"].to_numpy() if "time" in unique.columns else None,
+        positive,
+        {
+            "rows": len(table),
+            "unreadable rows": int(unreadable.sum()),
+            "duplicates": len(kept) - len(unique),
+            "below the threshold": int((~positive).sum()),
+        },
+    )
+
+
+def _id(ids: pl.Series) -> pl.Series:
+    """Ids of any type, as whole numbers where nothing is lost by it, else as text."""
+    if ids.dtype.is_integer():
+        return ids.cast(pl.Int64)
+    text = ids.cast(pl.String)
+    text = text.set(text.str.strip_chars() == "", None)
+    numbers = text.cast(pl.Int64, strict=False)
+    return numbers if (numbers.cast(pl.String) == text).all() and numbers.null_count() == text.null_count() else text
+
+
+def _time(times: pl.Series) -> pl.Series:
+    """Numbers as they are, dates as microseconds since 1970 (UTC where they name no zone)."""
+    if times.dtype.is_numeric():
+        return times.fill_nan(None) if times.dtype.is_float() else times
+    if times.dtype.is_temporal():
+        return times.cast(pl.Datetime("us")).cast(pl.Int64)
+    present = len(times) - times.null_count()
+    for number in (pl.Int64, pl.Float64):
+        numbers = times.cast(number, strict=False)
+        if number == pl.Float64:
+            numbers = numbers.fill_nan(None)
+        if len(numbers) - numbers.null_count() >= present / 2:
+            return numbers
+    text = times.str.strip_chars().str.replace(" ", "T", literal=True)
+    zoned = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", strict=False, time_unit="us")
+    readings = [zoned.dt.replace_time_zone(None)] + [
+        text.str.to_datetime(layout, strict=False, time_unit="us")
+        for layout in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
+    ]
+    readings.append(text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")))
+    return pl.select(pl.coalesce(readings).cast(pl.Int64)).to_series().alias(times.name)
+
+
+def _unreadable(path: Path, raw: pl.DataFrame, table: pl.DataFrame, values: list[str], count: int) -> list[str]:
+    right = {"user": "an id", "item": "an id", "rating": "a number", "time": "a number or an ISO date"}
+    place = "row" if path.suffix == ".parquet" else "line"
+    problems = []
+    for given, parsed in zip(raw.head(SHOWN).iter_rows(named=True), table.iter_rows(named=True), strict=False):
+        wrong = next(name for name in values if parsed[name] is None)
+        what = "is missing" if given[wrong] is None else f"is {given[wrong]!r}, expected {right[wrong]}"
+        problems.append(f"{path}, {place} {given['line']}: the {wrong} {what}")
+    if count > SHOWN:
+        problems.append(f"{path}: {count - SHOWN} more rows like these; bad_rows: drop leaves them out")
+    return problems
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

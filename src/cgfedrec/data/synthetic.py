@@ -1,0 +1,119 @@
+"""The embedded data set: interactions drawn from planted item groups.
+
+Every item belongs to one of ``groups`` groups of equal size, in an order that its number does not reveal. Every
+user favours ``tastes`` groups, with shares that fall off by half from one to the next. A user's next item comes from
+a favoured group with probability ``focus`` and from the whole catalogue otherwise; within either, items are drawn in
+proportion to their popularity, which follows a power law, rank^(-skew), over the whole catalogue. A user takes each item
+at most once. Numbers of interactions are log-normal around ``interactions``, at least 5. Users arrive over a year, and
+between two interactions of a user lie exponential gaps of a day on average; timestamps are whole seconds.
+
+What a recommender can find here is the groups: who knows them knows the user's next item up to its group and
+popularity. It is made to show the effect of structure clearly, and is no model of any real catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from cgfedrec.data.ratings import Interactions
+from cgfedrec.errors import check
+from cgfedrec.random import Stream, bits, uniform
+
+FEWEST = 5
+_YEAR, _DAY = 365 * 86_400, 86_400
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """The embedded data set; `cgfedrec.data.synthetic` describes how it is drawn.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+        groups: Number of planted item groups.
+        tastes: How many groups a user favours.
+        focus: Probability that an interaction comes from a favoured group.
+        skew: Exponent of the popularity power law; 0 makes all items alike.
+        interactions: Median number of interactions of a user.
+        seed: Of the generator; by default ``seed_everything``.
+    """
+
+    users: int = 400
+    items: int = 400
+    groups: int = 20
+    tastes: int = 2
+    focus: float = 0.9
+    skew: float = 0.5
+    interactions: int = 25
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check(
+            f"synthetic.users: {self.users} is not positive" if self.users < 1 else None,
+            f"synthetic.groups: {self.groups} must be from 1 to items ({self.items})"
+            if not 1 <= self.groups <= self.items
+            else None,
+            f"synthetic.tastes: {self.tastes} must be from 1 to groups ({self.groups})"
+            if not 1 <= self.tastes <= self.groups
+            else None,
+            f"synthetic.focus: {self.focus} is no probability" if not 0 <= self.focus <= 1 else None,
+            f"synthetic.interactions: {self.interactions} must be from {FEWEST} to items ({self.items})"
+            if not FEWEST <= self.interactions <= self.items
+            else None,
+        )
+
+    def item_groups(self, seed: int) -> NDArray[np.int64]:
+        """The planted group of every item, `[items]`."""
+        shuffled = bits(self._seed(seed), Stream.SYNTHETIC, 0, np.arange(self.items)).argsort()
+        groups = np.empty(self.items, np.int64)
+        groups[shuffled] = np.arange(self.items) % self.groups
+        return groups
+
+    def draw(self, seed: int) -> Interactions:
+        """Generate the interactions of all users."""
+        seed = self._seed(seed)
+        users, items = np.arange(self.users)[:, None], np.arange(self.items)
+        scores = np.log(self._preferences(seed)) - np.log(-np.log(uniform(seed, Stream.SYNTHETIC, 3, users, items)))
+        order = (-scores).argsort(1)  # Gumbel noise: the order of successive draws without replacement
+        counts = self._counts(seed)
+        gaps = -np.log(uniform(seed, Stream.SYNTHETIC, 5, users, items)) * _DAY
+        arrival = uniform(seed, Stream.SYNTHETIC, 6, users) * _YEAR
+        times = (arrival + gaps.cumsum(1)).astype(np.int64)
+        taken = items < counts[:, None]
+        number = int(taken.sum())
+        item_numbers = order[taken]
+        everything = Interactions(
+            pl.Series(range(1, self.users + 1)),
+            pl.Series(range(1, self.items + 1)),
+            np.repeat(users.squeeze(1), counts),
+            item_numbers,
+            times[taken],
+            np.ones(number, bool),
+            {"rows": number},
+        )
+        return everything.keep_users(np.ones(self.users, bool))
+
+    def _seed(self, seed: int) -> int:
+        return seed if self.seed is None else self.seed
+
+    def _preferences(self, seed: int) -> NDArray[np.float64]:
+        """The probability with which each user would draw each item first, `[users, items]`."""
+        ranks = bits(seed, Stream.SYNTHETIC, 1, np.arange(self.items)).argsort().argsort() + 1.0
+        popularity = ranks**-self.skew
+        groups = self.item_groups(seed)
+        favoured = bits(seed, Stream.SYNTHETIC, 2, np.arange(self.users)[:, None], np.arange(self.groups)).argsort(1)
+        shares = np.zeros((self.users, self.groups))
+        halves = 0.5 ** np.arange(self.tastes)
+        np.put_along_axis(shares, favoured[:, : self.tastes], halves / halves.sum(), axis=1)
+        in_group = popularity / np.bincount(groups, popularity)[groups]
+        return self.focus * shares[:, groups] * in_group + (1 - self.focus + 1e-9) * popularity / popularity.sum()
+
+    def _counts(self, seed: int) -> NDArray[np.int64]:
+        users = np.arange(self.users)
+        radius = np.sqrt(-2 * np.log(uniform(seed, Stream.SYNTHETIC, 4, users, 0)))
+        normal = radius * np.cos(2 * np.pi * uniform(seed, Stream.SYNTHETIC, 4, users, 1))
+        return np.clip(self.interactions * np.exp(0.5 * normal), FEWEST, self.items).astype(np.int64)

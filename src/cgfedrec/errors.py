@@ -1,0 +1,23 @@
+"""The two ways in which a command ends badly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; exit code 2. Holds every problem found, not only the first."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class RunError(Exception):
+    """A run that started well has failed; exit code 1. The last good checkpoint stays."""
+
+
+def check(*problems: str | None) -> None:
+    """Raise one `InputError` with every problem that is not ``None``."""
+    if found := [problem for problem in problems if problem]:
+        raise InputError(found)

@@ -1,0 +1,204 @@
+"""FederatedLoop: the whole federation, round after round."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Fabric
+from torch import Tensor
+
+from cgfedrec.client import Client, forget
+from cgfedrec.data.module import FederatedDataModule, Stage, TrainingCohort
+from cgfedrec.errors import check
+from cgfedrec.evaluation import evaluate
+from cgfedrec.messages import Broadcast
+from cgfedrec.method import Method
+from cgfedrec.metrics import MRR, NDCG, HitRate
+from cgfedrec.random import Stream, bits
+from cgfedrec.server import NotFiniteError, Server
+from cgfedrec.store import ClientStore
+
+Row = dict[str, float]
+
+
+class FederatedLoop:
+    """Federated training: rounds of local training, aggregation and evaluation.
+
+    Args:
+        rounds: How many rounds to train, at most.
+        participation: Share of the clients that take part in a round.
+        participants: Number of clients that take part in a round, in place of a share.
+        resample: Whether participants are drawn anew in every round, or once for all.
+        cohort_size: How many clients are trained together. Changes speed and memory, and no result.
+        evaluate_every: Rounds between two evaluations; the last round is always evaluated.
+        checkpoint_every: Rounds between two writings of ``checkpoints/last.ckpt``.
+        monitor: The validation metric that chooses the best round.
+        patience: Stop after this many evaluations without a better one; ``null`` for never.
+    """
+
+    def __init__(
+        self,
+        rounds: int = 100,
+        participation: float = 1.0,
+        participants: int | None = None,
+        resample: bool = True,
+        cohort_size: int = 32,
+        evaluate_every: int = 1,
+        checkpoint_every: int = 1,
+        monitor: str = "val/ndcg@10",
+        patience: int | None = 10,
+    ) -> None:
+        positive = {
+            "rounds": rounds,
+            "participants": participants,
+            "cohort_size": cohort_size,
+            "evaluate_every": evaluate_every,
+            "checkpoint_every": checkpoint_every,
+            "patience": patience,
+        }
+        check(
+            *(f"loop.{k}: {v} is not positive" for k, v in positive.items() if v is not None and v < 1),
+            None if 0 < participation <= 1 else f"loop.participation: {participation} must be above 0 and at most 1",
+            "loop.participants: give either this or loop.participation, not both"
+            if participants is not None and participation != 1
+            else None,
+        )
+        self.rounds = rounds
+        self.participation = participation
+        self.participants = participants
+        self.resample = resample
+        self.cohort_size = cohort_size
+        self.evaluate_every = evaluate_every
+        self.checkpoint_every = checkpoint_every
+        self.monitor = monitor
+        self.patience = patience
+        self.round = 0
+        self.history: list[Row] = []
+        self.bytes_up = self.bytes_down = 0
+        self.should_stop = False
+
+    def setup(self, fabric: Fabric, data: FederatedDataModule, method: Method) -> None:
+        """Build the client, the server and the store for this data; Fabric sets up the client once.
+
+        Raises:
+            InputError: for settings that do not fit the data.
+        """
+        metrics = [f"val/{metric.name}@{k}" for metric in (HitRate, NDCG, MRR) for k in data.protocol.cutoffs]
+        check(
+            None if self.monitor in metrics else f"loop.monitor: no {self.monitor!r}; choose one of {', '.join(metrics)}",
+            f"loop.participants: {self.participants} is more than the {data.num_users} users of the data"
+            if self.participants is not None and self.participants > data.num_users
+            else None,
+        )
+        self.fabric, self.data, self.epochs = fabric, data, method.local_epochs
+        self.client: Client = method.client(data.num_items, data.seed)
+        self.server: Server = method.server(data.num_items, data.seed).to(fabric.device)
+        self.store = ClientStore(data.num_users)
+        self.module, *self.optimizers = fabric.setup(self.client, *self.client.configure_optimizers())
+
+    def fit(self) -> None:
+        """Train until the last round, or until a callback sets ``should_stop`` at the end of one.
+
+        Raises:
+            NotFiniteError: if a client's loss or upload is not finite.
+        """
+        self.fabric.call("on_federation_start", self)
+        while self.round < self.rounds and not self.should_stop:
+            started, self.round, seen = time.perf_counter(), self.round + 1, []
+            for cohort in self.data.cohorts(self.sample(), self.round, self.epochs, self.cohort_size):
+                broadcast = self.server.broadcast(cohort.users)
+                self.bytes_down += self._received(broadcast, cohort.users)
+                self.store.load(self.client, cohort.users)
+                self.client.receive(broadcast)
+                seen.append(self._train(cohort))
+                upload = self.client.upload()
+                self.bytes_up += upload.nbytes
+                self.server.aggregate(upload)
+                self.store.save(self.client)
+                self.fabric.call("on_cohort_end", self, cohort)
+            report = self.server.update(self.fabric, self.round)
+            self._record(torch.cat(seen), report, time.perf_counter() - started)
+            self.fabric.call("on_round_end", self)
+        self.fabric.call("on_federation_end", self)
+
+    def sample(self) -> Tensor:
+        """This round's participants, in ascending order."""
+        everyone = np.arange(self.data.num_users)
+        number = self.participants or max(1, round(self.participation * len(everyone)))
+        keys = bits(self.data.seed, Stream.PARTICIPANTS, self.round if self.resample else 0, everyone)
+        return torch.from_numpy(np.sort(keys.argsort()[:number]))
+
+    def _received(self, broadcast: Broadcast | None, users: Tensor) -> int:
+        """Bytes that go down to a cohort: the broadcast to each client, a welcome to those who are new."""
+        newcomers = int((~self.store.known[users]).sum())
+        welcome = self.server.welcome() if newcomers else None
+        messages = ((broadcast, len(users)), (welcome, newcomers))
+        return sum(len(message.pack()) * receivers for message, receivers in messages if message)
+
+    def _train(self, cohort: TrainingCohort) -> Tensor:
+        """Train a cohort on its batches. Returns `[clients, 2]`: each client's mean loss, and mean alignment."""
+        forget(self.optimizers)
+        sums = torch.zeros(len(cohort.users), 3, device=self.fabric.device)
+        for batch in cohort.batches:
+            batch = self.fabric.to_device(batch)
+            for step, optimizer in enumerate(self.optimizers):
+                with self.fabric.autocast():
+                    output = self.module.training_step(batch, step)
+                self.fabric.backward(output.loss.sum())
+                optimizer.step()
+                optimizer.zero_grad()
+            size = (batch.weights > 0).sum(1)
+            alignment = torch.zeros_like(output.loss) if output.alignment is None else output.alignment
+            sums += torch.stack((output.loss.detach(), alignment, torch.ones_like(alignment)), dim=1) * size[:, None]
+        means = (sums[:, :2] / sums[:, 2:]).cpu()
+        if not means.isfinite().all():
+            raise NotFiniteError("training loss", cohort.users[~means.isfinite().all(1)].tolist())
+        return means
+
+    def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
+        """Evaluate if this round is to be, and add a row to the history."""
+        if self.round % self.evaluate_every and self.round != self.rounds:
+            return
+        loss, alignment = seen.double().mean(0).tolist()
+        row: Row = {"round": self.round, "train/loss": loss, "train/alignment": alignment}
+        row |= self.evaluate("val") if self.data.holds_out("val") else {}
+        row |= {"bytes/up": self.bytes_up, "bytes/down": self.bytes_down, "bytes/total": self.bytes_up + self.bytes_down}
+        self.history.append(row | report | {"time/round": seconds})
+
+    def evaluate(self, stage: Stage) -> Row:
+        """Metrics of all clients' present state, named like ``val/ndcg@10``."""
+        return evaluate(self.data, stage, self.score, self.cohort_size)
+
+    def score(self, users: Tensor) -> Tensor:
+        """Each user's scores of all items by their own client, `[users, items]`."""
+        self.store.load(self.client, users)
+        return self.client.score()
+
+    @property
+    def best(self) -> Row | None:
+        """The row of the best round by ``monitor``, the last one where nothing is held out; none before the first."""
+        if not self.history:
+            return None
+        if self.monitor not in self.history[-1]:
+            return self.history[-1]
+        return max(self.history, key=lambda row: row[self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything on which the next round depends."""
+        return {
+            "round": self.round,
+            "history": self.history,
+            "bytes": [self.bytes_up, self.bytes_down],
+            "server": self.server.state_dict(),
+            "store": self.store.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken."""
+        self.round, self.history = state["round"], list(state["history"])
+        self.bytes_up, self.bytes_down = state["bytes"]
+        self.server.load_state_dict(state["server"])
+        self.store.load_state_dict(state["store"])

@@ -1,0 +1,153 @@
+"""What crosses the wire: an `Upload` from each client of a cohort, a `Broadcast` from the server.
+
+Both turn into bytes and back, and the communication that a run reports is the length of those bytes.
+
+A packed message is: the number of its fields (1 byte), then for each field the length of its name (1) and the name,
+its encoding (1), the bits of a value (1), the number of axes (1), the axes (4 each, little-endian), and the values.
+Labels have the axes (items, clusters) and are packed at ``bits`` bits a value, most significant bit first; other
+tensors are raw little-endian values.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PACKED = 255
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A cluster label for each item.
+
+    Args:
+        values: `[items]`, int64, each in [0, clusters).
+        clusters: K. A label takes ceil(log2 K) bits on the wire.
+    """
+
+    values: Tensor
+    clusters: int
+
+    @property
+    def bits(self) -> int:
+        return max(1, (self.clusters - 1).bit_length())
+
+
+Value = Tensor | Labels
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """A message from the server: named values, the same for every client that receives it."""
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+    def pack(self) -> bytes:
+        """The message as the bytes that would be sent."""
+        fields = (_header(name, value) + _payload(value) for name, value in self.values.items())
+        return bytes([len(self.values)]) + b"".join(fields)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Broadcast:
+        """The inverse of `pack`. Raises ``ValueError`` for bytes that are no message."""
+        return cls(_unpack(data))
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The messages of a cohort's clients to the server, one for each client.
+
+    Args:
+        clients: `[clients]`, who sends.
+        values: Named tensors `[clients, ...]`; row c belongs to ``clients[c]``.
+    """
+
+    clients: Tensor
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def pack(self) -> list[bytes]:
+        """The bytes that each client would send, in the order of ``clients``."""
+        return [Broadcast(self._row(row)).pack() for row in range(len(self.clients))]
+
+    @property
+    def nbytes(self) -> int:
+        """The length of all clients' packed messages, without joining them: their headers and their raw values."""
+        if not self.values:
+            return 0
+        headers = sum(len(_header(name, value)) for name, value in self._row(0).items())
+        return len(self.clients) * (1 + headers) + sum(value.nbytes for value in self.values.values())
+
+    @classmethod
+    def unpack(cls, clients: Tensor, messages: list[bytes]) -> Upload:
+        """The inverse of `pack`. Raises ``ValueError`` for bytes that are no message."""
+        rows = [_unpack(message) for message in messages]
+        names = rows[0] if rows else {}
+        return cls(clients, {name: torch.stack([row[name] for row in rows]) for name in names})
+
+    def _row(self, row: int) -> dict[str, Value]:
+        return {name: value[row] for name, value in self.values.items()}
+
+
+def _header(name: str, value: Value) -> bytes:
+    encoded = name.encode()
+    if isinstance(value, Labels):
+        encoding, bits, shape = _PACKED, value.bits, (len(value.values), value.clusters)
+    else:
+        encoding, bits, shape = _DTYPES.index(value.dtype), value.itemsize * 8, tuple(value.shape)
+    layout = f"<B{len(encoded)}sBBB{len(shape)}I"
+    return struct.pack(layout, len(encoded), encoded, encoding, bits, len(shape), *shape)
+
+
+def _payload(value: Value) -> bytes:
+    if isinstance(value, Labels):
+        return _pack_bits(value.values.cpu().numpy(), value.bits)
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _pack_bits(labels: np.ndarray, bits: int) -> bytes:
+    shifts = np.arange(bits - 1, -1, -1)
+    return np.packbits(((labels[:, None] >> shifts) & 1).astype(np.uint8)).tobytes()
+
+
+def _unpack_bits(data: bytes, count: int, bits: int) -> np.ndarray:
+    rows = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits).reshape(count, bits)
+    return rows.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
+
+
+def _unpack(data: bytes) -> dict[str, Value]:
+    try:
+        return _parse(data)
+    except (struct.error, IndexError, UnicodeDecodeError, RuntimeError) as error:
+        raise ValueError(f"{len(data)} bytes that are no message: {error}") from error
+
+
+def _parse(data: bytes) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    at = 1
+    for _ in range(data[0]):
+        length = data[at]
+        name = data[at + 1 : at + 1 + length].decode()
+        at += 1 + length
+        encoding, bits, ndim = struct.unpack_from("BBB", data, at)
+        shape = struct.unpack_from(f"<{ndim}I", data, at + 3)
+        at += 3 + 4 * ndim
+        count = shape[0] if encoding == _PACKED else int(np.prod(shape, dtype=np.int64))
+        size = (count * bits + 7) // 8
+        payload = data[at : at + size]
+        if len(payload) < size:
+            raise ValueError(f"{len(data)} bytes that are no message: field {name!r} is cut off")
+        if encoding == _PACKED:
+            values[name] = Labels(torch.from_numpy(_unpack_bits(payload, count, bits)), shape[1])
+        else:
+            raw = torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
+            values[name] = raw.view(_DTYPES[encoding]).reshape(shape)
+        at += size
+    if at != len(data):
+        raise ValueError(f"{len(data)} bytes that are no message: {len(data) - at} bytes follow its last field")
+    return values

@@ -1,0 +1,59 @@
+"""CGFedRec: learning to collaborate via structures (arXiv 2602.21957).
+
+Clients upload item tables; the server averages them, clusters the items and sends back one label for each. A client pulls
+its own embeddings of items with the same label together, and its table is never overwritten.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from cgfedrec.errors import check
+from cgfedrec.structure.clusters import ClusterServer
+from cgfedrec.table import TableMethod
+
+
+class CGFedRec(TableMethod):
+    """CGFedRec (arXiv 2602.21957): tables go up, cluster labels come down.
+
+    Args:
+        clusters: K, the number of item clusters; at most the number of items.
+        reg: Weight of the alignment towards the labels.
+        temperature: T of the alignment (`cl_t` of the published code).
+        kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
+        labels: ``clustered``, or ``permuted``: sent in a random order, the control that shows whether it is the
+            labels that help.
+        kwargs: The client's settings.
+    """
+
+    def __init__(
+        self,
+        clusters: int = 60,
+        reg: float = 0.005,
+        temperature: float = 0.1,
+        kmeans: Literal["minibatch", "full"] = "minibatch",
+        labels: Literal["clustered", "permuted"] = "clustered",
+        **kwargs: Any,
+    ) -> None:
+        check(
+            f"method.clusters: {clusters} is below 2" if clusters < 2 else None,
+            f"method.reg: {reg} is negative" if reg < 0 else None,
+            f"method.temperature: {temperature} is not positive" if temperature <= 0 else None,
+        )
+        super().__init__(**kwargs)
+        self.clusters = clusters
+        self.reg = reg
+        self.temperature = temperature
+        self.kmeans: Literal["minibatch", "full"] = kmeans
+        self.labels: Literal["clustered", "permuted"] = labels
+
+    def client_settings(self, num_items: int) -> dict[str, Any]:
+        return super().client_settings(num_items) | {"reg": self.reg, "temperature": self.temperature}
+
+    def server(self, num_items: int, seed: int) -> ClusterServer:
+        check(
+            f"method.clusters: {self.clusters} is more than the {num_items} items of the data"
+            if self.clusters > num_items
+            else None
+        )
+        return ClusterServer(num_items, self.dim, self.clusters, self.kmeans, self.labels == "permuted", seed)

@@ -1,0 +1,23 @@
+"""Local: CGFedRec's client with no server at all. Whatever it scores, collaboration did not do it."""
+
+from __future__ import annotations
+
+from cgfedrec.messages import Upload
+from cgfedrec.server import Server
+from cgfedrec.table import TableClient, TableMethod
+
+
+class LocalClient(TableClient):
+    """A `TableClient` that sends nothing."""
+
+    def upload(self) -> Upload:
+        return Upload(self.users)
+
+
+class Local(TableMethod):
+    """The control: every client trains alone."""
+
+    client_class = LocalClient
+
+    def server(self, num_items: int, seed: int) -> Server:
+        return Server()

@@ -1,0 +1,152 @@
+"""Ranking metrics as `torchmetrics.Metric`, computed from the ranks of the relevant items.
+
+Ties count against the model: an item is ranked behind every candidate with the same score, so a model that scores all
+items alike does not beat chance. A score that is not a number ranks last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+
+NO_RANK = torch.iinfo(torch.int64).max
+"""Stands where a user has fewer relevant items than another."""
+
+
+def rank(scores: Tensor, relevant: Tensor, candidates: Tensor) -> Tensor:
+    """The rank of each relevant item among the candidates and the other relevant items, best first.
+
+    Args:
+        scores: `[users, items]`.
+        relevant: `[users, relevant]`, item numbers, -1 where a user has fewer.
+        candidates: `[users, items]`, bool; relevant items may be marked or not.
+
+    Returns:
+        `[users, relevant]`, int64, from 1, ascending; `NO_RANK` where there is no item.
+    """
+    missing = relevant < 0
+    nowhere = candidates.shape[1]
+    others = F.pad(candidates, (0, 1)).scatter(1, relevant.masked_fill(missing, nowhere), False)[:, :nowhere]
+    ranks = torch.empty_like(relevant)
+    for column, items in enumerate(relevant.clamp_min(0).T):
+        target = scores.gather(1, items[:, None])
+        ranks[:, column] = (~(scores < target) & others).sum(1)
+    ranks.masked_fill_(missing, NO_RANK - relevant.shape[1])
+    return _behind_each_other(ranks)
+
+
+def rank_sampled(scores: Tensor, relevant: Tensor, sampled: Tensor) -> Tensor:
+    """As `rank`, against a list of sampled candidates `[users, candidates]` in place of a mask."""
+    missing = relevant < 0
+    target = scores.gather(1, relevant.clamp_min(0))
+    ranks = (~(scores.gather(1, sampled)[:, None] < target[:, :, None])).sum(2)
+    return _behind_each_other(ranks.masked_fill(missing, NO_RANK - relevant.shape[1]))
+
+
+def _behind_each_other(better: Tensor) -> Tensor:
+    """Ranks from the number of other candidates that stand before each relevant item."""
+    better = better.sort(1).values
+    ranks = better + torch.arange(1, better.shape[1] + 1, device=better.device)
+    return ranks.masked_fill(better >= NO_RANK - better.shape[1], NO_RANK)
+
+
+class RankingMetric(Metric):
+    """Mean over users of a function of their relevant items' ranks, at several cut-offs.
+
+    Args:
+        cutoffs: The lengths k of the recommended list.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    name: str
+    total: Tensor
+    users: Tensor
+
+    def __init__(self, cutoffs: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cutoffs = tuple(cutoffs)
+        self.add_state("total", torch.zeros(len(self.cutoffs), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("users", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, ranks: Tensor) -> None:
+        """Add users.
+
+        Args:
+            ranks: `[users, relevant]` as returned by `rank`; a user without any relevant item is not counted.
+        """
+        ranks = ranks[(ranks != NO_RANK).any(1)]
+        self.total += torch.stack([self.gain(ranks, k).double().sum() for k in self.cutoffs])
+        self.users += len(ranks)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The metric at each cut-off, named like ``hr@10``."""
+        return {f"{self.name}@{k}": self.total[i] / self.users for i, k in enumerate(self.cutoffs)}
+
+    def gain(self, ranks: Tensor, k: int) -> Tensor:
+        """Each user's value at cut-off ``k``: `[users, relevant]` to `[users]`."""
+        raise NotImplementedError
+
+
+class HitRate(RankingMetric):
+    """HR@k: 1 if any relevant item is among the first k. With one relevant item this is recall."""
+
+    name = "hr"
+
+    def gain(self, ranks: Tensor, k: int) -> Tensor:
+        return ranks[:, 0] <= k
+
+
+class NDCG(RankingMetric):
+    """NDCG@k: sum of 1 / log2(1 + rank) over the relevant items among the first k, relative to the best possible."""
+
+    name = "ndcg"
+
+    def gain(self, ranks: Tensor, k: int) -> Tensor:
+        discounts = 1 / torch.log2(torch.arange(2, k + 2, dtype=torch.float64, device=ranks.device))
+        best = discounts.cumsum(0)[(ranks != NO_RANK).sum(1).clamp_max(k) - 1]
+        return torch.where(ranks <= k, discounts[ranks.clamp_max(k) - 1], 0.0).sum(1) / best
+
+
+class MRR(RankingMetric):
+    """MRR@k: 1 / rank of the first relevant item if it is among the first k, else 0."""
+
+    name = "mrr"
+
+    def gain(self, ranks: Tensor, k: int) -> Tensor:
+        return torch.where(ranks[:, 0] <= k, 1 / ranks[:, 0].double(), 0.0)
+
+
+class Recommended(Metric):
+    """What is recommended: the share of the catalogue that anyone is shown, and how popular that is on average.
+
+    Args:
+        popularity: `[items]`, the share of users who have each item in training.
+        k: The length of the recommended list.
+    """
+
+    full_state_update = False
+    shown: Tensor
+
+    def __init__(self, popularity: Tensor, k: int = 10, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.k = k
+        self.popularity = popularity
+        self.add_state("shown", torch.zeros(len(popularity), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, items: Tensor) -> None:
+        """Add lists of recommended items, `[users, k]`."""
+        self.shown += torch.bincount(items.flatten(), minlength=len(self.shown))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``coverage@k`` and ``popularity@k``."""
+        shown = self.shown.double()
+        return {
+            f"coverage@{self.k}": (shown > 0).double().mean(),
+            f"popularity@{self.k}": (shown * self.popularity.to(shown)).sum() / shown.sum(),
+        }

@@ -1,0 +1,76 @@
+"""Counter-based random numbers: a hash of (seed, stream, counters).
+
+Every draw is a function of who draws, in which round and at which position, so that no result depends on the order
+of the clients, on the size of a cohort or on where a run was resumed. The mixing function is the finaliser of
+SplitMix64 (Steele, Lea, Flood 2014).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+class Stream(IntEnum):
+    """What a random number is for; two uses never share one."""
+
+    START = 1
+    NEGATIVES = 2
+    SHUFFLE = 3
+    CANDIDATES = 4
+    PARTICIPANTS = 5
+    CLUSTERS = 6
+    TIES = 7
+    SYNTHETIC = 8
+    SPLIT = 9
+    PERMUTATION = 10
+
+
+def bits(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.uint64]:
+    """64 random bits for each position of the broadcast ``counters``."""
+    with np.errstate(over="ignore"):
+        state = _mix(np.uint64(seed % 2**64) + _GOLDEN * np.uint64(stream))
+        for counter in counters:
+            state = _mix(state + _GOLDEN * (np.asarray(counter).astype(np.uint64) + np.uint64(1)))
+    return state
+
+
+def uniform(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.float64]:
+    """Uniform numbers in (0, 1), one for each position of the broadcast ``counters``."""
+    return ((bits(seed, stream, *counters) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def integers(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int64]:
+    """Whole numbers in [0, high) from 64 random bits each; ``high`` below 2^32 (bias below high / 2^32)."""
+    return (((random_bits >> np.uint64(32)) * np.asarray(high).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+def distinct(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int64]:
+    """Draw without replacement: ``k`` different numbers of [0, high), every set of ``k`` equally likely.
+
+    Floyd's algorithm (Bentley and Floyd 1987), vectorised over all leading axes.
+
+    Args:
+        random_bits: `[..., k]`.
+        high: `[...]`, at least ``k`` everywhere.
+    """
+    k = random_bits.shape[-1]
+    drawn = np.empty(random_bits.shape, np.int64)
+    for position in range(k):
+        last = np.asarray(high) - k + position
+        candidate = integers(random_bits[..., position], last + 1)
+        taken = (drawn[..., :position] == candidate[..., None]).any(-1)
+        drawn[..., position] = np.where(taken, last, candidate)
+    return drawn
+
+
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    state = (state ^ (state >> np.uint64(30))) * _MIX_1
+    state = (state ^ (state >> np.uint64(27))) * _MIX_2
+    return state ^ (state >> np.uint64(31))

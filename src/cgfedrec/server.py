@@ -1,0 +1,87 @@
+"""What every method's server is: a module that sees uploads, and never interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning import Fabric
+from torch import Tensor, nn
+
+from cgfedrec.errors import RunError
+from cgfedrec.messages import Broadcast, Upload
+
+
+class Server(nn.Module):
+    """A server that does nothing: the base of all, and the whole of the Local control.
+
+    Its buffers are its state, saved in every checkpoint.
+    """
+
+    def welcome(self) -> Broadcast | None:
+        """What a client receives once, when it first takes part; ``None`` for nothing."""
+        return None
+
+    def broadcast(self, users: Tensor) -> Broadcast | None:
+        """What goes down to the participants ``users`` `[clients]` before they train; ``None`` for nothing."""
+        return None
+
+    def aggregate(self, upload: Upload) -> None:
+        """Add a cohort's uploads to the running sums of this round."""
+
+    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+        """End round ``round`` (counted from 1), and return what is worth logging about it."""
+        return {}
+
+
+class MeanServer(Server):
+    """Averages what this round's participants upload, and keeps the mean tables.
+
+    Sums are float64 and the mean is rounded to float32: neither the order of the clients, the size of a cohort nor
+    the number of processes then shows in the mean.
+
+    Args:
+        shapes: The shape of each uploaded value, without its clients axis.
+        seed: Of the shared start, which goes down as this seed and not as a table.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.means = nn.Module()
+        self.sums: dict[str, Tensor] = {}
+        self.participants = 0
+        for name, shape in shapes.items():
+            self.means.register_buffer(name, torch.zeros(shape))
+
+    def mean(self, name: str) -> Tensor:
+        """The mean of an uploaded value over the last round's participants; zeros before the first."""
+        return self.means.get_buffer(name)
+
+    def welcome(self) -> Broadcast:
+        return Broadcast({"seed": torch.tensor(self.seed)})
+
+    def aggregate(self, upload: Upload) -> None:
+        """Add a cohort's uploads. Raises `RunError`, naming a client, if a value is not finite."""
+        for name, value in upload.values.items():
+            total = value.sum(0, dtype=torch.float64)
+            if not total.isfinite().all():
+                bad = upload.clients[~value.flatten(1).isfinite().all(1).cpu()].tolist()
+                raise NotFiniteError(f"the uploaded {name}", bad or upload.clients.tolist())
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.participants += len(upload.clients)
+
+    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+        for name, total in self.sums.items():
+            self.mean(name).copy_(total / self.participants)
+        self.sums, self.participants = {}, 0
+        return {}
+
+
+class NotFiniteError(RunError):
+    """Something that must be a number is not; ``clients`` are the internal numbers of those where it shows."""
+
+    def __init__(self, what: str, clients: list[int]) -> None:
+        super().__init__(what)
+        self.what = what
+        self.clients = clients

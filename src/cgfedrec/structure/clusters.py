@@ -1,0 +1,96 @@
+"""The server of CGFedRec: clusters the mean item table and broadcasts a label for each item."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning import Fabric
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from cgfedrec.messages import Broadcast, Labels
+from cgfedrec.random import Stream, bits
+from cgfedrec.server import MeanServer
+
+BATCH = 1024
+
+
+class ClusterServer(MeanServer):
+    """Keeps the mean item table, runs k-means on its rows, broadcasts labels.
+
+    Centroids stay from round to round, so that labels stay comparable: cold fits would rename most of them.
+
+    Args:
+        num_items: n.
+        dim: d.
+        clusters: K, at most n.
+        kmeans: ``minibatch`` or ``full``.
+        permute: Send every round's labels in an order drawn at random: the control that tells whether it is
+            the labels that help.
+        seed: Of the shared start and of k-means.
+    """
+
+    centroids: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        num_items: int,
+        dim: int,
+        clusters: int,
+        kmeans: Literal["minibatch", "full"] = "minibatch",
+        permute: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__({"table": (num_items, dim)}, seed)
+        self.clusters = clusters
+        self.kmeans = kmeans
+        self.permute = permute
+        self.register_buffer("centroids", torch.zeros(clusters, dim))
+        self.register_buffer("labels", torch.full((num_items,), -1))
+
+    def broadcast(self, users: Tensor) -> Broadcast | None:
+        """The label of every item, ceil(log2 K) bits each; nothing before the first round has ended."""
+        if self.labels[0] < 0:
+            return None
+        labels = self.labels
+        if self.permute:
+            order = bits(self.seed, Stream.PERMUTATION, np.arange(len(labels))).argsort()
+            labels = labels[torch.from_numpy(order).to(labels.device)]
+        return Broadcast({"labels": Labels(labels, self.clusters)})
+
+    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+        """Average, cluster; report how many clusters are in use and which share of the labels has changed."""
+        super().update(fabric, round)
+        before = self.labels.clone()
+        self._cluster(round)
+        report = {"clusters/used": float(self.labels.unique().numel())}
+        if before[0] >= 0:
+            report["clusters/changed"] = (before != self.labels).double().mean().item()
+        return report
+
+    def _cluster(self, round: int) -> None:
+        rows = self.mean("table").cpu().numpy()
+        warm = bool(self.labels[0] >= 0)
+        shared = {
+            "n_clusters": self.clusters,
+            "init": self.centroids.cpu().numpy() if warm else "k-means++",
+            "n_init": 1,
+            "random_state": int(bits(self.seed, Stream.CLUSTERS, round) >> np.uint64(32)),
+        }
+        if self.kmeans == "full":
+            model = KMeans(**shared)
+        else:
+            model = MiniBatchKMeans(batch_size=max(BATCH, self.clusters), **shared)
+        # One thread: sums in a fixed order, so that a resumed run finds the same labels. Fewer distinct rows than
+        # clusters are no error here: the rest stay empty, and `clusters/used` shows it.
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            labels = model.fit_predict(rows)
+        self.centroids.copy_(torch.from_numpy(model.cluster_centers_))
+        self.labels.copy_(torch.from_numpy(labels.astype(np.int64)))

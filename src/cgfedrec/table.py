@@ -1,0 +1,164 @@
+"""A private item table with a private head: the client that CGFedRec, Local, PFedRec and CoFedRec share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from cgfedrec.client import Batch, Client, StepOutput, empty_parameter
+from cgfedrec.errors import check
+from cgfedrec.messages import Broadcast, Labels, Upload
+from cgfedrec.method import Method
+from cgfedrec.random import Stream, uniform
+from cgfedrec.structure.contrast import contrast
+
+OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
+Head = Literal["shared", "private"]
+
+
+class TableClient(Client):
+    """A private item table and a private linear head: item i scores sigmoid(w . e_i + b). There is no user vector.
+
+    On each batch the head takes a step first, then the table, on the loss recomputed. Binary cross-entropy is
+    averaged over the batch; once labels have arrived, the table's loss adds ``reg`` times `contrast` over all items.
+
+    Args:
+        num_items: n.
+        seed: Of the start.
+        dim: d.
+        optimizer: Makes the head's optimiser, and the table's with another learning rate.
+        table_lr: Learning rate of the table.
+        init_scale: Standard deviation of the shared initial table.
+        head: Whether all clients start from one ``shared`` head, or each from a ``private`` one of its own.
+        reg: Weight of the alignment.
+        temperature: T of the alignment.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        seed: int,
+        dim: int,
+        optimizer: OptimizerCallable,
+        table_lr: float,
+        init_scale: float,
+        head: Head,
+        reg: float = 0.0,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.num_items, self.dim = num_items, dim
+        self.optimizer, self.table_lr = optimizer, table_lr
+        self.reg, self.temperature = reg, temperature
+        self.init_scale, self.head, self.seed = init_scale, head, seed
+        self.table = empty_parameter(num_items, dim)
+        self.head_weight = empty_parameter(dim)
+        self.head_bias = empty_parameter()
+        self.labels: Tensor | None = None
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        """One initial table for all, N(0, init_scale^2); heads uniform as `torch.nn.Linear` draws them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        table = torch.randn(self.num_items, self.dim, generator=generator) * self.init_scale
+        owner = users.numpy() if self.head == "private" else np.full(len(users), -1)
+        drawn = uniform(self.seed, Stream.START, owner[:, None] + 1, np.arange(self.dim + 1))
+        head = torch.from_numpy((2 * drawn - 1) * self.dim**-0.5).float()
+        return {
+            "table": table.repeat(len(users), 1, 1),
+            "head_weight": head[:, :-1].contiguous(),
+            "head_bias": head[:, -1].contiguous(),
+        }
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        head, table = self.optimizer([self.head_weight, self.head_bias]), self.optimizer([self.table])
+        for group in table.param_groups:
+            group["lr"] = self.table_lr
+        return [head, table]
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        """Step 0 trains the head, step 1 the table; the alignment says nothing about the head, so only step 1 has it."""
+        first_rows = torch.arange(len(self.table), device=self.table.device)[:, None] * self.num_items
+        table, weight, bias = self.table, self.head_weight, self.head_bias
+        if step == 0:
+            table = table.detach()
+        else:
+            weight, bias = weight.detach(), bias.detach()
+        rows = F.embedding(first_rows + batch.items, table.view(-1, self.dim))
+        logits = (rows * weight[:, None]).sum(2) + bias[:, None]
+        loss = (F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="none") * batch.weights).sum(1)
+        if step == 0 or self.labels is None or self.reg == 0:
+            return StepOutput(loss)
+        alignment = contrast(table, self.labels, self.temperature)
+        return StepOutput(loss + self.reg * alignment, alignment.detach())
+
+    def receive(self, broadcast: Broadcast | None) -> None:
+        labels = None if broadcast is None else broadcast.values["labels"]
+        self.labels = labels.values.to(self.table.device) if isinstance(labels, Labels) else None
+
+    def upload(self) -> Upload:
+        return Upload(self.users, {"table": self.table.detach()})
+
+    def score(self) -> Tensor:
+        return (self.table.detach() @ self.head_weight.detach()[:, :, None]).squeeze(2)
+
+
+class TableMethod(Method):
+    """A method whose client is a `TableClient`.
+
+    Args:
+        dim: Size of an item embedding.
+        optimizer: Optimiser of the head and, with another learning rate, of the table.
+        lr_eta: The table learns at lr * items * lr_eta, unless table_lr is given.
+        table_lr: Learning rate of the table.
+        local_epochs: Passes over a participant's own samples in each round.
+        init_scale: Standard deviation of the initial table, which all clients share.
+        head: Whether clients start from one ``shared`` head, or each from a ``private`` random one, which makes
+            the mean of their tables a random projection of who touched what.
+    """
+
+    client_class: type[TableClient] = TableClient
+
+    def __init__(
+        self,
+        dim: int = 32,
+        optimizer: OptimizerCallable = lambda parameters: SGD(parameters, lr=0.1),
+        lr_eta: float = 80.0,
+        table_lr: float | None = None,
+        local_epochs: int = 2,
+        init_scale: float = 1.0,
+        head: Head = "shared",
+    ) -> None:
+        check(
+            f"method.dim: {dim} is not positive" if dim < 1 else None,
+            f"method.lr_eta: {lr_eta} is not positive" if lr_eta <= 0 else None,
+            f"method.table_lr: {table_lr} is not positive" if table_lr is not None and table_lr <= 0 else None,
+            f"method.local_epochs: {local_epochs} is not positive" if local_epochs < 1 else None,
+            f"method.init_scale: {init_scale} is not positive" if init_scale <= 0 else None,
+        )
+        super().__init__(local_epochs)
+        self.dim = dim
+        self.optimizer = optimizer
+        self.lr_eta = lr_eta
+        self.table_lr = table_lr
+        self.init_scale = init_scale
+        self.head: Head = head
+
+    def client(self, num_items: int, seed: int) -> TableClient:
+        return self.client_class(num_items, seed, **self.client_settings(num_items))
+
+    def client_settings(self, num_items: int) -> dict[str, Any]:
+        """Keyword arguments of the client."""
+        lr = self.optimizer([nn.Parameter(torch.empty(0))]).param_groups[0]["lr"]
+        return {
+            "dim": self.dim,
+            "optimizer": self.optimizer,
+            "table_lr": lr * num_items * self.lr_eta if self.table_lr is None else self.table_lr,
+            "init_scale": self.init_scale,
+            "head": self.head,
+        }
