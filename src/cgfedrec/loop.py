@@ -78,6 +78,7 @@ class FederatedLoop:
         self.round = 0
         self.history: list[Row] = []
         self.bytes_up = self.bytes_down = 0
+        self.seconds = 0.0
         self.should_stop = False
 
     def setup(self, fabric: Fabric, data: FederatedDataModule, method: Method) -> None:
@@ -106,23 +107,26 @@ class FederatedLoop:
             NotFiniteError: if a client's loss or upload is not finite.
         """
         self.fabric.call("on_federation_start", self)
-        while self.round < self.rounds and not self.should_stop:
-            started, self.round, seen = time.perf_counter(), self.round + 1, []
-            for cohort in self.data.cohorts(self.sample(), self.round, self.epochs, self.cohort_size):
-                broadcast = self.server.broadcast(cohort.users)
-                self.bytes_down += self._received(broadcast, cohort.users)
-                self.store.load(self.client, cohort.users)
-                self.client.receive(broadcast)
-                seen.append(self._train(cohort))
-                upload = self.client.upload()
-                self.bytes_up += upload.nbytes
-                self.server.aggregate(upload)
-                self.store.save(self.client)
-                self.fabric.call("on_cohort_end", self, cohort)
-            report = self.server.update(self.fabric, self.round)
-            self._record(torch.cat(seen), report, time.perf_counter() - started)
-            self.fabric.call("on_round_end", self)
-        self.fabric.call("on_federation_end", self)
+        try:
+            while self.round < self.rounds and not self.should_stop:
+                started, self.round, seen = time.perf_counter(), self.round + 1, []
+                for cohort in self.data.cohorts(self.sample(), self.round, self.epochs, self.cohort_size):
+                    broadcast = self.server.broadcast(cohort.users)
+                    self.bytes_down += self._received(broadcast, cohort.users)
+                    self.store.load(self.client, cohort.users)
+                    self.client.receive(broadcast)
+                    seen.append(self._train(cohort))
+                    upload = self.client.upload()
+                    self.bytes_up += upload.nbytes
+                    self.server.aggregate(upload)
+                    self.store.save(self.client)
+                    self.fabric.call("on_cohort_end", self, cohort)
+                report = self.server.update(self.fabric, self.round)
+                self._record(torch.cat(seen), report, time.perf_counter() - started)
+                self.seconds += time.perf_counter() - started
+                self.fabric.call("on_round_end", self)
+        finally:
+            self.fabric.call("on_federation_end", self)
 
     def sample(self) -> Tensor:
         """This round's participants, in ascending order."""
@@ -192,6 +196,7 @@ class FederatedLoop:
             "round": self.round,
             "history": self.history,
             "bytes": [self.bytes_up, self.bytes_down],
+            "seconds": self.seconds,
             "server": self.server.state_dict(),
             "store": self.store.state_dict(),
         }
@@ -200,5 +205,6 @@ class FederatedLoop:
         """Go back to where `state_dict` was taken."""
         self.round, self.history = state["round"], list(state["history"])
         self.bytes_up, self.bytes_down = state["bytes"]
+        self.seconds = state["seconds"]
         self.server.load_state_dict(state["server"])
         self.store.load_state_dict(state["store"])

@@ -138,12 +138,12 @@ class FederatedDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read and split. Raises `InputError` where the data cannot serve."""
         read_in = self.synthetic.draw(self.seed) if self.path is None else read(self.path, self.format)
-        self.everything = read_in
         kept = self._drop(read_in)
         self.user_ids, self.item_ids = kept.user_ids, kept.item_ids
         self.num_users, self.num_items = len(kept.user_ids), len(kept.item_ids)
         self.report = kept.report
-        self._owned = _Lists.of(kept.users, kept.items, self.num_users)
+        self.known_ids = read_in.user_ids
+        self._owned = self._owned_by_all(read_in)
         users, items = kept.users[kept.positive], kept.items[kept.positive]
         self._parts = [
             _Lists.of(users[chosen], items[chosen], self.num_users) for chosen in (self._part == part for part in Part)
@@ -186,6 +186,13 @@ class FederatedDataModule(LightningDataModule):
         )
         return assign(positive, self.split, self.protocol.ties, self.temporal_fractions, self.seed)
 
+    def _owned_by_all(self, read_in: Interactions) -> _Lists:
+        """What every user of the file has of the catalogue, dropped users and ratings below the threshold included."""
+        last = len(self.item_ids) - 1
+        number = np.minimum(self.item_ids.search_sorted(read_in.item_ids).to_numpy(), last)
+        found = (self.item_ids[number] == read_in.item_ids).to_numpy()[read_in.items]
+        return _Lists.of(read_in.users[found], number[read_in.items[found]].astype(np.int64), len(read_in.user_ids))
+
     def _check_pools(self) -> None:
         spare = self.num_items - self._no_negatives.lengths
         user = int(spare.argmin())
@@ -208,9 +215,21 @@ class FederatedDataModule(LightningDataModule):
         counts = np.bincount(self._train.items, minlength=self.num_items)
         return torch.from_numpy(counts / self.num_users)
 
+    def interactions_per_user(self) -> NDArray[np.int64]:
+        """`[users]`: positive interactions, whatever they are for."""
+        return self._touched.lengths
+
+    def users_per_item(self) -> NDArray[np.int64]:
+        """`[items]`"""
+        return np.bincount(self._touched.items, minlength=self.num_items)
+
+    def part_size(self, part: Part) -> int:
+        """How many interactions are for ``part``."""
+        return len(self._parts[part].items)
+
     def holds_out(self, stage: Stage) -> bool:
         """Whether the split leaves anything for this stage."""
-        return len(self._parts[Part[stage.upper()]].items) > 0
+        return self.part_size(Part[stage.upper()]) > 0
 
     def fingerprint(self) -> str:
         """A hash of the training data, the split and the ids: what a checkpoint must agree with to be used."""
@@ -221,9 +240,15 @@ class FederatedDataModule(LightningDataModule):
             digest.update("\n".join(map(str, ids)).encode())
         return digest.hexdigest()
 
-    def owned(self, users: Tensor) -> Tensor:
-        """`[users, items]`, bool: every item that a user is known to have, whatever it was held out for."""
-        return torch.from_numpy(self._owned.mask(users.numpy(), self.num_items))
+    def client_numbers(self) -> NDArray[np.int64]:
+        """The client of every user in ``known_ids``, `[known]`; -1 for those who were dropped."""
+        numbers = np.full(len(self.known_ids), -1)
+        numbers[self.known_ids.search_sorted(self.user_ids).to_numpy()] = np.arange(self.num_users)
+        return numbers
+
+    def owned(self, known: NDArray[np.int64]) -> Tensor:
+        """`[users, items]`, bool: every item that these of the ``known_ids`` have, whatever it was held out for."""
+        return torch.from_numpy(self._owned.mask(known, self.num_items))
 
     def cohorts(self, participants: Tensor, round: int, epochs: int, cohort_size: int) -> Iterator[TrainingCohort]:
         """Share out this round's participants into cohorts, and draw their batches.

@@ -96,7 +96,7 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
         InputError: naming the file, the column or the lines, and what would be right.
     """
     path, layout = Path(path), layout or Format()
-    table = _table(path, layout)
+    table = read_table(path, layout)
     wanted = {
         "user": layout.user_column,
         "item": layout.item_column,
@@ -105,7 +105,7 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
     }
     check(*(_missing(path, table.columns, name, column) for name, column in wanted.items()))
     raw = table.select(
-        pl.col(column if isinstance(column, str) else table.columns[column]).alias(name)
+        pl.col(column_of(path, table, name, column)).alias(name)
         for name, column in wanted.items()
         if column is not None
     )
@@ -114,8 +114,8 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
     return _encode(path, layout, raw.with_row_index("line", first).filter(~blank))
 
 
-def _table(path: Path, layout: Format) -> pl.DataFrame:
-    """The file as it stands: text files as strings."""
+def read_table(path: Path, layout: Format, encoding: Literal["utf8", "utf8-lossy"] = "utf8") -> pl.DataFrame:
+    """The file as it stands: text files as strings. Raises `InputError` if it cannot be read."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if path.suffix == ".parquet":
@@ -132,6 +132,7 @@ def _table(path: Path, layout: Format) -> pl.DataFrame:
             separator=separator if single else "\x1f",
             quote_char='"' if single else None,
             infer_schema=False,
+            encoding=encoding,
         )
     except pl.exceptions.NoDataError as error:
         raise InputError(f"{path}: the file is empty") from error
@@ -173,6 +174,12 @@ def _why_unreadable(path: Path, separator: str, error: Exception) -> str:
 def _separator(path: Path) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     return {".tsv": "\t", ".dat": "::"}.get(suffixes[-1] if suffixes else "", ",")
+
+
+def column_of(path: Path, table: pl.DataFrame, name: str, column: Column) -> str:
+    """The name of the column that an option means. Raises `InputError` if there is none."""
+    check(_missing(path, table.columns, name, column))
+    return column if isinstance(column, str) else table.columns[column]
 
 
 def _missing(path: Path, columns: Sequence[str], name: str, column: Column | None) -> str | None:

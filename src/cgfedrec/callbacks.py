@@ -1,0 +1,116 @@
+"""What happens at the end of a round: early stopping, checkpoints, polite interruption, progress.
+
+A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, cohort)`, `on_round_end(loop)` and
+`on_federation_end(loop)`; Fabric calls those that it has, in the order in which they were given.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cgfedrec.data.module import TrainingCohort
+from cgfedrec.loop import FederatedLoop
+
+
+class EarlyStopping:
+    """Ends training when the monitored metric has not improved for ``loop.patience`` evaluations."""
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        self.on_round_end(loop)
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        """Judge by the history alone, so that a resumed run stops where the whole one would have."""
+        if loop.patience is None or loop.best is None or loop.monitor not in loop.best:
+            return
+        since_best = len(loop.history) - 1 - loop.history.index(loop.best)
+        if since_best >= loop.patience:
+            loop.should_stop = True
+
+
+class Checkpoint:
+    """Writes ``last.ckpt`` every so many rounds and ``best.ckpt`` at every best round, each in one atomic step.
+
+    Args:
+        directory: Where to.
+        header: What a checkpoint says beside the state of the loop.
+    """
+
+    def __init__(self, directory: Path, header: dict[str, Any]) -> None:
+        self.directory = directory
+        self.header = header
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        best = loop.best is not None and loop.best["round"] == loop.round
+        last = loop.should_stop or loop.round == loop.rounds or loop.round % loop.checkpoint_every == 0
+        if not (best or last):
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        partial = self.directory / "writing.ckpt"
+        loop.fabric.save(partial, self.header | {"loop": loop.state_dict()})
+        if best:  # one file under two names: the best round is never ahead of the last
+            second = self.directory / "writing-best.ckpt"
+            second.unlink(missing_ok=True)
+            os.link(partial, second)
+            second.replace(self.directory / "best.ckpt")
+        partial.replace(self.directory / "last.ckpt")
+
+
+class Interrupt:
+    """On SIGINT or SIGTERM, lets the round end and be saved, then stops; on a second one, stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+            if self.signal:
+                raise KeyboardInterrupt
+            self.signal = signal.Signals(number)
+            loop.should_stop = True
+            print(f"\n{self.signal.name}: ending round {loop.round}, then saving; once more to stop at once", file=sys.stderr)
+
+        self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_federation_end(self, loop: FederatedLoop) -> None:  # noqa: ARG002
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class ProgressBar:
+    """Shows rounds, clients and the monitored metric: a bar on a terminal, a line for each evaluated round elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, TextColumn("{task.fields[metric]}"), console=console, transient=True, disable=not console.is_terminal)
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        self.progress.start()
+        self.rounds = self.progress.add_task("rounds", total=loop.rounds, completed=loop.round, metric="")
+        self.clients = self.progress.add_task("clients", total=len(loop.sample()), metric="")
+
+    def on_cohort_end(self, loop: FederatedLoop, cohort: TrainingCohort) -> None:  # noqa: ARG002
+        self.progress.advance(self.clients, len(cohort.users))
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        self.progress.reset(self.clients)
+        row = loop.history[-1] if loop.history else {}
+        if row.get("round") != loop.round:
+            self.progress.update(self.rounds, completed=loop.round)
+            return
+        metric = f"{loop.monitor} {row[loop.monitor]:.4f}" if loop.monitor in row else ""
+        self.progress.update(self.rounds, completed=loop.round, metric=metric)
+        if not self.console.is_terminal:
+            loss = f"train/loss {row['train/loss']:.4f}"
+            self.console.print(f"round {loop.round}/{loop.rounds}  {loss}  {metric}  {row['time/round']:.2f} s", highlight=False)
+
+    def on_federation_end(self, loop: FederatedLoop) -> None:  # noqa: ARG002
+        self.progress.stop()

@@ -1,0 +1,183 @@
+"""The command line: cgfedrec fit | test | recommend | data.
+
+Only the standard library is imported here, so that ``--help`` answers at once; a verb imports what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import Namespace as Arguments
+from collections.abc import Callable
+from pathlib import Path
+
+from cgfedrec import __version__
+from cgfedrec.errors import InputError, RunError
+
+EPILOG = """examples:
+  cgfedrec fit                                     train on the embedded data set
+  cgfedrec fit --data.init_args.path ratings.csv   train on a table with columns user, item, timestamp
+  cgfedrec fit --config FILE --loop.rounds 20      train as a file says, but for 20 rounds
+  cgfedrec fit --ckpt_path RUN/checkpoints/last.ckpt                         go on with a run
+  cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
+
+exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. Returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments, options = _parser().parse_known_args(argv)
+    try:
+        code: int = arguments.run(arguments, options)
+        return code
+    except InputError as error:
+        return _fail(arguments, 2, *error.problems)
+    except RunError as error:
+        return _fail(arguments, 1, str(error))
+    except KeyboardInterrupt:
+        return _fail(arguments, 130, "interrupted")
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _fail(arguments, 1, f"{type(error).__name__}: {error} (cgfedrec --traceback shows where)")
+
+
+def _fail(arguments: Arguments, code: int, *problems: str) -> int:
+    if arguments.traceback:
+        traceback.print_exc()
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return code
+
+
+def _fit(arguments: Arguments, options: list[str]) -> int:  # noqa: ARG001
+    from rich.console import Console
+
+    from cgfedrec.report import show_result
+    from cgfedrec.run import start
+
+    warnings.filterwarnings("ignore", module="lightning")
+    console = Console()
+    run = start(options, console=console)
+    if run.interrupted:
+        last = run.checkpoints / "last.ckpt"
+        console.print(f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True)
+        return 128 + run.interrupted
+    show_result(console, run)
+    return 0
+
+
+def _test(arguments: Arguments, options: list[str]) -> int:
+    from rich.console import Console
+
+    from cgfedrec.report import show_metrics
+    from cgfedrec.run import load
+
+    run = load(arguments.ckpt_path, options=options)
+    metrics = run.test()
+    if not metrics:
+        raise InputError("ckpt_path: its split holds nothing out for a test")
+    show_metrics(Console(), metrics, run.data.protocol)
+    return 0
+
+
+def _recommend(arguments: Arguments, options: list[str]) -> int:
+    output = Path(arguments.output) if arguments.output else None
+    if output and output.suffix not in (".csv", ".parquet"):
+        raise InputError(f"--output: {output} must end in .csv or .parquet")
+
+    from rich.console import Console
+
+    from cgfedrec.data import Format
+    from cgfedrec.recommend import with_titles, write
+    from cgfedrec.report import show_recommendations
+    from cgfedrec.run import load
+
+    table = load(arguments.ckpt_path, options=options).recommend(arguments.user, arguments.top_k)
+    if arguments.items:
+        layout = Format(arguments.items_separator, not arguments.items_no_header, item_column=_column(arguments.items_id))
+        table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
+    if output:
+        write(table, output)
+        Console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
+    else:
+        show_recommendations(Console(), table)
+    return 0
+
+
+def _describe(arguments: Arguments, options: list[str]) -> int:  # noqa: ARG001
+    from rich.console import Console
+
+    from cgfedrec.report import show_data
+    from cgfedrec.run import open_data
+
+    show_data(Console(), open_data(options), details=True)
+    return 0
+
+
+def _download(arguments: Arguments, options: list[str]) -> int:
+    if options:
+        raise InputError(f"unknown option {options[0]}")
+
+    from rich.console import Console
+
+    from cgfedrec.data.catalog import download
+
+    download(arguments.name, Path(arguments.dir), Console(), arguments.url)
+    return 0
+
+
+def _column(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "cgfedrec",
+        description="Train recommenders on interactions that never leave their owners.",
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"cgfedrec {__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def verb(of: object, name: str, run: Callable[[Arguments, list[str]], int], help: str, own_help: bool = False) -> ArgumentParser:
+        added: ArgumentParser = of.add_parser(  # type: ignore[attr-defined]
+            name, help=help, description=help, add_help=not own_help, allow_abbrev=False
+        )
+        added.set_defaults(run=run)
+        return added
+
+    verb(verbs, "fit", _fit, "train a federation", own_help=True)
+    more = "; further options, such as --data.init_args.path, override the checkpoint's config"
+    test = verb(verbs, "test", _test, f"evaluate a checkpoint on the test split{more}")
+    test.add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
+    recommend = verb(verbs, "recommend", _recommend, f"recommend items to users{more}")
+    recommend.add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
+    recommend.add_argument("--user", nargs="+", action="extend", metavar="ID", help="original user ids; by default everybody")
+    recommend.add_argument("--top_k", type=int, default=10, metavar="K", help="how many items for each (%(default)s)")
+    recommend.add_argument("--output", metavar="FILE", help="write .csv or .parquet instead of printing")
+    recommend.add_argument("--items", metavar="FILE", help="a table of items from which titles are joined")
+    recommend.add_argument("--items_id", default="0", metavar="COLUMN", help="its id column, by name or position (%(default)s)")
+    recommend.add_argument("--items_title", default="1", metavar="COLUMN", help="its title column (%(default)s)")
+    recommend.add_argument("--items_separator", metavar="TEXT", help="its separator, by default told from the file name")
+    recommend.add_argument("--items_no_header", action="store_true", help="its first line is an item already")
+    data = verbs.add_parser("data", help="describe or download data", description="describe or download data")
+    kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    verb(kinds, "describe", _describe, "print what a data set holds; takes the options of fit", own_help=True)
+    fetch = verb(kinds, "download", _download, "fetch a public data set")
+    fetch.add_argument("name", help="such as ml-100k; a wrong name lists all")
+    fetch.add_argument("--dir", default="data", help="where to (%(default)s)")
+    fetch.add_argument("--url", help="take the archive from elsewhere; its checksum must still agree")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The settings of a run: from files, options, environment variables and Python, through one parser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from lightning import Fabric
+from lightning.fabric.loggers import Logger
+
+import cgfedrec.methods  # noqa: F401, so that a method can be named without its module
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.errors import InputError
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.method import Method
+from cgfedrec.protocol import Protocol
+
+Config = str | os.PathLike[str] | Mapping[str, Any]
+COMPONENTS = ("fabric", "data", "protocol", "method", "loop", "logger")
+_ENVIRONMENT = "CGFEDREC_FIT"
+
+
+def quickstart() -> Path:
+    """The config that a run without any uses: in the package once installed, in `configs/` of the repository else."""
+    here = Path(__file__).parent
+    installed = here / "quickstart.yaml"
+    return installed if installed.exists() else here.parents[1] / "configs" / "quickstart.yaml"
+
+
+def parser(prog: str = "cgfedrec fit", description: str | None = None) -> ArgumentParser:
+    """The parser of everything that a run can be told."""
+    parser = ArgumentParser(
+        prog=prog,
+        description=description,
+        default_env=True,
+        env_prefix=_ENVIRONMENT,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="A YAML file of these options; by default the quickstart."
+    )
+    parser.add_argument("--ckpt_path", type=str | None, help="Continue from this checkpoint, with its own config.")
+    parser.add_argument("--run_dir", type=str | None, help="Where the run goes; by default runs/<config>/<number>.")
+    parser.add_argument("--seed_everything", type=int, default=0, help="Of everything random.")
+    parser.add_class_arguments(Fabric, "fabric", skip={"callbacks", "loggers"}, instantiate=False)
+    parser.add_subclass_arguments(FederatedDataModule, "data", default={"class_path": "cgfedrec.data.FederatedDataModule"})
+    parser.add_argument(
+        "--protocol",
+        type=Protocol | Literal["strict", "reference"],
+        default=Protocol(),
+        help="How results are measured: strict, reference, or options of its own.",
+    )
+    parser.add_subclass_arguments(Method, "method", default={"class_path": "cgfedrec.methods.CGFedRec"})
+    parser.add_class_arguments(FederatedLoop, "loop")
+    parser.add_argument(
+        "--logger",
+        type=Logger | None,
+        default={"class_path": "cgfedrec.logging.WandbLogger"},
+        enable_path=False,
+        help="Beside the CSV: Weights & Biases, another of Lightning's loggers, or null.",
+    )
+    parser.set_defaults({"fabric.devices": 1})
+    return parser
+
+
+def parse(
+    parser: ArgumentParser, options: Sequence[str], base: Config | None = None, on_defaults: bool = False
+) -> Namespace:
+    """Parse the options of a run.
+
+    Args:
+        parser: Of `parser`.
+        options: As on the command line.
+        base: The config that they override where they name none; by default the quickstart.
+        on_defaults: Override it even where they name one.
+
+    Raises:
+        InputError: naming the option that is wrong.
+    """
+    named = any(option == "--config" or option.startswith("--config=") for option in options)
+    named = named or f"{_ENVIRONMENT}_CONFIG" in os.environ
+    first = as_options([base or quickstart()]) if on_defaults or not named else []
+    try:
+        return parser.parse_args([*first, *options])
+    except ArgumentError as error:
+        raise InputError(str(error)) from error
+
+
+def as_options(configs: Sequence[Config]) -> list[str]:
+    """Config files and mappings as options of the command line, later ones overriding earlier ones."""
+    return [
+        text
+        for config in configs
+        for text in ("--config", yaml.safe_dump(dict(config)) if isinstance(config, Mapping) else str(config))
+    ]
+
+
+def dump(parser: ArgumentParser, settings: Namespace) -> str:
+    """The settings as YAML that `parse` takes back; without what belongs to this one run."""
+    kept = settings.clone()
+    for name in ("config", "ckpt_path", "run_dir"):
+        kept.pop(name, None)
+    return str(parser.dump(kept, skip_none=False, skip_validation=True))
+
+
+def instantiate(parser: ArgumentParser, settings: Namespace) -> Namespace:
+    """Build every component but Fabric, whose arguments stay. Raises `InputError` with the problems of all of them."""
+    built, problems = Namespace(), []
+    for name in COMPONENTS:
+        try:
+            built[name] = parser.instantiate(Namespace({name: settings[name]}))[name]
+        except InputError as error:
+            problems += error.problems
+        except (ArgumentError, ValueError, TypeError, RuntimeError, ImportError) as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise InputError(problems)
+    if isinstance(built.protocol, str):
+        built.protocol = Protocol(built.protocol)
+    return built

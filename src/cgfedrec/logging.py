@@ -1,0 +1,169 @@
+"""What a run leaves behind: a CSV of its own, and Weights & Biases or another logger beside it."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import uuid
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from lightning.fabric.loggers import Logger
+from lightning.fabric.utilities.rank_zero import rank_zero_warn
+
+from cgfedrec.loop import FederatedLoop, Row
+
+INIT_TIMEOUT = 20.0
+"""Seconds that Weights & Biases may take to answer before a run goes on offline."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that at no moment a part of it is there."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+class History:
+    """Keeps ``metrics.csv``, a row an evaluated round, and hands each new row to the logger.
+
+    Args:
+        path: Of the CSV.
+        logger: Anything with Lightning's logger interface, or none.
+    """
+
+    def __init__(self, path: Path, logger: Logger | None) -> None:
+        self.path = path
+        self.logger = logger
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        self._write(loop)
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        if not loop.history or loop.history[-1]["round"] != loop.round:
+            return
+        self._write(loop)
+        if self.logger is not None:
+            self.logger.log_metrics(loop.history[-1], step=loop.round)
+            labels = dict(loop.server.named_buffers()).get("labels")
+            if labels is not None and isinstance(self.logger, WandbLogger):
+                self.logger.log_histogram("clusters/sizes", torch.bincount(labels), loop.round)
+
+    def _write(self, loop: FederatedLoop) -> None:
+        if loop.history:
+            write_atomically(self.path, pl.DataFrame(loop.history, infer_schema_length=None).write_csv())
+
+
+class WandbLogger(Logger):
+    """Weights & Biases: online where a key is configured, else offline (``wandb sync`` uploads such a run later).
+
+    A run that cannot reach the service soon goes on offline. Nothing private is uploaded unless asked for.
+
+    Args:
+        project: Under which project the run is filed.
+        name: Of the run; by default, its directory.
+        offline: By default, true unless a key is configured.
+        log_checkpoint: Upload the best checkpoint as an artifact. It holds every client's private table.
+    """
+
+    def __init__(
+        self,
+        project: str = "cgfedrec",
+        name: str | None = None,
+        offline: bool | None = None,
+        log_checkpoint: bool = False,
+    ) -> None:
+        self.project = project
+        self._name = name
+        self.offline = not _has_key() if offline is None else offline
+        self.log_checkpoint = log_checkpoint
+        self.run: Any = None
+
+    @property
+    def name(self) -> str | None:
+        return self._name
+
+    @property
+    def version(self) -> str | None:
+        return None if self.run is None else str(self.run.id)
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, once started."""
+        return self.run
+
+    def start(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Begin or, where ``directory`` holds the identity of an earlier part, continue a W&B run."""
+        import wandb  # 1 s to import: only for those who use it
+
+        self._name = self._name or str(directory)
+        identity = directory / "wandb" / "run-id"
+        identity.parent.mkdir(parents=True, exist_ok=True)
+        if not identity.exists():
+            identity.write_text(uuid.uuid4().hex[:8])
+        settings = {
+            "project": self.project,
+            "name": self._name,
+            "id": identity.read_text(),
+            "resume": "allow",
+            "dir": str(directory),
+            "config": dict(config),
+        }
+        quiet = wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT)
+        mode = "offline" if self.offline else os.environ.get("WANDB_MODE", "online")
+        try:
+            self.run = wandb.init(**settings, mode=mode, settings=quiet)
+        except wandb.Error as error:
+            rank_zero_warn(f"Weights & Biases does not answer ({error}); this run is logged offline")
+            self.offline = True
+            self.run = wandb.init(**settings, mode="offline", settings=quiet)
+        self.run.define_metric("round")
+        self.run.define_metric("*", step_metric="round")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.run.log({**metrics, "round": step})
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.run.config.update(params if isinstance(params, dict) else vars(params))
+
+    def log_histogram(self, name: str, values: torch.Tensor, step: int) -> None:
+        """Log how ``values`` are distributed in a round."""
+        import wandb
+
+        self.run.log({name: wandb.Histogram(values.tolist()), "round": step})
+
+    def log_summary(self, history: list[Row], monitor: str, summary: Mapping[str, Any], best: Path) -> None:
+        """Log the table of final metrics, the curve of the monitored metric against bytes, and what was asked for."""
+        import wandb
+
+        final = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+        self.run.summary.update(final)
+        self.run.log({"final": wandb.Table(columns=["metric", "value"], data=[[k, float(v)] for k, v in final.items()])})
+        if history and monitor in history[-1]:
+            points = wandb.Table(columns=["bytes/total", monitor], data=[[row["bytes/total"], row[monitor]] for row in history])
+            self.run.log({"against bytes": wandb.plot.line(points, "bytes/total", monitor, f"{monitor} against bytes")})
+        if self.log_checkpoint and best.exists():
+            artifact = wandb.Artifact(f"best-{self.run.id}", type="model")
+            artifact.add_file(str(best))
+            self.run.log_artifact(artifact)
+
+    def finalize(self, status: str) -> None:
+        """End the W&B run, as failed unless ``status`` is ``success``."""
+        if self.run is not None:
+            self.run.finish(exit_code=0 if status == "success" else 1)
+            self.run = None
+
+
+def _has_key() -> bool:
+    """Whether the user ever logged in to Weights & Biases on this machine."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

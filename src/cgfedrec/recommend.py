@@ -1,0 +1,98 @@
+"""Recommendations in the users' and items' original ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from cgfedrec.data.ratings import Column, Format, column_of, read_table
+from cgfedrec.errors import InputError, check
+from cgfedrec.evaluation import best
+from cgfedrec.loop import FederatedLoop
+
+SHOWN = 5
+
+
+def recommend(loop: FederatedLoop, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
+    """The best items for users, without any that they are known to have.
+
+    A user that training dropped, or who never took part in it, has no model: such users are shown what is popular
+    among the others, and ``source`` says so.
+
+    Args:
+        loop: A federation.
+        users: Original ids; by default everybody in the data.
+        top_k: How many items for each; fewer where the catalogue ends.
+
+    Returns:
+        Columns ``user``, ``rank``, ``item``, ``score``, ``source`` (``model`` or ``popularity``).
+
+    Raises:
+        InputError: for users that are not in the data.
+    """
+    data = loop.data
+    check(f"top_k: {top_k} is not positive" if top_k < 1 else None)
+    known = _numbers(data.known_ids, users)
+    client = data.client_numbers()[known]
+    trained = (client >= 0) & loop.store.known.numpy()[client]
+    tables = []
+    for start in range(0, len(known), loop.cohort_size):
+        part = slice(start, start + loop.cohort_size)
+        scores = data.popularity.float().repeat(len(known[part]), 1)
+        chosen = torch.from_numpy(trained[part])
+        if chosen.any():
+            scores[chosen] = loop.score(torch.from_numpy(client[part])[chosen]).cpu()
+        values, items = best(scores, ~data.owned(known[part]), min(top_k, data.num_items))
+        tables.append(
+            pl.DataFrame(
+                {
+                    "user": data.known_ids[np.repeat(known[part], items.shape[1])],
+                    "rank": np.tile(np.arange(1, items.shape[1] + 1), len(items)),
+                    "item": data.item_ids[items.flatten().numpy()],
+                    "score": values.flatten().numpy(),
+                    "source": np.where(np.repeat(trained[part], items.shape[1]), "model", "popularity"),
+                }
+            ).filter(pl.col("score").is_finite())
+        )
+    return pl.concat(tables)
+
+
+def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: Column) -> pl.DataFrame:
+    """Add ``title``, from a table of items in a file; null where an item is not in it.
+
+    Raises:
+        InputError: if the file or a column is not there.
+    """
+    titles = read_table(path, layout, "utf8-lossy")
+    item, title = (column_of(path, titles, name, column) for name, column in (("item", layout.item_column), ("title", title_column)))
+    lookup = titles.select(pl.col(item).cast(pl.String).alias("key"), pl.col(title).alias("title")).unique("key", keep="first")
+    return table.with_columns(pl.col("item").cast(pl.String).alias("key")).join(lookup, "key", "left", maintain_order="left").drop("key")
+
+
+def write(table: pl.DataFrame, path: Path) -> None:
+    """Write a table as CSV or Parquet, by the suffix of ``path``, in one atomic step."""
+    partial = path.with_name(f".{path.name}.part")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        table.write_parquet(partial)
+    else:
+        table.write_csv(partial)
+    partial.replace(path)
+
+
+def _numbers(known_ids: pl.Series, users: Sequence[Any] | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if users is None:
+        return np.arange(len(known_ids))
+    numbers = {str(user): number for number, user in enumerate(known_ids)}
+    unknown = [str(user) for user in users if str(user) not in numbers]
+    if unknown:
+        raise InputError(
+            [f"user: {user!r} is not in the data" for user in unknown[:SHOWN]]
+            + ([f"user: {len(unknown) - SHOWN} more are not in the data"] if len(unknown) > SHOWN else [])
+        )
+    return np.array([numbers[str(user)] for user in users], np.int64)

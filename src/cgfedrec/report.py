@@ -1,0 +1,101 @@
+"""What a person reads on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.split import Part
+from cgfedrec.protocol import Protocol
+
+if TYPE_CHECKING:
+    from cgfedrec.run import Run
+
+METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)
+USERS_SHOWN = 10
+
+
+def show_data(console: Console, data: FederatedDataModule, details: bool = False) -> None:
+    """Users, items, interactions and what was left out; in ``details``, also how they are spread and split."""
+    counts = data.interactions_per_user()
+    total = int(counts.sum())
+    density = total / (data.num_users * data.num_items)
+    name = data.path or "embedded data"
+    dropped = ", ".join(f"{count:,} {what}" for what, count in data.report.items() if what != "rows" and count)
+    console.print(
+        f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
+        + (f"; left out: {dropped}" if dropped else ""),
+        highlight=False,
+    )
+    if not details:
+        return
+    table = Table("", *(f"{q:.0%}" for q in QUANTILES), title="quantiles", title_justify="left")
+    for what, values in (("interactions of a user", counts), ("users of an item", data.users_per_item())):
+        table.add_row(what, *(f"{value:,.0f}" for value in np.quantile(values, QUANTILES)))
+    console.print(table)
+    table = Table("rows", "count", title="what was read and left out", title_justify="left")
+    for what, count in data.report.items():
+        table.add_row("read" if what == "rows" else what, f"{count:,}")
+    for part in Part:
+        table.add_row(f"for {part.name.lower()} ({data.split})", f"{data.part_size(part):,}")
+    console.print(table)
+
+
+def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Protocol) -> None:
+    """Test metrics beside those of popularity, and validation metrics where there are any."""
+    columns = {"val/": "validation", "test/": "test", "popularity/test/": "test, popularity"}
+    present = {prefix: title for prefix, title in columns.items() if any(name.startswith(prefix) for name in metrics)}
+    table = Table("", *present.values(), title=f"{protocol.name} protocol, {protocol.candidates} candidates", title_justify="left")
+    for short, long in METRICS.items():
+        for k in protocol.cutoffs:
+            cells = (metrics.get(f"{prefix}{short}@{k}") for prefix in present)
+            table.add_row(f"{long}@{k}", *("" if cell is None else f"{cell:.4f}" for cell in cells))
+    if present:
+        console.print(table)
+    if protocol.leaks:
+        console.print(
+            "The reference protocol leaks: training negatives avoid the held-out items. Compare with cgfedrec.methods.Local "
+            "under the same protocol, and with protocol: strict."
+        )
+
+
+def show_result(console: Console, run: Run) -> None:
+    """The end of a run: metrics, communication, and where everything is."""
+    summary = run.summary
+    show_metrics(console, summary, run.data.protocol)
+    console.print(
+        f"best round {summary['best_round']} of {summary['rounds']}; {_bytes(summary['bytes/up'])} up, "
+        f"{_bytes(summary['bytes/down'])} down; {summary['seconds']:.1f} s\n"
+        f"metrics.csv, summary.json, config.yaml and checkpoints are in {run.directory}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_recommendations(console: Console, table: pl.DataFrame) -> None:
+    """A table of recommendations; of many users, the first."""
+    users = table["user"].unique(maintain_order=True)
+    shown = table.filter(pl.col("user").is_in(users.head(USERS_SHOWN).implode()))
+    printed = Table(*shown.columns)
+    for row in shown.iter_rows(named=True):
+        printed.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+    console.print(printed)
+    if len(users) > USERS_SHOWN:
+        console.print(f"{len(users) - USERS_SHOWN:,} more users: --output FILE.csv writes all, --user ID chooses")
+    if (shown["source"] == "popularity").any():
+        console.print("source popularity: this user has no model, and is shown what is popular among the others")
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
