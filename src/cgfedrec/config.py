@@ -31,7 +31,12 @@ def quickstart() -> Path:
     return installed if installed.exists() else here.parents[1] / "configs" / "quickstart.yaml"
 
 
-def parser(prog: str = "cgfedrec fit", description: str | None = None) -> ArgumentParser:
+_DESCRIPTION = """Train a federation. Options come from the config, from environment variables (ENV below) and from the
+command line, later ones first. --method.help CGFedRec, --data.help FederatedDataModule, --protocol.help and --logger.help
+WandbLogger tell the options of these parts; --print_config prints them all."""
+
+
+def parser(prog: str = "cgfedrec fit", description: str = _DESCRIPTION) -> ArgumentParser:
     """The parser of everything that a run can be told."""
     parser = ArgumentParser(
         prog=prog,
@@ -87,7 +92,8 @@ def parse(
     try:
         return parser.parse_args([*first, *options])
     except ArgumentError as error:
-        raise InputError(str(error)) from error
+        files = [str(option) for option in (*first, *options) if Path(str(option)).suffix in (".yaml", ".yml")]
+        raise InputError(f"{error}{f' (config: {", ".join(files)})' if files else ''}") from error
 
 
 def as_options(configs: Sequence[Config]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class FederatedLoop:
                     self.bytes_down += self._received(broadcast, cohort.users)
                     self.store.load(self.client, cohort.users)
                     self.client.receive(broadcast)
-                    seen.append(self._train(cohort))
+                    seen.append(train(self.fabric, self.module, self.optimizers, cohort))
                     upload = self.client.upload()
                     self.bytes_up += upload.nbytes
                     self.server.aggregate(upload)
@@ -141,26 +142,6 @@ class FederatedLoop:
         welcome = self.server.welcome() if newcomers else None
         messages = ((broadcast, len(users)), (welcome, newcomers))
         return sum(len(message.pack()) * receivers for message, receivers in messages if message)
-
-    def _train(self, cohort: TrainingCohort) -> Tensor:
-        """Train a cohort on its batches. Returns `[clients, 2]`: each client's mean loss, and mean alignment."""
-        forget(self.optimizers)
-        sums = torch.zeros(len(cohort.users), 3, device=self.fabric.device)
-        for batch in cohort.batches:
-            batch = self.fabric.to_device(batch)
-            for step, optimizer in enumerate(self.optimizers):
-                with self.fabric.autocast():
-                    output = self.module.training_step(batch, step)
-                self.fabric.backward(output.loss.sum())
-                optimizer.step()
-                optimizer.zero_grad()
-            size = (batch.weights > 0).sum(1)
-            alignment = torch.zeros_like(output.loss) if output.alignment is None else output.alignment
-            sums += torch.stack((output.loss.detach(), alignment, torch.ones_like(alignment)), dim=1) * size[:, None]
-        means = (sums[:, :2] / sums[:, 2:]).cpu()
-        if not means.isfinite().all():
-            raise NotFiniteError("training loss", cohort.users[~means.isfinite().all(1)].tolist())
-        return means
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         """Evaluate if this round is to be, and add a row to the history."""
@@ -208,3 +189,37 @@ class FederatedLoop:
         self.seconds = state["seconds"]
         self.server.load_state_dict(state["server"])
         self.store.load_state_dict(state["store"])
+
+
+def train(fabric: Fabric, module: Any, optimizers: Sequence[Any], cohort: TrainingCohort) -> Tensor:
+    """Train a cohort on its batches, each optimiser taking a step on each, in order.
+
+    Args:
+        fabric: Owns device and precision.
+        module: A `Client` that holds the cohort, as set up by Fabric.
+        optimizers: Its optimisers, likewise; they start afresh.
+        cohort: Who trains, and on what.
+
+    Returns:
+        `[clients, 2]`: each client's mean loss and mean alignment as the last optimiser saw them, weighted by batch length.
+
+    Raises:
+        NotFiniteError: naming the clients whose loss is not finite.
+    """
+    forget(optimizers)
+    sums = torch.zeros(len(cohort.users), 3, device=fabric.device)
+    for batch in cohort.batches:
+        batch = fabric.to_device(batch)
+        for step, optimizer in enumerate(optimizers):
+            with fabric.autocast():
+                output = module.training_step(batch, step)
+            fabric.backward(output.loss.sum())
+            optimizer.step()
+            optimizer.zero_grad()
+        size = (batch.weights > 0).sum(1)
+        alignment = torch.zeros_like(output.loss) if output.alignment is None else output.alignment
+        sums += torch.stack((output.loss.detach(), alignment, torch.ones_like(alignment)), dim=1) * size[:, None]
+    means = (sums[:, :2] / sums[:, 2:]).cpu()
+    if not means.isfinite().all():
+        raise NotFiniteError("training loss", cohort.users[~means.isfinite().all(1)].tolist())
+    return means

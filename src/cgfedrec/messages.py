@@ -145,8 +145,8 @@ def _parse(data: bytes) -> dict[str, Value]:
         if encoding == _PACKED:
             values[name] = Labels(torch.from_numpy(_unpack_bits(payload, count, bits)), shape[1])
         else:
-            raw = torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
-            values[name] = raw.view(_DTYPES[encoding]).reshape(shape)
+            raw = torch.frombuffer(bytearray(payload), dtype=_DTYPES[encoding]) if payload else torch.empty(0, dtype=_DTYPES[encoding])
+            values[name] = raw.reshape(shape)
         at += size
     if at != len(data):
         raise ValueError(f"{len(data)} bytes that are no message: {len(data) - at} bytes follow its last field")

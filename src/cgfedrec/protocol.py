@@ -45,8 +45,11 @@ class Protocol:
             else None,
         )
         object.__setattr__(self, "cutoffs", tuple(sorted(set(self.cutoffs))))
-        if self.candidates is None:
-            object.__setattr__(self, "candidates", "full" if self.name == "strict" else "sampled")
+
+    @property
+    def ranking(self) -> Literal["full", "sampled"]:
+        """What held-out items are ranked against, defaults applied."""
+        return self.candidates or ("full" if self.name == "strict" else "sampled")
 
     @property
     def leaks(self) -> bool:
@@ -55,4 +58,4 @@ class Protocol:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored in checkpoints and in ``summary.json``."""
-        return asdict(self) | {"cutoffs": list(self.cutoffs)}
+        return asdict(self) | {"candidates": self.ranking, "cutoffs": list(self.cutoffs)}

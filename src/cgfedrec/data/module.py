@@ -205,7 +205,7 @@ class FederatedDataModule(LightningDataModule):
             else None,
             f"protocol.num_candidates: {self.protocol.num_candidates} are asked for, but user {self.user_ids[other]} "
             f"never touched only {unseen[other]} of {self.num_items} items"
-            if self.protocol.candidates == "sampled" and unseen[other] < self.protocol.num_candidates
+            if self.protocol.ranking == "sampled" and unseen[other] < self.protocol.num_candidates
             else None,
         )
 
@@ -319,7 +319,7 @@ class FederatedDataModule(LightningDataModule):
                 torch.from_numpy(users),
                 torch.from_numpy(held_out.padded(users, -1)),
                 torch.from_numpy(~known),
-                self._sampled(users, stage) if self.protocol.candidates == "sampled" else None,
+                self._sampled(users, stage) if self.protocol.ranking == "sampled" else None,
             )
 
     def _sampled(self, users: NDArray[np.int64], stage: Stage) -> Tensor:

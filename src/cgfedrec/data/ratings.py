@@ -24,7 +24,7 @@ class Format:
     """How a file of interactions is laid out.
 
     Args:
-        separator: Between fields of a text file; by default told from the file name: a tab for .tsv, ``::`` for .dat,
+        separator: Between fields of a text file; by default told from the file name: a tab for .tsv and .data, ``::`` for .dat,
             else a comma.
         header: Whether the first line of a text file holds the names of the columns.
         user_column: Name, or position counted from 0, of the column that holds user ids.
@@ -173,7 +173,7 @@ def _why_unreadable(path: Path, separator: str, error: Exception) -> str:
 
 def _separator(path: Path) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    return {".tsv": "\t", ".dat": "::"}.get(suffixes[-1] if suffixes else "", ",")
+    return {".tsv": "\t", ".data": "\t", ".dat": "::"}.get(suffixes[-1] if suffixes else "", ",")
 
 
 def column_of(path: Path, table: pl.DataFrame, name: str, column: Column) -> str:

@@ -23,6 +23,7 @@ class CGFedRec(TableMethod):
         kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
         labels: ``clustered``, or ``permuted``: sent in a random order, the control that shows whether it is the
             labels that help.
+        silent_rounds: After how many rounds the first labels go down.
         kwargs: The client's settings.
     """
 
@@ -33,12 +34,14 @@ class CGFedRec(TableMethod):
         temperature: float = 0.1,
         kmeans: Literal["minibatch", "full"] = "minibatch",
         labels: Literal["clustered", "permuted"] = "clustered",
+        silent_rounds: int = 1,
         **kwargs: Any,
     ) -> None:
         check(
             f"method.clusters: {clusters} is below 2" if clusters < 2 else None,
             f"method.reg: {reg} is negative" if reg < 0 else None,
             f"method.temperature: {temperature} is not positive" if temperature <= 0 else None,
+            f"method.silent_rounds: {silent_rounds} is not positive" if silent_rounds < 1 else None,
         )
         super().__init__(**kwargs)
         self.clusters = clusters
@@ -46,6 +49,7 @@ class CGFedRec(TableMethod):
         self.temperature = temperature
         self.kmeans: Literal["minibatch", "full"] = kmeans
         self.labels: Literal["clustered", "permuted"] = labels
+        self.silent_rounds = silent_rounds
 
     def client_settings(self, num_items: int) -> dict[str, Any]:
         return super().client_settings(num_items) | {"reg": self.reg, "temperature": self.temperature}
@@ -56,4 +60,5 @@ class CGFedRec(TableMethod):
             if self.clusters > num_items
             else None
         )
-        return ClusterServer(num_items, self.dim, self.clusters, self.kmeans, self.labels == "permuted", seed)
+        permute = self.labels == "permuted"
+        return ClusterServer(num_items, self.dim, self.clusters, self.kmeans, permute, self.silent_rounds, seed)

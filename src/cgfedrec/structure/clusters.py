@@ -32,11 +32,14 @@ class ClusterServer(MeanServer):
         kmeans: ``minibatch`` or ``full``.
         permute: Send every round's labels in an order drawn at random: the control that tells whether it is
             the labels that help.
+        silent_rounds: After how many rounds the first labels go down. Clients that align make the labels come true,
+            so labels found too early stay.
         seed: Of the shared start and of k-means.
     """
 
     centroids: Tensor
     labels: Tensor
+    rounds: Tensor
 
     def __init__(
         self,
@@ -45,18 +48,21 @@ class ClusterServer(MeanServer):
         clusters: int,
         kmeans: Literal["minibatch", "full"] = "minibatch",
         permute: bool = False,
+        silent_rounds: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__({"table": (num_items, dim)}, seed)
         self.clusters = clusters
         self.kmeans = kmeans
         self.permute = permute
+        self.silent_rounds = silent_rounds
         self.register_buffer("centroids", torch.zeros(clusters, dim))
         self.register_buffer("labels", torch.full((num_items,), -1))
+        self.register_buffer("rounds", torch.tensor(0))
 
     def broadcast(self, users: Tensor) -> Broadcast | None:
-        """The label of every item, ceil(log2 K) bits each; nothing before the first round has ended."""
-        if self.labels[0] < 0:
+        """The label of every item, ceil(log2 K) bits each; nothing in the silent rounds."""
+        if self.rounds < self.silent_rounds:
             return None
         labels = self.labels
         if self.permute:
@@ -67,6 +73,7 @@ class ClusterServer(MeanServer):
     def update(self, fabric: Fabric, round: int) -> dict[str, float]:
         """Average, cluster; report how many clusters are in use and which share of the labels has changed."""
         super().update(fabric, round)
+        self.rounds.fill_(round)
         before = self.labels.clone()
         self._cluster(round)
         report = {"clusters/used": float(self.labels.unique().numel())}

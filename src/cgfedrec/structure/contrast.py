@@ -35,7 +35,8 @@ def contrast(
     Returns:
         `[clients]`, the mean over all items, items without positives counting 0.
     """
-    loss: Tensor = _Contrast.apply(table, labels, temperature, base_temperature)
+    with torch.autocast(table.device.type, enabled=False):  # similarities near 1 need all of float32
+        loss: Tensor = _Contrast.apply(table, labels, temperature, base_temperature)
     return loss
 
 

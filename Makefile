@@ -1,0 +1,52 @@
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fit test lint format notebooks leak labels clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## create .venv and install cgfedrec from the pinned constraints
+
+# torch first and by its exact version: a range would take the newest build
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(shell grep '^torch==' constraints.txt)
+	$(PIP) --editable .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+fit: $(INSTALLED)  ## train CGFedRec on the embedded data set
+	$(BIN)/cgfedrec fit --config configs/quickstart.yaml
+
+test: $(INSTALLED_DEV)  ## run all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED_DEV)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+notebooks: $(INSTALLED_DEV)  ## execute the notebooks in place
+	$(BIN)/python -m notebooks
+
+leak: $(INSTALLED_DEV)  ## show the leak of the field's protocol on ML-100K (minutes)
+	$(BIN)/python -m benchmarks.leak
+
+labels: $(INSTALLED_DEV)  ## compare the quickstart with its controls over five seeds (minutes)
+	$(BIN)/python -m benchmarks.labels
+
+clean:  ## remove the environment and caches, but no runs
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

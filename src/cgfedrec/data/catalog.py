@@ -1,0 +1,140 @@
+"""Public data sets: where each lives, its checksum, its licence, and how to read it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from cgfedrec.errors import InputError, RunError
+
+TIMEOUT = 30
+CHUNK = 1 << 16
+_GROUPLENS = "https://files.grouplens.org/datasets"
+_RESEARCH = "research use, no redistribution, no commercial use without permission, with acknowledgement: the README inside"
+_HEADERLESS = "--data.format.header false --data.format.user_column 0 --data.format.item_column 1 --data.format.timestamp_column 3"
+_NAMED = "--data.format.user_column userId --data.format.item_column movieId"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A public data set: a zip archive somewhere."""
+
+    url: str
+    checksum: str
+    """Algorithm and hexadecimal digest of the archive, ``md5:...`` or ``sha256:...``."""
+    ratings: str
+    """The file of interactions in the archive."""
+    options: str
+    """How `cgfedrec fit` reads it."""
+    licence: str = f"GroupLens: {_RESEARCH}"
+
+
+CATALOG = {
+    "ml-100k": Entry(f"{_GROUPLENS}/movielens/ml-100k.zip", "md5:0e33842e24a9c977be4e0107933c0723", "u.data", _HEADERLESS),
+    "ml-1m": Entry(f"{_GROUPLENS}/movielens/ml-1m.zip", "md5:c4d9eecfca2ab87c1945afe126590906", "ratings.dat", _HEADERLESS),
+    "ml-10m": Entry(f"{_GROUPLENS}/movielens/ml-10m.zip", "md5:ce571fd55effeba0271552578f2648bd", "ratings.dat", _HEADERLESS),
+    "ml-20m": Entry(f"{_GROUPLENS}/movielens/ml-20m.zip", "md5:cd245b17a1ae2cc31bb14903e1204af3", "ratings.csv", _NAMED),
+    "ml-25m": Entry(f"{_GROUPLENS}/movielens/ml-25m.zip", "md5:6b51fb2759a8657d3bfcbfc42b592ada", "ratings.csv", _NAMED),
+    # its home says that this one changes; the checksum is of the archive of October 2026
+    "ml-latest-small": Entry(
+        f"{_GROUPLENS}/movielens/ml-latest-small.zip",
+        "sha256:696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436",
+        "ratings.csv",
+        _NAMED,
+    ),
+}
+
+
+def download(name: str, directory: Path, console: Console, url: str | None = None) -> Path:
+    """Fetch a data set into ``directory / name``, going on where an earlier attempt broke off.
+
+    Args:
+        name: In `CATALOG`.
+        directory: Holds a folder for each data set.
+        console: Where licence, progress and the next command are shown.
+        url: Take the archive from elsewhere.
+
+    Returns:
+        The file of interactions.
+
+    Raises:
+        InputError: if there is no such data set.
+        RunError: if it cannot be fetched, or is not what its checksum says.
+    """
+    if name not in CATALOG:
+        raise InputError(f"name: no data set {name!r}; there are {', '.join(CATALOG)}")
+    entry, target = CATALOG[name], directory / name
+    ratings = target / entry.ratings
+    console.print(f"{name}: {entry.licence}", soft_wrap=True, highlight=False)
+    if not ratings.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / f"{name}.zip.part"
+        _fetch(url or entry.url, partial, target, console)
+        _verify(partial, entry.checksum)
+        _extract(partial, target, entry.ratings)
+        partial.unlink()
+    console.print(f"train on it with:\n  cgfedrec fit --data.init_args.path {ratings} {entry.options}", soft_wrap=True, highlight=False)
+    return ratings
+
+
+def _fetch(url: str, partial: Path, target: Path, console: Console) -> None:
+    done = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response, Progress(*columns, console=console) as progress:
+            resumed = response.status == 206
+            length = int(response.headers.get("Content-Length", 0))
+            start = done if resumed else 0
+            task = progress.add_task(partial.stem, total=start + length if length else None, completed=start)
+            with partial.open("ab" if resumed else "wb") as file:
+                while chunk := response.read(CHUNK):
+                    file.write(chunk)
+                    progress.advance(task, len(chunk))
+            if length and partial.stat().st_size < start + length:
+                raise ConnectionError("the connection ended early")
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to fetch
+            return
+        raise RunError(f"{url}: {error}") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise RunError(
+            f"{url}: {getattr(error, 'reason', error)}. The same command goes on where this one ended. Without a network: "
+            f"fetch the archive elsewhere, save it as {partial}, and run the command again; or unpack it into {target}"
+        ) from error
+
+
+def _verify(partial: Path, checksum: str) -> None:
+    algorithm, expected = checksum.split(":")
+    with partial.open("rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if found != expected:
+        rejected = partial.with_suffix(".rejected")
+        partial.replace(rejected)
+        raise RunError(f"{rejected}: {algorithm} {found}, expected {expected}; not used. Run the command again")
+
+
+def _extract(archive: Path, target: Path, ratings: str) -> None:
+    """Unpack flat into ``target``, in one step, whatever folder the archive has."""
+    staging = target.with_name(f".{target.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            if not member.is_dir():
+                with file.open(member) as source, (staging / Path(member.filename).name).open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+    if not (staging / ratings).exists():
+        shutil.rmtree(staging)
+        raise RunError(f"{archive}: holds no {ratings}")
+    if target.exists():
+        shutil.rmtree(target)
+    staging.replace(target)

@@ -1,0 +1,76 @@
+"""Shared fixtures. Everything runs on one thread: with a busy second core, two are slower than one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "COLUMNS": "200"}
+for name in ("WANDB_API_KEY", "WANDB_MODE"):
+    os.environ.pop(name, None)
+
+import torch  # noqa: E402, after the number of threads is set
+from lightning import Fabric  # noqa: E402
+
+from cgfedrec.data import FederatedDataModule, Synthetic  # noqa: E402
+from cgfedrec.protocol import Protocol  # noqa: E402
+
+torch.set_num_threads(1)
+
+DATA = Path(os.environ.get("CGFEDREC_DATA", ROOT.parent / "shared" / "data"))
+TINY: dict[str, Any] = {
+    "data": {"init_args": {"synthetic": {"users": 40, "items": 50, "groups": 5, "interactions": 10}}},
+    "method": {"init_args": {"dim": 8, "clusters": 5, "silent_rounds": 1}},
+    "loop": {"rounds": 3, "cohort_size": 16},
+    "logger": None,
+}
+"""Overrides of the quickstart that train in a moment."""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written into the repository, and no login of the person who runs the tests is used."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture
+def make_data() -> Callable[..., FederatedDataModule]:
+    """A small data module; keywords are its arguments, beside `protocol` and `seed`."""
+
+    def make(protocol: Protocol | None = None, seed: int = 0, **arguments: Any) -> FederatedDataModule:
+        arguments.setdefault("synthetic", Synthetic(users=30, items=60, groups=6, interactions=12))
+        data = FederatedDataModule(**arguments)
+        data.attach(protocol or Protocol(), seed)
+        data.setup()
+        return data
+
+    return make
+
+
+def require_data(name: str) -> Path:
+    """A file of real ratings; skips the test where it is missing."""
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"{path} is missing: CGFEDREC_DATA names the folder")
+    return path
+
+
+def cgfedrec(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, as a user does."""
+    command = [sys.executable, "-m", "cgfedrec.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
