@@ -22,6 +22,7 @@ from cgfedrec.protocol import Protocol
 from cgfedrec.random import Stream, bits, distinct
 
 Stage = Literal["val", "test"]
+PADDING = 64
 
 
 @dataclass(frozen=True)
@@ -253,33 +254,40 @@ class FederatedDataModule(LightningDataModule):
     def cohorts(self, participants: Tensor, round: int, epochs: int, cohort_size: int) -> Iterator[TrainingCohort]:
         """Share out this round's participants into cohorts, and draw their batches.
 
-        Clients of a cohort take the same number of steps, so that none has to stand still while others go on.
+        Clients of a cohort take the same number of steps, so that none has to stand still while others go on, and their
+        last batches are padded to the same multiple of `PADDING`: how a client's sums are rounded then depends on its
+        own samples alone, and not on its cohort.
         """
         users = participants.numpy()
-        steps = -(-self._train.lengths[users] * (1 + self.negatives) // self.batch_size)
-        for number in np.unique(steps):
-            group = users[steps == number]
+        samples = self._train.lengths[users] * (1 + self.negatives)
+        full = (samples - 1) // self.batch_size * self.batch_size
+        widths = full + np.minimum(-(-(samples - full) // PADDING) * PADDING, self.batch_size)
+        for width in np.unique(widths):
+            group = users[widths == width]
             for start in range(0, len(group), cohort_size):
                 chosen = group[start : start + cohort_size]
-                yield TrainingCohort(torch.from_numpy(chosen), self._batches(chosen, round, epochs, int(number)))
+                yield TrainingCohort(torch.from_numpy(chosen), self._batches(chosen, round, epochs, int(width)))
 
-    def _batches(self, users: NDArray[np.int64], round: int, epochs: int, steps: int) -> list[Batch]:
+    def _batches(self, users: NDArray[np.int64], round: int, epochs: int, width: int) -> list[Batch]:
+        """Batches of samples padded to ``width``."""
         items, valid = self._samples(users, round)
         targets = np.broadcast_to((np.arange(items.shape[1]) % (1 + self.negatives) == 0), items.shape)
-        lengths = valid.sum(1)
+        inside = np.arange(width) < valid.sum(1, keepdims=True)
         batches = []
         for epoch in range(epochs):
             keys = bits(self.seed, Stream.SHUFFLE, users[:, None], round, epoch, np.arange(items.shape[1]))
-            order = np.where(valid, keys, np.iinfo(np.uint64).max).argsort(1)[:, : lengths.max()]
-            epoch_items, epoch_targets = (np.take_along_axis(of, order, 1) for of in (items, targets))
-            for step in range(steps):
-                part = slice(step * self.batch_size, min((step + 1) * self.batch_size, lengths.max()))
-                inside = np.arange(part.start, part.stop) < lengths[:, None]
+            order = np.where(valid, keys, np.iinfo(np.uint64).max).argsort(1)[:, :width]
+            order = np.pad(order, ((0, 0), (0, width - order.shape[1])))
+            epoch_items = np.where(inside, np.take_along_axis(items, order, 1), 0)
+            epoch_targets = np.take_along_axis(targets, order, 1).astype(np.float32)
+            for start in range(0, width, self.batch_size):
+                part = slice(start, start + self.batch_size)
+                weights = inside[:, part] / inside[:, part].sum(1, keepdims=True)
                 batches.append(
                     Batch(
-                        torch.from_numpy(np.where(inside, epoch_items[:, part], 0)),
-                        torch.from_numpy(epoch_targets[:, part].astype(np.float32)),
-                        torch.from_numpy((inside / inside.sum(1, keepdims=True)).astype(np.float32)),
+                        torch.from_numpy(epoch_items[:, part]),
+                        torch.from_numpy(epoch_targets[:, part]),
+                        torch.from_numpy(weights.astype(np.float32)),
                     )
                 )
         return batches

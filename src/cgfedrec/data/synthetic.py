@@ -4,8 +4,8 @@ Every item belongs to one of ``groups`` groups of equal size, in an order that i
 user favours ``tastes`` groups, with shares that fall off by half from one to the next. A user's next item comes from
 a favoured group with probability ``focus`` and from the whole catalogue otherwise; within either, items are drawn in
 proportion to their popularity, which follows a power law, rank^(-skew), over the whole catalogue. A user takes each item
-at most once. Numbers of interactions are log-normal around ``interactions``, at least 5. Users arrive over a year, and
-between two interactions of a user lie exponential gaps of a day on average; timestamps are whole seconds.
+at most once. Numbers of interactions are log-normal around ``interactions``, at least 5 and at most half the catalogue. Users arrive over a month, and
+between two interactions of a user lie exponential gaps of three days on average; timestamps are whole seconds.
 
 What a recommender can find here is the groups: who knows them knows the user's next item up to its group and
 popularity. It is made to show the effect of structure clearly, and is no model of any real catalogue.
@@ -24,7 +24,8 @@ from cgfedrec.errors import check
 from cgfedrec.random import Stream, bits, uniform
 
 FEWEST = 5
-_YEAR, _DAY = 365 * 86_400, 86_400
+_DAY = 86_400
+_ARRIVAL, _GAP = 30 * _DAY, 3 * _DAY
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Synthetic:
             if not 1 <= self.tastes <= self.groups
             else None,
             f"synthetic.focus: {self.focus} is no probability" if not 0 <= self.focus <= 1 else None,
-            f"synthetic.interactions: {self.interactions} must be from {FEWEST} to items ({self.items})"
-            if not FEWEST <= self.interactions <= self.items
+            f"synthetic.interactions: {self.interactions} must be from {FEWEST} to half of items ({self.items})"
+            if not FEWEST <= self.interactions <= self.items // 2
             else None,
         )
 
@@ -80,8 +81,8 @@ class Synthetic:
         scores = np.log(self._preferences(seed)) - np.log(-np.log(uniform(seed, Stream.SYNTHETIC, 3, users, items)))
         order = (-scores).argsort(1)  # Gumbel noise: the order of successive draws without replacement
         counts = self._counts(seed)
-        gaps = -np.log(uniform(seed, Stream.SYNTHETIC, 5, users, items)) * _DAY
-        arrival = uniform(seed, Stream.SYNTHETIC, 6, users) * _YEAR
+        gaps = -np.log(uniform(seed, Stream.SYNTHETIC, 5, users, items)) * _GAP
+        arrival = uniform(seed, Stream.SYNTHETIC, 6, users) * _ARRIVAL
         times = (arrival + gaps.cumsum(1)).astype(np.int64)
         taken = items < counts[:, None]
         number = int(taken.sum())
@@ -116,4 +117,4 @@ class Synthetic:
         users = np.arange(self.users)
         radius = np.sqrt(-2 * np.log(uniform(seed, Stream.SYNTHETIC, 4, users, 0)))
         normal = radius * np.cos(2 * np.pi * uniform(seed, Stream.SYNTHETIC, 4, users, 1))
-        return np.clip(self.interactions * np.exp(0.5 * normal), FEWEST, self.items).astype(np.int64)
+        return np.clip(self.interactions * np.exp(0.5 * normal), FEWEST, self.items // 2).astype(np.int64)

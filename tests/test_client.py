@@ -1,0 +1,174 @@
+"""What every method's client must keep; a new method's test class inherits `ClientConformance`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from lightning import Fabric
+from torch import Tensor
+
+from cgfedrec.data import FederatedDataModule, Synthetic
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.messages import Broadcast, Labels, Upload
+from cgfedrec.method import Method
+from cgfedrec.methods import CGFedRec, Local
+
+MakeData = Callable[..., FederatedDataModule]
+OPTIMIZERS = {
+    "SGD": partial(torch.optim.SGD, lr=0.1),
+    "SGD with momentum and decay": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "Adam": partial(torch.optim.Adam, lr=0.01),
+    "AdamW": partial(torch.optim.AdamW, lr=0.01),
+    "Adagrad": partial(torch.optim.Adagrad, lr=0.05),
+}
+TOLERANCE = 1e-6
+
+
+def trained(
+    method: Method, data: FederatedDataModule, cohort_size: int, rounds: int = 3, **options: Any
+) -> FederatedLoop:
+    loop = FederatedLoop(rounds=rounds, cohort_size=cohort_size, **options)
+    loop.setup(Fabric(accelerator="cpu", devices=1), data, method)
+    loop.fit()
+    return loop
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
+
+
+class ClientConformance:
+    """Inherit, and say how the method is made."""
+
+    def method(self, **settings: Any) -> Method:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def data(self, make_data: MakeData) -> FederatedDataModule:
+        """Clients with one to several batches of 32, the last of which differ in length."""
+        return make_data(synthetic=Synthetic(users=14, items=60, groups=6, interactions=12), batch_size=32)
+
+    @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+    def test_training_together_is_training_alone(
+        self, optimizer: Callable[..., torch.optim.Optimizer], data: FederatedDataModule
+    ) -> None:
+        alone, *others = (trained(self.method(optimizer=optimizer), data, size) for size in (1, 5, 100))
+        for together in others:
+            for name, rows in alone.store.rows.items():
+                assert together.store.rows[name].equal(rows), name
+            for ours, theirs in zip(together.history, alone.history, strict=True):
+                for name in theirs:
+                    if name != "time/round":
+                        assert ours[name] == pytest.approx(theirs[name], rel=1e-12), name
+
+    def test_an_upload_depends_on_its_own_client_only(self, data: FederatedDataModule, fabric: Fabric) -> None:
+        uploads = []
+        for disturbed in (False, True):
+            loop = FederatedLoop(rounds=1, cohort_size=100)
+            loop.setup(fabric, data, self.method())
+            users = torch.arange(data.num_users)
+            loop.store.load(loop.client, users)
+            if disturbed:
+                for private in loop.client.private().values():
+                    private[1:] = private[1:] * -3 + 1
+            (cohort, *_) = [c for c in data.cohorts(users, 1, 1, 100) if 0 in c.users]
+            chosen = cohort.users
+            loop.client.load(chosen, {k: v[chosen].clone() for k, v in loop.client.private().items()})
+            loop.client.receive(Broadcast({"labels": Labels(torch.arange(data.num_items) % 5, 5)}))
+            for batch in cohort.batches:
+                for step, optimizer in enumerate(loop.optimizers):
+                    loop.module.training_step(batch, step).loss.sum().backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+            upload = loop.client.upload()
+            row = chosen.tolist().index(0)
+            uploads.append({name: value[row].clone() for name, value in upload.values.items()})
+        for name, value in uploads[0].items():
+            assert value.equal(uploads[1][name])
+
+    def test_uploads_and_broadcasts_survive_the_wire(self, data: FederatedDataModule) -> None:
+        loop = trained(self.method(), data, 5)
+        upload = loop.client.upload()
+        messages = upload.pack()
+        assert sum(map(len, messages)) == upload.nbytes or not upload.values
+        for name, value in Upload.unpack(upload.clients, messages).values.items():
+            assert value.equal(upload.values[name])
+        broadcast = loop.server.broadcast(loop.client.users)
+        if broadcast is not None:
+            loop.client.receive(Broadcast.unpack(broadcast.pack()))
+
+    def test_the_head_and_the_batches_stay_at_home(self, data: FederatedDataModule) -> None:
+        upload = trained(self.method(), data, 5).client.upload()
+        assert set(upload.values) <= {"table"}
+
+    def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:
+        loop = trained(self.method(), data, 5)
+        scores = loop.score(torch.tensor([3, 1]))
+        assert scores.shape == (2, data.num_items)
+        assert scores.isfinite().all()
+        assert distance(loop.score(torch.tensor([1])), scores[1:]) < TOLERANCE
+
+
+class TestLocal(ClientConformance):
+    def method(self, **settings: Any) -> Method:
+        return Local(**{"dim": 8, "lr_eta": 1.0} | settings)
+
+    def test_sends_and_receives_nothing(self, data: FederatedDataModule) -> None:
+        loop = trained(self.method(), data, 5)
+        assert loop.bytes_up == loop.bytes_down == 0
+        assert not list(loop.server.buffers())
+
+
+class TestCGFedRec(ClientConformance):
+    def method(self, **settings: Any) -> Method:
+        return CGFedRec(**{"dim": 8, "clusters": 6, "reg": 0.05, "lr_eta": 1.0} | settings)
+
+    def test_alignment_pulls_items_with_one_label_together(self, data: FederatedDataModule, fabric: Fabric) -> None:
+        loop = FederatedLoop(rounds=1)
+        loop.setup(fabric, data, self.method(reg=5.0))
+        labels = torch.arange(data.num_items) % 6
+        (cohort, *_) = data.cohorts(torch.arange(data.num_users), 1, 2, 100)
+        similarity = []
+        for broadcast in (None, Broadcast({"labels": Labels(labels, 6)})):
+            loop.store.load(loop.client, cohort.users)
+            loop.client.receive(broadcast)
+            for batch in cohort.batches * 5:
+                output = loop.module.training_step(batch, 1)
+                output.loss.sum().backward()
+                loop.optimizers[1].step()
+                loop.optimizers[1].zero_grad()
+            unit = torch.nn.functional.normalize(loop.client.private()["table"], dim=2)
+            same = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool)
+            similarity.append((unit @ unit.transpose(1, 2))[:, same].mean().item())
+        assert abs(similarity[0]) < 0.1
+        assert similarity[1] > 0.5
+
+    def test_without_weight_it_is_local(self, data: FederatedDataModule) -> None:
+        aligned = trained(self.method(reg=0.0), data, 5)
+        local = trained(Local(dim=8, lr_eta=1.0), data, 5)
+        assert aligned.store.rows["table"].equal(local.store.rows["table"])
+        assert not trained(self.method(), data, 5).store.rows["table"].equal(local.store.rows["table"])
+
+    def test_clients_share_one_start_and_one_or_no_head(self, data: FederatedDataModule, fabric: Fabric) -> None:
+        heads = {}
+        for head in ("shared", "private"):
+            loop = FederatedLoop()
+            loop.setup(fabric, data, self.method(head=head, init_scale=0.5))
+            start = loop.client.start(torch.arange(10))
+            assert (start["table"] == start["table"][0]).all()
+            assert start["table"].std().item() == pytest.approx(0.5, rel=0.1)
+            assert start["head_weight"].abs().max() <= 8**-0.5
+            heads[head] = start["head_weight"]
+        assert (heads["shared"] == heads["shared"][0]).all()
+        assert len(heads["private"].unique(dim=0)) == 10
+
+    def test_the_table_learns_at_lr_times_items_times_eta(self, data: FederatedDataModule) -> None:
+        method = self.method(optimizer=OPTIMIZERS["SGD"], lr_eta=80.0)
+        rates = [o.param_groups[0]["lr"] for o in method.client(1682, 0).configure_optimizers()]
+        assert rates == [0.1, pytest.approx(13_456)]
+        rates = [o.param_groups[0]["lr"] for o in self.method(table_lr=3.0).client(10, 0).configure_optimizers()]
+        assert rates[1] == 3.0

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning import Fabric
+
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.errors import InputError
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.methods import CGFedRec
+from cgfedrec.server import NotFiniteError
+from tests.test_client import trained
+
+MakeData = Callable[..., FederatedDataModule]
+
+
+def method(**settings: Any) -> CGFedRec:
+    return CGFedRec(**{"dim": 8, "clusters": 6, "reg": 0.05, "lr_eta": 1.0} | settings)
+
+
+def test_bytes_are_those_of_the_packed_messages(make_data: MakeData) -> None:
+    data = make_data()
+    seen: dict[str, list[int]] = {"up": [], "down": []}
+
+    class Wire:
+        def on_cohort_end(self, loop: FederatedLoop, cohort: Any) -> None:
+            seen["up"] += [len(message) for message in loop.client.upload().pack()]
+
+    loop = FederatedLoop(rounds=3, cohort_size=7)
+    loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=[Wire()]), data, method())
+    loop.fit()
+    labels = loop.server.broadcast(torch.tensor([0]))
+    welcome = loop.server.welcome()
+    assert labels is not None
+    assert welcome is not None
+    assert loop.history[-1]["bytes/up"] == sum(seen["up"]) == 3 * data.num_users * seen["up"][0]
+    assert loop.history[0]["bytes/down"] == data.num_users * len(welcome.pack())
+    assert loop.history[-1]["bytes/down"] == data.num_users * (len(welcome.pack()) + 2 * len(labels.pack()))
+    assert all(row["bytes/total"] == row["bytes/up"] + row["bytes/down"] for row in loop.history)
+
+
+@pytest.mark.parametrize(("options", "number"), [({"participation": 0.3}, 9), ({"participants": 4}, 4), ({}, 30)])
+@pytest.mark.parametrize("resample", [True, False])
+def test_participants(options: dict[str, Any], number: int, resample: bool, make_data: MakeData) -> None:
+    loop = trained(method(), make_data(), 7, rounds=1, resample=resample, **options)
+    chosen = []
+    for round in range(1, 6):
+        loop.round = round
+        chosen.append(tuple(loop.sample().tolist()))
+    assert all(len(set(users)) == number for users in chosen)
+    assert (len(set(chosen)) == 1) == (not resample or number == 30)
+
+
+def test_those_who_never_took_part_stand_at_the_start(make_data: MakeData) -> None:
+    loop = trained(method(), make_data(), 3, rounds=2, participants=5, resample=False)
+    assert loop.store.known.sum() == 5
+    strangers = (~loop.store.known).nonzero().squeeze(1)
+    start = loop.client.start(strangers)
+    loop.store.load(loop.client, strangers)
+    assert all(value.equal(start[name]) for name, value in loop.client.private().items())
+
+
+def test_the_mean_forgets_earlier_participants(make_data: MakeData) -> None:
+    uploads: list[Upload] = []
+
+    class Keep:
+        def on_cohort_end(self, loop: FederatedLoop, cohort: Any) -> None:
+            if loop.round == 3:
+                uploads.append(Upload(loop.client.users, {"table": loop.client.upload().values["table"].clone()}))
+
+    loop = FederatedLoop(rounds=3, participants=4, cohort_size=2)
+    loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=[Keep()]), make_data(), method())
+    loop.fit()
+    tables = torch.cat([upload.values["table"] for upload in uploads])
+    assert len(tables) == 4
+    torch.testing.assert_close(loop.server.mean("table"), tables.double().mean(0).float(), rtol=1e-6, atol=0)  # type: ignore[operator]
+
+
+def test_a_run_is_its_seed(make_data: MakeData) -> None:
+    histories = [
+        [{k: v for k, v in row.items() if k != "time/round"} for row in trained(method(), make_data(seed=seed), 7).history]
+        for seed in (0, 0, 1)
+    ]
+    assert histories[0] == histories[1]
+    assert histories[0] != histories[2]
+
+
+def test_state_continues_exactly(make_data: MakeData) -> None:
+    data = make_data()
+    whole = trained(method(), data, 7, rounds=4, participants=11)
+    first = trained(method(), data, 7, rounds=2, participants=11)
+    second = FederatedLoop(rounds=4, cohort_size=7, participants=11)
+    second.setup(Fabric(accelerator="cpu", devices=1), data, method())
+    second.load_state_dict(first.state_dict())
+    second.fit()
+    assert second.store.known.equal(whole.store.known)
+    for name, rows in whole.store.rows.items():
+        assert second.store.rows[name][whole.store.known].equal(rows[whole.store.known])
+    for ours, theirs in zip(second.history, whole.history, strict=True):
+        assert {k: v for k, v in ours.items() if k != "time/round"} == {k: v for k, v in theirs.items() if k != "time/round"}
+
+
+def test_the_best_round_is_the_first_with_the_best_validation(make_data: MakeData) -> None:
+    loop = trained(method(), make_data(), 7, rounds=1)
+    loop.history = [{"round": n, "val/ndcg@10": v} for n, v in enumerate((0.1, 0.3, 0.2, 0.3), 1)]
+    assert loop.best is not None
+    assert loop.best["round"] == 2
+
+
+def test_evaluates_as_often_as_told_and_at_the_end(make_data: MakeData) -> None:
+    loop = trained(method(), make_data(), 7, rounds=5, evaluate_every=3)
+    assert [row["round"] for row in loop.history] == [3, 5]
+
+
+def test_what_is_not_finite_ends_the_run(make_data: MakeData) -> None:
+    with pytest.raises(NotFiniteError) as error:
+        trained(method(table_lr=1e38), make_data(), 7, rounds=5)
+    assert error.value.clients
+
+
+@pytest.mark.parametrize(
+    ("options", "problems"),
+    [({"rounds": 0, "patience": 0, "participation": 2.0}, 3), ({"participants": 4, "participation": 0.5}, 1)],
+)
+def test_settings_that_cannot_work_are_refused_together(options: dict[str, Any], problems: int) -> None:
+    with pytest.raises(InputError) as error:
+        FederatedLoop(**options)
+    assert len(error.value.problems) == problems
+
+
+def test_settings_are_checked_against_the_data(make_data: MakeData) -> None:
+    data = make_data()
+    with pytest.raises(InputError, match="more than the 30 users"):
+        trained(method(), data, 7, participants=31)
+    with pytest.raises(InputError, match="no 'val/hr@7'; choose one of val/hr@5"):
+        trained(method(), data, 7, monitor="val/hr@7")
+    with pytest.raises(InputError, match="61 is more than the 60 items"):
+        trained(method(clusters=61), data, 7)
+
+
+def test_labels_reach_the_clients_as_packed(make_data: MakeData) -> None:
+    loop = trained(method(), make_data(), 7)
+    broadcast = loop.server.broadcast(torch.tensor([0]))
+    assert broadcast is not None
+    loop.client.receive(Broadcast.unpack(broadcast.pack()))
+    assert loop.client.labels.equal(loop.server.labels)  # type: ignore[union-attr, operator, arg-type]
