@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "loop": {"rounds": 3, "cohort_size": 16},
     "logger": None,
 }
-"""Overrides of the quickstart that train in a moment."""
+"""Settings that train in a moment."""
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def require_data(name: str) -> Path:
     return path
 
 
-def cgfedrec(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def cgfedrec(*arguments: str | Path | int, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, as a user does."""
     command = [sys.executable, "-m", "cgfedrec.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)

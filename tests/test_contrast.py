@@ -19,7 +19,9 @@ def oracle(table: Tensor, labels: Tensor, temperature: float, base_temperature: 
     similarity = unit @ unit.T / temperature
     others = similarity.exp().masked_fill(itself, 0).sum(1) + EPSILON * math.exp(1 / temperature)
     log_probability = similarity - others.log()[:, None]
-    means = [row[mine].mean() if mine.any() else row.sum() * 0 for row, mine in zip(log_probability, positive, strict=True)]
+    means = [
+        row[mine].mean() if mine.any() else row.sum() * 0 for row, mine in zip(log_probability, positive, strict=True)
+    ]
     return -(temperature / base_temperature) * torch.stack(means).mean()
 
 

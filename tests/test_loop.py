@@ -82,7 +82,10 @@ def test_the_mean_forgets_earlier_participants(make_data: MakeData) -> None:
 
 def test_a_run_is_its_seed(make_data: MakeData) -> None:
     histories = [
-        [{k: v for k, v in row.items() if k != "time/round"} for row in trained(method(), make_data(seed=seed), 7).history]
+        [
+            {k: v for k, v in row.items() if k != "time/round"}
+            for row in trained(method(), make_data(seed=seed), 7).history
+        ]
         for seed in (0, 0, 1)
     ]
     assert histories[0] == histories[1]
@@ -101,7 +104,9 @@ def test_state_continues_exactly(make_data: MakeData) -> None:
     for name, rows in whole.store.rows.items():
         assert second.store.rows[name][whole.store.known].equal(rows[whole.store.known])
     for ours, theirs in zip(second.history, whole.history, strict=True):
-        assert {k: v for k, v in ours.items() if k != "time/round"} == {k: v for k, v in theirs.items() if k != "time/round"}
+        assert {k: v for k, v in ours.items() if k != "time/round"} == {
+            k: v for k, v in theirs.items() if k != "time/round"
+        }
 
 
 def test_the_best_round_is_the_first_with_the_best_validation(make_data: MakeData) -> None:
@@ -147,4 +152,4 @@ def test_labels_reach_the_clients_as_packed(make_data: MakeData) -> None:
     broadcast = loop.server.broadcast(torch.tensor([0]))
     assert broadcast is not None
     loop.client.receive(Broadcast.unpack(broadcast.pack()))
-    assert loop.client.labels.equal(loop.server.labels)  # type: ignore[union-attr, operator, arg-type]
+    assert loop.client.labels.equal(loop.server.labels)  # type: ignore[operator, arg-type]

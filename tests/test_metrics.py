@@ -17,7 +17,9 @@ CUTOFFS = (1, 3, 10)
 def a_ranking(seed: int, users: int = 12, items: int = 25) -> tuple[Tensor, Tensor, Tensor]:
     """Tie-free scores in (0, 1), one to three relevant items a user, and candidates."""
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.stack([torch.randperm(items, generator=generator) for _ in range(users)]).double().add(1) / (items + 2)
+    scores = torch.stack([torch.randperm(items, generator=generator) for _ in range(users)]).double().add(1) / (
+        items + 2
+    )
     order = torch.stack([torch.randperm(items, generator=generator) for _ in range(users)])
     number = torch.randint(1, 4, (users, 1), generator=generator)
     relevant = order[:, :3].masked_fill(torch.arange(3) >= number, -1)
@@ -37,7 +39,12 @@ def test_agrees_with_torchmetrics_where_there_are_no_ties(
     for half in (slice(0, 5), slice(5, None)):
         ours.update(rank(scores[half], relevant[half], candidates[half]))
     target = torch.zeros_like(candidates).scatter(1, relevant.clamp_min(0), relevant >= 0)
-    target |= torch.nn.functional.one_hot(relevant.clamp_min(0), scores.shape[1]).bool().logical_and((relevant >= 0)[..., None]).any(1)
+    target |= (
+        torch.nn.functional.one_hot(relevant.clamp_min(0), scores.shape[1])
+        .bool()
+        .logical_and((relevant >= 0)[..., None])
+        .any(1)
+    )
     ranked = candidates | target
     users = torch.arange(len(scores))[:, None].expand_as(scores)
     for k in CUTOFFS:
@@ -74,7 +81,9 @@ def test_a_scorer_without_opinion_ranks_last(score: float) -> None:
     candidates = torch.ones(3, 100, dtype=torch.bool)
     relevant = torch.tensor([[5], [0], [99]])
     assert rank(torch.full((3, 100), score), relevant, candidates).tolist() == [[100]] * 3
-    assert rank_sampled(torch.full((3, 100), score), relevant, torch.arange(10, 60).expand(3, -1)).tolist() == [[51]] * 3
+    assert (
+        rank_sampled(torch.full((3, 100), score), relevant, torch.arange(10, 60).expand(3, -1)).tolist() == [[51]] * 3
+    )
 
 
 def test_a_score_that_is_no_number_ranks_last() -> None:

@@ -95,7 +95,7 @@ class Reference:
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).double().norm() / theirs.double().norm()).item()
+    return float(((ours - theirs).double().norm() / theirs.double().norm()).item())
 
 
 def cohorts(reference: Reference, size: int) -> Iterator[list[int]]:

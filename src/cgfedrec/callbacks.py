@@ -1,7 +1,8 @@
 """What happens at the end of a round: early stopping, checkpoints, polite interruption, progress.
 
-A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, cohort)`, `on_round_end(loop)` and
-`on_federation_end(loop)`; Fabric calls those that it has, in the order in which they were given.
+A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, cohort)`,
+`on_round_end(loop)` and `on_federation_end(loop)`; Fabric calls those that it has, in the order in which they were
+given.
 """
 
 from __future__ import annotations
@@ -70,34 +71,49 @@ class Interrupt:
         self.signal: signal.Signals | None = None
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        def stop(number: int, frame: FrameType | None) -> None:
             if self.signal:
                 raise KeyboardInterrupt
             self.signal = signal.Signals(number)
             loop.should_stop = True
-            print(f"\n{self.signal.name}: ending round {loop.round}, then saving; once more to stop at once", file=sys.stderr)
+            print(
+                f"\n{self.signal.name}: ending round {loop.round}, then saving; once more to stop at once",
+                file=sys.stderr,
+            )
 
         self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def on_federation_end(self, loop: FederatedLoop) -> None:  # noqa: ARG002
+    def on_federation_end(self, loop: FederatedLoop) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
 class ProgressBar:
-    """Shows rounds, clients and the monitored metric: a bar on a terminal, a line for each evaluated round elsewhere."""
+    """Shows rounds, clients and the monitored metric: bars on a terminal, a line an evaluated round elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, TextColumn("{task.fields[metric]}"), console=console, transient=True, disable=not console.is_terminal)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(
+            *columns,
+            TextColumn("{task.fields[metric]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
         self.progress.start()
         self.rounds = self.progress.add_task("rounds", total=loop.rounds, completed=loop.round, metric="")
         self.clients = self.progress.add_task("clients", total=len(loop.sample()), metric="")
 
-    def on_cohort_end(self, loop: FederatedLoop, cohort: TrainingCohort) -> None:  # noqa: ARG002
+    def on_cohort_end(self, loop: FederatedLoop, cohort: TrainingCohort) -> None:
         self.progress.advance(self.clients, len(cohort.users))
 
     def on_round_end(self, loop: FederatedLoop) -> None:
@@ -110,7 +126,9 @@ class ProgressBar:
         self.progress.update(self.rounds, completed=loop.round, metric=metric)
         if not self.console.is_terminal:
             loss = f"train/loss {row['train/loss']:.4f}"
-            self.console.print(f"round {loop.round}/{loop.rounds}  {loss}  {metric}  {row['time/round']:.2f} s", highlight=False)
+            self.console.print(
+                f"round {loop.round}/{loop.rounds}  {loss}  {metric}  {row['time/round']:.2f} s", highlight=False
+            )
 
-    def on_federation_end(self, loop: FederatedLoop) -> None:  # noqa: ARG002
+    def on_federation_end(self, loop: FederatedLoop) -> None:
         self.progress.stop()

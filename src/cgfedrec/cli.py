@@ -55,7 +55,7 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
     return code
 
 
-def _fit(arguments: Arguments, options: list[str]) -> int:  # noqa: ARG001
+def _fit(arguments: Arguments, options: list[str]) -> int:
     from rich.console import Console
 
     from cgfedrec.report import show_result
@@ -66,7 +66,9 @@ def _fit(arguments: Arguments, options: list[str]) -> int:  # noqa: ARG001
     run = start(options, console=console)
     if run.interrupted:
         last = run.checkpoints / "last.ckpt"
-        console.print(f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True)
+        console.print(
+            f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True
+        )
         return 128 + run.interrupted
     show_result(console, run)
     return 0
@@ -100,7 +102,9 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
 
     table = load(arguments.ckpt_path, options=options).recommend(arguments.user, arguments.top_k)
     if arguments.items:
-        layout = Format(arguments.items_separator, not arguments.items_no_header, item_column=_column(arguments.items_id))
+        layout = Format(
+            arguments.items_separator, not arguments.items_no_header, item_column=_column(arguments.items_id)
+        )
         table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
     if output:
         write(table, output)
@@ -110,7 +114,7 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
-def _describe(arguments: Arguments, options: list[str]) -> int:  # noqa: ARG001
+def _describe(arguments: Arguments, options: list[str]) -> int:
     from rich.console import Console
 
     from cgfedrec.report import show_data
@@ -148,7 +152,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def verb(of: object, name: str, run: Callable[[Arguments, list[str]], int], help: str, own_help: bool = False) -> ArgumentParser:
+    def verb(
+        of: object, name: str, run: Callable[[Arguments, list[str]], int], help: str, own_help: bool = False
+    ) -> ArgumentParser:
         added: ArgumentParser = of.add_parser(  # type: ignore[attr-defined]
             name, help=help, description=help, add_help=not own_help, allow_abbrev=False
         )
@@ -161,13 +167,19 @@ def _parser() -> ArgumentParser:
     test.add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
     recommend = verb(verbs, "recommend", _recommend, f"recommend items to users{more}")
     recommend.add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
-    recommend.add_argument("--user", nargs="+", action="extend", metavar="ID", help="original user ids; by default everybody")
+    recommend.add_argument(
+        "--user", nargs="+", action="extend", metavar="ID", help="original user ids; by default everybody"
+    )
     recommend.add_argument("--top_k", type=int, default=10, metavar="K", help="how many items for each (%(default)s)")
     recommend.add_argument("--output", metavar="FILE", help="write .csv or .parquet instead of printing")
     recommend.add_argument("--items", metavar="FILE", help="a table of items from which titles are joined")
-    recommend.add_argument("--items_id", default="0", metavar="COLUMN", help="its id column, by name or position (%(default)s)")
+    recommend.add_argument(
+        "--items_id", default="0", metavar="COLUMN", help="its id column, by name or position (%(default)s)"
+    )
     recommend.add_argument("--items_title", default="1", metavar="COLUMN", help="its title column (%(default)s)")
-    recommend.add_argument("--items_separator", metavar="TEXT", help="its separator, by default told from the file name")
+    recommend.add_argument(
+        "--items_separator", metavar="TEXT", help="its separator, by default told from the file name"
+    )
     recommend.add_argument("--items_no_header", action="store_true", help="its first line is an item already")
     data = verbs.add_parser("data", help="describe or download data", description="describe or download data")
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
@@ -31,9 +31,9 @@ def quickstart() -> Path:
     return installed if installed.exists() else here.parents[1] / "configs" / "quickstart.yaml"
 
 
-_DESCRIPTION = """Train a federation. Options come from the config, from environment variables (ENV below) and from the
-command line, later ones first. --method.help CGFedRec, --data.help FederatedDataModule, --protocol.help and --logger.help
-WandbLogger tell the options of these parts; --print_config prints them all."""
+_DESCRIPTION = """Train a federation. Options come from environment variables (ENV below), from the config, which
+outranks them, and from the command line, which outranks both. --method.help CGFedRec, --data.help FederatedDataModule,
+--protocol.help and --logger.help WandbLogger tell the options of these parts; --print_config prints them all."""
 
 
 def parser(prog: str = "cgfedrec fit", description: str = _DESCRIPTION) -> ArgumentParser:
@@ -52,7 +52,9 @@ def parser(prog: str = "cgfedrec fit", description: str = _DESCRIPTION) -> Argum
     parser.add_argument("--run_dir", type=str | None, help="Where the run goes; by default runs/<config>/<number>.")
     parser.add_argument("--seed_everything", type=int, default=0, help="Of everything random.")
     parser.add_class_arguments(Fabric, "fabric", skip={"callbacks", "loggers"}, instantiate=False)
-    parser.add_subclass_arguments(FederatedDataModule, "data", default={"class_path": "cgfedrec.data.FederatedDataModule"})
+    parser.add_subclass_arguments(
+        FederatedDataModule, "data", default={"class_path": "cgfedrec.data.FederatedDataModule"}
+    )
     parser.add_argument(
         "--protocol",
         type=Protocol | Literal["strict", "reference"],
@@ -65,7 +67,6 @@ def parser(prog: str = "cgfedrec fit", description: str = _DESCRIPTION) -> Argum
         "--logger",
         type=Logger | None,
         default={"class_path": "cgfedrec.logging.WandbLogger"},
-        enable_path=False,
         help="Beside the CSV: Weights & Biases, another of Lightning's loggers, or null.",
     )
     parser.set_defaults({"fabric.devices": 1})
@@ -92,8 +93,8 @@ def parse(
     try:
         return parser.parse_args([*first, *options])
     except ArgumentError as error:
-        files = [str(option) for option in (*first, *options) if Path(str(option)).suffix in (".yaml", ".yml")]
-        raise InputError(f"{error}{f' (config: {", ".join(files)})' if files else ''}") from error
+        files = ", ".join(option for option in (*first, *options) if Path(option).suffix in (".yaml", ".yml"))
+        raise InputError(f"{error} (config: {files})" if files else str(error)) from error
 
 
 def as_options(configs: Sequence[Config]) -> list[str]:
@@ -110,12 +111,12 @@ def dump(parser: ArgumentParser, settings: Namespace) -> str:
     kept = settings.clone()
     for name in ("config", "ckpt_path", "run_dir"):
         kept.pop(name, None)
-    return str(parser.dump(kept, skip_none=False, skip_validation=True))
+    return str(parser.dump(kept, skip_unset=False, skip_validation=True))
 
 
 def instantiate(parser: ArgumentParser, settings: Namespace) -> Namespace:
     """Build every component but Fabric, whose arguments stay. Raises `InputError` with the problems of all of them."""
-    built, problems = Namespace(), []
+    built, problems = Namespace(), list[str]()
     for name in COMPONENTS:
         try:
             built[name] = parser.instantiate(Namespace({name: settings[name]}))[name]
@@ -126,5 +127,5 @@ def instantiate(parser: ArgumentParser, settings: Namespace) -> Namespace:
     if problems:
         raise InputError(problems)
     if isinstance(built.protocol, str):
-        built.protocol = Protocol(built.protocol)
+        built.protocol = Protocol(cast(Any, built.protocol))
     return built

@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import uuid
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 import polars as pl
 import torch
 from lightning.fabric.loggers import Logger
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
 
 from cgfedrec.loop import FederatedLoop, Row
 
@@ -49,9 +49,9 @@ class History:
         self._write(loop)
         if self.logger is not None:
             self.logger.log_metrics(loop.history[-1], step=loop.round)
-            labels = dict(loop.server.named_buffers()).get("labels")
-            if labels is not None and isinstance(self.logger, WandbLogger):
-                self.logger.log_histogram("clusters/sizes", torch.bincount(labels), loop.round)
+            if isinstance(self.logger, WandbLogger):
+                for name, values in loop.server.histograms().items():
+                    self.logger.log_histogram(name, values, loop.round)
 
     def _write(self, loop: FederatedLoop) -> None:
         if loop.history:
@@ -105,29 +105,30 @@ class WandbLogger(Logger):
         identity.parent.mkdir(parents=True, exist_ok=True)
         if not identity.exists():
             identity.write_text(uuid.uuid4().hex[:8])
-        settings = {
+        settings: dict[str, Any] = {
             "project": self.project,
             "name": self._name,
             "id": identity.read_text(),
             "resume": "allow",
-            "dir": str(directory),
+            "dir": str(directory.absolute()),  # its service may have another working directory
             "config": dict(config),
         }
         quiet = wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT)
-        mode = "offline" if self.offline else os.environ.get("WANDB_MODE", "online")
+        mode: Any = "offline" if self.offline else os.environ.get("WANDB_MODE", "online")
         try:
             self.run = wandb.init(**settings, mode=mode, settings=quiet)
         except wandb.Error as error:
-            rank_zero_warn(f"Weights & Biases does not answer ({error}); this run is logged offline")
+            warnings.warn(f"Weights & Biases does not answer ({error}); this run is logged offline", stacklevel=2)
             self.offline = True
-            self.run = wandb.init(**settings, mode="offline", settings=quiet)
+            identity.write_text(uuid.uuid4().hex[:8])  # the first one is taken by the attempt
+            self.run = wandb.init(**settings | {"id": identity.read_text()}, mode="offline", settings=quiet)
         self.run.define_metric("round")
         self.run.define_metric("*", step_metric="round")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.run.log({**metrics, "round": step})
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         self.run.config.update(params if isinstance(params, dict) else vars(params))
 
     def log_histogram(self, name: str, values: torch.Tensor, step: int) -> None:
@@ -142,9 +143,13 @@ class WandbLogger(Logger):
 
         final = {k: v for k, v in summary.items() if isinstance(v, int | float)}
         self.run.summary.update(final)
-        self.run.log({"final": wandb.Table(columns=["metric", "value"], data=[[k, float(v)] for k, v in final.items()])})
+        self.run.log(
+            {"final": wandb.Table(columns=["metric", "value"], data=[[k, float(v)] for k, v in final.items()])}
+        )
         if history and monitor in history[-1]:
-            points = wandb.Table(columns=["bytes/total", monitor], data=[[row["bytes/total"], row[monitor]] for row in history])
+            points = wandb.Table(
+                columns=["bytes/total", monitor], data=[[row["bytes/total"], row[monitor]] for row in history]
+            )
             self.run.log({"against bytes": wandb.plot.line(points, "bytes/total", monitor, f"{monitor} against bytes")})
         if self.log_checkpoint and best.exists():
             artifact = wandb.Artifact(f"best-{self.run.id}", type="model")

@@ -90,7 +90,9 @@ class FederatedLoop:
         """
         metrics = [f"val/{metric.name}@{k}" for metric in (HitRate, NDCG, MRR) for k in data.protocol.cutoffs]
         check(
-            None if self.monitor in metrics else f"loop.monitor: no {self.monitor!r}; choose one of {', '.join(metrics)}",
+            None
+            if self.monitor in metrics
+            else f"loop.monitor: no {self.monitor!r}; choose one of {', '.join(metrics)}",
             f"loop.participants: {self.participants} is more than the {data.num_users} users of the data"
             if self.participants is not None and self.participants > data.num_users
             else None,
@@ -150,7 +152,11 @@ class FederatedLoop:
         loss, alignment = seen.double().mean(0).tolist()
         row: Row = {"round": self.round, "train/loss": loss, "train/alignment": alignment}
         row |= self.evaluate("val") if self.data.holds_out("val") else {}
-        row |= {"bytes/up": self.bytes_up, "bytes/down": self.bytes_down, "bytes/total": self.bytes_up + self.bytes_down}
+        row |= {
+            "bytes/up": self.bytes_up,
+            "bytes/down": self.bytes_down,
+            "bytes/total": self.bytes_up + self.bytes_down,
+        }
         self.history.append(row | report | {"time/round": seconds})
 
     def evaluate(self, stage: Stage) -> Row:
@@ -201,7 +207,8 @@ def train(fabric: Fabric, module: Any, optimizers: Sequence[Any], cohort: Traini
         cohort: Who trains, and on what.
 
     Returns:
-        `[clients, 2]`: each client's mean loss and mean alignment as the last optimiser saw them, weighted by batch length.
+        `[clients, 2]`: each client's mean loss and mean alignment, weighted by batch length, as the last optimiser
+        saw them.
 
     Raises:
         NotFiniteError: naming the clients whose loss is not finite.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class Upload:
     @classmethod
     def unpack(cls, clients: Tensor, messages: list[bytes]) -> Upload:
         """The inverse of `pack`. Raises ``ValueError`` for bytes that are no message."""
-        rows = [_unpack(message) for message in messages]
+        rows: list[dict[str, Any]] = [_unpack(message) for message in messages]
         names = rows[0] if rows else {}
         return cls(clients, {name: torch.stack([row[name] for row in rows]) for name in names})
 
@@ -96,6 +97,7 @@ class Upload:
 
 def _header(name: str, value: Value) -> bytes:
     encoded = name.encode()
+    shape: tuple[int, ...]
     if isinstance(value, Labels):
         encoding, bits, shape = _PACKED, value.bits, (len(value.values), value.clusters)
     else:
@@ -145,7 +147,11 @@ def _parse(data: bytes) -> dict[str, Value]:
         if encoding == _PACKED:
             values[name] = Labels(torch.from_numpy(_unpack_bits(payload, count, bits)), shape[1])
         else:
-            raw = torch.frombuffer(bytearray(payload), dtype=_DTYPES[encoding]) if payload else torch.empty(0, dtype=_DTYPES[encoding])
+            raw = (
+                torch.frombuffer(bytearray(payload), dtype=_DTYPES[encoding])
+                if payload
+                else torch.empty(0, dtype=_DTYPES[encoding])
+            )
             values[name] = raw.reshape(shape)
         at += size
     if at != len(data):

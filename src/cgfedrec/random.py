@@ -8,6 +8,7 @@ SplitMix64 (Steele, Lea, Flood 2014).
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,7 +36,7 @@ class Stream(IntEnum):
 def bits(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.uint64]:
     """64 random bits for each position of the broadcast ``counters``."""
     with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed % 2**64) + _GOLDEN * np.uint64(stream))
+        state: NDArray[np.uint64] = _mix(np.uint64(seed % 2**64) + _GOLDEN * np.uint64(stream))
         for counter in counters:
             state = _mix(state + _GOLDEN * (np.asarray(counter).astype(np.uint64) + np.uint64(1)))
     return state
@@ -70,7 +71,7 @@ def distinct(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int
     return drawn
 
 
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix(state: Any) -> Any:
     state = (state ^ (state >> np.uint64(30))) * _MIX_1
     state = (state ^ (state >> np.uint64(27))) * _MIX_2
     return state ^ (state >> np.uint64(31))

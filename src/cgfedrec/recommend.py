@@ -69,9 +69,18 @@ def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: C
         InputError: if the file or a column is not there.
     """
     titles = read_table(path, layout, "utf8-lossy")
-    item, title = (column_of(path, titles, name, column) for name, column in (("item", layout.item_column), ("title", title_column)))
-    lookup = titles.select(pl.col(item).cast(pl.String).alias("key"), pl.col(title).alias("title")).unique("key", keep="first")
-    return table.with_columns(pl.col("item").cast(pl.String).alias("key")).join(lookup, "key", "left", maintain_order="left").drop("key")
+    item, title = (
+        column_of(path, titles, name, column)
+        for name, column in (("item", layout.item_column), ("title", title_column))
+    )
+    lookup = titles.select(pl.col(item).cast(pl.String).alias("key"), pl.col(title).alias("title")).unique(
+        "key", keep="first"
+    )
+    return (
+        table.with_columns(pl.col("item").cast(pl.String).alias("key"))
+        .join(lookup, "key", "left", maintain_order="left")
+        .drop("key")
+    )
 
 
 def write(table: pl.DataFrame, path: Path) -> None:

@@ -52,7 +52,9 @@ def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Proto
     """Test metrics beside those of popularity, and validation metrics where there are any."""
     columns = {"val/": "validation", "test/": "test", "popularity/test/": "test, popularity"}
     present = {prefix: title for prefix, title in columns.items() if any(name.startswith(prefix) for name in metrics)}
-    table = Table("", *present.values(), title=f"{protocol.name} protocol, {protocol.ranking} candidates", title_justify="left")
+    table = Table(
+        "", *present.values(), title=f"{protocol.name} protocol, {protocol.ranking} candidates", title_justify="left"
+    )
     for short, long in METRICS.items():
         for k in protocol.cutoffs:
             cells = (metrics.get(f"{prefix}{short}@{k}") for prefix in present)
@@ -61,8 +63,8 @@ def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Proto
         console.print(table)
     if protocol.leaks:
         console.print(
-            "The reference protocol leaks: training negatives avoid the held-out items. Compare with cgfedrec.methods.Local "
-            "under the same protocol, and with protocol: strict."
+            "The reference protocol leaks: training negatives avoid the held-out items. Compare with "
+            "cgfedrec.methods.Local under the same protocol, and with protocol: strict."
         )
 
 

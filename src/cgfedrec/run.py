@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import platform
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = ()) -
     path = Path(ckpt_path)
     state = read_checkpoint(path)
     given = [*as_options([*configs, {"logger": None}]), *options]
-    run = Run(parse(parser(), given, yaml.safe_load(state["config"]), True), path.absolute().parents[1])
+    run = Run(parse(parser(), given, yaml.safe_load(state["config"]), True), _run_of(path))
     run.restore(state)
     return run
 
@@ -178,7 +179,7 @@ class Run:
             f"ckpt_path: was trained with {state['method']}, this run uses {self.header['method']}"
             if state["method"] != self.header["method"]
             else None,
-            f"ckpt_path: was trained on other data, or another split of them, than {self.data.path or 'the embedded set'}"
+            f"ckpt_path: was trained on other data than {self.data.path or 'the embedded set'}, or on another split"
             if state["fingerprint"] != self.header["fingerprint"]
             else None,
         )
@@ -193,7 +194,9 @@ class Run:
             RunError: if a loss or an upload is not finite.
         """
         show_data(self.console, self.data)
-        self.console.print(f"{type(self.method).__name__}, {self.loop.rounds} rounds, in {self.directory}", highlight=False)
+        self.console.print(
+            f"{type(self.method).__name__}, {self.loop.rounds} rounds, in {self.directory}", highlight=False
+        )
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", self.config)
         if isinstance(self.logger, WandbLogger):
@@ -219,11 +222,12 @@ class Run:
 
     def _finish(self) -> None:
         best_path = self.checkpoints / "best.ckpt"
-        best = self.loop.best
-        last = self.loop.history[-1]
+        history, best = self.loop.history, self.loop.best
         assert best is not None
+        last = history[-1]
         if best["round"] != self.loop.round:
             self.loop.load_state_dict(read_checkpoint(best_path)["loop"])
+            self.loop.history = history
         protocol = self.data.protocol.to_dict()
         self.summary = {
             "method": self.header["method"],
@@ -246,9 +250,11 @@ class Run:
         }
         write_atomically(self.directory / "summary.json", json.dumps(self.summary, indent=2) + "\n")
         if isinstance(self.logger, WandbLogger):
-            self.logger.log_summary(self.history.to_dicts(), self.loop.monitor, self.summary, best_path)
+            self.logger.log_summary(history, self.loop.monitor, self.summary, best_path)
         elif self.logger is not None:
-            self.logger.log_metrics({k: v for k, v in self.summary.items() if k.startswith("test/")}, step=self.loop.round)
+            self.logger.log_metrics(
+                {k: v for k, v in self.summary.items() if k.startswith("test/")}, step=self.loop.round
+            )
 
     def test(self) -> dict[str, float]:
         """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular."""
@@ -301,11 +307,15 @@ def _directory(settings: Namespace) -> Path:
         )
         return directory
     if settings.ckpt_path:
-        return Path(settings.ckpt_path).absolute().parents[1]
+        return _run_of(Path(settings.ckpt_path))
     files = [Path(str(config)) for config in settings.config or [] if config is not None]
     root = Path("runs") / (files[0].stem if files else "quickstart")
     numbers = [int(path.name) for path in root.glob("*") if path.name.isdigit()] if root.is_dir() else []
     return root / str(max(numbers, default=-1) + 1)
+
+
+def _run_of(checkpoint: Path) -> Path:
+    return Path(os.path.relpath(checkpoint.absolute().parents[1]))
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -317,8 +327,14 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             "protocol": config["protocol"],
             "method": config["method"],
             "data": {k: v for k, v in config["data"]["init_args"].items() if k not in free},
-            "loop": {k: config["loop"][k] for k in ("participation", "participants", "resample", "evaluate_every", "monitor")},
+            "loop": {
+                k: config["loop"][k] for k in ("participation", "participants", "resample", "evaluate_every", "monitor")
+            },
         }
         for config in (before, now)
     )
-    return [f"{key}: a resumed run cannot change this from {was[key]} to {becomes[key]}" for key in was if was[key] != becomes[key]]
+    return [
+        f"{key}: a resumed run cannot change this from {was[key]} to {becomes[key]}"
+        for key in was
+        if was[key] != becomes[key]
+    ]

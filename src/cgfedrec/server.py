@@ -33,6 +33,10 @@ class Server(nn.Module):
         """End round ``round`` (counted from 1), and return what is worth logging about it."""
         return {}
 
+    def histograms(self) -> dict[str, Tensor]:
+        """Values of which the distribution is worth logging, by name."""
+        return {}
+
 
 class MeanServer(Server):
     """Averages what this round's participants upload, and keeps the mean tables.

@@ -82,17 +82,15 @@ class TableClient(Client):
         return [head, table]
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
-        """Step 0 trains the head, step 1 the table; the alignment says nothing about the head, so only step 1 has it."""
+        """Step 0 trains the head, step 1 the table. The alignment is flat in the head, so only step 1 has it."""
         first_rows = torch.arange(len(self.table), device=self.table.device)[:, None] * self.num_items
-        table, weight, bias = self.table, self.head_weight, self.head_bias
-        if step == 0:
-            table = table.detach()
-        else:
-            weight, bias = weight.detach(), bias.detach()
+        trains_head = step == 0
+        table = self.table.detach() if trains_head else self.table
+        weight, bias = (p if trains_head else p.detach() for p in (self.head_weight, self.head_bias))
         rows = F.embedding(first_rows + batch.items, table.view(-1, self.dim))
         logits = (rows * weight[:, None]).sum(2) + bias[:, None]
         loss = (F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="none") * batch.weights).sum(1)
-        if step == 0 or self.labels is None or self.reg == 0:
+        if trains_head or self.labels is None or self.reg == 0:
             return StepOutput(loss)
         alignment = contrast(table, self.labels, self.temperature)
         return StepOutput(loss + self.reg * alignment, alignment.detach())

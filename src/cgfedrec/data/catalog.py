@@ -18,8 +18,12 @@ from cgfedrec.errors import InputError, RunError
 TIMEOUT = 30
 CHUNK = 1 << 16
 _GROUPLENS = "https://files.grouplens.org/datasets"
-_RESEARCH = "research use, no redistribution, no commercial use without permission, with acknowledgement: the README inside"
-_HEADERLESS = "--data.format.header false --data.format.user_column 0 --data.format.item_column 1 --data.format.timestamp_column 3"
+_RESEARCH = (
+    "research use, no redistribution, no commercial use without permission, with acknowledgement: the README inside"
+)
+_HEADERLESS = " ".join(
+    f"--data.format.{option}" for option in ("header false", "user_column 0", "item_column 1", "timestamp_column 3")
+)
 _NAMED = "--data.format.user_column userId --data.format.item_column movieId"
 
 
@@ -38,11 +42,21 @@ class Entry:
 
 
 CATALOG = {
-    "ml-100k": Entry(f"{_GROUPLENS}/movielens/ml-100k.zip", "md5:0e33842e24a9c977be4e0107933c0723", "u.data", _HEADERLESS),
-    "ml-1m": Entry(f"{_GROUPLENS}/movielens/ml-1m.zip", "md5:c4d9eecfca2ab87c1945afe126590906", "ratings.dat", _HEADERLESS),
-    "ml-10m": Entry(f"{_GROUPLENS}/movielens/ml-10m.zip", "md5:ce571fd55effeba0271552578f2648bd", "ratings.dat", _HEADERLESS),
-    "ml-20m": Entry(f"{_GROUPLENS}/movielens/ml-20m.zip", "md5:cd245b17a1ae2cc31bb14903e1204af3", "ratings.csv", _NAMED),
-    "ml-25m": Entry(f"{_GROUPLENS}/movielens/ml-25m.zip", "md5:6b51fb2759a8657d3bfcbfc42b592ada", "ratings.csv", _NAMED),
+    "ml-100k": Entry(
+        f"{_GROUPLENS}/movielens/ml-100k.zip", "md5:0e33842e24a9c977be4e0107933c0723", "u.data", _HEADERLESS
+    ),
+    "ml-1m": Entry(
+        f"{_GROUPLENS}/movielens/ml-1m.zip", "md5:c4d9eecfca2ab87c1945afe126590906", "ratings.dat", _HEADERLESS
+    ),
+    "ml-10m": Entry(
+        f"{_GROUPLENS}/movielens/ml-10m.zip", "md5:ce571fd55effeba0271552578f2648bd", "ratings.dat", _HEADERLESS
+    ),
+    "ml-20m": Entry(
+        f"{_GROUPLENS}/movielens/ml-20m.zip", "md5:cd245b17a1ae2cc31bb14903e1204af3", "ratings.csv", _NAMED
+    ),
+    "ml-25m": Entry(
+        f"{_GROUPLENS}/movielens/ml-25m.zip", "md5:6b51fb2759a8657d3bfcbfc42b592ada", "ratings.csv", _NAMED
+    ),
     # its home says that this one changes; the checksum is of the archive of October 2026
     "ml-latest-small": Entry(
         f"{_GROUPLENS}/movielens/ml-latest-small.zip",
@@ -81,7 +95,11 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
         _verify(partial, entry.checksum)
         _extract(partial, target, entry.ratings)
         partial.unlink()
-    console.print(f"train on it with:\n  cgfedrec fit --data.init_args.path {ratings} {entry.options}", soft_wrap=True, highlight=False)
+    console.print(
+        f"train on it with:\n  cgfedrec fit --data.init_args.path {ratings} {entry.options}",
+        soft_wrap=True,
+        highlight=False,
+    )
     return ratings
 
 
@@ -90,7 +108,10 @@ def _fetch(url: str, partial: Path, target: Path, console: Console) -> None:
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response, Progress(*columns, console=console) as progress:
+        with (
+            urllib.request.urlopen(request, timeout=TIMEOUT) as response,
+            Progress(*columns, console=console) as progress,
+        ):
             resumed = response.status == 206
             length = int(response.headers.get("Content-Length", 0))
             start = done if resumed else 0
@@ -107,8 +128,8 @@ def _fetch(url: str, partial: Path, target: Path, console: Console) -> None:
         raise RunError(f"{url}: {error}") from error
     except (urllib.error.URLError, OSError) as error:
         raise RunError(
-            f"{url}: {getattr(error, 'reason', error)}. The same command goes on where this one ended. Without a network: "
-            f"fetch the archive elsewhere, save it as {partial}, and run the command again; or unpack it into {target}"
+            f"{url}: {getattr(error, 'reason', error)}. The same command goes on where this one ended. Without a "
+            f"network: fetch the archive elsewhere, save it as {partial}, and run this again; or unpack it to {target}"
         ) from error
 
 

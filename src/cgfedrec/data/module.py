@@ -173,7 +173,10 @@ class FederatedDataModule(LightningDataModule):
             kept = kept.keep_users(trained)
         check("data.temporal_fractions: no user has interactions before the first cut" if not trained.any() else None)
         self._part = part
-        kept.report |= {"users with too few interactions": few, "users without training interactions": int((~trained).sum())}
+        kept.report |= {
+            "users with too few interactions": few,
+            "users without training interactions": int((~trained).sum()),
+        }
         return kept
 
     def _split(self, data: Interactions) -> NDArray[np.int64]:

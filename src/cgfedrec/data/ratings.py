@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cgfedrec.errors import InputError, check
 
-Column = str | int
+Column = int | str
 SHOWN = 5
 
 
@@ -24,8 +24,8 @@ class Format:
     """How a file of interactions is laid out.
 
     Args:
-        separator: Between fields of a text file; by default told from the file name: a tab for .tsv and .data, ``::`` for .dat,
-            else a comma.
+        separator: Between fields of a text file; by default told from the file name: a tab for .tsv and .data, ``::``
+            for .dat, else a comma.
         header: Whether the first line of a text file holds the names of the columns.
         user_column: Name, or position counted from 0, of the column that holds user ids.
         item_column: The same for item ids.
@@ -205,7 +205,9 @@ def _encode(path: Path, layout: Format, raw: pl.DataFrame) -> Interactions:
     values = [name for name in table.columns if name != "line"]
     unreadable = table.select(pl.any_horizontal(pl.col(values).is_null())).to_series()
     if unreadable.any() and layout.bad_rows == "error":
-        raise InputError(_unreadable(path, raw.filter(unreadable), table.filter(unreadable), values, int(unreadable.sum())))
+        raise InputError(
+            _unreadable(path, raw.filter(unreadable), table.filter(unreadable), values, int(unreadable.sum()))
+        )
     kept = table.filter(~unreadable)
     unique = kept.unique(["user", "item"], keep="first", maintain_order=True)
     if unique.is_empty():

@@ -44,9 +44,12 @@ def assign(
     if split == "none":
         return parts
     rows = np.arange(len(data.users))
-    drawn = bits(seed, Stream.TIES if split == "leave_one_out" else Stream.SPLIT, data.users, _place_of_user(data.users))
+    drawn = bits(
+        seed, Stream.TIES if split == "leave_one_out" else Stream.SPLIT, data.users, _place_of_user(data.users)
+    )
     later = drawn if ties == "random" or split == "random" else -rows
     times = np.zeros(len(rows)) if split == "random" else data.times
+    assert times is not None
     order = np.lexsort((later, times, data.users))
     ends = np.append(np.flatnonzero(np.diff(data.users[order])), len(order) - 1)
     parts[order[ends]] = Part.TEST

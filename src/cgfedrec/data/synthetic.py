@@ -1,11 +1,12 @@
 """The embedded data set: interactions drawn from planted item groups.
 
-Every item belongs to one of ``groups`` groups of equal size, in an order that its number does not reveal. Every
-user favours ``tastes`` groups, with shares that fall off by half from one to the next. A user's next item comes from
-a favoured group with probability ``focus`` and from the whole catalogue otherwise; within either, items are drawn in
-proportion to their popularity, which follows a power law, rank^(-skew), over the whole catalogue. A user takes each item
-at most once. Numbers of interactions are log-normal around ``interactions``, at least 5 and at most half the catalogue. Users arrive over a month, and
-between two interactions of a user lie exponential gaps of three days on average; timestamps are whole seconds.
+Every item belongs to one of ``groups`` groups of equal size, in an order that its number does not reveal. Every user
+favours ``tastes`` groups, with shares that fall off by half from one to the next. A user's next item comes from a
+favoured group with probability ``focus`` and from the whole catalogue otherwise; within either, items are drawn in
+proportion to their popularity, which follows a power law, rank^(-skew), over the whole catalogue. A user takes each
+item at most once. Numbers of interactions are log-normal around ``interactions``, at least 5 and at most half the
+catalogue. Users arrive over a month, and between two interactions of a user lie exponential gaps of three days on
+average; timestamps are whole seconds.
 
 What a recommender can find here is the groups: who knows them knows the user's next item up to its group and
 popularity. It is made to show the effect of structure clearly, and is no model of any real catalogue.
@@ -111,10 +112,14 @@ class Synthetic:
         halves = 0.5 ** np.arange(self.tastes)
         np.put_along_axis(shares, favoured[:, : self.tastes], halves / halves.sum(), axis=1)
         in_group = popularity / np.bincount(groups, popularity)[groups]
-        return self.focus * shares[:, groups] * in_group + (1 - self.focus + 1e-9) * popularity / popularity.sum()
+        preferences: NDArray[np.float64] = (
+            self.focus * shares[:, groups] * in_group + (1 - self.focus + 1e-9) * popularity / popularity.sum()
+        )
+        return preferences
 
     def _counts(self, seed: int) -> NDArray[np.int64]:
         users = np.arange(self.users)
         radius = np.sqrt(-2 * np.log(uniform(seed, Stream.SYNTHETIC, 4, users, 0)))
         normal = radius * np.cos(2 * np.pi * uniform(seed, Stream.SYNTHETIC, 4, users, 1))
-        return np.clip(self.interactions * np.exp(0.5 * normal), FEWEST, self.items // 2).astype(np.int64)
+        counts: NDArray[np.float64] = np.clip(self.interactions * np.exp(0.5 * normal), FEWEST, self.items // 2)
+        return counts.astype(np.int64)

@@ -1,7 +1,7 @@
 """CGFedRec: learning to collaborate via structures (arXiv 2602.21957).
 
-Clients upload item tables; the server averages them, clusters the items and sends back one label for each. A client pulls
-its own embeddings of items with the same label together, and its table is never overwritten.
+Clients upload item tables; the server averages them, clusters the items and sends back one label for each. A client
+pulls its own embeddings of items with the same label together, and its table is never overwritten.
 """
 
 from __future__ import annotations

@@ -81,6 +81,10 @@ class ClusterServer(MeanServer):
             report["clusters/changed"] = (before != self.labels).double().mean().item()
         return report
 
+    def histograms(self) -> dict[str, Tensor]:
+        """How many items each cluster has."""
+        return {"clusters/sizes": torch.bincount(self.labels, minlength=self.clusters)}
+
     def _cluster(self, round: int) -> None:
         rows = self.mean("table").cpu().numpy()
         warm = bool(self.labels[0] >= 0)

@@ -1,8 +1,9 @@
 """The supervised contrastive alignment loss over all items of a client's table, exact and in closed form.
 
 With f the L2-normalised rows, s_ij = f_i . f_j / T and P(i) the other items with i's label, the loss of anchor i is
--(T/T0) * mean over j in P(i) of [ s_ij - log( sum_{k != i} exp s_ik + eps * exp(1/T) ) ], and 0 where P(i) is empty; the
-mean is over all items (Khosla et al. 2020, equation 2; CGFedRec, arXiv 2602.21957; eps = 1e-6 is the published code's).
+-(T/T0) * mean over j in P(i) of [ s_ij - log( sum_{k != i} exp s_ik + eps * exp(1/T) ) ], and 0 where P(i) is empty;
+the mean is over all items (Khosla et al. 2020, equation 2; CGFedRec, arXiv 2602.21957; eps = 1e-6 is the published
+code's).
 
 Positives need only the sum of each cluster. The gradient of the log-sum-exp needs products of the exponentiated
 similarities with the rows; these similarities are symmetric, so tiles of one triangle serve both sides, and
@@ -21,9 +22,7 @@ EPSILON = 1e-6
 TILE = 512
 
 
-def contrast(
-    table: Tensor, labels: Tensor, temperature: float = 0.1, base_temperature: float = 0.5
-) -> Tensor:
+def contrast(table: Tensor, labels: Tensor, temperature: float = 0.1, base_temperature: float = 0.5) -> Tensor:
     """Supervised contrastive loss of each client's item table, differentiable with respect to the table.
 
     Args:
@@ -36,7 +35,7 @@ def contrast(
         `[clients]`, the mean over all items, items without positives counting 0.
     """
     with torch.autocast(table.device.type, enabled=False):  # similarities near 1 need all of float32
-        loss: Tensor = _Contrast.apply(table, labels, temperature, base_temperature)
+        loss: Tensor = _Contrast.apply(table, labels, temperature, base_temperature)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -67,7 +66,7 @@ class _Contrast(torch.autograd.Function):
         return loss * scale
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream[0][:, None, None], None, None, None
 

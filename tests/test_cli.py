@@ -1,0 +1,343 @@
+"""What a user sees, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+import cgfedrec as package
+from cgfedrec.cli import main
+from tests.conftest import ROOT, TINY, cgfedrec, require_data
+
+COLUMNS = {"round", "train/loss", "train/alignment", "bytes/up", "bytes/down", "bytes/total", "clusters/used"}
+COLUMNS |= {"clusters/changed", "time/round", "val/hr@10", "val/ndcg@10", "val/mrr@10"}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    """A config that trains in a moment."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return str(path)
+
+
+@pytest.fixture
+def ratings(tmp_path: Path) -> Path:
+    """A table whose ids are words, and in which user eve has too little."""
+    path = tmp_path / "ratings.csv"
+    rows = [f"user{u},item{(u * 7 + i * i) % 60},{i}" for u in range(30) for i in range(10)]
+    path.write_text("user,item,timestamp\n" + "\n".join([*rows, "eve,item1,5"]) + "\n")
+    return path
+
+
+def run(*arguments: str | Path | int) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def errors(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+def test_fit_leaves_everything_behind(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", tiny) == 0
+    directory = Path("runs/tiny/0")
+    assert "NDCG@10" in capsys.readouterr().out
+    history = pl.read_csv(directory / "metrics.csv")
+    assert history["round"].to_list() == [1, 2, 3]
+    assert set(history.columns) >= COLUMNS
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["best_round"] == history.sort("val/ndcg@10", descending=True, maintain_order=True)["round"][0]
+    assert summary["val/ndcg@10"] == history["val/ndcg@10"].max()
+    assert summary["bytes/total"] == history["bytes/total"][-1]
+    assert {"test/ndcg@10", "popularity/test/ndcg@10", "protocol", "candidates", "seed", "versions", "seconds"} <= set(
+        summary
+    )
+    assert (directory / "checkpoints/last.ckpt").exists()
+    assert (directory / "checkpoints/best.ckpt").exists()
+    assert not list(directory.rglob("*.part")) + list(directory.rglob("writing*"))
+
+
+def test_the_saved_config_trains_the_same_again(tiny: str) -> None:
+    assert run("fit", "--config", tiny, "--loop.patience", "null") == 0
+    assert run("fit", "--config", "runs/tiny/0/config.yaml", "--run_dir", "again") == 0
+    first, second = (pl.read_csv(path).drop("time/round") for path in ("runs/tiny/0/metrics.csv", "again/metrics.csv"))
+    assert first.equals(second)
+    assert Path("again/config.yaml").read_text() == Path("runs/tiny/0/config.yaml").read_text()
+
+
+def test_runs_are_numbered_and_never_overwritten(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert run("fit", "--config", tiny, "--loop.rounds", "1") == 0
+    assert sorted(path.name for path in Path("runs/tiny").iterdir()) == ["0", "1"]
+    assert run("fit", "--config", tiny, "--run_dir", "runs/tiny/0") == 2
+    assert "already holds a run" in errors(capsys)
+
+
+def test_test_repeats_what_fit_found(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--config", tiny)
+    summary = json.loads(Path("runs/tiny/0/summary.json").read_text())
+    capsys.readouterr()
+    assert run("test", "--ckpt_path", "runs/tiny/0/checkpoints/best.ckpt") == 0
+    assert f"{summary['test/ndcg@10']:.4f}" in capsys.readouterr().out
+    other = package.load(
+        "runs/tiny/0/checkpoints/best.ckpt", {"protocol": {"candidates": "sampled", "num_candidates": 9}}
+    )
+    assert other.test()["test/hr@10"] == 1
+
+
+def test_recommendations_are_in_original_ids_without_what_the_user_has(
+    tiny: str, ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", tiny, "--data.path", ratings, "--run_dir", "run") == 0
+    ckpt = "run/checkpoints/best.ckpt"
+    titles = tmp_path / "items.csv"
+    titles.write_text("item,title\n" + "\n".join(f'item{i},"The {i}, a film"' for i in range(55)) + "\n")
+    assert run("recommend", "--ckpt_path", ckpt, "--output", "all.parquet", "--top_k", 7, "--items", titles) == 0
+    table = pl.read_parquet("all.parquet")
+    assert table.columns == ["user", "rank", "item", "score", "source", "title"]
+    owned = pl.read_csv(ratings)
+    assert table.join(owned, ["user", "item"]).is_empty()
+    assert set(table["user"]) == set(owned["user"])
+    assert table.group_by("user").len()["len"].unique().to_list() == [7]
+    assert set(table.filter(pl.col("user") == "eve")["source"]) == {"popularity"}
+    assert set(table.filter(pl.col("user") != "eve")["source"]) == {"model"}
+    by_user = table.group_by("user", maintain_order=True).agg("score", "rank")
+    assert all(scores == sorted(scores, reverse=True) for scores in by_user["score"].to_list())
+    assert all(ranks == list(range(1, 8)) for ranks in by_user["rank"].to_list())
+    titled = dict(table.select("item", "title").unique().iter_rows())
+    assert titled["item3"] == "The 3, a film"
+    assert all((title is None) == (int(item[4:]) >= 55) for item, title in titled.items())
+    capsys.readouterr()
+    assert run("recommend", "--ckpt_path", ckpt, "--user", "user3", "eve", "--top_k", 2) == 0
+    printed = capsys.readouterr().out
+    assert "user3" in printed
+    assert "popularity" in printed
+    assert "user4" not in printed
+
+
+def test_nothing_held_out_trains_on_everything(tiny: str, ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", tiny, "--data.path", ratings, "--data.split", "none", "--run_dir", "run") == 0
+    assert not [name for name in json.loads(Path("run/summary.json").read_text()) if name.startswith(("val/", "test/"))]
+    assert run("recommend", "--ckpt_path", "run/checkpoints/last.ckpt", "--user", "user1") == 0
+    assert run("test", "--ckpt_path", "run/checkpoints/last.ckpt") == 2
+    assert "holds nothing out" in errors(capsys)
+
+
+def test_describe(ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "describe", "--data.path", ratings) == 0
+    out = capsys.readouterr().out
+    assert "30 users" in out
+    assert "users with too few interactions" in out
+    assert "interactions of a user" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loop.roundz", "3"], "--loop.roundz"),
+        (["--loop.rounds", "three"], "loop.rounds"),
+        (["--loop.rounds", "0"], "loop.rounds: 0 is not positive"),
+        (["--loop.rounds", "0", "--method.clusters", "1", "--data.negatives", "0"], "method.clusters: 1 is below 2"),
+        (
+            ["--loop.rounds", "0", "--method.clusters", "1", "--data.negatives", "0"],
+            "data.negatives: 0 is not positive",
+        ),
+        (["--method.clusters", "51"], "more than the 50 items"),
+        (["--method", "NoSuchMethod"], "NoSuchMethod"),
+        (["--method.colour", "red"], "colour"),
+        (["--protocol", "lenient"], "lenient"),
+        (["--data.path", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--ckpt_path", "nowhere.ckpt"], "no file nowhere.ckpt"),
+        (["--fabric.devices", "2"], "only one process"),
+        (["--fabric.precision", "16-true"], "choose 32-true or bf16-mixed"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "{loop: {turns: 3}}"], "turns"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_nothing_is_written(
+    arguments: list[str], message: str, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", tiny, *arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert not Path("runs").exists()
+
+
+def test_a_config_file_with_an_unknown_key_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wrong.yaml").write_text("loop:\n  turns: 3\n")
+    assert run("fit", "--config", "wrong.yaml") == 2
+    message = errors(capsys)
+    assert "turns" in message
+    assert "wrong.yaml" in message
+
+
+def test_a_malformed_row_is_named_by_its_line(ratings: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ratings.write_text(ratings.read_text() + "user1,item2,yesterday\n")
+    assert run("fit", "--config", tiny, "--data.path", ratings) == 2
+    assert "ratings.csv, line 303: the time is 'yesterday'" in errors(capsys)
+
+
+def test_unknown_users_are_named(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", "--config", tiny, "--loop.rounds", "1")
+    assert run("recommend", "--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt", "--user", "1", "nobody", "none") == 2
+    message = errors(capsys)
+    assert "'nobody' is not in the data" in message
+    assert "'none' is not in the data" in message
+    assert "'1'" not in message
+    assert run("recommend", "--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt", "--output", "x.doc") == 2
+
+
+def test_a_checkpoint_of_other_data_or_another_method_is_refused(
+    tiny: str, ratings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", "--config", tiny, "--loop.rounds", "1")
+    ckpt = "runs/tiny/0/checkpoints/last.ckpt"
+    for arguments, message in (
+        (["recommend", "--ckpt_path", ckpt, "--data.path", ratings], "other data"),
+        (["fit", "--ckpt_path", ckpt, "--data.path", ratings], "other data"),
+        (["fit", "--ckpt_path", ckpt, "--method", "Local"], "was trained with cgfedrec.methods.cgfedrec.CGFedRec"),
+        (["fit", "--ckpt_path", ckpt, "--method.reg", "7"], "method: a resumed run cannot change this"),
+        (["fit", "--ckpt_path", tiny], "is no checkpoint"),
+    ):
+        capsys.readouterr()
+        assert run(*arguments) == 2
+        assert message in errors(capsys)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_checkpoint(
+    tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", tiny, "--method.table_lr", "1e38", "--loop.rounds", "9") == 1
+    message = errors(capsys)
+    assert "round" in message
+    assert "client" in message
+    assert "not finite" in message
+    assert not Path("runs/tiny/0/summary.json").exists()
+
+
+def test_environment_variables_are_options(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CGFEDREC_FIT_LOOP__ROUNDS", "2")
+    assert run("fit", "--config", tiny.replace("tiny", "tiny")) == 0
+    config = yaml.safe_load(Path("runs/tiny/0/config.yaml").read_text())
+    assert config["loop"]["rounds"] == 3, "a config outranks the environment"
+    monkeypatch.setenv("CGFEDREC_FIT_CONFIG", tiny)
+    monkeypatch.delenv("CGFEDREC_FIT_LOOP__ROUNDS")
+    assert run("fit", "--loop.rounds", "1") == 0
+    assert yaml.safe_load(Path("runs/tiny/1/config.yaml").read_text())["data"]["init_args"]["synthetic"]["users"] == 40
+
+
+def test_print_config_prints_what_would_run(tiny: str) -> None:
+    printed = cgfedrec("fit", "--config", tiny, "--loop.rounds", "17", "--print_config")
+    assert printed.returncode == 0
+    config = yaml.safe_load(printed.stdout)
+    assert config["loop"]["rounds"] == 17
+    assert {"seed_everything", "fabric", "data", "protocol", "method", "loop", "logger", "run_dir"} <= set(config)
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys, cgfedrec.cli\n"
+        "try: cgfedrec.cli.main(['--help'])\n"
+        "except SystemExit: print('torch' in sys.modules, 'lightning' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "False False"
+    assert "recommend" in printed
+    assert package.__version__ in cgfedrec("--version").stdout
+
+
+def test_help_explains_every_option() -> None:
+    for arguments in (
+        ["fit", "--help"],
+        ["fit", "--method.help", "CGFedRec"],
+        ["fit", "--data.help"],
+        ["recommend", "--help"],
+    ):
+        printed = cgfedrec(*arguments)
+        assert printed.returncode == 0, printed.stderr
+    text = cgfedrec("fit", "--method.help", "CGFedRec").stdout
+    for option in ("clusters", "reg", "temperature", "init_scale", "head", "optimizer", "silent_rounds"):
+        assert f"--method.{option}" in text
+    assert "random projection" in text
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_accepted(config: Path) -> None:
+    printed = cgfedrec("fit", "--config", config, "--print_config")
+    assert printed.returncode == 0, printed.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "file"), [("ml-100k", "ml-100k/ratings.csv"), ("filmtrust", "filmtrust/ratings.tsv")]
+)
+def test_real_ratings_end_to_end(config: str, file: str) -> None:
+    path = require_data(file)
+    done = cgfedrec(
+        "fit", "--config", ROOT / f"configs/{config}.yaml", "--data.init_args.path", path, "--run_dir", "run",
+        "--loop.rounds", "3", "--loop.participants", "60", "--logger", "null",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(Path("run/summary.json").read_text())
+    history = pl.read_csv("run/metrics.csv")
+    assert (summary["users"], summary["items"]) == ((943, 1682) if config == "ml-100k" else (1227, 2059))
+    assert history["train/loss"][0] > history["train/loss"][2] - history["train/alignment"][2]
+    assert history["train/alignment"].to_list()[0] == 0 < history["train/alignment"][1]
+    assert history["bytes/up"][-1] >= 3 * 60 * summary["items"] * 32 * 4
+    popularity = {"ml-100k": 0.0391, "filmtrust": 0.475}[config]
+    assert summary["popularity/test/ndcg@10"] == pytest.approx(popularity, abs=0.001)
+    done = cgfedrec("recommend", "--ckpt_path", "run/checkpoints/best.ckpt", "--user", "7", "--top_k", "3")
+    assert done.returncode == 0, done.stderr
+
+
+def test_tensorboard_by_class_path(tiny: str) -> None:
+    logger = "lightning.fabric.loggers.TensorBoardLogger"
+    assert run("fit", "--config", tiny, "--logger", logger, "--logger.root_dir", "board", "--run_dir", "run") == 0
+    assert list(Path("board").rglob("events.out.tfevents.*"))
+
+
+def test_python_does_what_the_command_line_does(tiny: str) -> None:
+    rounds: list[int] = []
+
+    class Watch:
+        def on_round_end(self, loop: Any) -> None:
+            rounds.append(loop.round)
+
+    run("fit", "--config", tiny)
+    result = package.fit(tiny, {"loop": {"patience": None}, "run_dir": "python"}, callbacks=[Watch()])
+    assert rounds == [1, 2, 3]
+    assert result.history.drop("time/round").equals(pl.read_csv("runs/tiny/0/metrics.csv").drop("time/round"))
+    assert result.summary["test/ndcg@10"] == json.loads(Path("runs/tiny/0/summary.json").read_text())["test/ndcg@10"]
+    assert result.recommend([1], top_k=3)["user"].to_list() == [1, 1, 1]
+    assert result.clients.known.all()
+    assert result.server.broadcast(result.loop.client.users) is not None
+
+
+def test_python_raises_where_the_command_line_exits(tiny: str) -> None:
+    with pytest.raises(package.errors.InputError, match="not positive"):
+        package.fit(tiny, {"loop": {"rounds": 0}})
+
+
+def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
+    """Installed without the repository, `fit` without a config does what `configs/quickstart.yaml` says."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", "wheels", str(ROOT)], check=True)
+    (wheel,) = Path("wheels").glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", "site", str(wheel)], check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    where = [sys.executable, "-c", "import cgfedrec; print(cgfedrec.__file__)"]
+    assert str(tmp_path) in subprocess.run(where, env=environment, capture_output=True, text=True, check=True).stdout
+    done = cgfedrec("fit", "--loop.rounds", "1", env=environment)
+    assert done.returncode == 0, done.stderr
+    ours = yaml.safe_load(Path("runs/quickstart/0/config.yaml").read_text())
+    theirs = yaml.safe_load(cgfedrec("fit", "--config", ROOT / "configs/quickstart.yaml", "--print_config").stdout)
+    assert all(ours[name] == theirs[name] for name in ("seed_everything", "data", "protocol", "method"))
+    assert ours["loop"] == theirs["loop"] | {"rounds": 1}

@@ -1,0 +1,130 @@
+"""Runs that are really killed, and go on to the same end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from cgfedrec.run import read_checkpoint
+from tests.conftest import TINY, cgfedrec
+
+ROUNDS = 12
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Rounds long enough to be killed in."""
+    settings = TINY | {
+        "data": {"init_args": {"synthetic": {"users": 60, "items": 100, "groups": 5, "interactions": 15}}},
+        "loop": {"rounds": ROUNDS, "cohort_size": 3, "participation": 0.7, "patience": None, "checkpoint_every": 2},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(*arguments: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cgfedrec.cli", "fit", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_round(directory: Path, round: int) -> None:
+    for _ in range(6000):
+        path = directory / "metrics.csv"
+        if path.exists() and len(pl.read_csv(path)) >= round:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"no round {round} in {directory}")
+
+
+def same_end(one: Path, other: Path) -> None:
+    """Bit-identical parameters, server and metrics; only times may differ."""
+    for name in ("last.ckpt", "best.ckpt"):
+        ours, theirs = (read_checkpoint(run / "checkpoints" / name)["loop"] for run in (one, other))
+        assert ours["round"] == theirs["round"]
+        assert ours["bytes"] == theirs["bytes"]
+        for part in ("users", "rows"):
+            torch.testing.assert_close(ours["store"][part], theirs["store"][part], rtol=0, atol=0)
+        torch.testing.assert_close(ours["server"], theirs["server"], rtol=0, atol=0)
+    ours, theirs = (pl.read_csv(run / "metrics.csv").drop("time/round") for run in (one, other))
+    assert ours.equals(theirs)
+    ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (one, other))
+    assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 128 + signal.SIGINT), (signal.SIGKILL, -signal.SIGKILL)],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
+)
+def test_killed_and_resumed_ends_where_the_whole_run_ends(number: int, code: int, config: Path) -> None:
+    whole = cgfedrec("fit", "--config", config, "--run_dir", "whole")
+    assert whole.returncode == 0, whole.stderr
+    resumed = Path("resumed")
+    arguments: list[str | Path] = ["--config", config, "--run_dir", resumed]
+    for killed_after in (3, 6):
+        process = start(*arguments)
+        wait_for_round(resumed, killed_after)
+        os.kill(process.pid, number)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == code, "the run ended before it could be killed"
+        if number != signal.SIGKILL:
+            assert "go on with: cgfedrec fit --ckpt_path resumed/checkpoints/last.ckpt" in out.replace("\n", "")
+        assert not (resumed / "summary.json").exists()
+        arguments = ["--ckpt_path", resumed / "checkpoints" / "last.ckpt"]
+    done = cgfedrec("fit", *arguments)
+    assert done.returncode == 0, done.stderr
+    same_end(Path("whole"), resumed)
+
+
+def test_a_polite_signal_saves_the_round_it_came_in(config: Path) -> None:
+    process = start(
+        "--config", config, "--run_dir", "run", "--loop.checkpoint_every", "1000", "--loop.monitor", "val/hr@5"
+    )
+    wait_for_round(Path("run"), 4)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert "SIGTERM: ending round" in err
+    rounds = len(pl.read_csv("run/metrics.csv"))
+    assert 4 <= rounds < ROUNDS
+    assert read_checkpoint(Path("run/checkpoints/last.ckpt"))["loop"]["round"] == rounds
+
+
+def test_a_finished_run_can_be_given_more_rounds(config: Path) -> None:
+    for rounds, more in ((4, ()), (ROUNDS, ("--ckpt_path", "run/checkpoints/last.ckpt"))):
+        done = cgfedrec("fit", "--config", config, "--run_dir", "run", "--loop.rounds", rounds, *more)
+        assert done.returncode == 0, done.stderr
+    assert cgfedrec("fit", "--config", config, "--run_dir", "whole").returncode == 0
+    same_end(Path("whole"), Path("run"))
+
+
+def test_early_stopping_stops_a_resumed_run_where_it_stopped(config: Path) -> None:
+    stopping = ["--loop.patience", "2", "--loop.rounds", "50"]
+    assert cgfedrec("fit", "--config", config, "--run_dir", "run", *stopping).returncode == 0
+    before = pl.read_csv("run/metrics.csv")
+    assert len(before) == before["val/ndcg@10"].arg_max() + 1 + 2  # type: ignore[operator]
+    assert cgfedrec("fit", "--ckpt_path", "run/checkpoints/last.ckpt").returncode == 0
+    assert pl.read_csv("run/metrics.csv").equals(before)
+
+
+def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"format": 1, "loop": Evil()}, tmp_path / "evil.ckpt")
+    refused = cgfedrec("recommend", "--ckpt_path", tmp_path / "evil.ckpt")
+    assert refused.returncode == 2
+    assert "is no checkpoint" in refused.stderr
+    assert not (tmp_path / "executed").exists()

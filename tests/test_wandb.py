@@ -1,0 +1,104 @@
+"""An offline run, read back from the record that W&B wrote."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+import cgfedrec
+from cgfedrec.logging import WandbLogger
+from tests.conftest import TINY
+
+BLOCK, HEADER, FILE_HEADER = 32_768, 7, 7
+
+
+def records(path: Path) -> list[Any]:
+    """Read LevelDB-style blocks of records: CRC (4 bytes), length (2), kind (1), data."""
+    data, at, found, parts = path.read_bytes(), FILE_HEADER, [], b""
+    while at + HEADER <= len(data):
+        left = BLOCK - at % BLOCK
+        if left < HEADER:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        if kind == 0:
+            break
+        parts += data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            record.ParseFromString(parts)
+            found.append(record)
+            parts = b""
+    return found
+
+
+def history_of(run: Path) -> list[dict[str, Any]]:
+    (path,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    rows = [r.history.item for r in records(path) if r.WhichOneof("record_type") == "history"]
+    return [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row} for row in rows]
+
+
+def test_a_run_is_recorded_offline_without_a_key() -> None:
+    run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}, "run_dir": "run"})
+    assert run.logger.offline
+    (path,) = Path("run").glob("wandb/offline-run-*/run-*.wandb")
+    found = records(path)
+    rows = history_of(Path("run"))
+    metrics = [row for row in rows if "val/ndcg@10" in row]
+    csv = pl.read_csv("run/metrics.csv")
+    assert [row["round"] for row in metrics] == csv["round"].to_list()
+    for name in csv.columns:
+        for row, value in zip(metrics, csv[name].to_list(), strict=True):
+            if value is not None:
+                assert row[name] == pytest.approx(value), name
+    sizes = [row["clusters/sizes/values"] for row in rows if "clusters/sizes/values" in row]
+    assert [sum(size) for size in sizes] == [5, 5, 5]
+    assert any("final/nrows" in row for row in rows)
+    assert any("against bytes" in key for row in rows for key in row)
+    config = {item.key: json.loads(item.value_json) for r in found for item in r.run.config.update}
+    assert config["loop"]["rounds"] == 3
+    summary = {item.key: json.loads(item.value_json) for r in found for item in r.summary.update}
+    assert summary["test/ndcg@10"] == pytest.approx(run.summary["test/ndcg@10"])
+    steps = {r.metric.step_metric for r in found if r.WhichOneof("record_type") == "metric"}
+    assert "round" in steps
+    assert not [r for r in found if r.WhichOneof("record_type") == "artifact"], "nothing private leaves unasked"
+
+
+def test_a_resumed_run_is_the_same_wandb_run() -> None:
+    logger = {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}}
+    cgfedrec.fit(TINY, logger, {"run_dir": "run", "loop": {"rounds": 1}})
+    cgfedrec.fit(TINY, logger, {"ckpt_path": "run/checkpoints/last.ckpt", "loop": {"rounds": 2}})
+    assert len({path.name for path in Path("run").glob("wandb/offline-run-*/run-*.wandb")}) == 1
+
+
+@pytest.mark.parametrize(("key", "offline"), [(None, True), ("x" * 40, False)])
+def test_online_only_where_a_key_is_configured(key: str | None, offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    assert WandbLogger().offline == offline
+    assert WandbLogger(offline=True).offline
+
+
+def test_a_key_without_a_network_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("cgfedrec.logging.INIT_TIMEOUT", 3.0)
+    with pytest.warns(UserWarning, match="logged offline"):
+        run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}, "run_dir": "run"})
+    assert run.summary["rounds"] == 3
+    assert len([row for row in history_of(Path("run")) if "val/ndcg@10" in row]) == 3
+
+
+def test_the_best_checkpoint_is_an_artifact_when_asked_for() -> None:
+    logger = {"class_path": "cgfedrec.logging.WandbLogger", "init_args": {"log_checkpoint": True}}
+    cgfedrec.fit(TINY, {"logger": logger, "run_dir": "run"})
+    (path,) = Path("run").glob("wandb/offline-run-*/run-*.wandb")
+    artifacts = [r for r in records(path) if r.WhichOneof("record_type") in ("artifact", "request")]
+    assert any("best.ckpt" in str(record) for record in artifacts)
