@@ -180,6 +180,12 @@ def test_a_config_file_with_an_unknown_key_is_named(capsys: pytest.CaptureFixtur
     assert "wrong.yaml" in message
 
 
+def test_a_key_that_stands_twice_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("twice.yaml").write_text("loop:\n  rounds: 3\n  rounds: 4\n")
+    assert run("fit", "--config", "twice.yaml") == 2
+    assert "twice.yaml, line 3: rounds stands twice" in errors(capsys)
+
+
 def test_a_malformed_row_is_named_by_its_line(ratings: Path, tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     ratings.write_text(ratings.read_text() + "user1,item2,yesterday\n")
     assert run("fit", "--config", tiny, "--data.path", ratings) == 2

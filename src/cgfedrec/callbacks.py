@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -81,7 +82,8 @@ class Interrupt:
                 file=sys.stderr,
             )
 
-        self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        here = threading.current_thread() is threading.main_thread()  # the only one that may handle signals
+        self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if here}
 
     def on_federation_end(self, loop: FederatedLoop) -> None:
         for number, handler in self.before.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,7 +16,7 @@ from lightning.fabric.loggers import Logger
 
 import cgfedrec.methods  # noqa: F401, so that a method can be named without its module
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, check
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.protocol import Protocol
@@ -36,11 +38,12 @@ outranks them, and from the command line, which outranks both. --method.help CGF
 --protocol.help and --logger.help WandbLogger tell the options of these parts; --print_config prints them all."""
 
 
-def parser(prog: str = "cgfedrec fit", description: str = _DESCRIPTION) -> ArgumentParser:
+@cache
+def parser() -> ArgumentParser:
     """The parser of everything that a run can be told."""
     parser = ArgumentParser(
-        prog=prog,
-        description=description,
+        prog="cgfedrec fit",
+        description=_DESCRIPTION,
         default_env=True,
         env_prefix=_ENVIRONMENT,
         exit_on_error=False,
@@ -73,13 +76,10 @@ def parser(prog: str = "cgfedrec fit", description: str = _DESCRIPTION) -> Argum
     return parser
 
 
-def parse(
-    parser: ArgumentParser, options: Sequence[str], base: Config | None = None, on_defaults: bool = False
-) -> Namespace:
+def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool = False) -> Namespace:
     """Parse the options of a run.
 
     Args:
-        parser: Of `parser`.
         options: As on the command line.
         base: The config that they override where they name none; by default the quickstart.
         on_defaults: Override it even where they name one.
@@ -87,14 +87,51 @@ def parse(
     Raises:
         InputError: naming the option that is wrong.
     """
-    named = any(option == "--config" or option.startswith("--config=") for option in options)
-    named = named or f"{_ENVIRONMENT}_CONFIG" in os.environ
-    first = as_options([base or quickstart()]) if on_defaults or not named else []
+    configs = _values(options, "config")
+    first = as_options([base or quickstart()]) if on_defaults or not configs else []
+    files = [config for config in configs if Path(config).suffix in (".yaml", ".yml")]
+    check(*(problem for file in files for problem in _duplicate_keys(Path(file))))
     try:
-        return parser.parse_args([*first, *options])
+        return parser().parse_args([*first, *options])
     except ArgumentError as error:
-        files = ", ".join(option for option in (*first, *options) if Path(option).suffix in (".yaml", ".yml"))
-        raise InputError(f"{error} (config: {files})" if files else str(error)) from error
+        raise InputError(f"{error} (config: {', '.join(files)})" if files else str(error)) from error
+
+
+def checkpoint_in(options: Sequence[str]) -> Path | None:
+    """The checkpoint that options name; its config is the base of the others, and so must be known before them."""
+    named = _values(options, "ckpt_path")
+    mappings = (yaml.safe_load(c) for c in _values(options, "config") if Path(c).suffix not in (".yaml", ".yml"))
+    named += [mapping["ckpt_path"] for mapping in mappings if isinstance(mapping, dict) and "ckpt_path" in mapping]
+    return Path(named[-1]) if named else None
+
+
+def _values(options: Sequence[str], name: str) -> list[str]:
+    """What the options, or else the environment, give for ``name``."""
+    after = [value for option, value in pairwise(options) if option == f"--{name}"]
+    joined = [option.split("=", 1)[1] for option in options if option.startswith(f"--{name}=")]
+    environment = os.environ.get(f"{_ENVIRONMENT}_{name.upper()}")
+    return after + joined or ([environment] if environment else [])
+
+
+def _duplicate_keys(path: Path) -> list[str]:
+    """Keys that a YAML file gives twice, of which the parser would silently take one."""
+    if not path.is_file():
+        return []
+    try:
+        pending = [yaml.compose(path.read_text())]
+    except yaml.YAMLError:
+        return []  # the parser says what is wrong
+    problems = []
+    while pending:
+        node = pending.pop()
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                if key.value in seen:
+                    problems.append(f"{path}, line {key.start_mark.line + 1}: {key.value} stands twice")
+                seen.add(key.value)
+                pending.append(value)
+    return problems
 
 
 def as_options(configs: Sequence[Config]) -> list[str]:
@@ -106,20 +143,20 @@ def as_options(configs: Sequence[Config]) -> list[str]:
     ]
 
 
-def dump(parser: ArgumentParser, settings: Namespace) -> str:
+def dump(settings: Namespace) -> str:
     """The settings as YAML that `parse` takes back; without what belongs to this one run."""
     kept = settings.clone()
     for name in ("config", "ckpt_path", "run_dir"):
         kept.pop(name, None)
-    return str(parser.dump(kept, skip_unset=False, skip_validation=True))
+    return str(parser().dump(kept, skip_unset=False, skip_validation=True))
 
 
-def instantiate(parser: ArgumentParser, settings: Namespace) -> Namespace:
+def instantiate(settings: Namespace) -> Namespace:
     """Build every component but Fabric, whose arguments stay. Raises `InputError` with the problems of all of them."""
     built, problems = Namespace(), list[str]()
     for name in COMPONENTS:
         try:
-            built[name] = parser.instantiate(Namespace({name: settings[name]}))[name]
+            built[name] = parser().instantiate(Namespace({name: settings[name]}))[name]
         except InputError as error:
             problems += error.problems
         except (ArgumentError, ValueError, TypeError, RuntimeError, ImportError) as error:

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -21,7 +22,7 @@ from rich.console import Console
 from cgfedrec import __version__
 from cgfedrec.callbacks import Checkpoint, EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.centralized.popularity import Popularity
-from cgfedrec.config import Config, as_options, dump, instantiate, parse, parser
+from cgfedrec.config import Config, as_options, checkpoint_in, dump, instantiate, parse
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation import evaluate
@@ -59,14 +60,10 @@ def start(
     options: Sequence[str], callbacks: Sequence[Any] = (), console: Console | None = None, on_defaults: bool = False
 ) -> Run:
     """Train as command-line options say. ``on_defaults``: they override the quickstart, whatever configs they name."""
-    options_parser = parser()
-    settings = parse(options_parser, options, on_defaults=on_defaults)
-    state = None
-    if settings.ckpt_path:
-        state = read_checkpoint(Path(settings.ckpt_path))
-        settings = parse(options_parser, options, yaml.safe_load(state["config"]), on_defaults)
-    directory = _directory(settings)
-    run = Run(settings, directory, callbacks, console or Console(quiet=True))
+    checkpoint = checkpoint_in(options)
+    state = read_checkpoint(checkpoint) if checkpoint else None
+    settings = parse(options, yaml.safe_load(state["config"]) if state else None, on_defaults)
+    run = Run(settings, _directory(settings), callbacks, console or Console(quiet=True))
     if state:
         run.restore(state, resume=True)
     run.fit()
@@ -87,15 +84,15 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = ()) -
     path = Path(ckpt_path)
     state = read_checkpoint(path)
     given = [*as_options([*configs, {"logger": None}]), *options]
-    run = Run(parse(parser(), given, yaml.safe_load(state["config"]), True), _run_of(path))
+    run = Run(parse(given, yaml.safe_load(state["config"]), True), _run_of(path))
     run.restore(state)
     return run
 
 
 def open_data(options: Sequence[str]) -> FederatedDataModule:
     """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
-    settings = parse(parser("cgfedrec data describe", "Print what a data set holds."), options)
-    parts = instantiate(parser(), settings)
+    settings = parse(options)
+    parts = instantiate(settings)
     data: FederatedDataModule = parts.data
     data.attach(parts.protocol, settings.seed_everything)
     data.setup()
@@ -121,9 +118,9 @@ class Run:
     def __init__(
         self, settings: Namespace, directory: Path, callbacks: Sequence[Any] = (), console: Console | None = None
     ) -> None:
-        parts = instantiate(parser(), settings)
+        parts = instantiate(settings)
         self.directory, self.console = directory, console or Console(quiet=True)
-        self.config = dump(parser(), settings)
+        self.config = dump(settings)
         self.loop: FederatedLoop = parts.loop
         self.data: FederatedDataModule = parts.data
         self.method: Method = parts.method
@@ -246,6 +243,7 @@ class Run:
             },
             **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/"))},
             **{name: value for name, value in last.items() if name.startswith("bytes/")},
+            "time/round": fmean(row["time/round"] for row in history),
             **self.test(),
         }
         write_atomically(self.directory / "summary.json", json.dumps(self.summary, indent=2) + "\n")
@@ -301,7 +299,7 @@ def _directory(settings: Namespace) -> Path:
         directory = Path(settings.run_dir)
         check(
             f"run_dir: {directory} already holds a run; choose another, or continue it with --ckpt_path"
-            if not settings.ckpt_path and (directory / "config.yaml").exists()
+            if not settings.ckpt_path and (directory / "checkpoints" / "last.ckpt").exists()
             else None,
             f"run_dir: {directory} is a file" if directory.is_file() else None,
         )
