@@ -219,7 +219,7 @@ class Run:
 
     def _finish(self) -> None:
         best_path = self.checkpoints / "best.ckpt"
-        history, best = self.loop.history, self.loop.best
+        history, best, seconds = self.loop.history, self.loop.best, self.loop.seconds
         assert best is not None
         last = history[-1]
         if best["round"] != self.loop.round:
@@ -235,7 +235,7 @@ class Run:
             "seed": self.data.seed,
             "users": self.data.num_users,
             "items": self.data.num_items,
-            "seconds": self.loop.seconds,
+            "seconds": seconds,
             "versions": {
                 "cgfedrec": __version__,
                 "python": platform.python_version(),
