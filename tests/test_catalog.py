@@ -128,6 +128,18 @@ def test_a_closed_network_is_explained(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "ml-1m.zip.part" in message
 
 
+def test_what_a_user_put_there_is_used_or_left_alone(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("data/ml-100k/ml-100k").mkdir(parents=True)
+    Path("data/ml-100k/ml-100k/notes").write_text("mine")
+    assert main(["data", "download", "ml-100k"]) == 2
+    assert "move it away" in capsys.readouterr().err
+    assert Path("data/ml-100k/ml-100k/notes").read_text() == "mine"
+    Path("data/ml-100k/ml-100k/u.data").write_text(RATINGS)
+    assert main(["data", "download", "ml-100k"]) == 0
+    assert "data/ml-100k/ml-100k/u.data" in capsys.readouterr().out
+    assert not server.asked
+
+
 def test_an_unknown_name_lists_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "download", "ml-7"]) == 2
     assert "ml-100k, ml-1m" in capsys.readouterr().err

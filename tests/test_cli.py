@@ -160,6 +160,13 @@ def test_describe(ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--fabric.precision", "16-true"], "choose 32-true or bf16-mixed"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", "{loop: {turns: 3}}"], "turns"),
+        (["--config", "{a: [}"], "config"),
+        (["--method.optimizer", "LBFGS"], "method.optimizer"),
+        (["--method.optimizer", "Adafactor"], "computes over all clients of a cohort at once"),
+        (["--method.optimizer.lr=-1"], "method.optimizer: Invalid learning rate"),
+        (["--method.reg", ".nan"], "method.reg: nan is not positive"),
+        (["--seed_everything", "-1"], "seed_everything: -1 is not from 0"),
+        (["--data.format.separator", ""], "separator: is empty"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_nothing_is_written(
@@ -211,7 +218,10 @@ def test_a_checkpoint_of_other_data_or_another_method_is_refused(
         (["recommend", "--ckpt_path", ckpt, "--data.path", ratings], "other data"),
         (["fit", "--ckpt_path", ckpt, "--data.path", ratings], "other data"),
         (["fit", "--ckpt_path", ckpt, "--method", "Local"], "was trained with cgfedrec.methods.cgfedrec.CGFedRec"),
-        (["fit", "--ckpt_path", ckpt, "--method.reg", "7"], "method: a resumed run cannot change this"),
+        (
+            ["fit", "--ckpt_path", ckpt, "--method.reg", "7"],
+            "method.reg: the checkpoint has 0.005, which cannot be changed to 7",
+        ),
         (["fit", "--ckpt_path", tiny], "is no checkpoint"),
     ):
         capsys.readouterr()
@@ -228,6 +238,60 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_checkpoint(
     assert "client" in message
     assert "not finite" in message
     assert not Path("runs/tiny/0/summary.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"hello world", b"", b"PK\x03\x04", b"\x80\x02}q\x00."])
+def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.ckpt").write_bytes(content)
+    for verb in ("fit", "test", "recommend"):
+        assert run(verb, "--ckpt_path", "odd.ckpt") == 2
+        assert "odd.ckpt is no checkpoint" in errors(capsys)
+
+
+def test_a_model_trained_under_the_leaking_protocol_is_never_called_strict(
+    tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampled = ["--protocol.num_candidates", "5"]
+    assert run("fit", "--config", tiny, "--protocol.name", "reference", *sampled, "--run_dir", "run") == 0
+    assert "The reference protocol leaks" in capsys.readouterr().out
+    assert run("test", "--ckpt_path", "run/checkpoints/best.ckpt", "--protocol", "strict") == 2
+    assert "protocol.name: the checkpoint has reference" in errors(capsys)
+
+
+def test_brackets_in_ids_titles_and_paths_are_shown_as_they_are(
+    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "d[x]" / "r[y].csv"
+    path.parent.mkdir()
+    rows = [f"u{u},[/it{(u * 7 + i * i) % 60}],{i}" for u in range(30) for i in range(10)]
+    path.write_text("user,item,timestamp\n" + "\n".join(rows) + "\n")
+    assert run("fit", "--config", tiny, "--data.path", path, "--run_dir", "run[/x]") == 0
+    assert "r[y].csv" in capsys.readouterr().out.replace("\n", "")
+    assert run("recommend", "--ckpt_path", "run[/x]/checkpoints/last.ckpt", "--user", "u1") == 0
+    assert "[/it" in capsys.readouterr().out
+
+
+def test_runs_that_start_together_do_not_share_a_directory(tiny: str) -> None:
+    command = [sys.executable, "-m", "cgfedrec.cli", "fit", "--config", tiny, "--loop.rounds", "1"]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert sorted(path.name for path in Path("runs/tiny").iterdir()) == ["0", "1"]
+    assert all((Path("runs/tiny") / n / "summary.json").exists() for n in "01")
+
+
+def test_other_loggers_need_not_keep_hyperparameters(tiny: str) -> None:
+    logger = "lightning.fabric.loggers.CSVLogger"
+    assert run("fit", "--config", tiny, "--logger", logger, "--logger.root_dir", "logs", "--run_dir", "run") == 0
+    assert list(Path("logs").rglob("metrics.csv"))
+
+
+def test_the_environment_overrides_the_quickstart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CGFEDREC_FIT_LOOP__ROUNDS", "1")
+    monkeypatch.setenv("CGFEDREC_FIT_LOGGER", "null")
+    assert run("fit") == 0
+    config = yaml.safe_load(Path("runs/quickstart/0/config.yaml").read_text())
+    assert config["loop"]["rounds"] == 1
+    assert config["method"]["init_args"]["head"] == "private"
 
 
 def test_environment_variables_are_options(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +359,7 @@ def test_real_ratings_end_to_end(config: str, file: str) -> None:
     summary = json.loads(Path("run/summary.json").read_text())
     history = pl.read_csv("run/metrics.csv")
     assert (summary["users"], summary["items"]) == ((943, 1682) if config == "ml-100k" else (1227, 2059))
-    assert history["train/loss"][0] > history["train/loss"][2] - history["train/alignment"][2]
+    assert history["train/loss"][0] > history["train/loss"][2] - 0.005 * history["train/alignment"][2]
     assert history["train/alignment"].to_list()[0] == 0 < history["train/alignment"][1]
     assert history["bytes/up"][-1] >= 3 * 60 * summary["items"] * 32 * 4
     popularity = {"ml-100k": 0.0391, "filmtrust": 0.475}[config]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -175,6 +176,35 @@ def test_ranking_leaves_out_what_is_known_at_each_stage(make_data: MakeData) -> 
                 assert not set(sampled) & (train | val | test)
                 seen += 1
         assert seen == data.num_users
+
+
+def test_items_rated_below_the_threshold_are_no_candidates(make_data: MakeData, tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    rows = [f"{u},{(u * 5 + i * i) % 80},{1 + (i % 5)},{i}" for u in range(20) for i in range(15)]
+    path.write_text("\n".join(rows))
+    data = make_data(
+        path=str(path),
+        format=Format(None, False, 0, 1, 2, 3, threshold=3),
+        protocol=Protocol(candidates="sampled", num_candidates=20),
+    )
+    low = pl.read_csv(path, has_header=False, new_columns=["user", "item", "rating", "time"]).filter(
+        pl.col("rating") < 3
+    )
+    assert len(low)
+    for cohort in data.ranking("test", 7):
+        assert cohort.sampled is not None
+        for row, user in enumerate(cohort.users.tolist()):
+            mine = low.filter(pl.col("user") == data.user_ids[user])["item"]
+            numbers = data.item_ids.search_sorted(mine.filter(mine.is_in(data.item_ids.implode()))).to_list()
+            assert not cohort.candidates[row, numbers].any()
+            assert not set(numbers) & set(cohort.sampled[row].tolist())
+
+
+def test_a_user_without_room_for_negatives_is_dropped_and_counted(make_data: MakeData, tmp_path: Path) -> None:
+    text = "".join(f"7,filler{n},{n}\n" for n in range(12)) + "7,a,50\n7,b,51\n7,c,52\n8,a,1\n8,c,2\n8,b,3\n"
+    data = from_text(make_data, tmp_path, text)
+    assert data.user_ids.to_list() == [8, 90, 91]
+    assert data.report["users with too few items left as negatives"] == 1
 
 
 def test_sampled_candidates_stay_the_same(make_data: MakeData) -> None:

@@ -158,6 +158,35 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
         read(tmp_path / "b.csv", POSITIONS)
 
 
+def test_lines_are_counted_through_quoted_line_breaks(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 4: the time is 'x'"):
+        read(write(tmp_path / "a.csv", 'user,item,timestamp\n1,"a\nb",1\n1,c,x\n'))
+
+
+def test_odd_columns_of_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame(
+        {"user": pl.Series([2**63 + 1, 1], dtype=pl.UInt64), "item": [1, 2], "timestamp": [1, 2]}
+    ).write_parquet(path)
+    assert read(path).user_ids.to_list() == ["1", str(2**63 + 1)]
+    pl.DataFrame({"user": [[1], [2]], "item": [1, 2], "timestamp": [1, 2]}).write_parquet(path)
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        read(path)
+
+
+def test_odd_text_with_double_colons(tmp_path: Path) -> None:
+    (tmp_path / "a.dat").write_bytes(b"1::\xff::3\n")
+    for text, message in (
+        (None, "not UTF-8"),
+        ("\n1::2::3\n", "line 1: is blank"),
+        ("user::user::t\n1::2::3\n", "same name"),
+    ):
+        if text is not None:
+            write(tmp_path / "a.dat", text)
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "a.dat", Format() if text and "user" in text else POSITIONS)
+
+
 def test_double_colons_with_a_wrong_number_of_fields(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 2: 4 fields, expected 3"):
         read(write(tmp_path / "a.dat", "1::a::10\n2::b::20::9\n"), POSITIONS)

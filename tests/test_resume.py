@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from cgfedrec.run import read_checkpoint
+from cgfedrec.checkpoint import read_checkpoint
 from tests.conftest import TINY, cgfedrec
 
 ROUNDS = 12
@@ -42,7 +42,7 @@ def start(*arguments: Any) -> subprocess.Popen[str]:
 def wait_for_round(directory: Path, round: int) -> None:
     for _ in range(6000):
         path = directory / "metrics.csv"
-        if path.exists() and len(pl.read_csv(path)) >= round:
+        if path.exists() and len(path.read_text().splitlines()) > round:  # one read: the file is replaced meanwhile
             return
         time.sleep(0.005)
     raise AssertionError(f"no round {round} in {directory}")
@@ -129,3 +129,38 @@ def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "is no checkpoint" in refused.stderr
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_run_goes_on_wherever_its_checkpoint_is_named(config: Path) -> None:
+    """In a config file, in another directory, from a copy: always to the end of the whole run."""
+    assert cgfedrec("fit", "--config", config, "--run_dir", "whole").returncode == 0
+    assert cgfedrec("fit", "--config", config, "--run_dir", "part", "--loop.rounds", "9").returncode == 0
+    best = pl.read_csv("part/metrics.csv")["val/ndcg@10"].arg_max()
+    assert best is not None
+    assert best < 8, "the best round so far is not the one that is resumed"
+    last = Path("part/checkpoints/last.ckpt")
+
+    named = yaml.safe_load(config.read_text()) | {"ckpt_path": str(last), "run_dir": "elsewhere"}
+    Path("named.yaml").write_text(yaml.safe_dump(named))
+    done = cgfedrec("fit", "--config", "named.yaml")
+    assert done.returncode == 0, done.stderr
+    same_end(Path("whole"), Path("elsewhere"))
+
+    Path("copies").mkdir()
+    copy = Path("copies/last.ckpt")
+    copy.write_bytes(last.read_bytes())
+    cases: list[tuple[list[str | Path], str]] = [
+        (["--ckpt_path", copy], "say where the run is to go"),
+        (["--ckpt_path", copy, "--run_dir", "third"], "no file copies/best.ckpt"),
+        (["--ckpt_path", last, "--run_dir", "whole"], "whole already holds a run"),
+    ]
+    for arguments, message in cases:
+        refused = cgfedrec("fit", *arguments)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+    Path("copies/best.ckpt").write_bytes(Path("whole/checkpoints/last.ckpt").read_bytes())
+    assert "is not round" in cgfedrec("fit", "--ckpt_path", copy, "--run_dir", "third").stderr
+    Path("copies/best.ckpt").write_bytes(Path("part/checkpoints/best.ckpt").read_bytes())
+    done = cgfedrec("fit", "--ckpt_path", copy, "--run_dir", "third", "--loop.rounds", ROUNDS)
+    assert done.returncode == 0, done.stderr
+    same_end(Path("whole"), Path("third"))

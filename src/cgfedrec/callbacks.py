@@ -1,4 +1,4 @@
-"""What happens at the end of a round: early stopping, checkpoints, polite interruption, progress.
+"""What happens at the end of a round: early stopping, polite interruption, progress.
 
 A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, cohort)`,
 `on_round_end(loop)` and `on_federation_end(loop)`; Fabric calls those that it has, in the order in which they were
@@ -7,13 +7,10 @@ given.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -37,34 +34,6 @@ class EarlyStopping:
             loop.should_stop = True
 
 
-class Checkpoint:
-    """Writes ``last.ckpt`` every so many rounds and ``best.ckpt`` at every best round, each in one atomic step.
-
-    Args:
-        directory: Where to.
-        header: What a checkpoint says beside the state of the loop.
-    """
-
-    def __init__(self, directory: Path, header: dict[str, Any]) -> None:
-        self.directory = directory
-        self.header = header
-
-    def on_round_end(self, loop: FederatedLoop) -> None:
-        best = loop.best is not None and loop.best["round"] == loop.round
-        last = loop.should_stop or loop.round == loop.rounds or loop.round % loop.checkpoint_every == 0
-        if not (best or last):
-            return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self.directory / "writing.ckpt"
-        loop.fabric.save(partial, self.header | {"loop": loop.state_dict()})
-        if best:  # one file under two names: the best round is never ahead of the last
-            second = self.directory / "writing-best.ckpt"
-            second.unlink(missing_ok=True)
-            os.link(partial, second)
-            second.replace(self.directory / "best.ckpt")
-        partial.replace(self.directory / "last.ckpt")
-
-
 class Interrupt:
     """On SIGINT or SIGTERM, lets the round end and be saved, then stops; on a second one, stops at once."""
 
@@ -74,7 +43,7 @@ class Interrupt:
     def on_federation_start(self, loop: FederatedLoop) -> None:
         def stop(number: int, frame: FrameType | None) -> None:
             if self.signal:
-                raise KeyboardInterrupt
+                raise SystemExit(128 + number)
             self.signal = signal.Signals(number)
             loop.should_stop = True
             print(

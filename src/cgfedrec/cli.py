@@ -56,35 +56,29 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 
 
 def _fit(arguments: Arguments, options: list[str]) -> int:
-    from rich.console import Console
-
-    from cgfedrec.report import show_result
+    from cgfedrec.report import console, show_result
     from cgfedrec.run import start
 
     warnings.filterwarnings("ignore", module="lightning")
-    console = Console()
-    run = start(options, console=console)
+    out = console()
+    run = start(options, console=out)
     if run.interrupted:
         last = run.checkpoints / "last.ckpt"
-        console.print(
-            f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True
-        )
+        out.print(f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True)
         return 128 + run.interrupted
-    show_result(console, run)
+    show_result(out, run)
     return 0
 
 
 def _test(arguments: Arguments, options: list[str]) -> int:
-    from rich.console import Console
-
-    from cgfedrec.report import show_metrics
+    from cgfedrec.report import console, show_metrics
     from cgfedrec.run import load
 
     run = load(arguments.ckpt_path, options=options)
     metrics = run.test()
     if not metrics:
         raise InputError("ckpt_path: its split holds nothing out for a test")
-    show_metrics(Console(), metrics, run.data.protocol)
+    show_metrics(console(), metrics, run.data.protocol)
     return 0
 
 
@@ -93,11 +87,9 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
     if output and output.suffix not in (".csv", ".parquet"):
         raise InputError(f"--output: {output} must end in .csv or .parquet")
 
-    from rich.console import Console
-
     from cgfedrec.data import Format
     from cgfedrec.recommend import with_titles, write
-    from cgfedrec.report import show_recommendations
+    from cgfedrec.report import console, show_recommendations
     from cgfedrec.run import load
 
     table = load(arguments.ckpt_path, options=options).recommend(arguments.user, arguments.top_k)
@@ -108,19 +100,17 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
         table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
     if output:
         write(table, output)
-        Console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
+        console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
     else:
-        show_recommendations(Console(), table)
+        show_recommendations(console(), table)
     return 0
 
 
 def _describe(arguments: Arguments, options: list[str]) -> int:
-    from rich.console import Console
-
-    from cgfedrec.report import show_data
+    from cgfedrec.report import console, show_data
     from cgfedrec.run import open_data
 
-    show_data(Console(), open_data(options), details=True)
+    show_data(console(), open_data(options), details=True)
     return 0
 
 
@@ -128,11 +118,10 @@ def _download(arguments: Arguments, options: list[str]) -> int:
     if options:
         raise InputError(f"unknown option {options[0]}")
 
-    from rich.console import Console
-
     from cgfedrec.data.catalog import download
+    from cgfedrec.report import console
 
-    download(arguments.name, Path(arguments.dir), Console(), arguments.url)
+    download(arguments.name, Path(arguments.dir), console(), arguments.url)
     return 0
 
 

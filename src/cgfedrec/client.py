@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cgfedrec.errors import InputError, check
 from cgfedrec.messages import Broadcast, Upload
 
 
@@ -92,6 +93,42 @@ class Client(LightningModule, ABC):
 def empty_parameter(*shape: int) -> nn.Parameter:
     """A parameter for a cohort that is yet to come: `[0, *shape]`."""
     return nn.Parameter(torch.empty(0, *shape))
+
+
+def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) -> Optimizer:
+    """Make sure that an optimiser cannot mix clients: two trained together must end where each ends alone.
+
+    Args:
+        optimizer: As given by the user.
+
+    Returns:
+        One, made for a trial.
+
+    Raises:
+        InputError: for an optimiser that mixes, cannot be made, or needs more than gradients.
+    """
+    gradients = torch.linspace(-1, 2, 36).sin().reshape(3, 2, 3, 2)
+
+    def trial(clients: slice) -> tuple[Tensor, Optimizer]:
+        parameter = nn.Parameter(torch.linspace(-1, 1, 12).reshape(2, 3, 2)[clients].clone())
+        made = optimizer([parameter])
+        for gradient in gradients:
+            parameter.grad = gradient[clients].clone()
+            made.step()
+        return parameter.data, made
+
+    try:
+        together, made = trial(slice(0, 2))
+        alone = torch.cat([trial(slice(client, client + 1))[0] for client in range(2)])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"method.optimizer: {error}") from error
+    check(
+        None
+        if torch.allclose(together, alone, rtol=1e-5, atol=1e-7)
+        else f"method.optimizer: {type(made).__name__} computes over all clients of a cohort at once; choose one that "
+        "treats every element alone, such as SGD, Adam, AdamW or Adagrad"
+    )
+    return made
 
 
 def forget(optimizers: Iterable[Optimizer]) -> None:

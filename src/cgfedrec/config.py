@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -72,7 +73,7 @@ def parser() -> ArgumentParser:
         default={"class_path": "cgfedrec.logging.WandbLogger"},
         help="Beside the CSV: Weights & Biases, another of Lightning's loggers, or null.",
     )
-    parser.set_defaults({"fabric.devices": 1})
+    parser.set_defaults({"fabric.accelerator": "cpu", "fabric.devices": 1})
     return parser
 
 
@@ -88,38 +89,48 @@ def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool 
         InputError: naming the option that is wrong.
     """
     configs = _values(options, "config")
-    first = as_options([base or quickstart()]) if on_defaults or not configs else []
-    files = [config for config in configs if Path(config).suffix in (".yaml", ".yml")]
+    whole = parser()
+    whole.default_config_files = [str(quickstart())] if not base and (on_defaults or not configs) else []
+    first = as_options([base]) if base and (on_defaults or not configs) else []
+    files = [config for config in configs if _is_file(config)]
     check(*(problem for file in files for problem in _duplicate_keys(Path(file))))
     try:
-        return parser().parse_args([*first, *options])
-    except ArgumentError as error:
+        settings = whole.parse_args([*first, *options])
+    except (ArgumentError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise InputError(f"{error} (config: {', '.join(files)})" if files else str(error)) from error
+    seed = settings.seed_everything
+    check(None if 0 <= seed < 2**63 else f"seed_everything: {seed} is not from 0 to 2^63 - 1")
+    return settings
 
 
 def checkpoint_in(options: Sequence[str]) -> Path | None:
     """The checkpoint that options name; its config is the base of the others, and so must be known before them."""
     named = _values(options, "ckpt_path")
-    mappings = (yaml.safe_load(c) for c in _values(options, "config") if Path(c).suffix not in (".yaml", ".yml"))
-    named += [mapping["ckpt_path"] for mapping in mappings if isinstance(mapping, dict) and "ckpt_path" in mapping]
+    for config in [] if named else _values(options, "config"):
+        with suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser says what is wrong
+            keys = yaml.safe_load(Path(config).read_text() if _is_file(config) else config)
+            if isinstance(keys, dict) and keys.get("ckpt_path"):
+                named = [keys["ckpt_path"]]
     return Path(named[-1]) if named else None
+
+
+def _is_file(config: str) -> bool:
+    return Path(config).suffix in (".yaml", ".yml")
 
 
 def _values(options: Sequence[str], name: str) -> list[str]:
     """What the options, or else the environment, give for ``name``."""
-    after = [value for option, value in pairwise(options) if option == f"--{name}"]
-    joined = [option.split("=", 1)[1] for option in options if option.startswith(f"--{name}=")]
+    given = [option.split("=", 1)[1] for option in options if option.startswith(f"--{name}=")]
+    given += [value for option, value in pairwise(options) if option == f"--{name}"]
     environment = os.environ.get(f"{_ENVIRONMENT}_{name.upper()}")
-    return after + joined or ([environment] if environment else [])
+    return given or ([environment] if environment else [])
 
 
 def _duplicate_keys(path: Path) -> list[str]:
     """Keys that a YAML file gives twice, of which the parser would silently take one."""
-    if not path.is_file():
-        return []
     try:
         pending = [yaml.compose(path.read_text())]
-    except yaml.YAMLError:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError):
         return []  # the parser says what is wrong
     problems = []
     while pending:
@@ -127,10 +138,11 @@ def _duplicate_keys(path: Path) -> list[str]:
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
-                if key.value in seen:
+                if str(key.value) in seen:
                     problems.append(f"{path}, line {key.start_mark.line + 1}: {key.value} stands twice")
-                seen.add(key.value)
+                seen.add(str(key.value))
                 pending.append(value)
+            node.value = []  # an alias may lead back here
     return problems
 
 

@@ -21,3 +21,8 @@ def check(*problems: str | None) -> None:
     """Raise one `InputError` with every problem that is not ``None``."""
     if found := [problem for problem in problems if problem]:
         raise InputError(found)
+
+
+def not_positive(option: str, value: float | None) -> str | None:
+    """The problem with a number that must be positive and finite; none for ``None``."""
+    return None if value is None or 0 < value < float("inf") else f"{option}: {value} is not positive"

@@ -29,9 +29,10 @@ def evaluate(data: FederatedDataModule, stage: Stage, scorer: Scorer, cohort_siz
             ranking.update(rank(scores, cohort.relevant, cohort.candidates))
         else:
             ranking.update(rank_sampled(scores, cohort.relevant, cohort.sampled))
-        recommended.update(best(scores, cohort.candidates, recommended.k)[1])
-    values = ranking.compute() | recommended.compute()
-    return {f"{stage}/{name}": value.item() for name, value in values.items()}
+        values, items = best(scores, cohort.candidates, recommended.k)
+        recommended.update(items[values.isfinite()])
+    results = ranking.compute() | recommended.compute()
+    return {f"{stage}/{name}": value.item() for name, value in results.items()}
 
 
 def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -114,7 +114,7 @@ class WandbLogger(Logger):
             "config": dict(config),
         }
         quiet = wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT)
-        mode: Any = "offline" if self.offline else os.environ.get("WANDB_MODE", "online")
+        mode: Any = os.environ.get("WANDB_MODE") or ("offline" if self.offline else "online")
         try:
             self.run = wandb.init(**settings, mode=mode, settings=quiet)
         except wandb.Error as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cgfedrec.client import Client, forget
 from cgfedrec.data.module import FederatedDataModule, Stage, TrainingCohort
-from cgfedrec.errors import check
+from cgfedrec.errors import check, not_positive
 from cgfedrec.evaluation import evaluate
 from cgfedrec.messages import Broadcast
 from cgfedrec.method import Method
@@ -52,7 +52,7 @@ class FederatedLoop:
         monitor: str = "val/ndcg@10",
         patience: int | None = 10,
     ) -> None:
-        positive = {
+        positive: dict[str, int | None] = {
             "rounds": rounds,
             "participants": participants,
             "cohort_size": cohort_size,
@@ -61,7 +61,7 @@ class FederatedLoop:
             "patience": patience,
         }
         check(
-            *(f"loop.{k}: {v} is not positive" for k, v in positive.items() if v is not None and v < 1),
+            *(not_positive(f"loop.{name}", value) for name, value in positive.items()),
             None if 0 < participation <= 1 else f"loop.participation: {participation} must be above 0 and at most 1",
             "loop.participants: give either this or loop.participation, not both"
             if participants is not None and participation != 1
@@ -114,10 +114,8 @@ class FederatedLoop:
             while self.round < self.rounds and not self.should_stop:
                 started, self.round, seen = time.perf_counter(), self.round + 1, []
                 for cohort in self.data.cohorts(self.sample(), self.round, self.epochs, self.cohort_size):
-                    broadcast = self.server.broadcast(cohort.users)
-                    self.bytes_down += self._received(broadcast, cohort.users)
                     self.store.load(self.client, cohort.users)
-                    self.client.receive(broadcast)
+                    self.client.receive(self._send_down(cohort.users))
                     seen.append(train(self.fabric, self.module, self.optimizers, cohort))
                     upload = self.client.upload()
                     self.bytes_up += upload.nbytes
@@ -138,12 +136,17 @@ class FederatedLoop:
         keys = bits(self.data.seed, Stream.PARTICIPANTS, self.round if self.resample else 0, everyone)
         return torch.from_numpy(np.sort(keys.argsort()[:number]))
 
-    def _received(self, broadcast: Broadcast | None, users: Tensor) -> int:
-        """Bytes that go down to a cohort: the broadcast to each client, a welcome to those who are new."""
+    def _send_down(self, users: Tensor) -> Broadcast | None:
+        """Send a cohort its broadcast, and a welcome to those who are new; what arrives is what was packed."""
         newcomers = int((~self.store.known[users]).sum())
-        welcome = self.server.welcome() if newcomers else None
-        messages = ((broadcast, len(users)), (welcome, newcomers))
-        return sum(len(message.pack()) * receivers for message, receivers in messages if message)
+        if newcomers and (welcome := self.server.welcome()):
+            self.bytes_down += len(welcome.pack()) * newcomers
+        broadcast = self.server.broadcast(users)
+        if broadcast is None:
+            return None
+        packed = broadcast.pack()
+        self.bytes_down += len(packed) * len(users)
+        return Broadcast.unpack(packed)
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         """Evaluate if this round is to be, and add a row to the history."""

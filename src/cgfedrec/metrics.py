@@ -140,7 +140,7 @@ class Recommended(Metric):
         self.add_state("shown", torch.zeros(len(popularity), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, items: Tensor) -> None:
-        """Add lists of recommended items, `[users, k]`."""
+        """Add recommended items, `[users, k]` or fewer."""
         self.shown += torch.bincount(items.flatten(), minlength=len(self.shown))
 
     def compute(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from cgfedrec.data.ratings import Column, Format, column_of, read_table
-from cgfedrec.errors import InputError, check
+from cgfedrec.errors import InputError, check, not_positive
 from cgfedrec.evaluation import best
 from cgfedrec.loop import FederatedLoop
 
@@ -36,7 +36,7 @@ def recommend(loop: FederatedLoop, users: Sequence[Any] | None = None, top_k: in
         InputError: for users that are not in the data.
     """
     data = loop.data
-    check(f"top_k: {top_k} is not positive" if top_k < 1 else None)
+    check(not_positive("top_k", top_k), "user: names nobody" if users is not None and not len(users) else None)
     known = _numbers(data.known_ids, users)
     client = data.client_numbers()[known]
     trained = (client >= 0) & loop.store.known.numpy()[client]

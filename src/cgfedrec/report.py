@@ -22,6 +22,16 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 USERS_SHOWN = 10
 
 
+def console() -> Console:
+    """Where a command shows what it does: ids, titles and paths as they are, whatever brackets they hold."""
+    return Console(markup=False, emoji=False)
+
+
+def quiet_console() -> Console:
+    """One that shows nothing."""
+    return Console(quiet=True)
+
+
 def show_data(console: Console, data: FederatedDataModule, details: bool = False) -> None:
     """Users, items, interactions and what was left out; in ``details``, also how they are spread and split."""
     counts = data.interactions_per_user()

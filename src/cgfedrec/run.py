@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -20,8 +21,9 @@ from lightning import Fabric
 from rich.console import Console
 
 from cgfedrec import __version__
-from cgfedrec.callbacks import Checkpoint, EarlyStopping, Interrupt, ProgressBar
+from cgfedrec.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.centralized.popularity import Popularity
+from cgfedrec.checkpoint import FORMAT, Checkpoint, changed, link_or_copy, read_checkpoint
 from cgfedrec.config import Config, as_options, checkpoint_in, dump, instantiate, parse
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, RunError, check
@@ -30,12 +32,10 @@ from cgfedrec.logging import History, WandbLogger, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.recommend import recommend
-from cgfedrec.report import show_data
+from cgfedrec.report import quiet_console, show_data
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.store import ClientStore
 
-FORMAT = 1
-"""Of checkpoints; one of another format is refused."""
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
 
@@ -63,9 +63,18 @@ def start(
     checkpoint = checkpoint_in(options)
     state = read_checkpoint(checkpoint) if checkpoint else None
     settings = parse(options, yaml.safe_load(state["config"]) if state else None, on_defaults)
-    run = Run(settings, _directory(settings), callbacks, console or Console(quiet=True))
-    if state:
-        run.restore(state, resume=True)
+    if str(settings.ckpt_path or "") != str(checkpoint or ""):
+        raise InputError(f"ckpt_path: {settings.ckpt_path} and {checkpoint} are both named; name one, as an option")
+    directory, is_new = _directory(settings)
+    try:
+        run = Run(settings, directory, callbacks, console)
+        if state and checkpoint:
+            run.restore(state)
+            run.adopt(checkpoint)
+    except BaseException:
+        if is_new:
+            os.removedirs(directory)  # with the empty folders above it
+        raise
     run.fit()
     return run
 
@@ -84,8 +93,8 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = ()) -
     path = Path(ckpt_path)
     state = read_checkpoint(path)
     given = [*as_options([*configs, {"logger": None}]), *options]
-    run = Run(parse(given, yaml.safe_load(state["config"]), True), _run_of(path))
-    run.restore(state)
+    run = Run(parse(given, yaml.safe_load(state["config"]), True), path.parent)
+    run.restore(state, resume=False)
     return run
 
 
@@ -119,7 +128,7 @@ class Run:
         self, settings: Namespace, directory: Path, callbacks: Sequence[Any] = (), console: Console | None = None
     ) -> None:
         parts = instantiate(settings)
-        self.directory, self.console = directory, console or Console(quiet=True)
+        self.directory, self.console = directory, console or quiet_console()
         self.config = dump(settings)
         self.loop: FederatedLoop = parts.loop
         self.data: FederatedDataModule = parts.data
@@ -170,8 +179,16 @@ class Run:
         """Every client's private state, after the same round."""
         return self.loop.store
 
-    def restore(self, state: dict[str, Any], resume: bool = False) -> None:
-        """Go to where a checkpoint was written. Raises `InputError` where it does not belong to this run."""
+    def restore(self, state: dict[str, Any], resume: bool = True) -> None:
+        """Go to where a checkpoint was written.
+
+        Args:
+            state: Of `read_checkpoint`.
+            resume: Whether training is to go on from it, and so nothing may differ on which its result depends.
+
+        Raises:
+            InputError: where it does not belong to this run.
+        """
         check(
             f"ckpt_path: was trained with {state['method']}, this run uses {self.header['method']}"
             if state["method"] != self.header["method"]
@@ -180,9 +197,29 @@ class Run:
             if state["fingerprint"] != self.header["fingerprint"]
             else None,
         )
-        if resume:
-            check(*_changed(yaml.safe_load(state["config"]), yaml.safe_load(self.config)))
-        self.loop.load_state_dict(state["loop"])
+        check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.config), resume))
+        try:
+            self.loop.load_state_dict(state["loop"])
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise InputError(f"ckpt_path: holds no state of this federation ({error})") from error
+
+    def adopt(self, checkpoint: Path) -> None:
+        """Make a checkpoint and the best round so far this run's own. Raises `InputError` if the best is nowhere."""
+        best = self.loop.best
+        adopted = {"last.ckpt": checkpoint}
+        if best is not None:
+            adopted["best.ckpt"] = checkpoint if best["round"] == self.loop.round else checkpoint.with_name("best.ckpt")
+            state = read_checkpoint(adopted["best.ckpt"])
+            if (state["fingerprint"], state["loop"]["round"]) != (self.header["fingerprint"], best["round"]):
+                raise InputError(
+                    f"ckpt_path: {adopted['best.ckpt']} is not round {best['round']}, the best so far of {checkpoint}"
+                )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for name, source in adopted.items():
+            target = self.checkpoints / name
+            if not target.exists() or not source.samefile(target):
+                link_or_copy(source, self.checkpoints / "writing.ckpt")
+                (self.checkpoints / "writing.ckpt").replace(target)
 
     def fit(self) -> None:
         """Train, then test the best round once, and write ``summary.json``.
@@ -199,34 +236,40 @@ class Run:
         if isinstance(self.logger, WandbLogger):
             self.logger.start(self.directory, yaml.safe_load(self.config))
         elif self.logger is not None:
-            self.logger.log_hyperparams(yaml.safe_load(self.config))
-        status = "failed"
+            with suppress(NotImplementedError):  # not every logger keeps them
+                self.logger.log_hyperparams(yaml.safe_load(self.config))
+        status, started, before = "failed", time.perf_counter(), self.loop.seconds
         try:
             self.loop.fit()
             if not self.interrupted:
-                self._finish()
+                self._finish(lambda: before + time.perf_counter() - started)
                 status = "success"
         except NotFiniteError as error:
             clients = ", ".join(str(self.data.user_ids[client]) for client in error.clients[:5])
             raise RunError(
                 f"round {self.loop.round}, client {clients}{' and others' if len(error.clients) > 5 else ''}: the "
-                f"{error.what} is not finite; lower the learning rate (method.optimizer, method.table_lr). "
-                f"The last good checkpoint is in {self.checkpoints}"
+                f"{error.what} is not finite; a lower learning rate or alignment may help. "
+                + (f"The last good checkpoint is in {self.checkpoints}" if self.checkpoints.exists() else "")
             ) from error
         finally:
             if self.logger is not None:
                 self.logger.finalize(status)
 
-    def _finish(self) -> None:
+    def _finish(self, seconds: Callable[[], float]) -> None:
         best_path = self.checkpoints / "best.ckpt"
-        history, best, seconds = self.loop.history, self.loop.best, self.loop.seconds
-        assert best is not None
+        history, best = self.loop.history, self.loop.best
+        if best is None:
+            raise RunError(
+                f"stopped after round {self.loop.round}, before the first evaluation: there is nothing to report"
+            )
         last = history[-1]
         if best["round"] != self.loop.round:
             self.loop.load_state_dict(read_checkpoint(best_path)["loop"])
             self.loop.history = history
         protocol = self.data.protocol.to_dict()
+        test = self.test()
         self.summary = {
+            "round": int(best["round"]),
             "method": self.header["method"],
             "best_round": int(best["round"]),
             "rounds": int(last["round"]),
@@ -235,7 +278,7 @@ class Run:
             "seed": self.data.seed,
             "users": self.data.num_users,
             "items": self.data.num_items,
-            "seconds": seconds,
+            "seconds": seconds(),
             "versions": {
                 "cgfedrec": __version__,
                 "python": platform.python_version(),
@@ -244,7 +287,7 @@ class Run:
             **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/"))},
             **{name: value for name, value in last.items() if name.startswith("bytes/")},
             "time/round": fmean(row["time/round"] for row in history),
-            **self.test(),
+            **test,
         }
         write_atomically(self.directory / "summary.json", json.dumps(self.summary, indent=2) + "\n")
         if isinstance(self.logger, WandbLogger):
@@ -266,19 +309,6 @@ class Run:
         return recommend(self.loop, users, top_k)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `Checkpoint` wrote; nothing in the file is executed. Raises `InputError` if it is none."""
-    if not path.is_file():
-        raise InputError(f"ckpt_path: no file {path}")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        raise InputError(f"ckpt_path: {path} is no checkpoint, or is cut off") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise InputError(f"ckpt_path: {path} is no checkpoint of this version of cgfedrec")
-    return state
-
-
 def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
     check(
         None
@@ -289,50 +319,45 @@ def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
         fabric = Fabric(**arguments, callbacks=callbacks)
     except (ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"fabric: {error}") from error
-    check("fabric.devices: only one process and one device are supported" if fabric.world_size > 1 else None)
+    kind = fabric.device.type
+    check(
+        "fabric.devices: only one process and one device are supported" if fabric.world_size > 1 else None,
+        None if kind in ("cpu", "cuda") else f"fabric.accelerator: {kind} is not supported; choose cpu or cuda",
+    )
+    if kind == "cuda":  # a resumed run must end where the whole one would
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return fabric
 
 
-def _directory(settings: Namespace) -> Path:
-    """Where a run goes: where it is told to, beside the checkpoint that it continues, or the next free number."""
+def _directory(settings: Namespace) -> tuple[Path, bool]:
+    """Where a run goes, and whether this made it: where it is told to, or beside the checkpoint that it continues, or
+    in the next free number.
+    """
+    checkpoint = Path(settings.ckpt_path) if settings.ckpt_path else None
+    own = (
+        checkpoint.absolute().parents[1] if checkpoint and checkpoint.absolute().parent.name == "checkpoints" else None
+    )
     if settings.run_dir:
         directory = Path(settings.run_dir)
+        holds_a_run = (directory / "checkpoints" / "last.ckpt").exists() and directory.absolute() != own
         check(
             f"run_dir: {directory} already holds a run; choose another, or continue it with --ckpt_path"
-            if not settings.ckpt_path and (directory / "checkpoints" / "last.ckpt").exists()
+            if holds_a_run
             else None,
             f"run_dir: {directory} is a file" if directory.is_file() else None,
         )
-        return directory
-    if settings.ckpt_path:
-        return _run_of(Path(settings.ckpt_path))
+        return directory, False
+    if checkpoint:
+        check(None if own else f"run_dir: {checkpoint} is in no run's folder checkpoints; say where the run is to go")
+        return Path(os.path.relpath(str(own))), False
     files = [Path(str(config)) for config in settings.config or [] if config is not None]
     root = Path("runs") / (files[0].stem if files else "quickstart")
-    numbers = [int(path.name) for path in root.glob("*") if path.name.isdigit()] if root.is_dir() else []
-    return root / str(max(numbers, default=-1) + 1)
-
-
-def _run_of(checkpoint: Path) -> Path:
-    return Path(os.path.relpath(checkpoint.absolute().parents[1]))
-
-
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What a resumed run must not change, but does."""
-    free = ("path", "format")
-    was, becomes = (
-        {
-            "seed_everything": config["seed_everything"],
-            "protocol": config["protocol"],
-            "method": config["method"],
-            "data": {k: v for k, v in config["data"]["init_args"].items() if k not in free},
-            "loop": {
-                k: config["loop"][k] for k in ("participation", "participants", "resample", "evaluate_every", "monitor")
-            },
-        }
-        for config in (before, now)
-    )
-    return [
-        f"{key}: a resumed run cannot change this from {was[key]} to {becomes[key]}"
-        for key in was
-        if was[key] != becomes[key]
-    ]
+    number = max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=-1) + 1
+    root.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            (root / str(number)).mkdir()
+            return root / str(number), True
+        except FileExistsError:  # another run has just taken it
+            number += 1

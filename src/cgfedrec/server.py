@@ -41,8 +41,8 @@ class Server(nn.Module):
 class MeanServer(Server):
     """Averages what this round's participants upload, and keeps the mean tables.
 
-    Sums are float64 and the mean is rounded to float32: neither the order of the clients, the size of a cohort nor
-    the number of processes then shows in the mean.
+    Sums are float64 and the mean is rounded to float32, so that neither the order of the clients nor the size of a
+    cohort shows in it, unless a mean lies within some 1e-16 of the middle between two float32.
 
     Args:
         shapes: The shape of each uploaded value, without its clients axis.

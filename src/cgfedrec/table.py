@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput, empty_parameter
-from cgfedrec.errors import check
+from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter
+from cgfedrec.errors import check, not_positive
 from cgfedrec.messages import Broadcast, Labels, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, uniform
@@ -133,11 +133,11 @@ class TableMethod(Method):
         head: Head = "shared",
     ) -> None:
         check(
-            f"method.dim: {dim} is not positive" if dim < 1 else None,
-            f"method.lr_eta: {lr_eta} is not positive" if lr_eta <= 0 else None,
-            f"method.table_lr: {table_lr} is not positive" if table_lr is not None and table_lr <= 0 else None,
-            f"method.local_epochs: {local_epochs} is not positive" if local_epochs < 1 else None,
-            f"method.init_scale: {init_scale} is not positive" if init_scale <= 0 else None,
+            not_positive("method.dim", dim),
+            not_positive("method.lr_eta", lr_eta),
+            not_positive("method.table_lr", table_lr),
+            not_positive("method.local_epochs", local_epochs),
+            not_positive("method.init_scale", init_scale),
         )
         super().__init__(local_epochs)
         self.dim = dim
@@ -152,7 +152,7 @@ class TableMethod(Method):
 
     def client_settings(self, num_items: int) -> dict[str, Any]:
         """Keyword arguments of the client."""
-        lr = self.optimizer([nn.Parameter(torch.empty(0))]).param_groups[0]["lr"]
+        lr = check_elementwise(self.optimizer).param_groups[0]["lr"]
         return {
             "dim": self.dim,
             "optimizer": self.optimizer,

@@ -86,9 +86,13 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
     if name not in CATALOG:
         raise InputError(f"name: no data set {name!r}; there are {', '.join(CATALOG)}")
     entry, target = CATALOG[name], directory / name
-    ratings = target / entry.ratings
+    ratings = next(
+        (p for p in (target / entry.ratings, target / name / entry.ratings) if p.exists()), target / entry.ratings
+    )
     console.print(f"{name}: {entry.licence}", soft_wrap=True, highlight=False)
     if not ratings.exists():
+        if target.exists() and any(target.iterdir()):
+            raise InputError(f"--dir: {target} is there, but holds no {entry.ratings}; move it away")
         directory.mkdir(parents=True, exist_ok=True)
         partial = directory / f"{name}.zip.part"
         _fetch(url or entry.url, partial, target, console)
@@ -105,6 +109,8 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
 
 def _fetch(url: str, partial: Path, target: Path, console: Console) -> None:
     done = partial.stat().st_size if partial.exists() else 0
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"--url: {url!r} must begin with http:// or https://")
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     try:
@@ -156,6 +162,4 @@ def _extract(archive: Path, target: Path, ratings: str) -> None:
     if not (staging / ratings).exists():
         shutil.rmtree(staging)
         raise RunError(f"{archive}: holds no {ratings}")
-    if target.exists():
-        shutil.rmtree(target)
     staging.replace(target)

@@ -17,7 +17,7 @@ from cgfedrec.client import Batch
 from cgfedrec.data.ratings import Format, Interactions, read
 from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign
 from cgfedrec.data.synthetic import Synthetic
-from cgfedrec.errors import check
+from cgfedrec.errors import check, not_positive
 from cgfedrec.protocol import Protocol
 from cgfedrec.random import Stream, bits, distinct
 
@@ -115,8 +115,8 @@ class FederatedDataModule(LightningDataModule):
             f"data.min_interactions: {min_interactions} is below {fewest}, which split {split} needs"
             if min_interactions < fewest
             else None,
-            f"data.negatives: {negatives} is not positive" if negatives < 1 else None,
-            f"data.batch_size: {batch_size} is not positive" if batch_size < 1 else None,
+            not_positive("data.negatives", negatives),
+            not_positive("data.batch_size", batch_size),
             f"data.format.timestamp_column: split {split} needs times; choose the split random or none"
             if path is not None and format.timestamp_column is None and split in NEEDS_TIME
             else None,
@@ -150,13 +150,14 @@ class FederatedDataModule(LightningDataModule):
             _Lists.of(users[chosen], items[chosen], self.num_users) for chosen in (self._part == part for part in Part)
         ]
         self._train = self._parts[Part.TRAIN]
-        touched = np.ones(len(users), bool) if self.protocol.leaks else self._part == Part.TRAIN
-        self._no_negatives = _Lists.of(users[touched], items[touched], self.num_users)
-        self._touched = _Lists.of(users, items, self.num_users)
+        avoided = np.ones(len(users), bool) if self.protocol.leaks else self._part == Part.TRAIN
+        self._no_negatives = _Lists.of(users[avoided], items[avoided], self.num_users)
+        self._touched = _Lists.of(kept.users, kept.items, self.num_users)
+        self._disliked = _Lists.of(kept.users[~kept.positive], kept.items[~kept.positive], self.num_users)
         self._check_pools()
 
     def _drop(self, data: Interactions) -> Interactions:
-        """Leave out users with too few positive interactions, or with none to train on; count them."""
+        """Leave out users with too few positive interactions, none to train on or no room for negatives; count them."""
         counts = np.bincount(data.users[data.positive], minlength=len(data.user_ids))
         kept = data.keep_users(counts >= self.min_interactions)
         check(
@@ -165,17 +166,26 @@ class FederatedDataModule(LightningDataModule):
             if not len(kept.user_ids)
             else None
         )
-        part = self._split(kept)
-        trained = np.bincount(kept.users[kept.positive][part == Part.TRAIN], minlength=len(kept.user_ids)) > 0
         few = len(data.user_ids) - len(kept.user_ids)
-        if not trained.all():
-            part = part[trained[kept.users[kept.positive]]]
-            kept = kept.keep_users(trained)
-        check("data.temporal_fractions: no user has interactions before the first cut" if not trained.any() else None)
-        self._part = part
+        part = self._split(kept)
+        owners = kept.users[kept.positive]
+        avoided = owners if self.protocol.leaks else owners[part == Part.TRAIN]
+        roomy = len(kept.item_ids) - np.bincount(avoided, minlength=len(kept.user_ids)) >= self.negatives
+        trained = np.bincount(owners[part == Part.TRAIN], minlength=len(kept.user_ids)) > 0
+        usable = roomy & trained
+        check(
+            "data.temporal_fractions: no user has interactions before the first cut" if not trained.any() else None,
+            f"data.negatives: {self.negatives} different ones are asked for, but every user has all but "
+            f"{self.negatives - 1} of the {len(kept.item_ids)} items or more"
+            if not roomy.any()
+            else None,
+        )
+        self._part = part[usable[owners]]
+        kept = kept.keep_users(usable)
         kept.report |= {
             "users with too few interactions": few,
             "users without training interactions": int((~trained).sum()),
+            "users with too few items left as negatives": int((trained & ~roomy).sum()),
         }
         return kept
 
@@ -221,11 +231,11 @@ class FederatedDataModule(LightningDataModule):
 
     def interactions_per_user(self) -> NDArray[np.int64]:
         """`[users]`: positive interactions, whatever they are for."""
-        return self._touched.lengths
+        return sum((part.lengths for part in self._parts), np.zeros(self.num_users, np.int64))
 
     def users_per_item(self) -> NDArray[np.int64]:
         """`[items]`"""
-        return np.bincount(self._touched.items, minlength=self.num_items)
+        return np.bincount(np.concatenate([part.items for part in self._parts]), minlength=self.num_items)
 
     def part_size(self, part: Part) -> int:
         """How many interactions are for ``part``."""
@@ -282,7 +292,7 @@ class FederatedDataModule(LightningDataModule):
             order = np.where(valid, keys, np.iinfo(np.uint64).max).argsort(1)[:, :width]
             order = np.pad(order, ((0, 0), (0, width - order.shape[1])))
             epoch_items = np.where(inside, np.take_along_axis(items, order, 1), 0)
-            epoch_targets = np.take_along_axis(targets, order, 1).astype(np.float32)
+            epoch_targets = (inside & np.take_along_axis(targets, order, 1)).astype(np.float32)
             for start in range(0, width, self.batch_size):
                 part = slice(start, start + self.batch_size)
                 weights = inside[:, part] / inside[:, part].sum(1, keepdims=True)
@@ -323,7 +333,7 @@ class FederatedDataModule(LightningDataModule):
         everyone = held_out.lengths.nonzero()[0]
         for start in range(0, len(everyone), cohort_size):
             users = everyone[start : start + cohort_size]
-            known = self._train.mask(users, self.num_items)
+            known = self._train.mask(users, self.num_items) | self._disliked.mask(users, self.num_items)
             if stage == "test":
                 known |= self._parts[Part.VAL].mask(users, self.num_items)
             yield RankingCohort(

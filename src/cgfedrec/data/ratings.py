@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,8 @@ class Format:
         item_column: The same for item ids.
         rating_column: The same for ratings; only needed with a threshold.
         timestamp_column: The same for the time of an interaction: numbers, or ISO dates. ``null`` for none.
-        threshold: An interaction counts as positive from this rating on; by default every one does.
+        threshold: An interaction counts as positive from this rating on; by default every one does. Items rated below
+            it are known to their user: they are never recommended, nor candidates in a ranking, but can be negatives.
         bad_rows: ``error`` refuses a file with rows that cannot be read, ``drop`` leaves them out and counts them.
     """
 
@@ -48,7 +49,8 @@ class Format:
         check(
             "threshold: needs rating_column, the column that it applies to"
             if self.threshold is not None and self.rating_column is None
-            else None
+            else None,
+            "separator: is empty" if self.separator == "" else None,
         )
 
 
@@ -109,9 +111,21 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
         for name, column in wanted.items()
         if column is not None
     )
-    first = 2 if layout.header and path.suffix != ".parquet" else 1
     blank = table.select(pl.all_horizontal(pl.all().is_null())).to_series()  # how a blank line reads
-    return _encode(path, layout, raw.with_row_index("line", first).filter(~blank))
+    first = 2 if layout.header and path.suffix != ".parquet" else 1
+
+    def lines_of(rows: pl.Series) -> pl.Series:
+        """The line on which each row begins: quoted fields may hold line breaks."""
+        if path.suffix == ".parquet":
+            return rows + first
+        breaks = table.select(pl.sum_horizontal(pl.all().str.count_matches("\n", literal=True).fill_null(0)))
+        return rows + first + breaks.to_series().cum_sum().shift(1, fill_value=0).gather(rows)
+
+    try:
+        return _encode(path, layout, raw.with_row_index("row").filter(~blank), lines_of)
+    except pl.exceptions.PolarsError as error:
+        what = "ids, ratings or times of a type that is not supported"
+        raise InputError(f"{path}: {what} ({_first_line(error)})") from error
 
 
 def read_table(path: Path, layout: Format, encoding: Literal["utf8", "utf8-lossy"] = "utf8") -> pl.DataFrame:
@@ -120,11 +134,11 @@ def read_table(path: Path, layout: Format, encoding: Literal["utf8", "utf8-lossy
         raise InputError(f"{path}: no such file")
     if path.suffix == ".parquet":
         try:
-            return pl.read_parquet(path)
+            return pl.read_parquet(path, glob=False)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise InputError(f"{path}: not a Parquet file ({_first_line(error)})") from error
     separator = layout.separator or _separator(path)
-    single = len(separator) == 1
+    single = len(separator.encode()) == 1
     try:
         table = pl.read_csv(
             path,
@@ -133,6 +147,7 @@ def read_table(path: Path, layout: Format, encoding: Literal["utf8", "utf8-lossy
             quote_char='"' if single else None,
             infer_schema=False,
             encoding=encoding,
+            glob=False,
         )
     except pl.exceptions.NoDataError as error:
         raise InputError(f"{path}: the file is empty") from error
@@ -144,12 +159,16 @@ def read_table(path: Path, layout: Format, encoding: Literal["utf8", "utf8-lossy
 def _split_fields(path: Path, lines: pl.DataFrame, separator: str, header: bool) -> pl.DataFrame:
     """Text whose separator has several characters, which the CSV reader does not know."""
     fields = lines.to_series().str.split(separator)
+    if fields[0] is None:
+        raise InputError(f"{path}, line 1: is blank")
     width = len(fields[0])
     counts = fields.list.len()
     wrong = (counts > width).arg_true().to_list()
     if wrong:
         raise InputError(f"{path}, line {wrong[0] + 1}: {counts[wrong[0]]} fields, expected {width}")
     names = fields[0].to_list() if header else [f"column_{i + 1}" for i in range(width)]
+    if len(set(names)) < width:
+        raise InputError(f"{path}, line 1: two columns have the same name, of {', '.join(names)}")
     return (fields.slice(1) if header else fields).list.to_struct(fields=names).struct.unnest()
 
 
@@ -158,7 +177,7 @@ def _why_unreadable(path: Path, separator: str, error: Exception) -> str:
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
+            reader = csv.reader(file, delimiter=separator if len(separator) == 1 else "\x1f", strict=True)
             width = None
             for row in reader:
                 width = width or len(row)
@@ -193,7 +212,7 @@ def _missing(path: Path, columns: Sequence[str], name: str, column: Column | Non
     return None
 
 
-def _encode(path: Path, layout: Format, raw: pl.DataFrame) -> Interactions:
+def _encode(path: Path, layout: Format, raw: pl.DataFrame, lines_of: Callable[[pl.Series], pl.Series]) -> Interactions:
     """Typed, checked, without duplicates, ids as numbers."""
     if raw.is_empty():
         raise InputError(f"{path}: no rows")
@@ -202,12 +221,11 @@ def _encode(path: Path, layout: Format, raw: pl.DataFrame) -> Interactions:
         table = table.with_columns(raw["rating"].cast(pl.Float64, strict=False).fill_nan(None))
     if "time" in raw.columns:
         table = table.with_columns(_time(raw["time"]))
-    values = [name for name in table.columns if name != "line"]
+    values = [name for name in table.columns if name != "row"]
     unreadable = table.select(pl.any_horizontal(pl.col(values).is_null())).to_series()
     if unreadable.any() and layout.bad_rows == "error":
-        raise InputError(
-            _unreadable(path, raw.filter(unreadable), table.filter(unreadable), values, int(unreadable.sum()))
-        )
+        bad = raw.filter(unreadable).with_columns(lines_of(raw.filter(unreadable)["row"]).alias("line"))
+        raise InputError(_unreadable(path, bad, table.filter(unreadable), values, int(unreadable.sum())))
     kept = table.filter(~unreadable)
     unique = kept.unique(["user", "item"], keep="first", maintain_order=True)
     if unique.is_empty():
@@ -236,7 +254,7 @@ def _encode(path: Path, layout: Format, raw: pl.DataFrame) -> Interactions:
 
 def _id(ids: pl.Series) -> pl.Series:
     """Ids of any type, as whole numbers where nothing is lost by it, else as text."""
-    if ids.dtype.is_integer():
+    if ids.dtype.is_integer() and ids.dtype != pl.UInt64:
         return ids.cast(pl.Int64)
     text = ids.cast(pl.String)
     text = text.set(text.str.strip_chars() == "", None)

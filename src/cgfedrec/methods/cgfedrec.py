@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cgfedrec.errors import check
+from cgfedrec.errors import check, not_positive
 from cgfedrec.structure.clusters import ClusterServer
 from cgfedrec.table import TableMethod
 
@@ -39,9 +39,9 @@ class CGFedRec(TableMethod):
     ) -> None:
         check(
             f"method.clusters: {clusters} is below 2" if clusters < 2 else None,
-            f"method.reg: {reg} is negative" if reg < 0 else None,
-            f"method.temperature: {temperature} is not positive" if temperature <= 0 else None,
-            f"method.silent_rounds: {silent_rounds} is not positive" if silent_rounds < 1 else None,
+            None if reg == 0 else not_positive("method.reg", reg),
+            not_positive("method.temperature", temperature),
+            not_positive("method.silent_rounds", silent_rounds),
         )
         super().__init__(**kwargs)
         self.clusters = clusters
