@@ -6,13 +6,17 @@ the mean is over all items (Khosla et al. 2020, equation 2; CGFedRec, arXiv 2602
 code's).
 
 Positives need only the sum of each cluster. The gradient of the log-sum-exp needs products of the exponentiated
-similarities with the rows; these similarities are symmetric, so tiles of one triangle serve both sides, and
-no more than one triangle of one client exists at a time.
+similarities with the rows; these similarities are symmetric, so tiles of one triangle serve both sides, and no more
+than one triangle of a few clients exists at a time. On a CPU clients are shared out among threads, each of which works
+alone: threads that share one small product wait for each other more than they work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +24,9 @@ from torch import Tensor
 
 EPSILON = 1e-6
 TILE = 512
+"""Rows and columns of a tile: 1 MiB of float32 stays in a core's cache."""
+GPU_CLIENTS = 32
+"""Clients whose tiles a GPU computes in one call; a CPU's thread takes one at a time."""
 
 
 def contrast(table: Tensor, labels: Tensor, temperature: float = 0.1, base_temperature: float = 0.5) -> Tensor:
@@ -42,27 +49,22 @@ def contrast(table: Tensor, labels: Tensor, temperature: float = 0.1, base_tempe
 class _Contrast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, labels: Tensor, temperature: float, base_temperature: float) -> Tensor:
+        table = table.detach()  # threads do not share that no gradients are wanted
         clusters = int(labels.max()) + 1
-        sizes = torch.bincount(labels, minlength=clusters)[labels].to(table.dtype)
-        has_positives = sizes > 1
-        positives = torch.where(has_positives, sizes - 1, 1.0)
+        members = torch.nn.functional.one_hot(labels, clusters).to(table.dtype)
+        others = members.sum(0)[labels] - 1
         loss = table.new_empty(len(table))
-        gradient = torch.empty_like(table) if ctx.needs_input_grad[0] else None
-        for client, rows in enumerate(table):  # one at a time: two tables' triangles would leave the cache
-            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
-            unit = rows / norms
-            sums = unit.new_zeros(clusters, unit.shape[1]).index_add_(0, labels, unit)[labels]
-            pull = (sums - unit) / positives[:, None]
-            log_sum, push = _log_sum_exp(unit, has_positives, temperature)
-            terms = log_sum - (unit * pull).sum(1) / temperature
-            loss[client] = torch.where(has_positives, terms, 0.0).mean()
-            if gradient is not None:
-                # both the anchor's and its positives' share: each pair stands in the mean twice
-                slope = (push - 2 * torch.where(has_positives[:, None], pull, 0.0)) / (temperature * len(unit))
-                gradient[client] = (slope - unit * (unit * slope).sum(1, keepdim=True)) / norms
+        gradient = torch.empty_like(table)
+
+        def work(clients: range) -> None:
+            tiles = _Tiles(table, len(clients) if table.is_cuda else 1)
+            for start in range(0, len(clients), tiles.clients):
+                part = slice(clients[start], clients[start] + min(tiles.clients, len(clients) - start))
+                loss[part], gradient[part] = _loss_and_gradient(table[part], members, others, temperature, tiles)
+
+        _share_out(work, len(table), table.is_cuda)
         scale = temperature / base_temperature
-        if gradient is not None:
-            ctx.save_for_backward(gradient.mul_(scale))
+        ctx.save_for_backward(gradient.mul_(scale))
         return loss * scale
 
     @staticmethod
@@ -71,43 +73,89 @@ class _Contrast(torch.autograd.Function):
         return gradient * upstream[0][:, None, None], None, None, None
 
 
-def _log_sum_exp(unit: Tensor, anchors: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The log-sum-exp of every anchor, and T times the gradient of their sum with respect to the unit rows.
+def _share_out(work: Any, clients: int, on_gpu: bool) -> None:
+    """Call ``work`` on ranges of clients: on a GPU one after another, on a CPU each in a thread of its own."""
+    if on_gpu:
+        for start in range(0, clients, GPU_CLIENTS):
+            work(range(start, min(start + GPU_CLIENTS, clients)))
+        return
+    threads = torch.get_num_threads()
+    bounds = [clients * thread // threads for thread in range(threads + 1)]
+    list(_pool(threads).map(work, (range(*pair) for pair in pairwise(bounds))))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "contrast", initializer=lambda: torch.set_num_threads(1))
+
+
+class _Tiles:
+    """Memory for the tiles of one triangle of the similarities, used again for one client after another.
 
     Args:
-        unit: `[items, dim]`, rows of length 1.
-        anchors: `[items]`, bool: whose log-sum-exp counts in the gradient.
+        table: `[clients, items, dim]`, whose type and device they have.
+        clients: How many clients' tiles there are at a time.
+    """
+
+    def __init__(self, table: Tensor, clients: int) -> None:
+        self.clients = clients
+        items = table.shape[1]
+        blocks = [slice(start, min(start + TILE, items)) for start in range(0, items, TILE)]
+        self.places = [(rows, columns) for index, rows in enumerate(blocks) for columns in blocks[index:]]
+        shapes = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in self.places]
+        self.memory = [table.new_empty(clients, *shape) for shape in shapes]
+
+    def fill(self, unit: Tensor, temperature: float) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Compute exp(s_ij - 1/T), with a diagonal of zeros, tile after tile: rows, columns, `[clients, ...]`."""
+        ones = torch.ones_like(unit[..., :1])
+        left = torch.cat((unit, -ones), dim=2) * (1 / temperature)
+        right = torch.cat((unit, ones), dim=2).transpose(1, 2)
+        for (rows, columns), memory in zip(self.places, self.memory, strict=True):
+            tile = memory[: len(unit)]
+            torch.bmm(left[:, rows], right[:, :, columns], out=tile).exp_()
+            if rows == columns:
+                tile.diagonal(dim1=1, dim2=2).zero_()
+            yield rows, columns, tile
+
+
+def _loss_and_gradient(
+    table: Tensor, members: Tensor, others: Tensor, temperature: float, tiles: _Tiles
+) -> tuple[Tensor, Tensor]:
+    """The loss of some clients without the factor T / T0, and its gradient.
+
+    Args:
+        table: `[clients, items, dim]`.
+        members: `[items, clusters]`, one-hot labels.
+        others: `[items]`, how many other items have the same label.
         temperature: T.
+        tiles: Memory.
 
     Returns:
-        `[items]` and `[items, dim]`.
+        `[clients]` and `[clients, items, dim]`.
     """
-    tiles = [(rows, columns, _similarities(unit, rows, columns, temperature)) for rows, columns in _triangle(len(unit))]
-    total = torch.full_like(unit[:, 0], EPSILON)
-    for rows, columns, tile in tiles:
-        total[rows] += tile.sum(1)
+    norms = torch.linalg.vector_norm(table, dim=2, keepdim=True).clamp_min(1e-12)
+    unit = table / norms
+    anchors = (others > 0).to(unit.dtype)
+    pull = members @ (members.T @ unit) - unit
+    pull *= (anchors / others.clamp_min(1))[:, None]
+
+    total = torch.full_like(unit[..., 0], EPSILON)
+    filled = []
+    for rows, columns, tile in tiles.fill(unit, temperature):
+        total[:, rows] += tile.sum(2)
         if rows != columns:
-            total[columns] += tile.sum(0)
-    weight = torch.where(anchors, 1 / total, 0.0)[:, None]
-    stacked = torch.cat((unit, weight * unit), dim=1)
+            total[:, columns] += tile.sum(1)
+        filled.append((rows, columns, tile))
+    terms = anchors * (total.log() + (1 - (unit * pull).sum(2)) / temperature)
+
+    weight = (anchors / total)[..., None]
+    stacked = torch.cat((unit, weight * unit), dim=2)
     product = torch.zeros_like(stacked)
-    for rows, columns, tile in tiles:
-        product[rows].addmm_(tile, stacked[columns])
+    for rows, columns, tile in filled:
+        product[:, rows].baddbmm_(tile, stacked[:, columns])
         if rows != columns:
-            product[columns].addmm_(tile.T, stacked[rows])
-    own, weighted = product.chunk(2, dim=1)
-    return total.log() + 1 / temperature, weight * own + weighted
-
-
-def _similarities(unit: Tensor, rows: slice, columns: slice, temperature: float) -> Tensor:
-    """exp(s_ij - 1/T) without the diagonal, a tile of the symmetric matrix."""
-    scaled = unit[rows] * (1 / temperature)
-    tile = torch.addmm(unit.new_full((1, 1), -1 / temperature), scaled, unit[columns].T).exp_()
-    return tile.fill_diagonal_(0.0) if rows == columns else tile
-
-
-def _triangle(items: int) -> Iterator[tuple[slice, slice]]:
-    blocks = [slice(start, min(start + TILE, items)) for start in range(0, items, TILE)]
-    for index, rows in enumerate(blocks):
-        for columns in blocks[index:]:
-            yield rows, columns
+            product[:, columns].baddbmm_(tile.transpose(1, 2), stacked[:, rows])
+    own, weighted = product.chunk(2, dim=2)
+    # each pair of positives stands in the mean twice, once with either as its anchor
+    slope = (weight * own + weighted - 2 * pull) / (temperature * unit.shape[1])
+    return terms.mean(1), (slope - unit * (unit * slope).sum(2, keepdim=True)) / norms
