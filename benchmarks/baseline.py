@@ -63,7 +63,10 @@ def train(
         model.table.weight.copy_(state["table"])
         model.head.weight.copy_(state["head_weight"][None])
         model.head.bias.copy_(state["head_bias"][None])
-    head, table = torch.optim.SGD(model.head.parameters(), lr=lr), torch.optim.SGD(model.table.parameters(), lr=table_lr)
+    head, table = (
+        torch.optim.SGD(model.head.parameters(), lr=lr),
+        torch.optim.SGD(model.table.parameters(), lr=table_lr),
+    )
     for batch in batches:
         real = batch.weights[0] > 0
         for optimizer in (head, table):
@@ -94,7 +97,9 @@ def draw(histories: Sequence[Sequence[int]], items: int, negatives: int = 4) -> 
     return drawn
 
 
-def evaluate(scores: Sequence[Tensor], relevant: Sequence[int], candidates: Sequence[Sequence[int]], k: int = 10) -> float:
+def evaluate(
+    scores: Sequence[Tensor], relevant: Sequence[int], candidates: Sequence[Sequence[int]], k: int = 10
+) -> float:
     """HR@k over sampled candidates, by a data frame for every user."""
     hits = 0
     for row, target, sampled in zip(scores, relevant, candidates, strict=True):

@@ -19,7 +19,7 @@ import yaml
 from cgfedrec.checkpoint import read_checkpoint
 from tests.conftest import TINY, cgfedrec
 
-ROUNDS = 12
+ROUNDS = 16
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def start(*arguments: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_round(directory: Path, round: int) -> None:
-    for _ in range(6000):
-        path = directory / "metrics.csv"
-        if path.exists() and len(path.read_text().splitlines()) > round:  # one read: the file is replaced meanwhile
-            return
+def wait_for_round(process: subprocess.Popen[str], directory: Path, round: int) -> None:
+    path = directory / "metrics.csv"
+    deadline = time.monotonic() + 200
+    while not path.exists() or len(path.read_text().splitlines()) <= round:  # one read: the file is replaced meanwhile
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"no round {round} in {directory}"
         time.sleep(0.005)
-    raise AssertionError(f"no round {round} in {directory}")
 
 
 def same_end(one: Path, other: Path) -> None:
@@ -76,7 +76,7 @@ def test_killed_and_resumed_ends_where_the_whole_run_ends(number: int, code: int
     arguments: list[str | Path] = ["--config", config, "--run_dir", resumed]
     for killed_after in (3, 6):
         process = start(*arguments)
-        wait_for_round(resumed, killed_after)
+        wait_for_round(process, resumed, killed_after)
         os.kill(process.pid, number)
         out, _ = process.communicate(timeout=60)
         assert process.returncode == code, "the run ended before it could be killed"
@@ -93,7 +93,7 @@ def test_a_polite_signal_saves_the_round_it_came_in(config: Path) -> None:
     process = start(
         "--config", config, "--run_dir", "run", "--loop.checkpoint_every", "1000", "--loop.monitor", "val/hr@5"
     )
-    wait_for_round(Path("run"), 4)
+    wait_for_round(process, Path("run"), 4)
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert "SIGTERM: ending round" in err

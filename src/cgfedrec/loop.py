@@ -100,7 +100,7 @@ class FederatedLoop:
         self.fabric, self.data, self.epochs = fabric, data, method.local_epochs
         self.client: Client = method.client(data.num_items, data.seed)
         self.server: Server = method.server(data.num_items, data.seed).to(fabric.device)
-        self.store = ClientStore(data.num_users)
+        self.store = ClientStore(data.order())
         self.module, *self.optimizers = fabric.setup(self.client, *self.client.configure_optimizers())
 
     def fit(self) -> None:

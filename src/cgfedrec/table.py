@@ -61,6 +61,7 @@ class TableClient(Client):
         self.head_weight = empty_parameter(dim)
         self.head_bias = empty_parameter()
         self.labels: Tensor | None = None
+        self.sparse = False
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """One initial table for all, N(0, init_scale^2); heads uniform as `torch.nn.Linear` draws them."""
@@ -79,19 +80,22 @@ class TableClient(Client):
         head, table = self.optimizer([self.head_weight, self.head_bias]), self.optimizer([self.table])
         for group in table.param_groups:
             group["lr"] = self.table_lr
+        # plain SGD leaves rows without gradient alone, so it need not look at them
+        self.sparse = isinstance(table, SGD) and not any(g["momentum"] or g["weight_decay"] for g in table.param_groups)
         return [head, table]
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         """Step 0 trains the head, step 1 the table. The alignment is flat in the head, so only step 1 has it."""
-        first_rows = torch.arange(len(self.table), device=self.table.device)[:, None] * self.num_items
         trains_head = step == 0
         table = self.table.detach() if trains_head else self.table
         weight, bias = (p if trains_head else p.detach() for p in (self.head_weight, self.head_bias))
-        rows = F.embedding(first_rows + batch.items, table.view(-1, self.dim))
+        aligns = not trains_head and self.labels is not None and self.reg > 0
+        rows = rows_of(table, batch.items, self.sparse and not aligns)
         logits = (rows * weight[:, None]).sum(2) + bias[:, None]
         loss = (F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="none") * batch.weights).sum(1)
-        if trains_head or self.labels is None or self.reg == 0:
+        if not aligns:
             return StepOutput(loss)
+        assert self.labels is not None
         alignment = contrast(table, self.labels, self.temperature)
         return StepOutput(loss + self.reg * alignment, alignment.detach())
 
@@ -104,6 +108,43 @@ class TableClient(Client):
 
     def score(self) -> Tensor:
         return (self.table.detach() @ self.head_weight.detach()[:, :, None]).squeeze(2)
+
+
+def rows_of(table: Tensor, items: Tensor, sparse: bool) -> Tensor:
+    """Each client's rows of its own items.
+
+    Args:
+        table: `[clients, items, dim]`.
+        items: `[clients, batch]`.
+        sparse: Whether the gradient holds these rows only, for an optimiser that needs no others.
+
+    Returns:
+        `[clients, batch, dim]`
+    """
+    rows: Tensor = _RowsOf.apply(table, items, sparse)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _RowsOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, items: Tensor, sparse: bool) -> Tensor:
+        clients = torch.arange(len(table), device=table.device)[:, None].expand_as(items)
+        ctx.save_for_backward(clients, items)
+        ctx.shape, ctx.sparse = table.shape, sparse
+        flat = (clients * table.shape[1] + items).flatten()
+        return table.flatten(0, 1).index_select(0, flat).view(*items.shape, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        clients, items = ctx.saved_tensors
+        values = upstream[0].flatten(0, 1)
+        if ctx.sparse:
+            places = torch.stack((clients.flatten(), items.flatten()))
+            return torch.sparse_coo_tensor(places, values, ctx.shape, check_invariants=False), None, None
+        gradient = values.new_zeros(ctx.shape)
+        flat = (clients * ctx.shape[1] + items).flatten()
+        gradient.flatten(0, 1).index_add_(0, flat, values)
+        return gradient, None, None
 
 
 class TableMethod(Method):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -22,7 +23,8 @@ from cgfedrec.protocol import Protocol
 from cgfedrec.random import Stream, bits, distinct
 
 Stage = Literal["val", "test"]
-PADDING = 64
+SHORTEST = 32
+"""Samples to which a client with fewer is padded."""
 
 
 @dataclass(frozen=True)
@@ -267,19 +269,30 @@ class FederatedDataModule(LightningDataModule):
     def cohorts(self, participants: Tensor, round: int, epochs: int, cohort_size: int) -> Iterator[TrainingCohort]:
         """Share out this round's participants into cohorts, and draw their batches.
 
-        Clients of a cohort take the same number of steps, so that none has to stand still while others go on, and their
-        last batches are padded to the same multiple of `PADDING`: how a client's sums are rounded then depends on its
-        own samples alone, and not on its cohort.
+        Clients of a cohort take the same number of steps, so that none has to stand still while others go on.
         """
         users = participants.numpy()
-        samples = self._train.lengths[users] * (1 + self.negatives)
-        full = (samples - 1) // self.batch_size * self.batch_size
-        widths = full + np.minimum(-(-(samples - full) // PADDING) * PADDING, self.batch_size)
+        widths = self._widths[users]
         for width in np.unique(widths):
             group = users[widths == width]
             for start in range(0, len(group), cohort_size):
                 chosen = group[start : start + cohort_size]
                 yield TrainingCohort(torch.from_numpy(chosen), self._batches(chosen, round, epochs, int(width)))
+
+    def order(self) -> Tensor:
+        """All users, those next to each other that share cohorts."""
+        return torch.from_numpy(self._widths.argsort(kind="stable"))
+
+    @cached_property
+    def _widths(self) -> NDArray[np.int64]:
+        """To how many samples each client's are padded, `[users]`: full batches, or a power of two within the first.
+
+        How a client's sums are rounded then depends on its own samples alone, and not on its cohort.
+        """
+        samples = self._train.lengths * (1 + self.negatives)
+        batches = -(-samples // self.batch_size) * self.batch_size
+        powers = 2 ** np.ceil(np.log2(np.maximum(samples, SHORTEST))).astype(np.int64)
+        return np.where(samples <= self.batch_size, np.minimum(powers, self.batch_size), batches)
 
     def _batches(self, users: NDArray[np.int64], round: int, epochs: int, width: int) -> list[Batch]:
         """Batches of samples padded to ``width``."""
