@@ -123,6 +123,11 @@ def test_recommendations_are_in_original_ids_without_what_the_user_has(
     assert "user4" not in printed
 
 
+def test_no_times_on_the_command_line(tiny: str, ratings: Path) -> None:
+    arguments = ["--data.split", "random", "--data.format.timestamp_column", "null", "--run_dir", "run"]
+    assert run("fit", "--config", tiny, "--data.path", ratings, *arguments) == 0
+
+
 def test_nothing_held_out_trains_on_everything(tiny: str, ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--config", tiny, "--data.path", ratings, "--data.split", "none", "--run_dir", "run") == 0
     assert not [name for name in json.loads(Path("run/summary.json").read_text()) if name.startswith(("val/", "test/"))]
@@ -203,8 +208,8 @@ def test_unknown_users_are_named(tiny: str, capsys: pytest.CaptureFixture[str]) 
     run("fit", "--config", tiny, "--loop.rounds", "1")
     assert run("recommend", "--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt", "--user", "1", "nobody", "none") == 2
     message = errors(capsys)
-    assert "'nobody' is not in the data" in message
-    assert "'none' is not in the data" in message
+    assert "'nobody' is not in the data of this checkpoint" in message
+    assert "'none' is not in the data of this checkpoint" in message
     assert "'1'" not in message
     assert run("recommend", "--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt", "--output", "x.doc") == 2
 

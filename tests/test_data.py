@@ -229,7 +229,7 @@ def test_sampled_candidates_stay_the_same(make_data: MakeData) -> None:
         ({"min_interactions": 2}, "below 3"),
         ({"min_interactions": 1000}, "no user has 1000 interactions"),
         ({"negatives": 52}, "different ones are asked for"),
-        ({"protocol": Protocol(candidates="sampled", num_candidates=55)}, "never touched only"),
+        ({"protocol": Protocol(candidates="sampled", num_candidates=55)}, "of 60 items untouched"),
         ({"temporal_fractions": (0.9, 0.8)}, "must rise"),
         ({"batch_size": 0}, "batch_size"),
     ],

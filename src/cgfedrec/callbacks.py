@@ -97,6 +97,7 @@ class ProgressBar:
         self.progress.update(self.rounds, completed=loop.round, metric=metric)
         if not self.console.is_terminal:
             loss = f"train/loss {row['train/loss']:.4f}"
+            loss += f" (alignment {row['train/alignment']:.4f})" if row["train/alignment"] else ""
             self.console.print(
                 f"round {loop.round}/{loop.rounds}  {loss}  {metric}  {row['time/round']:.2f} s", highlight=False
             )

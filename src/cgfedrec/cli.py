@@ -19,7 +19,7 @@ from cgfedrec.errors import InputError, RunError
 
 EPILOG = """examples:
   cgfedrec fit                                     train on the embedded data set
-  cgfedrec fit --data.init_args.path ratings.csv   train on a table with columns user, item, timestamp
+  cgfedrec fit --data.path ratings.csv             train on a table with columns user, item, timestamp
   cgfedrec fit --config FILE --loop.rounds 20      train as a file says, but for 20 rounds
   cgfedrec fit --ckpt_path RUN/checkpoints/last.ckpt                         go on with a run
   cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
@@ -98,6 +98,8 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
             arguments.items_separator, not arguments.items_no_header, item_column=_column(arguments.items_id)
         )
         table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
+        if table["title"].null_count() == len(table):
+            print(f"warning: no id in {arguments.items} is among the recommended items", file=sys.stderr)
     if output:
         write(table, output)
         console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
@@ -151,7 +153,7 @@ def _parser() -> ArgumentParser:
         return added
 
     verb(verbs, "fit", _fit, "train a federation", own_help=True)
-    more = "; further options, such as --data.init_args.path, override the checkpoint's config"
+    more = "; further options, such as --data.path, override the checkpoint's config"
     test = verb(verbs, "test", _test, f"evaluate a checkpoint on the test split{more}")
     test.add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
     recommend = verb(verbs, "recommend", _recommend, f"recommend items to users{more}")

@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from lightning import Fabric
 from lightning.fabric.loggers import Logger
 
-import cgfedrec.methods  # noqa: F401, so that a method can be named without its module
+import cgfedrec.methods
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 from cgfedrec.loop import FederatedLoop
@@ -97,7 +97,9 @@ def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool 
     try:
         settings = whole.parse_args([*first, *options])
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-        raise InputError(f"{error} (config: {', '.join(files)})" if files else str(error)) from error
+        hint = f"; methods here: {', '.join(cgfedrec.methods.__all__)}" if 'key "method"' in str(error) else ""
+        where = f" (config: {', '.join(files)})" if files else ""
+        raise InputError(f"{error}{hint}{where}") from error
     seed = settings.seed_everything
     check(None if 0 <= seed < 2**63 else f"seed_everything: {seed} is not from 0 to 2^63 - 1")
     return settings

@@ -101,7 +101,7 @@ def _numbers(known_ids: pl.Series, users: Sequence[Any] | None) -> np.ndarray[An
     unknown = [str(user) for user in users if str(user) not in numbers]
     if unknown:
         raise InputError(
-            [f"user: {user!r} is not in the data" for user in unknown[:SHOWN]]
+            [f"user: {user!r} is not in the data of this checkpoint" for user in unknown[:SHOWN]]
             + ([f"user: {len(unknown) - SHOWN} more are not in the data"] if len(unknown) > SHOWN else [])
         )
     return np.array([numbers[str(user)] for user in users], np.int64)

@@ -43,6 +43,7 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
         f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
         + (f"; left out: {dropped}" if dropped else ""),
         highlight=False,
+        soft_wrap=True,
     )
     if not details:
         return
@@ -82,6 +83,9 @@ def show_result(console: Console, run: Run) -> None:
     """The end of a run: metrics, communication, and where everything is."""
     summary = run.summary
     show_metrics(console, summary, run.data.protocol)
+    metric = run.loop.monitor.replace("val/", "test/")
+    if metric in summary and summary[metric] <= summary[f"popularity/{metric}"]:
+        console.print(f"{metric} is not above that of popularity: these settings do not serve these data (yet)")
     console.print(
         f"best round {summary['best_round']} of {summary['rounds']}; {_bytes(summary['bytes/up'])} up, "
         f"{_bytes(summary['bytes/down'])} down; {summary['seconds']:.1f} s\n"

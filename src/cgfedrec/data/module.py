@@ -219,8 +219,8 @@ class FederatedDataModule(LightningDataModule):
             f"only {spare[user]} of {self.num_items} items to draw from"
             if spare[user] < self.negatives
             else None,
-            f"protocol.num_candidates: {self.protocol.num_candidates} are asked for, but user {self.user_ids[other]} "
-            f"never touched only {unseen[other]} of {self.num_items} items"
+            f"protocol.num_candidates: {self.protocol.num_candidates} is too many: user {self.user_ids[other]} leaves "
+            f"only {unseen[other]} of {self.num_items} items untouched; give at most that, or protocol.candidates full"
             if self.protocol.ranking == "sampled" and unseen[other] < self.protocol.num_candidates
             else None,
         )

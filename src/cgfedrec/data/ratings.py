@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cgfedrec.data.catalog import CATALOG
 from cgfedrec.errors import InputError, check
 
 Column = int | str
@@ -46,6 +47,9 @@ class Format:
     bad_rows: Literal["error", "drop"] = "error"
 
     def __post_init__(self) -> None:
+        for name in ("rating_column", "timestamp_column"):
+            if getattr(self, name) in ("null", "None"):  # how a null on the command line arrives where text is allowed
+                object.__setattr__(self, name, None)
         check(
             "threshold: needs rating_column, the column that it applies to"
             if self.threshold is not None and self.rating_column is None
@@ -131,7 +135,10 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
 def read_table(path: Path, layout: Format, encoding: Literal["utf8", "utf8-lossy"] = "utf8") -> pl.DataFrame:
     """The file as it stands: text files as strings. Raises `InputError` if it cannot be read."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        known = path.parent.name in CATALOG
+        raise InputError(
+            f"{path}: no such file" + (f"; see cgfedrec data download {path.parent.name}" if known else "")
+        )
     if path.suffix == ".parquet":
         try:
             return pl.read_parquet(path, glob=False)
