@@ -6,7 +6,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test lint format notebooks leak labels clean
+.PHONY: help setup fit test lint format notebooks bench leak labels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(INSTALLED_DEV)  ## format the code
 
 notebooks: $(INSTALLED_DEV)  ## execute the notebooks in place
 	$(BIN)/python -m notebooks
+
+bench: $(INSTALLED_DEV)  ## time a round against the plain way, on ML-100K (under a minute)
+	$(BIN)/python -m benchmarks
 
 leak: $(INSTALLED_DEV)  ## show the leak of the field's protocol on ML-100K (minutes)
 	$(BIN)/python -m benchmarks.leak

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 import yaml
 
 import cgfedrec as package
@@ -288,6 +289,22 @@ def test_other_loggers_need_not_keep_hyperparameters(tiny: str) -> None:
     logger = "lightning.fabric.loggers.CSVLogger"
     assert run("fit", "--config", tiny, "--logger", logger, "--logger.root_dir", "logs", "--run_dir", "run") == 0
     assert list(Path("logs").rglob("metrics.csv"))
+
+
+def test_the_last_good_checkpoint_stays_when_a_loss_is_not_finite(tiny: str) -> None:
+    class Poison:
+        def on_cohort_end(self, loop: Any, cohort: Any) -> None:
+            if loop.round == 2:
+                loop.store.rows["table"][loop.store.place[set(range(40)).difference(cohort.users.tolist()).pop()]] = (
+                    torch.nan
+                )
+
+    with pytest.raises(package.errors.RunError, match=r"round 2, client \d+.*: the training loss is not finite"):
+        package.fit(tiny, {"run_dir": "run"}, callbacks=[Poison()])
+    kept = torch.load("run/checkpoints/last.ckpt", weights_only=True)["loop"]
+    assert kept["round"] == 1
+    assert kept["store"]["rows"]["table"].isfinite().all()
+    assert package.fit(tiny, {"ckpt_path": "run/checkpoints/last.ckpt"}).summary["rounds"] == 3
 
 
 def test_the_environment_overrides_the_quickstart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ class ClientStore:
 
     def __init__(self, order: Tensor) -> None:
         self.num_users = len(order)
+        self.order = order
         self.place = torch.empty_like(order)
         self.place[order] = torch.arange(self.num_users)
         self.known = torch.zeros(self.num_users, dtype=torch.bool)
@@ -59,9 +60,10 @@ class ClientStore:
         return slice(first, first + len(place)) if neighbours else place
 
     def state_dict(self) -> dict[str, Any]:
-        """The clients that took part, and their rows."""
-        users = self.known.nonzero().squeeze(1)
-        return {"users": users, "rows": {name: rows[self.place[users]] for name, rows in self.rows.items()}}
+        """The clients that took part, and their rows, not copied where all did."""
+        written = self.known[self.order]
+        rows = self.rows if written.all() else {name: rows[written] for name, rows in self.rows.items()}
+        return {"users": self.order[written], "rows": dict(rows)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become what `state_dict` returned; clients that it does not name are back at the start."""
