@@ -413,6 +413,13 @@ def test_python_does_what_the_command_line_does(tiny: str) -> None:
     assert result.server.broadcast(result.loop.client.users) is not None
 
 
+def test_python_without_a_config_or_a_directory_is_the_quickstart() -> None:
+    for _ in range(2):
+        package.fit(TINY)
+    assert sorted(path.name for path in Path("runs/quickstart").iterdir()) == ["0", "1"]
+    assert [path.name for path in Path("runs").iterdir()] == ["quickstart"]
+
+
 def test_python_raises_where_the_command_line_exits(tiny: str) -> None:
     with pytest.raises(package.errors.InputError, match="not positive"):
         package.fit(tiny, {"loop": {"rounds": 0}})

@@ -83,7 +83,7 @@ def test_killed_and_resumed_ends_where_the_whole_run_ends(number: int, code: int
         if number != signal.SIGKILL:
             assert "go on with: cgfedrec fit --ckpt_path resumed/checkpoints/last.ckpt" in out.replace("\n", "")
         assert not (resumed / "summary.json").exists()
-        arguments = ["--ckpt_path", resumed / "checkpoints" / "last.ckpt"]
+        arguments = ["--ckpt_path", "./resumed/checkpoints/last.ckpt"]
     done = cgfedrec("fit", *arguments)
     assert done.returncode == 0, done.stderr
     same_end(Path("whole"), resumed)

@@ -63,7 +63,7 @@ def start(
     checkpoint = checkpoint_in(options)
     state = read_checkpoint(checkpoint) if checkpoint else None
     settings = parse(options, yaml.safe_load(state["config"]) if state else None, on_defaults)
-    if str(settings.ckpt_path or "") != str(checkpoint or ""):
+    if settings.ckpt_path and Path(settings.ckpt_path) != checkpoint:
         raise InputError(f"ckpt_path: {settings.ckpt_path} and {checkpoint} are both named; name one, as an option")
     directory, is_new = _directory(settings)
     try:

@@ -343,7 +343,8 @@ class FederatedDataModule(LightningDataModule):
         In test, training and validation items are no candidates; in validation, training items are none.
         """
         held_out = self._parts[Part[stage.upper()]]
-        everyone = held_out.lengths.nonzero()[0]
+        order = self.order().numpy()  # whose rows lie together, so that none need be copied
+        everyone = order[held_out.lengths[order] > 0]
         for start in range(0, len(everyone), cohort_size):
             users = everyone[start : start + cohort_size]
             known = self._train.mask(users, self.num_items) | self._disliked.mask(users, self.num_items)
