@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+import cgfedrec as cgfedrec_package
 from cgfedrec.checkpoint import read_checkpoint
 from tests.conftest import TINY, cgfedrec
 
@@ -164,3 +165,30 @@ def test_a_run_goes_on_wherever_its_checkpoint_is_named(config: Path) -> None:
     done = cgfedrec("fit", "--ckpt_path", copy, "--run_dir", "third", "--loop.rounds", ROUNDS)
     assert done.returncode == 0, done.stderr
     same_end(Path("whole"), Path("third"))
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_kill_between_the_two_names_of_a_checkpoint_loses_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A best round is written under two names; whichever is not there yet, the run goes on to the same end."""
+    settings = {"seed_everything": 3, "loop": {"rounds": 8, "patience": None}}
+    cgfedrec_package.fit(TINY, settings, {"run_dir": "whole"})
+    best = pl.read_csv("whole/metrics.csv")["val/ndcg@10"].cum_max()
+    later = [n + 1 for n in range(1, len(best)) if best[n] > best[n - 1]]
+    assert later, "some round after the first must be the best so far"
+    replace, round = Path.replace, [0]
+
+    class Watch:
+        def on_round_end(self, loop: Any) -> None:
+            round[0] = loop.round
+
+    def dies(source: Path, target: Path) -> Path:
+        if Path(target).name == name and round[0] == later[0]:
+            raise SystemExit(9)
+        return replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", dies)
+        with pytest.raises(SystemExit):
+            cgfedrec_package.fit(TINY, settings, {"run_dir": "killed"}, callbacks=[Watch()])
+    cgfedrec_package.fit({"ckpt_path": "killed/checkpoints/last.ckpt"})
+    same_end(Path("whole"), Path("killed"))

@@ -36,13 +36,14 @@ class Checkpoint:
         if not (best or last):
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        partial = self.directory / "writing.ckpt"
+        partial, second = self.directory / "writing.ckpt", self.directory / "writing-best.ckpt"
+        partial.unlink(missing_ok=True)  # what a killed run left may be another checkpoint under a second name
         loop.fabric.save(partial, self.header | {"loop": loop.state_dict()})
-        if best:  # first, so that whatever `last.ckpt` calls the best round is there
-            second = self.directory / "writing-best.ckpt"
+        if best:
             link_or_copy(partial, second)
-            second.replace(self.directory / "best.ckpt")
         partial.replace(self.directory / "last.ckpt")
+        if best:  # second, so that the best round is never ahead of the last, from which a run goes on
+            second.replace(self.directory / "best.ckpt")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
