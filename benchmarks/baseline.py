@@ -1,11 +1,12 @@
 """The plain way, as published code of this field works: what cgfedrec is compared with.
 
-One client at a time, a fresh module and fresh optimisers each; the n x n contrast by autograd, in both steps; negatives
-drawn user by user; metrics by data frame, user by user.
+One client at a time: a copy of the model and fresh optimisers each, a data loader that hands out one sample after
+another, the n x n contrast by autograd in both steps, negatives drawn user by user, metrics by data frame.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from cgfedrec.client import Batch
 from cgfedrec.structure.contrast import EPSILON
 
-State = Mapping[str, Tensor]
+State = dict[str, Tensor]
+Samples = tuple[Sequence[int], Sequence[float]]
+"""Items and targets."""
 
 
 class Scorer(nn.Module):
@@ -48,62 +51,75 @@ def contrast(table: Tensor, labels: Tensor, temperature: float, base_temperature
 
 
 def train(
-    state: State,
-    batches: Sequence[Batch],
+    model: Scorer,
+    state: Mapping[str, Tensor],
+    epochs: Sequence[Samples],
     labels: Tensor | None,
+    batch_size: int = 256,
     lr: float = 0.1,
     table_lr: float = 13_456.0,
     reg: float = 0.005,
     temperature: float = 0.1,
-) -> dict[str, Tensor]:
-    """Train one client on its batches (of a cohort of one). Returns its state."""
-    items, dim = state["table"].shape
-    model = Scorer(items, dim)
-    with torch.no_grad():
-        model.table.weight.copy_(state["table"])
-        model.head.weight.copy_(state["head_weight"][None])
-        model.head.bias.copy_(state["head_bias"][None])
-    head, table = (
+) -> State:
+    """Train one client, from its state, on the samples of each epoch, in their order. Returns its state after that."""
+    model = copy.deepcopy(model)
+    model.load_state_dict(state)
+    optimizers = [
         torch.optim.SGD(model.head.parameters(), lr=lr),
         torch.optim.SGD(model.table.parameters(), lr=table_lr),
-    )
-    for batch in batches:
-        real = batch.weights[0] > 0
-        for optimizer in (head, table):
-            optimizer.zero_grad()
-            loss = F.binary_cross_entropy(model(batch.items[0][real]), batch.targets[0][real])
-            if labels is not None:
-                loss = loss + reg * contrast(model.table.weight, labels, temperature)
-            loss.backward()
-            optimizer.step()
-    return {
-        "table": model.table.weight.detach(),
-        "head_weight": model.head.weight.detach()[0],
-        "head_bias": model.head.bias.detach()[0],
-    }
+    ]
+    for samples in epochs:
+        dataset = TensorDataset(*map(torch.tensor, samples))
+        for items, targets in DataLoader(dataset, batch_size):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+                loss = F.binary_cross_entropy(model(items), targets)
+                if labels is not None:
+                    loss = loss + reg * contrast(model.table.weight, labels, temperature)
+                loss.backward()
+                optimizer.step()
+    return copy.deepcopy(model.state_dict())
 
 
-def draw(histories: Sequence[Sequence[int]], items: int, negatives: int = 4) -> list[tuple[list[int], list[float]]]:
-    """Samples of every user: each positive with its negatives."""
+def aggregate(states: Sequence[State]) -> Tensor:
+    """The mean table, client after client."""
+    total = torch.zeros_like(states[0]["table.weight"])
+    for state in states:
+        total += state["table.weight"]
+    return total / len(states)
+
+
+def draw(histories: Sequence[Sequence[int]], items: int, negatives: int = 4) -> list[Samples]:
+    """Samples of every user: each positive with its negatives, row by row of a data frame of users."""
     catalogue = set(range(items))
+    frame = pl.DataFrame({"user": range(len(histories)), "history": histories})
     drawn = []
-    for history in histories:
-        pool = list(catalogue - set(history))
-        chosen, targets = [], []
+    for _, history in frame.iter_rows():
+        pool = catalogue - set(history)
+        chosen: list[int] = []
+        targets: list[float] = []
         for item in history:
-            chosen += [item, *random.sample(pool, negatives)]
+            chosen += [item, *random.sample(list(pool), negatives)]
             targets += [1.0] + [0.0] * negatives
         drawn.append((chosen, targets))
     return drawn
 
 
 def evaluate(
-    scores: Sequence[Tensor], relevant: Sequence[int], candidates: Sequence[Sequence[int]], k: int = 10
+    model: Scorer,
+    states: Sequence[Mapping[str, Tensor]],
+    relevant: Sequence[int],
+    candidates: Sequence[Sequence[int]],
+    k: int = 10,
 ) -> float:
-    """HR@k over sampled candidates, by a data frame for every user."""
+    """HR@k over sampled candidates: each user scored by a copy of the model, and ranked by a data frame."""
     hits = 0
-    for row, target, sampled in zip(scores, relevant, candidates, strict=True):
+    for state, target, sampled in zip(states, relevant, candidates, strict=True):
+        mine = copy.deepcopy(model)
+        mine.load_state_dict(state)
         ids = [target, *sampled]
-        frame = pl.DataFrame({"item": ids, "score": row[ids].tolist()}).sort("score", descending=True).head(k)
+        with torch.no_grad():
+            scores = mine(torch.tensor(ids)).tolist()
+        frame = pl.DataFrame({"item": ids, "score": scores}).sort("score", descending=True).head(k)
         hits += int(frame.filter(pl.col("item") == target).height)
     return hits / len(relevant)

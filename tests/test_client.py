@@ -12,7 +12,7 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.data import FederatedDataModule, Synthetic
-from cgfedrec.loop import FederatedLoop
+from cgfedrec.loop import FederatedLoop, train
 from cgfedrec.messages import Broadcast, Labels, Upload
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, Local
@@ -70,40 +70,37 @@ class ClientConformance:
         for disturbed in (False, True):
             loop = FederatedLoop(rounds=1, cohort_size=100)
             loop.setup(fabric, data, self.method())
-            users = torch.arange(data.num_users)
-            loop.store.load(loop.client, users)
-            if disturbed:
-                for private in loop.client.private().values():
-                    private[1:] = private[1:] * -3 + 1
-            (cohort, *_) = [c for c in data.cohorts(users, 1, 1, 100) if 0 in c.users]
-            chosen = cohort.users
-            loop.client.load(chosen, {k: v[chosen].clone() for k, v in loop.client.private().items()})
-            loop.client.receive(Broadcast({"labels": Labels(torch.arange(data.num_items) % 5, 5)}))
-            for batch in cohort.batches:
-                for step, optimizer in enumerate(loop.optimizers):
-                    loop.module.training_step(batch, step).loss.sum().backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-            upload = loop.client.upload()
-            row = chosen.tolist().index(0)
+            (users,) = [cohort for cohort in data.cohorts(torch.arange(data.num_users), 100) if 0 in cohort]
+            row = users.tolist().index(0)
+            with loop.workers.one() as worker:
+                private = {name: value.clone() for name, value in worker.client.start(users).items()}
+                if disturbed:
+                    for value in private.values():
+                        value[torch.arange(len(users)) != row] *= -3
+                worker.client.load(users, private)
+                worker.client.receive(Broadcast({"labels": Labels(torch.arange(data.num_items) % 5, 5)}))
+                train(fabric, worker, data.draw(users, 1, 1))
+                upload = worker.client.upload()
             uploads.append({name: value[row].clone() for name, value in upload.values.items()})
         for name, value in uploads[0].items():
             assert value.equal(uploads[1][name])
 
     def test_uploads_and_broadcasts_survive_the_wire(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 5)
-        upload = loop.client.upload()
+        with loop.workers.one() as worker:
+            client = worker.client
+        upload = client.upload()
         messages = upload.pack()
         assert sum(map(len, messages)) == upload.nbytes or not upload.values
         for name, value in Upload.unpack(upload.clients, messages).values.items():
             assert value.equal(upload.values[name])
-        broadcast = loop.server.broadcast(loop.client.users)
+        broadcast = loop.server.broadcast(client.users)
         if broadcast is not None:
-            loop.client.receive(Broadcast.unpack(broadcast.pack()))
+            client.receive(Broadcast.unpack(broadcast.pack()))
 
     def test_the_head_and_the_batches_stay_at_home(self, data: FederatedDataModule) -> None:
-        upload = trained(self.method(), data, 5).client.upload()
-        assert set(upload.values) <= {"table"}
+        with trained(self.method(), data, 5).workers.one() as worker:
+            assert set(worker.client.upload().values) <= {"table"}
 
     def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 5)
@@ -131,17 +128,15 @@ class TestCGFedRec(ClientConformance):
         loop = FederatedLoop(rounds=1)
         loop.setup(fabric, data, self.method(reg=5.0))
         labels = torch.arange(data.num_items) % 6
-        (cohort, *_) = data.cohorts(torch.arange(data.num_users), 1, 2, 100)
+        (users, *_) = data.cohorts(torch.arange(data.num_users), 100)
+        batches = [batch for batch in data.draw(users, 1, 2) if len(batch.items) == len(users)]
         similarity = []
         for broadcast in (None, Broadcast({"labels": Labels(labels, 6)})):
-            loop.store.load(loop.client, cohort.users)
-            loop.client.receive(broadcast)
-            for batch in cohort.batches * 5:
-                output = loop.module.training_step(batch, 1)
-                output.loss.sum().backward()
-                loop.optimizers[1].step()
-                loop.optimizers[1].zero_grad()
-            unit = torch.nn.functional.normalize(loop.client.private()["table"], dim=2)
+            with loop.workers.one() as worker:
+                loop.store.load(worker.client, users)
+                worker.client.receive(broadcast)
+                train(fabric, worker, batches * 5)
+                unit = torch.nn.functional.normalize(worker.client.private()["table"], dim=2)
             same = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool)
             similarity.append((unit @ unit.transpose(1, 2))[:, same].mean().item())
         assert abs(similarity[0]) < 0.1
@@ -158,7 +153,8 @@ class TestCGFedRec(ClientConformance):
         for head in ("shared", "private"):
             loop = FederatedLoop()
             loop.setup(fabric, data, self.method(head=head, init_scale=0.5))
-            start = loop.client.start(torch.arange(10))
+            with loop.workers.one() as worker:
+                start = worker.client.start(torch.arange(10))
             assert (start["table"] == start["table"][0]).all()
             assert start["table"].std().item() == pytest.approx(0.5, rel=0.1)
             assert start["head_weight"].abs().max() <= 8**-0.5

@@ -97,9 +97,9 @@ def test_negatives_follow_the_protocol(name: str, make_data: MakeData) -> None:
     data = make_data(Protocol(name, candidates="full"), batch_size=64)  # type: ignore[arg-type]
     drawn = {user: set[int]() for user in range(data.num_users)}
     for round in range(1, 30):
-        for cohort in data.cohorts(torch.arange(data.num_users), round, 1, 7):
-            for batch in cohort.batches:
-                for user, items, targets, weights in zip(cohort.users.tolist(), *batch, strict=True):
+        for users in data.cohorts(torch.arange(data.num_users), 7):
+            for batch in data.draw(users, round, 1):
+                for user, items, targets, weights in zip(users.tolist(), *batch[:3], strict=False):
                     real = weights > 0
                     positives = items[real & (targets == 1)].tolist()
                     assert set(positives) <= set(
@@ -116,21 +116,25 @@ def test_negatives_follow_the_protocol(name: str, make_data: MakeData) -> None:
 
 def test_every_epoch_holds_each_sample_once_in_a_new_order(make_data: MakeData) -> None:
     data = make_data(batch_size=16)
-    cohorts = list(data.cohorts(torch.arange(data.num_users), 1, 2, 5))
-    assert sum(len(cohort.users) for cohort in cohorts) == data.num_users
-    for cohort in cohorts:
-        steps = len(cohort.batches) // 2
-        for row, user in enumerate(cohort.users.tolist()):
+    cohorts = list(data.cohorts(torch.arange(data.num_users), 5))
+    assert sum(len(users) for users in cohorts) == data.num_users
+    for users in cohorts:
+        drawn = data.draw(users, 1, 2)
+        for row, user in enumerate(users.tolist()):
+            mine = [batch for batch in drawn if len(batch.items) > row]
+            assert mine == drawn[: len(mine)]
+            steps = len(mine) // 2
             epochs = []
             for epoch in range(2):
-                batches = cohort.batches[epoch * steps : (epoch + 1) * steps]
+                batches = mine[epoch * steps : (epoch + 1) * steps]
                 sizes = [int((b.weights[row] > 0).sum()) for b in batches]
                 assert sizes[:-1] == [16] * (steps - 1)
                 assert 0 < sizes[-1] <= 16
                 epochs.append(
-                    [(i, t) for b in batches for i, t, w in zip(*(v[row].tolist() for v in b), strict=True) if w]
+                    [(i, t) for b in batches for i, t, w in zip(*(v[row].tolist() for v in b[:3]), strict=True) if w]
                 )
-                for b in batches:
+                for b, size in zip(batches, sizes, strict=True):
+                    assert b.sizes[row].item() == size
                     assert b.weights[row].sum().item() == pytest.approx(1)
             positives = int(data._train.lengths[user])
             assert len(epochs[0]) == positives * 5
@@ -142,18 +146,19 @@ def test_every_epoch_holds_each_sample_once_in_a_new_order(make_data: MakeData) 
 def test_batches_do_not_depend_on_the_cohort(make_data: MakeData) -> None:
     data = make_data(batch_size=16)
     together = {}
-    for cohort in data.cohorts(torch.arange(data.num_users), 3, 1, 100):
-        for row, user in enumerate(cohort.users.tolist()):
-            together[user] = [[values[row] for values in batch] for batch in cohort.batches]
+    for users in data.cohorts(torch.arange(data.num_users), 100):
+        for row, user in enumerate(users.tolist()):
+            together[user] = [
+                [values[row] for values in batch] for batch in data.draw(users, 3, 1) if len(batch.items) > row
+            ]
     for user in (5, 0, 17):
-        (cohort,) = data.cohorts(torch.tensor([user]), 3, 1, 1)
-        for batch, expected in zip(cohort.batches, together[user], strict=True):
+        for batch, expected in zip(data.draw(torch.tensor([user]), 3, 1), together[user], strict=True):
             assert all(ours[0].equal(theirs) for ours, theirs in zip(batch, expected, strict=True))
 
 
 def test_negatives_of_a_positive_are_different_and_new_in_every_round(make_data: MakeData) -> None:
     data = make_data()
-    rounds = [data._samples(np.arange(10), round)[0].reshape(10, -1, 5) for round in (1, 2)]
+    rounds = [data._samples(np.arange(10), round) for round in (1, 2)]
     for samples in rounds:
         negatives = np.sort(samples[..., 1:], axis=-1)
         assert (np.diff(negatives, axis=-1) > 0).all()
@@ -164,7 +169,7 @@ def test_ranking_leaves_out_what_is_known_at_each_stage(make_data: MakeData) -> 
     data = make_data(Protocol(candidates="sampled", num_candidates=20))
     for stage in ("val", "test"):
         seen = 0
-        for cohort in data.ranking(stage, 8):
+        for cohort in (data.ranking(users, stage) for users in data.ranked(stage, 8)):
             assert cohort.sampled is not None
             for row, user in enumerate(cohort.users.tolist()):
                 train, val, test = (set(p.items[p.starts[user] : p.starts[user + 1]].tolist()) for p in data._parts)
@@ -191,7 +196,7 @@ def test_items_rated_below_the_threshold_are_no_candidates(make_data: MakeData, 
         pl.col("rating") < 3
     )
     assert len(low)
-    for cohort in data.ranking("test", 7):
+    for cohort in (data.ranking(users, "test") for users in data.ranked("test", 7)):
         assert cohort.sampled is not None
         for row, user in enumerate(cohort.users.tolist()):
             mine = low.filter(pl.col("user") == data.user_ids[user])["item"]
@@ -208,16 +213,11 @@ def test_a_user_without_room_for_negatives_is_dropped_and_counted(make_data: Mak
 
 
 def test_sampled_candidates_stay_the_same(make_data: MakeData) -> None:
-    draws = [
-        torch.cat(
-            [
-                c.sampled
-                for c in make_data(Protocol(candidates="sampled", num_candidates=9), seed).ranking("val", size)
-                if c.sampled is not None
-            ]
-        )
-        for seed, size in ((0, 4), (0, 50), (1, 50))
-    ]
+    draws = []
+    for seed, size in ((0, 4), (0, 50), (1, 50)):
+        data = make_data(Protocol(candidates="sampled", num_candidates=9), seed)
+        cohorts = [data.ranking(users, "val") for users in data.ranked("val", size)]
+        draws.append(torch.cat([cohort.sampled for cohort in cohorts if cohort.sampled is not None]))
     assert draws[0].equal(draws[1])
     assert draws[0].shape == draws[2].shape
     assert not draws[0].equal(draws[2])

@@ -13,6 +13,7 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.methods import CGFedRec
 from cgfedrec.server import NotFiniteError
+from cgfedrec.table import TableClient
 from tests.test_client import trained
 
 MakeData = Callable[..., FederatedDataModule]
@@ -22,17 +23,18 @@ def method(**settings: Any) -> CGFedRec:
     return CGFedRec(**{"dim": 8, "clusters": 6, "reg": 0.05, "lr_eta": 1.0} | settings)
 
 
-def test_bytes_are_those_of_the_packed_messages(make_data: MakeData) -> None:
+def test_bytes_are_those_of_the_packed_messages(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_data()
     seen: dict[str, list[int]] = {"up": [], "down": []}
 
-    class Wire:
-        def on_cohort_end(self, loop: FederatedLoop, cohort: Any) -> None:
-            seen["up"] += [len(message) for message in loop.client.upload().pack()]
+    class Wire(TableClient):
+        def upload(self) -> Upload:
+            upload = super().upload()
+            seen["up"] += [len(message) for message in upload.pack()]
+            return upload
 
-    loop = FederatedLoop(rounds=3, cohort_size=7)
-    loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=[Wire()]), data, method())
-    loop.fit()
+    monkeypatch.setattr(CGFedRec, "client_class", Wire)
+    loop = trained(method(), data, 7)
     labels = loop.server.broadcast(torch.tensor([0]))
     welcome = loop.server.welcome()
     assert labels is not None
@@ -59,24 +61,24 @@ def test_those_who_never_took_part_stand_at_the_start(make_data: MakeData) -> No
     loop = trained(method(), make_data(), 3, rounds=2, participants=5, resample=False)
     assert loop.store.known.sum() == 5
     strangers = (~loop.store.known).nonzero().squeeze(1)
-    start = loop.client.start(strangers)
-    loop.store.load(loop.client, strangers)
-    assert all(value.equal(start[name]) for name, value in loop.client.private().items())
+    with loop.workers.one() as worker:
+        start = worker.client.start(strangers)
+        loop.store.load(worker.client, strangers)
+        assert all(value.equal(start[name]) for name, value in worker.client.private().items())
 
 
-def test_the_mean_forgets_earlier_participants(make_data: MakeData) -> None:
+def test_the_mean_forgets_earlier_participants(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     uploads: list[Upload] = []
 
-    class Keep:
-        def on_cohort_end(self, loop: FederatedLoop, cohort: Any) -> None:
-            if loop.round == 3:
-                uploads.append(Upload(loop.client.users, {"table": loop.client.upload().values["table"].clone()}))
+    class Keep(TableClient):
+        def upload(self) -> Upload:
+            upload = super().upload()
+            uploads.append(Upload(self.users, {"table": upload.values["table"].clone()}))
+            return upload
 
-    loop = FederatedLoop(rounds=3, participants=4, cohort_size=2)
-    loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=[Keep()]), make_data(), method())
-    loop.fit()
-    tables = torch.cat([upload.values["table"] for upload in uploads])
-    assert len(tables) == 4
+    monkeypatch.setattr(CGFedRec, "client_class", Keep)
+    loop = trained(method(), make_data(), 2, participants=4)
+    tables = torch.cat([upload.values["table"] for upload in uploads])[-4:]
     torch.testing.assert_close(loop.server.mean("table"), tables.double().mean(0).float(), rtol=1e-6, atol=0)  # type: ignore[operator]
 
 
@@ -152,5 +154,6 @@ def test_labels_reach_the_clients_as_packed(make_data: MakeData) -> None:
     loop = trained(method(), make_data(), 7)
     broadcast = loop.server.broadcast(torch.tensor([0]))
     assert broadcast is not None
-    loop.client.receive(Broadcast.unpack(broadcast.pack()))
-    assert loop.client.labels.equal(loop.server.labels)  # type: ignore[operator, arg-type]
+    with loop.workers.one() as worker:
+        worker.client.receive(Broadcast.unpack(broadcast.pack()))
+        assert worker.client.labels.equal(loop.server.labels)  # type: ignore[operator, arg-type]

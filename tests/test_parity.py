@@ -16,11 +16,11 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.client import Batch
-from cgfedrec.data.module import TrainingCohort
 from cgfedrec.loop import train
 from cgfedrec.messages import Broadcast, Labels
 from cgfedrec.server import MeanServer
 from cgfedrec.table import TableClient
+from cgfedrec.workers import Worker
 from tests.conftest import ROOT
 
 FOLDER = Path(os.environ.get("CGFEDREC_PARITY", ROOT.parent / "shared" / "parity"))
@@ -71,7 +71,7 @@ class Reference:
         targets = [self.tensor(f"round{round}/client{c}/targets").float() for c in clients]
         weights = [torch.full((len(one),), 1 / len(one)) for one in items]
         pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-        return Batch(pad(items), pad(targets), pad(weights))
+        return Batch(pad(items), pad(targets), pad(weights), torch.tensor([float(len(one)) for one in items]))
 
     def broadcast(self, round: int) -> Broadcast | None:
         labels = self.tensor(f"round{round}/labels_used").long()
@@ -115,6 +115,7 @@ def test_every_round_ends_where_the_published_code_ends(
     tolerance = CHAINED if chained else RESTARTED
     client = reference.client()
     module, *optimizers = fabric.setup(client, *client.configure_optimizers())
+    worker = Worker(client, module, optimizers)
     server = MeanServer({"table": (reference.config["items"], reference.config["latent_dim"])}, seed=0)
     state = reference.state(0)
     for round in range(reference.rounds):
@@ -124,10 +125,10 @@ def test_every_round_ends_where_the_published_code_ends(
             client.load(torch.tensor(users), {name: value[users].clone() for name, value in state.items()})
             client.receive(reference.broadcast(round))
             batches = [reference.batch(round, users)] * reference.config["local_epochs"]
-            means = train(fabric, module, optimizers, TrainingCohort(torch.tensor(users), batches))
+            means = train(fabric, worker, batches)
             losses = torch.stack([reference.tensor(f"round{round}/client{c}/loss").squeeze() for c in users])
             assert distance(means[:, 0], losses) < tolerance, f"loss of round {round}"
-            server.aggregate(client.upload())
+            server.aggregate(server.reduce(client.upload()))
             for name, value in client.private().items():
                 after[name][users] = value
         server.update(fabric, round)

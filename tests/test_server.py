@@ -29,7 +29,7 @@ def test_the_mean_is_over_this_round_s_participants(fabric: Fabric) -> None:
     server = MeanServer({"table": (4, 3)}, seed=0)
     tables = torch.randn(5, 4, 3)
     for round, rows in enumerate((slice(0, 5), slice(1, 3)), 1):
-        server.aggregate(Upload(torch.arange(5)[rows], {"table": tables[rows]}))
+        server.aggregate(server.reduce(Upload(torch.arange(5)[rows], {"table": tables[rows]})))
         server.update(fabric, round)
         torch.testing.assert_close(server.mean("table"), tables[rows].double().mean(0).float(), rtol=0, atol=0)
 
@@ -38,9 +38,9 @@ def test_the_mean_is_over_this_round_s_participants(fabric: Fabric) -> None:
 def test_the_mean_does_not_depend_on_cohorts_or_order(size: int, fabric: Fabric) -> None:
     tables = torch.randn(500, 40, 3) * torch.logspace(-4, 3, 40)[:, None]
     whole, parts = MeanServer({"table": (40, 3)}, 0), MeanServer({"table": (40, 3)}, 0)
-    whole.aggregate(Upload(torch.arange(500), {"table": tables}))
+    whole.aggregate(whole.reduce(Upload(torch.arange(500), {"table": tables})))
     for chosen in torch.randperm(500).split(size):
-        parts.aggregate(Upload(chosen, {"table": tables[chosen]}))
+        parts.aggregate(parts.reduce(Upload(chosen, {"table": tables[chosen]})))
     for server in (whole, parts):
         server.update(fabric, 1)
     assert whole.mean("table").equal(parts.mean("table"))
@@ -52,7 +52,7 @@ def test_an_upload_that_is_not_finite_names_its_clients() -> None:
     tables[2, 1, 1] = torch.nan
     tables[4, 0, 0] = torch.inf
     with pytest.raises(NotFiniteError) as error:
-        server.aggregate(Upload(torch.arange(10, 15), {"table": tables}))
+        server.aggregate(server.reduce(Upload(torch.arange(10, 15), {"table": tables})))
     assert error.value.clients == [12, 14]
 
 
@@ -63,7 +63,7 @@ def test_planted_clusters_are_found_and_keep_their_names(kmeans: str, fabric: Fa
     assert server.broadcast(torch.tensor([0])) is None
     seen = []
     for round in range(1, 5):
-        server.aggregate(Upload(torch.tensor([0]), {"table": table[None] + round * 0.01}))
+        server.aggregate(server.reduce(Upload(torch.tensor([0]), {"table": table[None] + round * 0.01})))
         report = server.update(fabric, round)
         labels = labels_of(server)
         for cluster in labels.unique():
@@ -78,7 +78,7 @@ def test_fewer_distinct_rows_than_clusters_leave_clusters_empty(kmeans: str, fab
     server = ClusterServer(20, 5, 8, kmeans, seed=0)  # type: ignore[arg-type]
     table = torch.eye(5)[torch.arange(20) % 3]
     for round in (1, 2):
-        server.aggregate(Upload(torch.tensor([0]), {"table": table[None]}))
+        server.aggregate(server.reduce(Upload(torch.tensor([0]), {"table": table[None]})))
         report = server.update(fabric, round)
     assert 1 <= report["clusters/used"] <= 8
     assert (labels_of(server) < 8).all()
@@ -89,7 +89,7 @@ def test_permuted_labels_have_the_same_sizes_and_say_nothing(fabric: Fabric) -> 
     table, planted = blobs()
     servers = [ClusterServer(len(table), 5, 6, permute=permute, seed=0) for permute in (False, True)]
     for server in servers:
-        server.aggregate(Upload(torch.tensor([0]), {"table": table[None]}))
+        server.aggregate(server.reduce(Upload(torch.tensor([0]), {"table": table[None]})))
         server.update(fabric, 1)
     honest, permuted = map(labels_of, servers)
     assert honest.bincount().equal(permuted.bincount())
@@ -102,7 +102,7 @@ def test_labels_go_down_after_the_silent_rounds(fabric: Fabric) -> None:
     server = ClusterServer(len(table), 5, 6, silent_rounds=3, seed=0)
     heard = []
     for round in range(1, 5):
-        server.aggregate(Upload(torch.tensor([0]), {"table": table[None]}))
+        server.aggregate(server.reduce(Upload(torch.tensor([0]), {"table": table[None]})))
         server.update(fabric, round)
         heard.append(server.broadcast(torch.tensor([0])) is not None)
     assert heard == [False, False, True, True]
@@ -117,7 +117,7 @@ def test_the_state_of_a_server_is_all_it_needs(fabric: Fabric) -> None:
             servers[1] = ClusterServer(len(table), 5, 6, seed=0)
             servers[1].load_state_dict(servers[0].state_dict())
         for server in servers:
-            server.aggregate(upload)
+            server.aggregate(server.reduce(upload))
             server.update(fabric, round)
         if round >= 3:
             assert labels_of(servers[0]).equal(labels_of(servers[1]))

@@ -1,6 +1,6 @@
 """What happens at the end of a round: early stopping, polite interruption, progress.
 
-A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, cohort)`,
+A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, users)`,
 `on_round_end(loop)` and `on_federation_end(loop)`; Fabric calls those that it has, in the order in which they were
 given.
 """
@@ -14,8 +14,8 @@ from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
-from cgfedrec.data.module import TrainingCohort
 from cgfedrec.loop import FederatedLoop
 
 
@@ -84,8 +84,8 @@ class ProgressBar:
         self.rounds = self.progress.add_task("rounds", total=loop.rounds, completed=loop.round, metric="")
         self.clients = self.progress.add_task("clients", total=len(loop.sample()), metric="")
 
-    def on_cohort_end(self, loop: FederatedLoop, cohort: TrainingCohort) -> None:
-        self.progress.advance(self.clients, len(cohort.users))
+    def on_cohort_end(self, loop: FederatedLoop, users: Tensor) -> None:
+        self.progress.advance(self.clients, len(users))
 
     def on_round_end(self, loop: FederatedLoop) -> None:
         self.progress.reset(self.clients)

@@ -16,7 +16,7 @@ from cgfedrec.messages import Broadcast, Upload
 
 
 class Batch(NamedTuple):
-    """One local batch of every client of a cohort.
+    """One local batch of every client of a cohort that still has one: always its first clients.
 
     Shorter batches are padded with item 0 at weight 0.
     """
@@ -27,6 +27,8 @@ class Batch(NamedTuple):
     """`[clients, batch]`, 1 for an interaction, 0 for a negative."""
     weights: Tensor
     """`[clients, batch]`: 1 / the client's own batch length, so that a weighted sum is the client's mean."""
+    sizes: Tensor
+    """`[clients]`, float32: the client's own batch length."""
 
 
 class StepOutput(NamedTuple):
@@ -42,7 +44,8 @@ class Client(LightningModule, ABC):
     """A cohort of clients, trained together as if each were alone.
 
     Every parameter has a leading `clients` axis and is private to its client. Nothing here may mix rows of that
-    axis. One module serves all cohorts in turn: `load` swaps in the private state of the next one.
+    axis. One module serves many cohorts in turn: `load` swaps in the private state of the next one, and in training
+    the clients whose batches are used up leave (`narrow`), the last ones first.
 
     A method's client says how to start (`start`), what a step's loss is (`training_step`), which optimisers take a step
     on each batch, in order (`configure_optimizers`), and the three verbs of federation: `receive`, `upload`, `score`.
@@ -129,6 +132,17 @@ def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) 
         "treats every element alone, such as SGD, Adam, AdamW or Adagrad"
     )
     return made
+
+
+def narrow(client: Client, optimizers: Iterable[Optimizer], clients: int) -> None:
+    """Go on with the first ``clients`` of a cohort alone; the others stand still, whatever their momentum."""
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim:
+                    state[name] = value[:clients]
+    for parameter in client.parameters():
+        parameter.data = parameter.data[:clients]
 
 
 def forget(optimizers: Iterable[Optimizer]) -> None:

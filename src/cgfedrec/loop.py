@@ -11,16 +11,17 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.client import Client, forget
-from cgfedrec.data.module import FederatedDataModule, Stage, TrainingCohort
+from cgfedrec.client import Batch, forget, narrow
+from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, not_positive
 from cgfedrec.evaluation import evaluate
-from cgfedrec.messages import Broadcast
+from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.metrics import MRR, NDCG, HitRate
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.store import ClientStore
+from cgfedrec.workers import Worker, Workers
 
 Row = dict[str, float]
 
@@ -98,10 +99,9 @@ class FederatedLoop:
             else None,
         )
         self.fabric, self.data, self.epochs = fabric, data, method.local_epochs
-        self.client: Client = method.client(data.num_items, data.seed)
         self.server: Server = method.server(data.num_items, data.seed).to(fabric.device)
+        self.workers = Workers(fabric, lambda: method.client(data.num_items, data.seed))
         self.store = ClientStore(data.order())
-        self.module, *self.optimizers = fabric.setup(self.client, *self.client.configure_optimizers())
 
     def fit(self) -> None:
         """Train until the last round, or until a callback sets ``should_stop`` at the end of one.
@@ -113,15 +113,12 @@ class FederatedLoop:
         try:
             while self.round < self.rounds and not self.should_stop:
                 started, self.round, seen = time.perf_counter(), self.round + 1, []
-                for cohort in self.data.cohorts(self.sample(), self.round, self.epochs, self.cohort_size):
-                    self.store.load(self.client, cohort.users)
-                    self.client.receive(self._send_down(cohort.users))
-                    seen.append(train(self.fabric, self.module, self.optimizers, cohort))
-                    upload = self.client.upload()
-                    self.bytes_up += upload.nbytes
+                cohorts = self.data.cohorts(self.sample(), self.cohort_size)
+                for upload, nbytes, means in self.workers.map(self.train, cohorts):
+                    self.bytes_up, self.bytes_down = self.bytes_up + nbytes[0], self.bytes_down + nbytes[1]
                     self.server.aggregate(upload)
-                    self.store.save(self.client)
-                    self.fabric.call("on_cohort_end", self, cohort)
+                    seen.append(means)
+                    self.fabric.call("on_cohort_end", self, upload.clients)
                 report = self.server.update(self.fabric, self.round)
                 self._record(torch.cat(seen), report, time.perf_counter() - started)
                 self.seconds += time.perf_counter() - started
@@ -136,17 +133,27 @@ class FederatedLoop:
         keys = bits(self.data.seed, Stream.PARTICIPANTS, self.round if self.resample else 0, everyone)
         return torch.from_numpy(np.sort(keys.argsort()[:number]))
 
-    def _send_down(self, users: Tensor) -> Broadcast | None:
-        """Send a cohort its broadcast, and a welcome to those who are new; what arrives is what was packed."""
+    def train(self, users: Tensor) -> tuple[Upload, tuple[int, int], Tensor]:
+        """One cohort's part in this round: its uploads, reduced, the bytes it sent and received, and its losses."""
+        with self.workers.one() as worker:
+            broadcast, down = self._send_down(users)
+            self.store.load(worker.client, users)
+            worker.client.receive(broadcast)
+            means = train(self.fabric, worker, self.data.draw(users, self.round, self.epochs))
+            upload = worker.client.upload()
+            self.store.save(worker.client)
+            return self.server.reduce(upload), (upload.nbytes, down), means
+
+    def _send_down(self, users: Tensor) -> tuple[Broadcast | None, int]:
+        """A cohort's broadcast as it arrives, and the bytes it took, with a welcome to those who are new."""
         newcomers = int((~self.store.known[users]).sum())
-        if newcomers and (welcome := self.server.welcome()):
-            self.bytes_down += len(welcome.pack()) * newcomers
+        welcome = self.server.welcome() if newcomers else None
+        nbytes = 0 if welcome is None else len(welcome.pack()) * newcomers
         broadcast = self.server.broadcast(users)
         if broadcast is None:
-            return None
+            return None, nbytes
         packed = broadcast.pack()
-        self.bytes_down += len(packed) * len(users)
-        return Broadcast.unpack(packed)
+        return Broadcast.unpack(packed), nbytes + len(packed) * len(users)
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         """Evaluate if this round is to be, and add a row to the history."""
@@ -164,12 +171,13 @@ class FederatedLoop:
 
     def evaluate(self, stage: Stage) -> Row:
         """Metrics of all clients' present state, named like ``val/ndcg@10``."""
-        return evaluate(self.data, stage, self.score, self.cohort_size)
+        return evaluate(self.data, stage, self.score, self.cohort_size, self.workers.map)
 
     def score(self, users: Tensor) -> Tensor:
         """Each user's scores of all items by their own client, `[users, items]`."""
-        self.store.load(self.client, users)
-        return self.client.score()
+        with self.workers.one() as worker:
+            self.store.load(worker.client, users)
+            return worker.client.score()
 
     @property
     def best(self) -> Row | None:
@@ -200,14 +208,13 @@ class FederatedLoop:
         self.store.load_state_dict(state["store"])
 
 
-def train(fabric: Fabric, module: Any, optimizers: Sequence[Any], cohort: TrainingCohort) -> Tensor:
+def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
     """Train a cohort on its batches, each optimiser taking a step on each, in order.
 
     Args:
         fabric: Owns device and precision.
-        module: A `Client` that holds the cohort, as set up by Fabric.
-        optimizers: Its optimisers, likewise; they start afresh.
-        cohort: Who trains, and on what.
+        worker: Its client holds the cohort; its optimisers start afresh.
+        batches: Of one round, in order.
 
     Returns:
         `[clients, 2]`: each client's mean loss and mean alignment, weighted by batch length, as the last optimiser
@@ -216,20 +223,26 @@ def train(fabric: Fabric, module: Any, optimizers: Sequence[Any], cohort: Traini
     Raises:
         NotFiniteError: naming the clients whose loss is not finite.
     """
-    forget(optimizers)
-    sums = torch.zeros(len(cohort.users), 3, device=fabric.device)
-    for batch in cohort.batches:
-        batch = fabric.to_device(batch)
-        for step, optimizer in enumerate(optimizers):
+    forget(worker.optimizers)
+    cohort = worker.client.private()
+    losses, alignments, seen = torch.zeros(3, len(worker.client.users), device=fabric.device)
+    active = len(seen)
+    for batch in fabric.to_device(batches):
+        if len(batch.items) < active:
+            active = len(batch.items)
+            narrow(worker.client, worker.optimizers, active)
+        for step, optimizer in enumerate(worker.optimizers):
             with fabric.autocast():
-                output = module.training_step(batch, step)
+                output = worker.module.training_step(batch, step)
             fabric.backward(output.loss.sum())
             optimizer.step()
             optimizer.zero_grad()
-        size = (batch.weights > 0).sum(1)
-        alignment = torch.zeros_like(output.loss) if output.alignment is None else output.alignment
-        sums += torch.stack((output.loss.detach(), alignment, torch.ones_like(alignment)), dim=1) * size[:, None]
-    means = (sums[:, :2] / sums[:, 2:]).cpu()
+        seen[:active] += batch.sizes
+        losses[:active] += output.loss.detach() * batch.sizes
+        if output.alignment is not None:
+            alignments[:active] += output.alignment * batch.sizes
+    worker.client.load(worker.client.users, cohort)
+    means: Tensor = (torch.stack((losses, alignments), dim=1) / seen[:, None]).cpu()
     if not means.isfinite().all():
-        raise NotFiniteError("training loss", cohort.users[~means.isfinite().all(1)].tolist())
+        raise NotFiniteError("training loss", worker.client.users[~means.isfinite().all(1)].tolist())
     return means

@@ -66,7 +66,9 @@ def distinct(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int
     for position in range(k):
         last = np.asarray(high) - k + position
         candidate = integers(random_bits[..., position], last + 1)
-        taken = (drawn[..., :position] == candidate[..., None]).any(-1)
+        taken = np.zeros(candidate.shape, bool)
+        for earlier in range(position):
+            taken |= drawn[..., earlier] == candidate
         drawn[..., position] = np.where(taken, last, candidate)
     return drawn
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -16,7 +15,8 @@ from cgfedrec.errors import check, not_positive
 from cgfedrec.messages import Broadcast, Labels, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, uniform
-from cgfedrec.structure.contrast import contrast
+from cgfedrec.rows import by_rows, linear_loss, rows_of
+from cgfedrec.structure.contrast import Kind, contrast
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 Head = Literal["shared", "private"]
@@ -38,6 +38,7 @@ class TableClient(Client):
         head: Whether all clients start from one ``shared`` head, or each from a ``private`` one of its own.
         reg: Weight of the alignment.
         temperature: T of the alignment.
+        contrast: How the alignment is computed.
     """
 
     def __init__(
@@ -51,17 +52,18 @@ class TableClient(Client):
         head: Head,
         reg: float = 0.0,
         temperature: float = 0.1,
+        contrast: Kind = "exact",
     ) -> None:
         super().__init__()
         self.num_items, self.dim = num_items, dim
         self.optimizer, self.table_lr = optimizer, table_lr
-        self.reg, self.temperature = reg, temperature
+        self.reg, self.temperature, self.contrast = reg, temperature, contrast
         self.init_scale, self.head, self.seed = init_scale, head, seed
         self.table = empty_parameter(num_items, dim)
         self.head_weight = empty_parameter(dim)
         self.head_bias = empty_parameter()
         self.labels: Tensor | None = None
-        self.sparse = False
+        self._rows: Tensor | None = None
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """One initial table for all, N(0, init_scale^2); heads uniform as `torch.nn.Linear` draws them."""
@@ -80,23 +82,19 @@ class TableClient(Client):
         head, table = self.optimizer([self.head_weight, self.head_bias]), self.optimizer([self.table])
         for group in table.param_groups:
             group["lr"] = self.table_lr
-        # plain SGD leaves rows without gradient alone, so it need not look at them
-        self.sparse = isinstance(table, SGD) and not any(g["momentum"] or g["weight_decay"] for g in table.param_groups)
-        return [head, table]
+        return [head, by_rows(table)]
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         """Step 0 trains the head, step 1 the table. The alignment is flat in the head, so only step 1 has it."""
-        trains_head = step == 0
-        table = self.table.detach() if trains_head else self.table
-        weight, bias = (p if trains_head else p.detach() for p in (self.head_weight, self.head_bias))
-        aligns = not trains_head and self.labels is not None and self.reg > 0
-        rows = rows_of(table, batch.items, self.sparse and not aligns)
-        logits = (rows * weight[:, None]).sum(2) + bias[:, None]
-        loss = (F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="none") * batch.weights).sum(1)
-        if not aligns:
+        if step == 0:
+            self._rows = rows_of(self.table.detach(), batch.items)
+            return StepOutput(linear_loss(self._rows, self.head_weight, self.head_bias, batch))
+        rows = rows_of(self.table, batch.items, self._rows)
+        self._rows = None
+        loss = linear_loss(rows, self.head_weight.detach(), self.head_bias.detach(), batch)
+        if self.labels is None or self.reg == 0:
             return StepOutput(loss)
-        assert self.labels is not None
-        alignment = contrast(table, self.labels, self.temperature)
+        alignment = contrast(self.table, self.labels, self.temperature, kind=self.contrast)
         return StepOutput(loss + self.reg * alignment, alignment.detach())
 
     def receive(self, broadcast: Broadcast | None) -> None:
@@ -107,44 +105,7 @@ class TableClient(Client):
         return Upload(self.users, {"table": self.table.detach()})
 
     def score(self) -> Tensor:
-        return (self.table.detach() @ self.head_weight.detach()[:, :, None]).squeeze(2)
-
-
-def rows_of(table: Tensor, items: Tensor, sparse: bool) -> Tensor:
-    """Each client's rows of its own items.
-
-    Args:
-        table: `[clients, items, dim]`.
-        items: `[clients, batch]`.
-        sparse: Whether the gradient holds these rows only, for an optimiser that needs no others.
-
-    Returns:
-        `[clients, batch, dim]`
-    """
-    rows: Tensor = _RowsOf.apply(table, items, sparse)  # type: ignore[no-untyped-call]
-    return rows
-
-
-class _RowsOf(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, items: Tensor, sparse: bool) -> Tensor:
-        clients = torch.arange(len(table), device=table.device)[:, None].expand_as(items)
-        ctx.save_for_backward(clients, items)
-        ctx.shape, ctx.sparse = table.shape, sparse
-        flat = (clients * table.shape[1] + items).flatten()
-        return table.flatten(0, 1).index_select(0, flat).view(*items.shape, -1)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        clients, items = ctx.saved_tensors
-        values = upstream[0].flatten(0, 1)
-        if ctx.sparse:
-            places = torch.stack((clients.flatten(), items.flatten()))
-            return torch.sparse_coo_tensor(places, values, ctx.shape, check_invariants=False), None, None
-        gradient = values.new_zeros(ctx.shape)
-        flat = (clients * ctx.shape[1] + items).flatten()
-        gradient.flatten(0, 1).index_add_(0, flat, values)
-        return gradient, None, None
+        return torch.bmm(self.head_weight.detach()[:, None], self.table.detach().mT).squeeze(1)
 
 
 class TableMethod(Method):

@@ -25,15 +25,8 @@ from cgfedrec.random import Stream, bits, distinct
 Stage = Literal["val", "test"]
 SHORTEST = 32
 """Samples to which a client with fewer is padded."""
-
-
-@dataclass(frozen=True)
-class TrainingCohort:
-    """Participants that take the same number of local steps, and their batches of one round, in order."""
-
-    users: Tensor
-    """`[clients]`, int64."""
-    batches: list[Batch]
+DRAWN_AT_ONCE = 256
+"""Users for whom candidates are sampled in one operation."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +59,28 @@ class _Lists:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.starts)
 
+    def flat(self, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The lists of some users one after another: the items, whose each is (a place in ``users``), and its place in
+        its list.
+        """
+        lengths = self.lengths[users]
+        owner = np.repeat(np.arange(len(users)), lengths)
+        place = np.arange(len(owner)) - (lengths.cumsum() - lengths)[owner]
+        return self.items[self.starts[users][owner] + place], owner, place
+
     def padded(self, users: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
         """`[users, longest]`, each list in its own row."""
-        lengths = self.lengths[users]
-        places = np.arange(lengths.max(initial=0))
-        inside = places < lengths[:, None]
-        return np.where(inside, self.items[np.where(inside, self.starts[users][:, None] + places, 0)], fill)
+        items, owner, place = self.flat(users)
+        rows = np.full((len(users), self.lengths[users].max(initial=0)), fill)
+        rows[owner, place] = items
+        return rows
 
     def mask(self, users: NDArray[np.int64], num_items: int) -> NDArray[np.bool_]:
         """`[users, items]`, True where an item is in the user's list."""
-        marked = np.zeros((len(users), num_items + 1), bool)
-        np.put_along_axis(marked, self.padded(users, num_items), True, axis=1)
-        return marked[:, :num_items]
+        items, owner, _ = self.flat(users)
+        marked = np.zeros((len(users), num_items), bool)
+        marked[owner, items] = True
+        return marked
 
 
 class FederatedDataModule(LightningDataModule):
@@ -133,6 +136,7 @@ class FederatedDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.protocol = Protocol()
         self.seed = 0
+        self._candidates: dict[Stage, NDArray[np.int32]] = {}
 
     def attach(self, protocol: Protocol, seed: int) -> None:
         """Say how results are measured and seed every draw; before `setup`."""
@@ -266,99 +270,139 @@ class FederatedDataModule(LightningDataModule):
         """`[users, items]`, bool: every item that these of the ``known_ids`` have, whatever it was held out for."""
         return torch.from_numpy(self._owned.mask(known, self.num_items))
 
-    def cohorts(self, participants: Tensor, round: int, epochs: int, cohort_size: int) -> Iterator[TrainingCohort]:
-        """Share out this round's participants into cohorts, and draw their batches.
-
-        Clients of a cohort take the same number of steps, so that none has to stand still while others go on.
+    def cohorts(self, participants: Tensor, cohort_size: int) -> Iterator[Tensor]:
+        """Share out participants into cohorts, `[clients]` each, in `order`: in a cohort batches are of one width, and
+        those who take more steps stand before those who take fewer.
         """
-        users = participants.numpy()
-        widths = self._widths[users]
-        for width in np.unique(widths):
-            group = users[widths == width]
-            for start in range(0, len(group), cohort_size):
-                chosen = group[start : start + cohort_size]
-                yield TrainingCohort(torch.from_numpy(chosen), self._batches(chosen, round, epochs, int(width)))
+        users = participants[self._place[participants].argsort()]
+        breadth = torch.from_numpy(self._breadth)[users]
+        for one in breadth.unique().flip(0):
+            yield from users[breadth == one].split(cohort_size)
 
     def order(self) -> Tensor:
-        """All users, those next to each other that share cohorts."""
-        return torch.from_numpy(self._widths.argsort(kind="stable"))
+        """All users: the widest batches first, then the most of them."""
+        return torch.from_numpy(np.lexsort((-self._steps, -self._breadth)))
 
     @cached_property
-    def _widths(self) -> NDArray[np.int64]:
-        """To how many samples each client's are padded, `[users]`: full batches, or a power of two within the first.
+    def _place(self) -> Tensor:
+        """Where each user stands in `order`, `[users]`."""
+        return self.order().argsort()
+
+    @cached_property
+    def _breadth(self) -> NDArray[np.int64]:
+        """To how many samples each client's batches are padded, `[users]`: a power of two where it has but one.
 
         How a client's sums are rounded then depends on its own samples alone, and not on its cohort.
         """
         samples = self._train.lengths * (1 + self.negatives)
-        batches = -(-samples // self.batch_size) * self.batch_size
         powers = 2 ** np.ceil(np.log2(np.maximum(samples, SHORTEST))).astype(np.int64)
-        return np.where(samples <= self.batch_size, np.minimum(powers, self.batch_size), batches)
+        return np.minimum(powers, self.batch_size)
 
-    def _batches(self, users: NDArray[np.int64], round: int, epochs: int, width: int) -> list[Batch]:
-        """Batches of samples padded to ``width``."""
-        items, valid = self._samples(users, round)
-        targets = np.broadcast_to((np.arange(items.shape[1]) % (1 + self.negatives) == 0), items.shape)
-        inside = np.arange(width) < valid.sum(1, keepdims=True)
-        batches = []
+    @cached_property
+    def _steps(self) -> NDArray[np.int64]:
+        """How many batches each client has in an epoch, `[users]`."""
+        return -(-self._train.lengths * (1 + self.negatives) // self.batch_size)
+
+    def draw(self, users: Tensor, round: int, epochs: int) -> list[Batch]:
+        """Draw a cohort's negatives for one round, and cut its samples into batches, shuffled anew in every epoch.
+
+        Each client goes from one epoch to the next on its own. Later batches hold only the first clients, those that
+        still have some.
+
+        Args:
+            users: A cohort of `cohorts`, `[clients]`.
+            round: From 1.
+            epochs: Passes over the samples.
+        """
+        numbers = users.numpy()
+        steps, breadth = self._steps[numbers], int(self._breadth[numbers[0]])
+        counts = self._train.lengths[numbers] * (1 + self.negatives)
+        samples, starts = self._samples(numbers, round).ravel(), counts.cumsum() - counts
+        shape = (len(numbers), int(steps[0]), breadth)
+        place = np.arange(shape[1] * breadth)
+        inside = place < counts[:, None]
+        sizes = inside.reshape(shape).sum(2).astype(np.float32)
+        weights = inside.reshape(shape) / np.maximum(sizes, 1)[:, :, None]
+        items, targets = np.empty((epochs, *shape), np.int64), np.empty((epochs, *shape), np.float32)
         for epoch in range(epochs):
-            keys = bits(self.seed, Stream.SHUFFLE, users[:, None], round, epoch, np.arange(items.shape[1]))
-            order = np.where(valid, keys, np.iinfo(np.uint64).max).argsort(1)[:, :width]
-            order = np.pad(order, ((0, 0), (0, width - order.shape[1])))
-            epoch_items = np.where(inside, np.take_along_axis(items, order, 1), 0)
-            epoch_targets = (inside & np.take_along_axis(targets, order, 1)).astype(np.float32)
-            for start in range(0, width, self.batch_size):
-                part = slice(start, start + self.batch_size)
-                weights = inside[:, part] / inside[:, part].sum(1, keepdims=True)
-                batches.append(
-                    Batch(
-                        torch.from_numpy(epoch_items[:, part]),
-                        torch.from_numpy(epoch_targets[:, part]),
-                        torch.from_numpy(weights.astype(np.float32)),
-                    )
-                )
+            keys = bits(self.seed, Stream.SHUFFLE, numbers[:, None], round, epoch, place)
+            order = _shuffled(keys, inside)
+            items[epoch] = np.where(inside, samples.take(starts[:, None] + order, mode="clip"), 0).reshape(shape)
+            targets[epoch] = (inside & (order % (1 + self.negatives) == 0)).reshape(shape)
+        batches = []
+        for step in range(epochs * shape[1]):
+            mine = steps[epochs * steps > step]
+            client, epoch_of, part = np.arange(len(mine)), step // mine, step % mine
+            chosen = (
+                items[epoch_of, client, part],
+                targets[epoch_of, client, part],
+                weights[client, part],
+                sizes[client, part],
+            )
+            batches.append(Batch(*map(torch.from_numpy, chosen)))
         return batches
 
-    def _samples(self, users: NDArray[np.int64], round: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Every positive with its negatives behind it, `[clients, samples]`, and which of them are not padding."""
-        positives = self._train.padded(users, -1)
-        present = positives >= 0
-        place = np.arange(positives.shape[1])[:, None] * self.negatives + np.arange(self.negatives)
-        drawn = bits(self.seed, Stream.NEGATIVES, users[:, None, None], round, place)
+    def _samples(self, users: NDArray[np.int64], round: int) -> NDArray[np.int64]:
+        """Every positive with its negatives behind it, one client after another, `[positives, 1 + negatives]`."""
+        positives, client, place = self._train.flat(users)
         pool, starts, sizes = self._pool(users, self._no_negatives)
-        negatives = pool[starts[:, None, None] + distinct(drawn, sizes[:, None])]
-        samples = np.concatenate((positives[:, :, None], negatives), axis=2).reshape(len(users), -1)
-        return samples, np.repeat(present, 1 + self.negatives, axis=1)
+        places = place[:, None] * self.negatives + np.arange(self.negatives)
+        drawn = bits(self.seed, Stream.NEGATIVES, users[client][:, None], round, places)
+        samples = np.empty((len(positives), 1 + self.negatives), np.int64)
+        samples[:, 0] = positives
+        samples[:, 1:] = pool[starts[client][:, None] + distinct(drawn, sizes[client])]
+        samples[:, 1:] -= client[:, None] * self.num_items
+        return samples
 
     def _pool(
         self, users: NDArray[np.int64], excluded: _Lists
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The items outside each user's list, one user after another, where each user's begin, and how many."""
-        free = ~excluded.mask(users, self.num_items)
-        sizes = free.sum(1)
-        return free.nonzero()[1], sizes.cumsum() - sizes, sizes
+        """The items outside each user's list, one user after another, where each user's begin, and how many.
 
-    def ranking(self, stage: Stage, cohort_size: int) -> Iterator[RankingCohort]:
-        """All users with something held out for ``stage``, in cohorts.
+        Of the user at place u, item i is given as u * items + i, which is faster to find.
+        """
+        free = np.flatnonzero(~excluded.mask(users, self.num_items))
+        sizes = self.num_items - excluded.lengths[users]
+        return free, sizes.cumsum() - sizes, sizes
+
+    def ranked(self, stage: Stage, cohort_size: int) -> Iterator[Tensor]:
+        """All users with something held out for ``stage``, in cohorts, in `order`, so that no row need be copied."""
+        order = self.order()
+        yield from order[torch.from_numpy(self._parts[Part[stage.upper()]].lengths > 0)[order]].split(cohort_size)
+
+    def ranking(self, users: Tensor, stage: Stage) -> RankingCohort:
+        """What is ranked for some users.
 
         In test, training and validation items are no candidates; in validation, training items are none.
         """
-        held_out = self._parts[Part[stage.upper()]]
-        order = self.order().numpy()  # whose rows lie together, so that none need be copied
-        everyone = order[held_out.lengths[order] > 0]
-        for start in range(0, len(everyone), cohort_size):
-            users = everyone[start : start + cohort_size]
-            known = self._train.mask(users, self.num_items) | self._disliked.mask(users, self.num_items)
-            if stage == "test":
-                known |= self._parts[Part.VAL].mask(users, self.num_items)
-            yield RankingCohort(
-                torch.from_numpy(users),
-                torch.from_numpy(held_out.padded(users, -1)),
-                torch.from_numpy(~known),
-                self._sampled(users, stage) if self.protocol.ranking == "sampled" else None,
-            )
+        numbers = users.numpy()
+        known = self._train.mask(numbers, self.num_items) | self._disliked.mask(numbers, self.num_items)
+        if stage == "test":
+            known |= self._parts[Part.VAL].mask(numbers, self.num_items)
+        return RankingCohort(
+            users,
+            torch.from_numpy(self._parts[Part[stage.upper()]].padded(numbers, -1)),
+            torch.from_numpy(~known),
+            torch.from_numpy(self._sampled(stage)[numbers]).long() if self.protocol.ranking == "sampled" else None,
+        )
 
-    def _sampled(self, users: NDArray[np.int64], stage: Stage) -> Tensor:
-        places = np.arange(self.protocol.num_candidates)
-        drawn = bits(self.seed, Stream.CANDIDATES, users[:, None], Part[stage.upper()], places)
-        pool, starts, sizes = self._pool(users, self._touched)
-        return torch.from_numpy(pool[starts[:, None] + distinct(drawn, sizes)])
+    def _sampled(self, stage: Stage) -> NDArray[np.int32]:
+        """Each user's sampled candidates, `[users, candidates]`: the same in every round."""
+        if stage not in self._candidates:
+            places = np.arange(self.protocol.num_candidates)
+            found = np.empty((self.num_users, len(places)), np.int32)
+            for start in range(0, self.num_users, DRAWN_AT_ONCE):
+                users = np.arange(start, min(start + DRAWN_AT_ONCE, self.num_users))
+                drawn = bits(self.seed, Stream.CANDIDATES, users[:, None], Part[stage.upper()], places)
+                pool, starts, sizes = self._pool(users, self._touched)
+                found[users] = pool[starts[:, None] + distinct(drawn, sizes)] % self.num_items
+            self._candidates[stage] = found
+        return self._candidates[stage]
+
+
+def _shuffled(keys: NDArray[np.uint64], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Places in ascending order of their keys, the invalid ones last: each in the low bits of its key, then sorted."""
+    low = np.uint64(2 ** int(keys.shape[1] - 1).bit_length() - 1)
+    packed = np.where(valid, keys, np.iinfo(np.uint64).max) & ~low | np.arange(keys.shape[1], dtype=np.uint64)
+    packed.sort(axis=1)
+    return (packed & low).astype(np.int64)

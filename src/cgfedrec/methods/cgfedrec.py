@@ -20,6 +20,7 @@ class CGFedRec(TableMethod):
         clusters: K, the number of item clusters; at most the number of items.
         reg: Weight of the alignment towards the labels.
         temperature: T of the alignment (`cl_t` of the published code).
+        contrast: ``exact``, or against cluster ``prototypes``: an approximation that costs items x clusters.
         kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
         labels: ``clustered``, or ``permuted``: sent in a random order, the control that shows whether it is the
             labels that help.
@@ -32,6 +33,7 @@ class CGFedRec(TableMethod):
         clusters: int = 60,
         reg: float = 0.005,
         temperature: float = 0.1,
+        contrast: Literal["exact", "prototypes"] = "exact",
         kmeans: Literal["minibatch", "full"] = "minibatch",
         labels: Literal["clustered", "permuted"] = "clustered",
         silent_rounds: int = 1,
@@ -47,12 +49,14 @@ class CGFedRec(TableMethod):
         self.clusters = clusters
         self.reg = reg
         self.temperature = temperature
+        self.contrast: Literal["exact", "prototypes"] = contrast
         self.kmeans: Literal["minibatch", "full"] = kmeans
         self.labels: Literal["clustered", "permuted"] = labels
         self.silent_rounds = silent_rounds
 
     def client_settings(self, num_items: int) -> dict[str, Any]:
-        return super().client_settings(num_items) | {"reg": self.reg, "temperature": self.temperature}
+        alignment = {"reg": self.reg, "temperature": self.temperature, "contrast": self.contrast}
+        return super().client_settings(num_items) | alignment
 
     def server(self, num_items: int, seed: int) -> ClusterServer:
         check(

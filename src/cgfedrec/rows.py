@@ -1,0 +1,134 @@
+"""What every method's step is made of: gather the rows of a batch, score them linearly, step on them alone.
+
+Batched over clients, with gradients written out: the operations are so small that autograd's own would take longer
+than they do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from cgfedrec.client import Batch
+
+
+def rows_of(table: Tensor, items: Tensor, gathered: Tensor | None = None) -> Tensor:
+    """Each client's rows of its own items. Their gradient is sparse: one value a row of the batch.
+
+    Args:
+        table: `[clients, items, dim]`.
+        items: `[clients, batch]`.
+        gathered: The same rows, where an earlier step on this batch has fetched them and the table has not changed.
+
+    Returns:
+        `[clients, batch, dim]`
+    """
+    rows: Tensor = _RowsOf.apply(table, items, gathered)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _RowsOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, items: Tensor, gathered: Tensor | None) -> Tensor:
+        ctx.save_for_backward(items)
+        ctx.shape = table.shape
+        if gathered is not None:
+            return gathered.view_as(gathered)
+        return torch.embedding(table.flatten(0, 1), _flat(items, table.shape[1]))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (items,) = ctx.saved_tensors
+        clients = torch.arange(len(items), device=items.device)[:, None].expand_as(items)
+        places = torch.stack((clients.flatten(), items.flatten()))
+        return (
+            torch.sparse_coo_tensor(places, upstream[0].flatten(0, 1), ctx.shape, check_invariants=False),
+            None,
+            None,
+        )
+
+
+def linear_loss(rows: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch) -> Tensor:
+    """Binary cross-entropy of sigmoid(weight . row + bias), the mean over each client's batch.
+
+    Args:
+        rows: `[clients, batch, dim]`.
+        weight: `[clients, dim]`.
+        bias: `[clients]`, or none.
+        batch: Targets and weights.
+
+    Returns:
+        `[clients]`
+    """
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    loss: Tensor = _LinearLoss.apply(rows, weight, bias, batch.targets, batch.weights)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LinearLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        logits = torch.baddbmm(bias[:, None, None], weight[:, None], rows.mT).squeeze(1).float()
+        ctx.save_for_backward(rows, weight, (logits.sigmoid() - targets).mul_(weights))
+        return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, slope = ctx.saved_tensors
+        wants_rows, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        slope = slope * upstream[0][:, None]
+        return (
+            slope[:, :, None] * weight[:, None] if wants_rows else None,
+            torch.bmm(slope[:, None], rows)[:, 0] if wants_weight else None,
+            slope.sum(1) if wants_bias else None,
+            None,
+            None,
+        )
+
+
+def by_rows(optimizer: Optimizer) -> Optimizer:
+    """The same optimiser, stepping only on the rows of a sparse gradient where that makes no difference: plain SGD.
+
+    Momentum, decay and adaptive steps move every row in every step; they are given dense gradients.
+    """
+    groups = optimizer.param_groups
+    plain = type(optimizer) is SGD and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups)
+    if plain:
+        return _RowSGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
+    optimizer.register_step_pre_hook(lambda *_: _densify(groups))
+    return optimizer
+
+
+def _densify(groups: list[dict[str, Any]]) -> None:
+    for group in groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
+
+
+class _RowSGD(SGD):
+    """Plain SGD on item tables `[clients, items, dim]`. Rows that stand in a batch twice are added up in its order."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for table in group["params"]:
+                gradient = table.grad
+                if gradient is None:
+                    continue
+                if not gradient.is_sparse:
+                    table.add_(gradient, alpha=-group["lr"])
+                    continue
+                clients, items = gradient._indices()
+                change = gradient._values().mul_(-group["lr"])
+                places = (clients * table.shape[1] + items)[:, None].expand_as(change)
+                table.view(-1, table.shape[2]).scatter_add_(0, places, change)
+
+
+def _flat(items: Tensor, num_items: int) -> Tensor:
+    """Where each client's items stand in the rows of all clients' tables."""
+    return items + torch.arange(0, len(items) * num_items, num_items, device=items.device)[:, None]
