@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,10 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     return float(((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item())
 
 
+def without_time(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name != "time/round"}
+
+
 class ClientConformance:
     """Inherit, and say how the method is made."""
 
@@ -58,12 +63,26 @@ class ClientConformance:
     ) -> None:
         alone, *others = (trained(self.method(optimizer=optimizer), data, size) for size in (1, 5, 100))
         for together in others:
-            for name, rows in alone.store.rows.items():
-                assert together.store.rows[name].equal(rows), name
+            for name, rows in alone.store.read(torch.arange(data.num_users)).items():
+                assert together.store.read(torch.arange(data.num_users))[name].equal(rows), name
             for ours, theirs in zip(together.history, alone.history, strict=True):
                 for name in theirs:
                     if name != "time/round":
                         assert ours[name] == pytest.approx(theirs[name], rel=1e-12), name
+
+    def test_threads_and_where_state_lies_change_nothing(self, data: FederatedDataModule, tmp_path: Path) -> None:
+        alone = trained(self.method(), data, 5)
+        torch.set_num_threads(3)
+        try:
+            others = [trained(self.method(), data, 4, store=store) for store in ("memory", "disk")]
+        finally:
+            torch.set_num_threads(1)
+        users = torch.arange(data.num_users)
+        for other in others:
+            assert other.workers.number == 3
+            for name, rows in alone.store.read(users).items():
+                assert other.store.read(users)[name].equal(rows), name
+            assert [without_time(row) for row in other.history] == [without_time(row) for row in alone.history]
 
     def test_an_upload_depends_on_its_own_client_only(self, data: FederatedDataModule, fabric: Fabric) -> None:
         uploads = []
@@ -145,8 +164,10 @@ class TestCGFedRec(ClientConformance):
     def test_without_weight_it_is_local(self, data: FederatedDataModule) -> None:
         aligned = trained(self.method(reg=0.0), data, 5)
         local = trained(Local(dim=8, lr_eta=1.0), data, 5)
-        assert aligned.store.rows["table"].equal(local.store.rows["table"])
-        assert not trained(self.method(), data, 5).store.rows["table"].equal(local.store.rows["table"])
+        everyone = torch.arange(data.num_users)
+        tables = [loop.store.read(everyone)["table"] for loop in (aligned, local, trained(self.method(), data, 5))]
+        assert tables[0].equal(tables[1])
+        assert not tables[2].equal(tables[1])
 
     def test_clients_share_one_start_and_one_or_no_head(self, data: FederatedDataModule, fabric: Fabric) -> None:
         heads = {}

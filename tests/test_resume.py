@@ -192,3 +192,29 @@ def test_a_kill_between_the_two_names_of_a_checkpoint_loses_nothing(name: str, m
             cgfedrec_package.fit(TINY, settings, {"run_dir": "killed"}, callbacks=[Watch()])
     cgfedrec_package.fit({"ckpt_path": "killed/checkpoints/last.ckpt"})
     same_end(Path("whole"), Path("killed"))
+
+
+def test_killed_in_the_middle_of_a_round_on_disk(config: Path) -> None:
+    """The files of clients' state go on to change after the last checkpoint; what it refers to does not."""
+    disk = ("--config", config, "--loop.store", "disk", "--run_dir")
+    whole = cgfedrec("fit", *disk, "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "in memory-mapped files" in whole.stdout
+    process = start(*disk, "killed")
+    wait_for_round(process, Path("killed"), 5)
+    process.kill()
+    process.communicate(timeout=60)
+    moved = cgfedrec("fit", "--ckpt_path", "killed/checkpoints/last.ckpt", "--run_dir", "moved")
+    assert moved.returncode == 0, moved.stderr
+    for run in ("whole", "moved"):
+        for name in ("last", "best"):
+            done = cgfedrec("test", "--ckpt_path", f"{run}/checkpoints/{name}.ckpt")
+            assert done.returncode == 0, done.stderr
+    ours, theirs = (pl.read_csv(Path(run) / "metrics.csv").drop("time/round") for run in ("whole", "moved"))
+    assert ours.equals(theirs)
+    ours, theirs = (json.loads((Path(run) / "summary.json").read_text()) for run in ("whole", "moved"))
+    assert ours | {"seconds": 0, "time/round": 0} == theirs | {"seconds": 0, "time/round": 0}
+    Path("moved/checkpoints/clients/table.float32").unlink()
+    done = cgfedrec("test", "--ckpt_path", "moved/checkpoints/best.ckpt")
+    assert done.returncode == 2
+    assert "the clients' state is not beside it" in done.stderr

@@ -38,6 +38,8 @@ class Checkpoint:
         self.directory.mkdir(parents=True, exist_ok=True)
         partial, second = self.directory / "writing.ckpt", self.directory / "writing-best.ckpt"
         partial.unlink(missing_ok=True)  # what a killed run left may be another checkpoint under a second name
+        for name in ("last", "best") if best else ("last",):
+            loop.store.pin(name)
         loop.fabric.save(partial, self.header | {"loop": loop.state_dict()})
         if best:
             link_or_copy(partial, second)
@@ -100,7 +102,7 @@ def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
     trained = {"protocol": {"name": protocol.name}, "method": config["method"]["init_args"]}
     if not resume:
         return trained
-    loop = ("participation", "participants", "resample", "evaluate_every", "monitor")
+    loop = ("participation", "participants", "resample", "evaluate_every", "monitor", "state_dtype")
     data = {k: v for k, v in config["data"]["init_args"].items() if k not in ("path", "format")}
     return trained | {
         "seed_everything": config["seed_everything"],

@@ -60,7 +60,9 @@ class Client(LightningModule, ABC):
 
     @abstractmethod
     def start(self, users: Tensor) -> dict[str, Tensor]:
-        """The private state with which clients begin: for every parameter, `[clients, ...]`."""
+        """The private state with which clients begin: for every parameter, `[clients, ...]`, clients that begin alike
+        expanded from one.
+        """
 
     @abstractmethod
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import Fabric
 from torch import Tensor
 
+from cgfedrec.capacity import Demand, Place, plan
 from cgfedrec.client import Batch, forget, narrow
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, not_positive
@@ -20,7 +22,7 @@ from cgfedrec.method import Method
 from cgfedrec.metrics import MRR, NDCG, HitRate
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import NotFiniteError, Server
-from cgfedrec.store import ClientStore
+from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore
 from cgfedrec.workers import Worker, Workers
 
 Row = dict[str, float]
@@ -34,7 +36,10 @@ class FederatedLoop:
         participation: Share of the clients that take part in a round.
         participants: Number of clients that take part in a round, in place of a share.
         resample: Whether participants are drawn anew in every round, or once for all.
-        cohort_size: How many clients are trained together. Changes speed and memory, and no result.
+        cohort_size: How many clients are trained together; ``auto`` for what fits the cache of a CPU or the memory of
+            a GPU. Changes speed and memory, and no result.
+        store: Where clients' state lies: in ``memory``, in memory-mapped files on ``disk``, or ``auto``, by its size.
+        state_dtype: How it is kept between rounds: ``bfloat16`` takes half the room, and rounds.
         evaluate_every: Rounds between two evaluations; the last round is always evaluated.
         checkpoint_every: Rounds between two writings of ``checkpoints/last.ckpt``.
         monitor: The validation metric that chooses the best round.
@@ -47,7 +52,9 @@ class FederatedLoop:
         participation: float = 1.0,
         participants: int | None = None,
         resample: bool = True,
-        cohort_size: int = 32,
+        cohort_size: int | Literal["auto"] = "auto",
+        store: Place = "auto",
+        state_dtype: Dtype = "float32",
         evaluate_every: int = 1,
         checkpoint_every: int = 1,
         monitor: str = "val/ndcg@10",
@@ -56,7 +63,7 @@ class FederatedLoop:
         positive: dict[str, int | None] = {
             "rounds": rounds,
             "participants": participants,
-            "cohort_size": cohort_size,
+            "cohort_size": None if cohort_size == "auto" else cohort_size,
             "evaluate_every": evaluate_every,
             "checkpoint_every": checkpoint_every,
             "patience": patience,
@@ -72,7 +79,9 @@ class FederatedLoop:
         self.participation = participation
         self.participants = participants
         self.resample = resample
-        self.cohort_size = cohort_size
+        self._cohort_size: int | Literal["auto"] = cohort_size
+        self._place: Place = store
+        self.state_dtype: Dtype = state_dtype
         self.evaluate_every = evaluate_every
         self.checkpoint_every = checkpoint_every
         self.monitor = monitor
@@ -83,11 +92,11 @@ class FederatedLoop:
         self.seconds = 0.0
         self.should_stop = False
 
-    def setup(self, fabric: Fabric, data: FederatedDataModule, method: Method) -> None:
-        """Build the client, the server and the store for this data; Fabric sets up the client once.
+    def setup(self, fabric: Fabric, data: FederatedDataModule, method: Method, folder: Path = Path("clients")) -> None:
+        """Build the workers, the server and the store for this data; ``folder`` is for state that does not fit memory.
 
         Raises:
-            InputError: for settings that do not fit the data.
+            InputError: for settings that do not fit the data, or a federation that does not fit the machine.
         """
         metrics = [f"val/{metric.name}@{k}" for metric in (HitRate, NDCG, MRR) for k in data.protocol.cutoffs]
         check(
@@ -101,7 +110,31 @@ class FederatedLoop:
         self.fabric, self.data, self.epochs = fabric, data, method.local_epochs
         self.server: Server = method.server(data.num_items, data.seed).to(fabric.device)
         self.workers = Workers(fabric, lambda: method.client(data.num_items, data.seed))
-        self.store = ClientStore(data.order())
+        with self.workers.one() as worker:
+            example = worker.client.private()
+        self.capacity = plan(self._demand(example), self._place, self._cohort_size, fabric.device, folder)
+        self.cohort_size = self.capacity.cohort_size
+        kind = MemoryStore if self.capacity.store == "memory" else DiskStore
+        self.store: ClientStore = kind(data.order(), example, self.state_dtype, folder)
+
+    def _demand(self, example: dict[str, Tensor]) -> Demand:
+        patience = self.rounds if self.patience is None else (self.patience + 1) * self.evaluate_every
+        return Demand(
+            self.data.num_users,
+            self.num_participants,
+            self.rounds,
+            self.resample,
+            self.data.num_items,
+            example,
+            self.state_dtype,
+            self.workers.number,
+            kept_rounds=min(self.rounds, patience) + self.checkpoint_every,
+        )
+
+    @property
+    def num_participants(self) -> int:
+        """How many clients take part in a round."""
+        return self.participants or max(1, round(self.participation * self.data.num_users))
 
     def fit(self) -> None:
         """Train until the last round, or until a callback sets ``should_stop`` at the end of one.
@@ -129,9 +162,8 @@ class FederatedLoop:
     def sample(self) -> Tensor:
         """This round's participants, in ascending order."""
         everyone = np.arange(self.data.num_users)
-        number = self.participants or max(1, round(self.participation * len(everyone)))
         keys = bits(self.data.seed, Stream.PARTICIPANTS, self.round if self.resample else 0, everyone)
-        return torch.from_numpy(np.sort(keys.argsort()[:number]))
+        return torch.from_numpy(np.sort(keys.argsort()[: self.num_participants]))
 
     def train(self, users: Tensor) -> tuple[Upload, tuple[int, int], Tensor]:
         """One cohort's part in this round: its uploads, reduced, the bytes it sent and received, and its losses."""
@@ -176,7 +208,7 @@ class FederatedLoop:
     def score(self, users: Tensor) -> Tensor:
         """Each user's scores of all items by their own client, `[users, items]`."""
         with self.workers.one() as worker:
-            self.store.load(worker.client, users)
+            self.store.load(worker.client, users, to_train=False)
             return worker.client.score()
 
     @property

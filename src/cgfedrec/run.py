@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +38,8 @@ from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.store import ClientStore
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
+CLIENTS = "clients"
+"""The folder of clients' state, beside the checkpoints that refer to it."""
 PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
 
 
@@ -69,7 +72,7 @@ def start(
     try:
         run = Run(settings, directory, callbacks, console)
         if state and checkpoint:
-            run.restore(state)
+            run.restore(state, checkpoint)
             run.adopt(checkpoint)
     except BaseException:
         if is_new:
@@ -93,8 +96,8 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = ()) -
     path = Path(ckpt_path)
     state = read_checkpoint(path)
     given = [*as_options([*configs, {"logger": None}]), *options]
-    run = Run(parse(given, yaml.safe_load(state["config"]), True), path.parent)
-    run.restore(state, resume=False)
+    run = Run(parse(given, yaml.safe_load(state["config"]), True), path.parent, clients=path.parent / CLIENTS)
+    run.restore(state)
     return run
 
 
@@ -116,6 +119,7 @@ class Run:
         directory: Where everything is written.
         callbacks: The user's.
         console: Where progress and results are shown.
+        clients: The files of clients' state, where there are some already.
 
     Attributes:
         loop: The federation.
@@ -125,7 +129,12 @@ class Run:
     """
 
     def __init__(
-        self, settings: Namespace, directory: Path, callbacks: Sequence[Any] = (), console: Console | None = None
+        self,
+        settings: Namespace,
+        directory: Path,
+        callbacks: Sequence[Any] = (),
+        console: Console | None = None,
+        clients: Path | None = None,
     ) -> None:
         parts = instantiate(settings)
         self.directory, self.console = directory, console or quiet_console()
@@ -152,7 +161,9 @@ class Run:
             *callbacks,
             Checkpoint(self.checkpoints, self.header),
         ]
-        self.loop.setup(_fabric(vars(parts.fabric), hooks), self.data, self.method)
+        self.loop.setup(
+            _fabric(vars(parts.fabric), hooks), self.data, self.method, clients or self.checkpoints / CLIENTS
+        )
 
     @property
     def checkpoints(self) -> Path:
@@ -179,12 +190,13 @@ class Run:
         """Every client's private state, after the same round."""
         return self.loop.store
 
-    def restore(self, state: dict[str, Any], resume: bool = True) -> None:
+    def restore(self, state: dict[str, Any], resumed: Path | None = None) -> None:
         """Go to where a checkpoint was written.
 
         Args:
             state: Of `read_checkpoint`.
-            resume: Whether training is to go on from it, and so nothing may differ on which its result depends.
+            resumed: The checkpoint, if training is to go on from it; nothing may differ then on which its result
+                depends.
 
         Raises:
             InputError: where it does not belong to this run.
@@ -197,11 +209,21 @@ class Run:
             if state["fingerprint"] != self.header["fingerprint"]
             else None,
         )
-        check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.config), resume))
+        check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.config), resumed is not None))
+        if resumed:
+            self._adopt_clients(resumed)
         try:
             self.loop.load_state_dict(state["loop"])
+        except FileNotFoundError as error:
+            raise InputError(f"ckpt_path: the clients' state is not beside it: no file {error.filename}") from error
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise InputError(f"ckpt_path: holds no state of this federation ({error})") from error
+
+    def _adopt_clients(self, checkpoint: Path) -> None:
+        """Copy the files of clients' state that a checkpoint in another folder refers to, if there are any."""
+        theirs, ours = checkpoint.with_name(CLIENTS), self.checkpoints / CLIENTS
+        if theirs.is_dir() and not (ours.exists() and ours.samefile(theirs)):
+            shutil.copytree(theirs, ours, dirs_exist_ok=True)
 
     def adopt(self, checkpoint: Path) -> None:
         """Make a checkpoint and the best round so far this run's own. Raises `InputError` if the best is nowhere."""
@@ -229,7 +251,8 @@ class Run:
         """
         show_data(self.console, self.data)
         self.console.print(
-            f"{type(self.method).__name__}, {self.loop.rounds} rounds, in {self.directory}", highlight=False
+            f"{type(self.method).__name__}, {self.loop.rounds} rounds, in {self.directory}\n{self.loop.capacity}",
+            highlight=False,
         )
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", self.config)

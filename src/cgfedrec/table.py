@@ -64,16 +64,18 @@ class TableClient(Client):
         self.head_bias = empty_parameter()
         self.labels: Tensor | None = None
         self._rows: Tensor | None = None
+        self._start: Tensor | None = None
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """One initial table for all, N(0, init_scale^2); heads uniform as `torch.nn.Linear` draws them."""
-        generator = torch.Generator().manual_seed(self.seed)
-        table = torch.randn(self.num_items, self.dim, generator=generator) * self.init_scale
+        if self._start is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            self._start = torch.randn(self.num_items, self.dim, generator=generator) * self.init_scale
         owner = users.numpy() if self.head == "private" else np.full(len(users), -1)
         drawn = uniform(self.seed, Stream.START, owner[:, None] + 1, np.arange(self.dim + 1))
         head = torch.from_numpy((2 * drawn - 1) * self.dim**-0.5).float()
         return {
-            "table": table.repeat(len(users), 1, 1),
+            "table": self._start.expand(len(users), -1, -1),
             "head_weight": head[:, :-1].contiguous(),
             "head_bias": head[:, -1].contiguous(),
         }

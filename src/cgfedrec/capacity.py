@@ -1,0 +1,153 @@
+"""What a federation needs of the machine, estimated before it starts, and what is chosen to fit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor
+
+from cgfedrec.errors import check
+from cgfedrec.store import Dtype
+
+Place = Literal["auto", "memory", "disk"]
+CACHE = 32 * 2**20
+"""Bytes of cohorts' tables in training at a time: about a last-level cache. Larger cohorts gain nothing on a CPU."""
+SMALLEST, LARGEST = 16, 256
+"""Clients of a cohort that sizes itself, on a CPU; a GPU takes as many as its memory holds."""
+COHORTS = 4
+"""A worker's share of a round's cohorts, at least, so that workers end together."""
+COPIES = 5
+"""State of a cohort in training, in units of its parameters: these, gradients, two optimiser states, temporaries."""
+RESIDENT = 2**30
+"""Of the process itself: libraries, data, and what else does not grow with the clients."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How large a federation's state is, where it goes, and how many clients train together.
+
+    Args:
+        store: ``memory`` or ``disk``.
+        state: Bytes of all clients that are expected to take part.
+        disk: Bytes that the run may lay on disk, checkpoints included.
+        memory: Bytes that it may need in memory.
+        cohort_size: How many clients train together.
+    """
+
+    store: Literal["memory", "disk"]
+    state: int
+    disk: int
+    memory: int
+    cohort_size: int
+
+    def __str__(self) -> str:
+        where = "in memory" if self.store == "memory" else "in memory-mapped files"
+        return (
+            f"clients' state: {gib(self.state)} {where}; at most {gib(self.memory)} of memory and {gib(self.disk)} of "
+            f"disk are needed; cohorts of {self.cohort_size}"
+        )
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is known of a federation before it starts.
+
+    Args:
+        users: All clients.
+        participants: Of a round.
+        rounds: That are left.
+        resample: Whether each round draws its own participants.
+        items: n.
+        example: Private tensors of any clients, or of none, `[clients, ...]`.
+        dtype: In which it is kept between rounds.
+        workers: That train at a time.
+        kept_rounds: For how many rounds a checkpoint may keep what has been replaced since.
+    """
+
+    users: int
+    participants: int
+    rounds: int
+    resample: bool
+    items: int
+    example: Mapping[str, Tensor]
+    dtype: Dtype
+    workers: int
+    kept_rounds: int
+
+    @property
+    def client(self) -> int:
+        """Bytes of one client in training."""
+        return sum(value.shape[1:].numel() * value.itemsize for value in self.example.values())
+
+    @property
+    def kept(self) -> int:
+        """Bytes of one client between rounds."""
+        size = getattr(torch, self.dtype).itemsize
+        return sum(
+            value.shape[1:].numel() * (size if value.is_floating_point() else value.itemsize)
+            for value in self.example.values()
+        )
+
+    @property
+    def clients(self) -> float:
+        """How many clients are expected to take part at all."""
+        share = self.participants / self.users
+        return self.users * (1 - (1 - share) ** self.rounds) if self.resample else float(self.participants)
+
+
+def cohort_size(demand: Demand, device: torch.device) -> int:
+    """How many clients train together where nobody says: what fits the cache of a CPU or the memory of a GPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(1, min(demand.participants, free // (2 * COPIES * demand.client)))
+    fitting = CACHE // demand.client
+    even = -(-demand.participants // (COHORTS * demand.workers))
+    return max(1, min(max(SMALLEST, min(fitting, LARGEST)), max(even, 1)))
+
+
+def plan(demand: Demand, store: Place, size: int | Literal["auto"], device: torch.device, folder: Path) -> Capacity:
+    """Choose where the clients' state goes and how many train together.
+
+    Raises:
+        InputError: if the federation cannot fit, saying what it needs and what there is.
+    """
+    size = cohort_size(demand, device) if size == "auto" else size
+    state = round(demand.clients * demand.kept)
+    working = demand.workers * size * (COPIES * demand.client + 6 * 4 * demand.items)
+    available, free = psutil.virtual_memory().available, free_disk(folder)
+    if store == "auto":
+        store = "memory" if 2 * state + working <= available else "disk"
+    replaced = min(demand.clients, float(demand.participants * demand.kept_rounds)) * demand.kept
+    disk = 3 * state if store == "memory" else state + round(replaced)
+    memory = RESIDENT + working + (state if store == "memory" else 0)
+    smaller = "fewer participants, method.dim smaller" + (
+        ", loop.state_dtype bfloat16" if demand.dtype == "float32" else ""
+    )
+    check(
+        f"loop.store: {store} needs about {gib(memory)} of memory, and {gib(available)} are available: "
+        f"{'disk, ' if store == 'memory' else 'loop.cohort_size smaller, '}{smaller} would need less"
+        if memory > available
+        else None,
+        f"loop.store: {store} may lay {gib(disk)} on disk in {folder}, and {gib(free)} are free: {smaller} would need "
+        "less, or choose another run_dir"
+        if disk > free
+        else None,
+    )
+    return Capacity(store, state, disk, memory, size)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where ``folder`` is or will be."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def gib(nbytes: float) -> str:
+    """Bytes in the unit in which they are read most easily."""
+    return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.0f} MiB"
