@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cgfedrec.structure.contrast import EPSILON
+from cgfedrec.structure.prototypes import EPSILON
 
 State = dict[str, Tensor]
 Samples = tuple[Sequence[int], Sequence[float]]
@@ -93,7 +93,7 @@ def draw(histories: Sequence[Sequence[int]], items: int, negatives: int = 4) -> 
     """Samples of every user: each positive with its negatives, row by row of a data frame of users."""
     catalogue = set(range(items))
     frame = pl.DataFrame({"user": range(len(histories)), "history": histories})
-    drawn = []
+    drawn: list[Samples] = []
     for _, history in frame.iter_rows():
         pool = catalogue - set(history)
         chosen: list[int] = []

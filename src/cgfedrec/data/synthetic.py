@@ -25,6 +25,8 @@ from cgfedrec.errors import check
 from cgfedrec.random import Stream, bits, uniform
 
 FEWEST = 5
+DRAWN_AT_ONCE = 4_000_000
+"""Users x items for which preferences exist at a time."""
 _DAY = 86_400
 _ARRIVAL, _GAP = 30 * _DAY, 3 * _DAY
 
@@ -76,39 +78,49 @@ class Synthetic:
         return groups
 
     def draw(self, seed: int) -> Interactions:
-        """Generate the interactions of all users."""
+        """Generate the interactions of all users, some users at a time."""
         seed = self._seed(seed)
-        users, items = np.arange(self.users)[:, None], np.arange(self.items)
-        scores = np.log(self._preferences(seed)) - np.log(-np.log(uniform(seed, Stream.SYNTHETIC, 3, users, items)))
-        order = (-scores).argsort(1)  # Gumbel noise: the order of successive draws without replacement
         counts = self._counts(seed)
-        gaps = -np.log(uniform(seed, Stream.SYNTHETIC, 5, users, items)) * _GAP
-        arrival = uniform(seed, Stream.SYNTHETIC, 6, users) * _ARRIVAL
-        times = (arrival + gaps.cumsum(1)).astype(np.int64)
-        taken = items < counts[:, None]
-        number = int(taken.sum())
-        item_numbers = order[taken]
+        parts = np.array_split(np.arange(self.users), -(-self.users * self.items // DRAWN_AT_ONCE))
+        drawn = [self._draw(seed, users, counts[users]) for users in parts]
+        items, times = (np.concatenate(values) for values in zip(*drawn, strict=True))
         everything = Interactions(
             pl.Series(range(1, self.users + 1)),
             pl.Series(range(1, self.items + 1)),
-            np.repeat(users.squeeze(1), counts),
-            item_numbers,
-            times[taken],
-            np.ones(number, bool),
-            {"rows": number},
+            np.repeat(np.arange(self.users), counts),
+            items,
+            times,
+            np.ones(len(items), bool),
+            {"rows": len(items)},
         )
         return everything.keep_users(np.ones(self.users, bool))
+
+    def _draw(
+        self, seed: int, users: NDArray[np.int64], counts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Items and times of some users, one user after another."""
+        users, most = users[:, None], int(counts.max())
+        noise = -np.log(-np.log(uniform(seed, Stream.SYNTHETIC, 3, users, np.arange(self.items))))
+        scores = -np.log(self._preferences(seed, users)) - noise
+        chosen = np.argpartition(scores, most - 1, axis=1)[:, :most]
+        within = np.take_along_axis(scores, chosen, 1).argsort(1)
+        order = np.take_along_axis(chosen, within, 1)  # Gumbel noise: successive draws without replacement
+        gaps = -np.log(uniform(seed, Stream.SYNTHETIC, 5, users, np.arange(most))) * _GAP
+        arrival = uniform(seed, Stream.SYNTHETIC, 6, users) * _ARRIVAL
+        times = (arrival + gaps.cumsum(1)).astype(np.int64)
+        taken = np.arange(most) < counts[:, None]
+        return order[taken], times[taken]
 
     def _seed(self, seed: int) -> int:
         return seed if self.seed is None else self.seed
 
-    def _preferences(self, seed: int) -> NDArray[np.float64]:
-        """The probability with which each user would draw each item first, `[users, items]`."""
+    def _preferences(self, seed: int, users: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The probability with which each of ``users`` `[users, 1]` would draw each item first, `[users, items]`."""
         ranks = bits(seed, Stream.SYNTHETIC, 1, np.arange(self.items)).argsort().argsort() + 1.0
         popularity = ranks**-self.skew
         groups = self.item_groups(seed)
-        favoured = bits(seed, Stream.SYNTHETIC, 2, np.arange(self.users)[:, None], np.arange(self.groups)).argsort(1)
-        shares = np.zeros((self.users, self.groups))
+        favoured = bits(seed, Stream.SYNTHETIC, 2, users, np.arange(self.groups)).argsort(1)
+        shares = np.zeros((len(users), self.groups))
         halves = 0.5 ** np.arange(self.tastes)
         np.put_along_axis(shares, favoured[:, : self.tastes], halves / halves.sum(), axis=1)
         in_group = popularity / np.bincount(groups, popularity)[groups]

@@ -59,14 +59,15 @@ class _Contrast(torch.autograd.Function):
         at_once = max(1, min(len(table), GPU_KEPT // part.nbytes)) if table.is_cuda else 1
         found = [part.loss_and_gradient(clients) for clients in table.split(at_once)]
         loss, gradient = map(torch.cat, zip(*found, strict=True))
-        scale = temperature / base_temperature
-        ctx.save_for_backward(gradient.mul_(scale))
-        return loss * scale
+        ctx.scale = temperature / base_temperature
+        ctx.save_for_backward(gradient)
+        scaled: Tensor = loss * ctx.scale
+        return scaled
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0][:, None, None], None, None, None, None
+        return gradient * (ctx.scale * upstream[0])[:, None, None], None, None, None, None
 
 
 class Exact:

@@ -1,0 +1,258 @@
+"""A round of ML-100K, cgfedrec's against the plain way, in one run on the same data, batches and labels.
+
+943 clients, 2 local epochs, K = 60, the published settings. A round is train (batches shuffled and cut), aggregate and
+cluster; drawing negatives, evaluating 99 candidates a user and checkpointing are timed apart. The plain way trains all
+clients without alignment, and an even sample of them with it, its seconds scaled up by local batches. What both train
+must end with the same parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import polars as pl
+import torch
+from lightning import Fabric
+from torch import Tensor
+
+import cgfedrec.loop
+from benchmarks import baseline
+from benchmarks.leak import ratings
+from cgfedrec.checkpoint import Checkpoint
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.methods import CGFedRec
+from cgfedrec.protocol import Protocol
+from cgfedrec.server import MeanServer, Server
+from cgfedrec.structure.contrast import contrast
+from cgfedrec.table import TableMethod
+
+PUBLISHED = {"round, aligned": 178.0, "round, not aligned": 8.7, "draw negatives": 2.4, "evaluate": 0.6}
+"""Seconds that the published code takes on 2 cores for all 943 clients."""
+ASKED = {
+    "round, aligned": 10,
+    "round, not aligned": 50,
+    "round, prototypes": 80,
+    "draw negatives": 100,
+    "evaluate": 50,
+}
+"""Times as fast as the plain way, at least."""
+TOLERANCE = 1e-4
+REPEATS = 5
+
+
+class Unaligned(TableMethod):
+    """PFedRec's client, and a server that averages."""
+
+    def server(self, num_items: int, seed: int) -> Server:
+        return MeanServer({"table": (num_items, self.dim)}, seed)
+
+
+METHODS: dict[str, Callable[[], TableMethod]] = {
+    "round, not aligned": Unaligned,
+    "round, aligned": CGFedRec,
+    "round, prototypes": lambda: CGFedRec(contrast="prototypes"),
+}
+
+
+class Clock:
+    """Seconds by name, added up over threads."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - started
+
+        return timed
+
+
+def federation(data: FederatedDataModule, method: TableMethod) -> FederatedLoop:
+    """A federation after one round; its cohorts size themselves."""
+    loop = FederatedLoop(rounds=1)
+    loop.setup(Fabric(accelerator="cpu", devices=1), data, method)
+    loop.fit()
+    return loop
+
+
+def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
+    """Train the second round once more from ``state``; its seconds, negatives drawn before."""
+    data, store = loop.data, loop.store
+    store.load_state_dict(copy.deepcopy(state["store"]))
+    loop.server.load_state_dict(state["server"])
+    loop.round = 2
+    cohorts = list(data.cohorts(torch.arange(data.num_users), loop.cohort_size))
+    drawn = {int(users[0]): data._samples(users.numpy(), 2) for users in cohorts}
+    with patch.object(data, "_samples", lambda users, _: drawn[int(users[0])]):
+        started = time.perf_counter()
+        for upload, _, _ in loop.workers.map(loop.train, cohorts):
+            loop.server.aggregate(upload)
+        loop.server.update(loop.fabric, 2)
+        return time.perf_counter() - started
+
+
+def parts(loop: FederatedLoop, state: dict[str, Any]) -> dict[str, float]:
+    """Where the threads' time goes in one round."""
+    clock, server, data = Clock(), loop.server, loop.data
+    with (
+        patch("cgfedrec.table.contrast", clock.wrap("align", contrast)),
+        patch("cgfedrec.loop.train", clock.wrap("train", cgfedrec.loop.train)),
+        patch.object(data, "draw", clock.wrap("shuffle and cut", data.draw)),
+        patch.object(server, "reduce", clock.wrap("upload", server.reduce)),
+        patch.object(server, "update", clock.wrap("cluster", server.update)),
+    ):
+        ours(loop, state)
+    clock.seconds["train"] -= clock.seconds.get("align", 0.0)
+    return dict(clock.seconds)
+
+
+def plain(
+    data: FederatedDataModule, state: dict[str, Any], users: Sequence[int], labels: Tensor | None
+) -> tuple[float, dict[str, Tensor]]:
+    """The same round of some users the plain way: its seconds and their state after it."""
+    place = {user: row for row, user in enumerate(state["store"]["users"].tolist())}
+    model = baseline.Scorer(data.num_items, 32)
+    batch_size, epochs = data.batch_size, []
+    for user in users:
+        batches = data.draw(torch.tensor([user]), 2, 2)
+        items, targets = ([batch[index][0][batch.weights[0] > 0] for batch in batches] for index in (0, 1))
+        half = len(batches) // 2
+        epochs.append(
+            [
+                (torch.cat(items[part]).tolist(), torch.cat(targets[part]).tolist())
+                for part in (slice(half), slice(half, None))
+            ]
+        )
+    rows = state["store"]["rows"]
+    before = [
+        {
+            "table.weight": rows["table"][place[user]],
+            "head.weight": rows["head_weight"][place[user]][None],
+            "head.bias": rows["head_bias"][place[user]][None],
+        }
+        for user in users
+    ]
+    started = time.perf_counter()
+    after = [
+        baseline.train(model, one, samples, labels, batch_size) for one, samples in zip(before, epochs, strict=True)
+    ]
+    baseline.aggregate(after)
+    seconds = time.perf_counter() - started
+    names = {"table": "table.weight", "head_weight": "head.weight", "head_bias": "head.bias"}
+    return seconds, {ours: torch.stack([one[theirs] for one in after]) for ours, theirs in names.items()}
+
+
+def check_equal(loop: FederatedLoop, users: Sequence[int], expected: dict[str, Tensor], what: str) -> None:
+    """Raise ``AssertionError`` unless both ways ended alike."""
+    for name, mine in loop.store.read(torch.tensor(users)).items():
+        theirs = expected[name].reshape(mine.shape)
+        apart, size = ((v.reshape(len(users), -1).norm(dim=1)) for v in (mine - theirs, theirs))
+        distance = (apart / size).max().item()
+        if not distance < TOLERANCE:
+            raise AssertionError(f"{what}: {name} differs by {distance:.1e} of its norm")
+
+
+@contextmanager
+def stopwatch(into: list[float]) -> Iterator[None]:
+    """Append the seconds of a block."""
+    started = time.perf_counter()
+    yield
+    into.append(time.perf_counter() - started)
+
+
+def apart(loop: FederatedLoop) -> dict[str, tuple[float | None, float]]:
+    """Drawing, evaluating, checkpointing: seconds of the plain way and of ours."""
+    data, lists = loop.data, loop.data._train
+    everyone = torch.arange(data.num_users)
+    histories = [lists.items[a:b].tolist() for a, b in zip(lists.starts[:-1], lists.starts[1:], strict=True)]
+    times: dict[str, list[float]] = defaultdict(list)
+    with stopwatch(times["plain draw"]):
+        baseline.draw(histories, data.num_items)
+    cohorts = list(data.cohorts(everyone, loop.cohort_size))
+    for _ in range(REPEATS):
+        with stopwatch(times["draw"]):
+            list(loop.workers.map(lambda users: data._samples(users.numpy(), 3), cohorts))
+    loop.evaluate("test")  # draws the candidates, once for all rounds
+    for _ in range(REPEATS):
+        with stopwatch(times["evaluate"]):
+            mine = loop.evaluate("test")
+    ranking = data.ranking(everyone, "test")
+    assert ranking.sampled is not None
+    rows = loop.store.read(everyone)
+    states = [
+        {"table.weight": table, "head.weight": weight[None], "head.bias": bias[None]}
+        for table, weight, bias in zip(rows["table"], rows["head_weight"], rows["head_bias"], strict=True)
+    ]
+    with stopwatch(times["plain evaluate"]):
+        model = baseline.Scorer(data.num_items, 32)
+        theirs = baseline.evaluate(model, states, ranking.relevant[:, 0].tolist(), ranking.sampled.tolist())
+    if abs(theirs - mine["test/hr@10"]) > 0.002:  # the plain way is indifferent to ties
+        raise AssertionError(f"HR@10 differs: {theirs} and {mine['test/hr@10']}")
+    loop.rounds = loop.round
+    with tempfile.TemporaryDirectory() as directory, stopwatch(times["checkpoint"]):
+        Checkpoint(Path(directory), {}).on_round_end(loop)
+    found: dict[str, tuple[float | None, float]] = {
+        "draw negatives": (times["plain draw"][0], median(times["draw"])),
+        "evaluate": (times["plain evaluate"][0], median(times["evaluate"])),
+        "checkpoint": (None, times["checkpoint"][0]),
+    }
+    return found
+
+
+def compare(path: Path, aligned: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All of it.
+
+    Args:
+        path: Of ML-100K's ratings.
+        aligned: How many clients the plain way trains with alignment.
+
+    Returns:
+        A row for each thing timed, and a row for each part of each round.
+    """
+    data = ratings(path, Protocol(candidates="sampled"), 0)
+    everyone = list(range(data.num_users))
+    some = sorted(data.order().tolist()[:: max(1, data.num_users // aligned)])
+    batches = -(-data._train.lengths * (1 + data.negatives) // data.batch_size)
+    rows: list[tuple[str, float | None, float]] = []
+    split = []
+    plain_aligned = 0.0
+    for what, method in METHODS.items():
+        loop = federation(data, method())
+        state = copy.deepcopy(loop.state_dict())
+        labels = state["server"].get("labels")
+        seconds = median(ours(loop, state) for _ in range(REPEATS if what != "round, aligned" else 1))
+        if what == "round, prototypes":
+            theirs = plain_aligned
+        else:
+            users = everyone if labels is None else some
+            theirs, expected = plain(data, state, users, labels)
+            theirs *= batches.sum() / batches[users].sum()
+            check_equal(loop, users, expected, what)
+            plain_aligned = theirs
+        rows.append((what, theirs, seconds))
+        total = parts(loop, state)
+        split += [(what, part, value, value / sum(total.values())) for part, value in total.items()]
+    rows += [(what, theirs, mine) for what, (theirs, mine) in apart(loop).items()]
+    table = pl.DataFrame(rows, schema=["what", "plain_s", "ours_s"], orient="row").with_columns(
+        ratio=pl.col("plain_s") / pl.col("ours_s"),
+        clients_per_s=data.num_users / pl.col("ours_s"),
+        published_s=pl.col("what").replace_strict(PUBLISHED, default=None, return_dtype=pl.Float64),
+        asked=pl.col("what").replace_strict(ASKED, default=None, return_dtype=pl.Float64),
+    )
+    return table, pl.DataFrame(split, schema=["what", "part", "thread_s", "share"], orient="row")
