@@ -14,7 +14,7 @@ from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.methods import CGFedRec
 from cgfedrec.server import NotFiniteError
 from cgfedrec.table import TableClient
-from tests.test_client import trained
+from tests.conformance import trained
 
 MakeData = Callable[..., FederatedDataModule]
 

@@ -71,7 +71,8 @@ class Reference:
         targets = [self.tensor(f"round{round}/client{c}/targets").float() for c in clients]
         weights = [torch.full((len(one),), 1 / len(one)) for one in items]
         pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-        return Batch(pad(items), pad(targets), pad(weights), torch.tensor([float(len(one)) for one in items]))
+        sizes = torch.tensor([float(len(one)) for one in items])
+        return Batch(pad(items), pad(targets), pad(weights), sizes, torch.ones(len(items), dtype=torch.bool))
 
     def broadcast(self, round: int) -> Broadcast | None:
         labels = self.tensor(f"round{round}/labels_used").long()

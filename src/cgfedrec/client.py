@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     """`[clients, batch]`: 1 / the client's own batch length, so that a weighted sum is the client's mean."""
     sizes: Tensor
     """`[clients]`, float32: the client's own batch length."""
+    ends: Tensor
+    """`[clients]`, bool: whether it is the client's last of an epoch."""
 
 
 class StepOutput(NamedTuple):
@@ -51,6 +53,8 @@ class Client(LightningModule, ABC):
     on each batch, in order (`configure_optimizers`), and the three verbs of federation: `receive`, `upload`, `score`.
     """
 
+    scores_after: Literal["training", "aggregation"] = "training"
+    """Whether clients score with what they had after training, or with what the server made of it since."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
 
@@ -73,7 +77,11 @@ class Client(LightningModule, ABC):
         """The optimisers that take one step each, in this order, on every batch."""
 
     def receive(self, broadcast: Broadcast | None) -> None:
-        """Take what the server sent; ``None`` before it has anything to say."""
+        """Take what the server sent; ``None`` before it has anything to say.
+
+        Called after `load`, and so before every round; it may change the private state in place. What it keeps for each
+        client, a training step cuts to the first of them, as many as its batch has.
+        """
 
     def upload(self) -> Upload:
         """What the cohort sends to the server after training; by default nothing."""

@@ -184,8 +184,8 @@ class FederatedLoop:
         broadcast = self.server.broadcast(users)
         if broadcast is None:
             return None, nbytes
-        packed = broadcast.pack()
-        return Broadcast.unpack(packed), nbytes + len(packed) * len(users)
+        arrived, received = broadcast.deliver(len(users))
+        return arrived, nbytes + received
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         """Evaluate if this round is to be, and add a row to the history."""
@@ -209,6 +209,8 @@ class FederatedLoop:
         """Each user's scores of all items by their own client, `[users, items]`."""
         with self.workers.one() as worker:
             self.store.load(worker.client, users, to_train=False)
+            if worker.client.scores_after == "aggregation" and (broadcast := self.server.broadcast(users)):
+                worker.client.receive(broadcast)
             return worker.client.score()
 
     @property
@@ -273,6 +275,7 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         losses[:active] += output.loss.detach() * batch.sizes
         if output.alignment is not None:
             alignments[:active] += output.alignment * batch.sizes
+        del output  # or its graph would hold on to the shapes that parameters have now
     worker.client.load(worker.client.users, cohort)
     means: Tensor = (torch.stack((losses, alignments), dim=1) / seen[:, None]).cpu()
     if not means.isfinite().all():

@@ -45,12 +45,24 @@ Value = Tensor | Labels
 
 @dataclass(frozen=True)
 class Broadcast:
-    """A message from the server: named values, the same for every client that receives it."""
+    """A message from the server to a cohort.
+
+    Args:
+        values: Named values, the same for every client that receives it.
+        own: What only some of the clients receive besides, a row of their own each.
+    """
 
     values: Mapping[str, Value] = field(default_factory=dict)
+    own: Upload | None = None
+
+    def deliver(self, clients: int) -> tuple[Broadcast, int]:
+        """Send it to so many clients: the message as it arrives, and the bytes that all of them receive."""
+        packed = self.pack()
+        arrived = Broadcast(_unpack(packed), self.own)
+        return arrived, len(packed) * clients + (0 if self.own is None else self.own.nbytes)
 
     def pack(self) -> bytes:
-        """The message as the bytes that would be sent."""
+        """The bytes of what is the same for all; `own` is packed row by row, as an `Upload`."""
         fields = (_header(name, value) + _payload(value) for name, value in self.values.items())
         return bytes([len(self.values)]) + b"".join(fields)
 
@@ -62,10 +74,10 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Upload:
-    """The messages of a cohort's clients to the server, one for each client.
+    """One message for each of some clients: those of a cohort to the server, or the server's to some of a cohort.
 
     Args:
-        clients: `[clients]`, who sends.
+        clients: `[clients]`, who sends or receives.
         values: Named tensors `[clients, ...]`; row c belongs to ``clients[c]``.
     """
 

@@ -47,6 +47,12 @@ def uniform(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.float
     return ((bits(seed, stream, *counters) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
+def normal(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.float64]:
+    """Standard normal numbers, one for each position of the broadcast ``counters`` (Box and Muller 1958)."""
+    radius = np.sqrt(-2 * np.log(uniform(seed, stream, *counters, 0)))
+    return np.asarray(radius * np.cos(2 * np.pi * uniform(seed, stream, *counters, 1)))
+
+
 def integers(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int64]:
     """Whole numbers in [0, high) from 64 random bits each; ``high`` below 2^32 (bias below high / 2^32)."""
     return (((random_bits >> np.uint64(32)) * np.asarray(high).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)

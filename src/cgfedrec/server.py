@@ -16,8 +16,12 @@ from cgfedrec.messages import Broadcast, Upload
 class Server(nn.Module):
     """A server that does nothing: the base of all, and the whole of the Local control.
 
-    Its buffers are its state, saved in every checkpoint.
+    Its buffers are its state, saved in every checkpoint. A broadcast depends on the last `update` alone, for cohorts
+    train while others are aggregated.
     """
+
+    sees_single_uploads = False
+    """Whether it must look at what each client sends, and so cannot work on sums, as secure aggregation wants."""
 
     def welcome(self) -> Broadcast | None:
         """What a client receives once, when it first takes part; ``None`` for nothing."""
@@ -92,6 +96,23 @@ class MeanServer(Server):
             self.mean(name).copy_(total / self.participants)
         self.sums, self.participants = {}, 0
         return {}
+
+
+class TableServer(MeanServer):
+    """Sends down the means as they are, from the second round on; those of the first start from the welcome's seed."""
+
+    rounds: Tensor
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+        super().__init__(shapes, seed)
+        self.register_buffer("rounds", torch.tensor(0))
+
+    def broadcast(self, users: Tensor) -> Broadcast | None:
+        return Broadcast(dict(self.means.named_buffers())) if self.rounds else None
+
+    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+        self.rounds.fill_(round)
+        return super().update(fabric, round)
 
 
 def _sum(value: Tensor) -> Tensor:

@@ -338,6 +338,7 @@ class FederatedDataModule(LightningDataModule):
                 targets[epoch_of, client, part],
                 weights[client, part],
                 sizes[client, part],
+                part == mine - 1,
             )
             batches.append(Batch(*map(torch.from_numpy, chosen)))
         return batches

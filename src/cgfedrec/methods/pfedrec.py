@@ -1,0 +1,38 @@
+"""PFedRec: dual personalisation (Zhang et al., IJCAI 2023, arXiv 2301.08143).
+
+The item table goes up, is averaged, and comes down in place of the client's, which then makes it its own by local
+training; the score function, a linear head, never leaves. Clients score with their own tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cgfedrec.messages import Broadcast
+from cgfedrec.server import TableServer
+from cgfedrec.table import TableClient, TableMethod
+
+
+class PFedRecClient(TableClient):
+    """A `TableClient` whose table starts each round as the server's."""
+
+    def receive(self, broadcast: Broadcast | None) -> None:
+        if broadcast is not None:
+            self.table.data.copy_(broadcast.values["table"])  # type: ignore[arg-type]
+
+
+class PFedRec(TableMethod):
+    """PFedRec (arXiv 2301.08143): item tables go up and down, heads stay.
+
+    Args:
+        local_epochs: Passes over a participant's own samples in each round.
+        kwargs: The client's settings.
+    """
+
+    client_class = PFedRecClient
+
+    def __init__(self, local_epochs: int = 1, **kwargs: Any) -> None:
+        super().__init__(local_epochs=local_epochs, **kwargs)
+
+    def server(self, num_items: int, seed: int) -> TableServer:
+        return TableServer({"table": (num_items, self.dim)}, seed)
