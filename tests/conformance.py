@@ -158,10 +158,10 @@ class Conformance:
         client.receive(arrived)
         own = [] if broadcast.own is None else broadcast.own.pack()
         assert nbytes == len(client.users) * len(broadcast.pack()) + sum(map(len, own))
-        for name, value in arrived.values.items():
-            before = broadcast.values[name]
-            assert isinstance(value, Tensor) == isinstance(before, Tensor)
-            ours, theirs = (one if isinstance(one, Tensor) else one.values for one in (value, before))
+        for name, received in arrived.values.items():
+            sent = broadcast.values[name]
+            assert isinstance(received, Tensor) == isinstance(sent, Tensor)
+            ours, theirs = (one if isinstance(one, Tensor) else one.values for one in (received, sent))
             assert ours.equal(theirs)
 
     def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:
