@@ -2,7 +2,7 @@
 
     python -m benchmarks.labels [--seeds 5]
 
-CGFedRec with the quickstart's settings; the same with its labels permuted at random; Local with the same client; and
+CGFedRec with the quickstart's settings; the same aligned against prototypes; with its labels permuted at random; Local with the same client; and
 popularity. Strict protocol, full ranking, test at the best validation round, as `cgfedrec fit` reports it.
 """
 
@@ -32,6 +32,7 @@ def settings() -> dict[str, dict[str, object]]:
     local = {"class_path": "cgfedrec.methods.Local", "init_args": {name: client[name] for name in shared}}
     return {
         "CGFedRec": {},
+        "CGFedRec, prototypes": {"method": {"init_args": {"contrast": "prototypes"}}},
         "labels permuted": {"method": {"init_args": {"labels": "permuted"}}},
         "Local": {"method": local},
     }

@@ -92,7 +92,7 @@ class TestCGFedRec(Conformance):
 
 class TestFedMF(Conformance):
     uploads: ClassVar = {"table"}
-    good: ClassVar = {"dim": 16, "local_epochs": 2}
+    good: ClassVar = {"dim": 16, "local_epochs": 2, "optimizer": partial(torch.optim.Adam, lr=0.1)}
 
     def method(self, **settings: Any) -> Method:
         return FedMF(**{"dim": 8} | settings)
@@ -100,7 +100,7 @@ class TestFedMF(Conformance):
 
 class TestPFedRec(Conformance):
     uploads: ClassVar = {"table"}
-    good: ClassVar = {"dim": 16, "lr_eta": 1.0, "init_scale": 0.1}
+    good: ClassVar = {"dim": 16, "lr_eta": 200.0}
 
     def method(self, **settings: Any) -> Method:
         return PFedRec(**{"dim": 8, "lr_eta": 1.0} | settings)
