@@ -2,7 +2,8 @@
 
     python -m benchmarks.labels [--seeds 5]
 
-CGFedRec with the quickstart's settings; the same aligned against prototypes; with its labels permuted at random; Local with the same client; and
+CGFedRec with the settings of the quickstart; the same aligned against prototypes; the same with its labels permuted at
+random; Local with the same client; and
 popularity. Strict protocol, full ranking, test at the best validation round, as `cgfedrec fit` reports it.
 """
 
