@@ -128,3 +128,20 @@ def test_the_welcome_is_a_seed_and_not_a_table() -> None:
     welcome = MeanServer({"table": (1000, 32)}, seed=7).welcome()
     assert welcome.values["seed"] == 7
     assert len(Broadcast(welcome.values).pack()) < 32
+
+
+def test_frozen_labels_are_those_that_went_down_first(fabric: Fabric) -> None:
+    server = ClusterServer(60, 4, 5, silent_rounds=2, freeze=True)
+    generator = torch.Generator().manual_seed(0)
+    sent = []
+    for round in range(1, 6):
+        upload = Upload(torch.tensor([0]), {"table": torch.randn(1, 60, 4, generator=generator)})
+        server.aggregate(server.reduce(upload))
+        server.update(fabric, round)
+        broadcast = server.broadcast(torch.tensor([0]))
+        if broadcast is not None:
+            labels = broadcast.values["labels"]
+            assert isinstance(labels, Labels)
+            sent.append(labels.values.clone())
+    assert len(sent) == 4
+    assert all(labels.equal(sent[0]) for labels in sent)

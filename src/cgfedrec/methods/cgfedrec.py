@@ -22,8 +22,8 @@ class CGFedRec(TableMethod):
         temperature: T of the alignment (`cl_t` of the published code).
         contrast: ``exact``, or against cluster ``prototypes``: an approximation that costs items x clusters.
         kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
-        labels: ``clustered``, or ``permuted``: sent in a random order, the control that shows whether it is the
-            labels that help.
+        labels: ``clustered``, or a control: ``permuted``, sent in a random order, shows whether it is the labels that
+            help; ``frozen``, never found anew once the first have gone down, whether it helps to go on looking.
         silent_rounds: After how many rounds the first labels go down.
         kwargs: The client's settings.
     """
@@ -35,7 +35,7 @@ class CGFedRec(TableMethod):
         temperature: float = 0.1,
         contrast: Literal["exact", "prototypes"] = "exact",
         kmeans: Literal["minibatch", "full"] = "minibatch",
-        labels: Literal["clustered", "permuted"] = "clustered",
+        labels: Literal["clustered", "permuted", "frozen"] = "clustered",
         silent_rounds: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -51,7 +51,7 @@ class CGFedRec(TableMethod):
         self.temperature = temperature
         self.contrast: Literal["exact", "prototypes"] = contrast
         self.kmeans: Literal["minibatch", "full"] = kmeans
-        self.labels: Literal["clustered", "permuted"] = labels
+        self.labels: Literal["clustered", "permuted", "frozen"] = labels
         self.silent_rounds = silent_rounds
 
     def client_settings(self, num_items: int) -> dict[str, Any]:
@@ -64,5 +64,5 @@ class CGFedRec(TableMethod):
             if self.clusters > num_items
             else None
         )
-        permute = self.labels == "permuted"
-        return ClusterServer(num_items, self.dim, self.clusters, self.kmeans, permute, self.silent_rounds, seed)
+        permute, freeze = (self.labels == control for control in ("permuted", "frozen"))
+        return ClusterServer(num_items, self.dim, self.clusters, self.kmeans, permute, self.silent_rounds, seed, freeze)

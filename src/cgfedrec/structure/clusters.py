@@ -35,6 +35,7 @@ class ClusterServer(MeanServer):
         silent_rounds: After how many rounds the first labels go down. Clients that align make the labels come true,
             so labels found too early stay.
         seed: Of the shared start and of k-means.
+        freeze: Keep the first labels that go down for ever: the control that tells whether finding them anew helps.
     """
 
     centroids: Tensor
@@ -50,11 +51,13 @@ class ClusterServer(MeanServer):
         permute: bool = False,
         silent_rounds: int = 1,
         seed: int = 0,
+        freeze: bool = False,
     ) -> None:
         super().__init__({"table": (num_items, dim)}, seed)
         self.clusters = clusters
         self.kmeans = kmeans
         self.permute = permute
+        self.freeze = freeze
         self.silent_rounds = silent_rounds
         self.register_buffer("centroids", torch.zeros(clusters, dim))
         self.register_buffer("labels", torch.full((num_items,), -1))
@@ -75,7 +78,8 @@ class ClusterServer(MeanServer):
         super().update(fabric, round)
         self.rounds.fill_(round)
         before = self.labels.clone()
-        self._cluster(round)
+        if not (self.freeze and round > self.silent_rounds):
+            self._cluster(round)
         report = {"clusters/used": float(self.labels.unique().numel())}
         if before[0] >= 0:
             report["clusters/changed"] = (before != self.labels).double().mean().item()
