@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgfedrec.messages import Broadcast, Labels, Upload
+from cgfedrec.messages import Broadcast, Labels, SparseRows, Upload
 
 
 @given(st.integers(1, 300), st.integers(2, 1000), st.integers(0, 2**32))
@@ -59,3 +59,33 @@ def test_bytes_that_are_no_message_are_refused(cut: int) -> None:
         Broadcast.unpack(packed[:cut])
     with pytest.raises(ValueError, match="bytes follow"):
         Broadcast.unpack(packed + b"x")
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.floats(0, 1), st.integers(0, 2**32))
+def test_of_sparse_rows_only_those_cross_the_wire_that_are_not_zero(
+    items: int, dim: int, share: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    touched = torch.rand(3, items, generator=generator) < share
+    rows = torch.where(touched[:, :, None], torch.rand(3, items, dim, generator=generator) + 0.5, 0)
+    upload = Upload(torch.arange(3), {"rows": rows, "user": torch.randn(3, 2)}, frozenset({"rows"}))
+    messages = upload.pack()
+    assert upload.nbytes == sum(map(len, messages))
+    empty = len(Upload(torch.arange(1), {"rows": rows[:1] * 0, "user": torch.zeros(1, 2)}, upload.sparse).pack()[0])
+    assert [len(message) - empty for message in messages] == (touched.sum(1) * (4 + 4 * dim)).tolist()
+    received = Upload.unpack(upload.clients, messages)
+    assert received.sparse == upload.sparse
+    assert all(received.values[name].equal(value) for name, value in upload.values.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sparse_rows_go_down_as_they_go_up(dtype: torch.dtype) -> None:
+    rows = torch.zeros(5, 2, dtype=dtype)
+    rows[1], rows[4, 1] = 1.5, torch.nan
+    packed = Broadcast({"rows": SparseRows(rows)}).pack()
+    received = Broadcast.unpack(packed).values["rows"]
+    assert isinstance(received, SparseRows)
+    assert received.touched.tolist() == [False, True, False, False, True]
+    torch.testing.assert_close(received.values, rows, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(ValueError, match="cut off"):
+        Broadcast.unpack(packed[:-1])

@@ -4,7 +4,8 @@ Both turn into bytes and back, and the communication that a run reports is the l
 
 A packed message is: the number of its fields (1 byte), then for each field the length of its name (1) and the name,
 its encoding (1), the bits of a value (1), the number of axes (1), the axes (4 each, little-endian), and the values.
-Labels have the axes (items, clusters) and are packed at ``bits`` bits a value, most significant bit first; other
+Labels have the axes (items, clusters) and are packed at ``bits`` bits a value, most significant bit first; sparse rows
+have the axes (items, dim, count), and hold the numbers of the ``count`` items (4 bytes each), then their rows; other
 tensors are raw little-endian values.
 """
 
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 _PACKED = 255
+_SPARSE = 128
+"""Added to the encoding of the rows' values."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
 
 
@@ -40,7 +43,23 @@ class Labels:
         return max(1, (self.clusters - 1).bit_length())
 
 
-Value = Tensor | Labels
+@dataclass(frozen=True)
+class SparseRows:
+    """A table of which only the rows that are not all zero cross the wire, and which they are.
+
+    Args:
+        values: `[items, dim]`.
+    """
+
+    values: Tensor
+
+    @property
+    def touched(self) -> Tensor:
+        """`[items]`, bool: the rows that are sent."""
+        return self.values.ne(0).any(-1)
+
+
+Value = Tensor | Labels | SparseRows
 
 
 @dataclass(frozen=True)
@@ -79,10 +98,13 @@ class Upload:
     Args:
         clients: `[clients]`, who sends or receives.
         values: Named tensors `[clients, ...]`; row c belongs to ``clients[c]``.
+        sparse: The names of tables `[clients, items, dim]` that travel as `SparseRows`, so that each client's message
+            has its own length.
     """
 
     clients: Tensor
     values: Mapping[str, Tensor] = field(default_factory=dict)
+    sparse: frozenset[str] = frozenset()
 
     def pack(self) -> list[bytes]:
         """The bytes that each client would send, in the order of ``clients``."""
@@ -94,17 +116,29 @@ class Upload:
         if not self.values:
             return 0
         headers = sum(len(_header(name, value)) for name, value in self._row(0).items())
-        return len(self.clients) * (1 + headers) + sum(value.nbytes for value in self.values.values())
+        return len(self.clients) * (1 + headers) + sum(map(self._payload_nbytes, self.values))
+
+    def _payload_nbytes(self, name: str) -> int:
+        value = self.values[name]
+        if name not in self.sparse:
+            return value.nbytes
+        return int(SparseRows(value).touched.sum()) * (4 + value.shape[-1] * value.itemsize)
 
     @classmethod
     def unpack(cls, clients: Tensor, messages: list[bytes]) -> Upload:
         """The inverse of `pack`. Raises ``ValueError`` for bytes that are no message."""
         rows: list[dict[str, Any]] = [_unpack(message) for message in messages]
-        names = rows[0] if rows else {}
-        return cls(clients, {name: torch.stack([row[name] for row in rows]) for name in names})
+        first = rows[0] if rows else {}
+        sparse = frozenset(name for name, value in first.items() if isinstance(value, SparseRows))
+        values = {
+            name: torch.stack([row[name].values if name in sparse else row[name] for row in rows]) for name in first
+        }
+        return cls(clients, values, sparse)
 
     def _row(self, row: int) -> dict[str, Value]:
-        return {name: value[row] for name, value in self.values.items()}
+        return {
+            name: SparseRows(value[row]) if name in self.sparse else value[row] for name, value in self.values.items()
+        }
 
 
 def _header(name: str, value: Value) -> bytes:
@@ -112,6 +146,10 @@ def _header(name: str, value: Value) -> bytes:
     shape: tuple[int, ...]
     if isinstance(value, Labels):
         encoding, bits, shape = _PACKED, value.bits, (len(value.values), value.clusters)
+    elif isinstance(value, SparseRows):
+        rows = value.values
+        encoding, bits = _SPARSE + _DTYPES.index(rows.dtype), rows.itemsize * 8
+        shape = (*rows.shape, int(value.touched.sum()))
     else:
         encoding, bits, shape = _DTYPES.index(value.dtype), value.itemsize * 8, tuple(value.shape)
     layout = f"<B{len(encoded)}sBBB{len(shape)}I"
@@ -121,6 +159,9 @@ def _header(name: str, value: Value) -> bytes:
 def _payload(value: Value) -> bytes:
     if isinstance(value, Labels):
         return _pack_bits(value.values.cpu().numpy(), value.bits)
+    if isinstance(value, SparseRows):
+        touched = value.touched
+        return _payload(touched.nonzero().squeeze(1).int()) + _payload(value.values[touched])
     return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -151,21 +192,34 @@ def _parse(data: bytes) -> dict[str, Value]:
         encoding, bits, ndim = struct.unpack_from("BBB", data, at)
         shape = struct.unpack_from(f"<{ndim}I", data, at + 3)
         at += 3 + 4 * ndim
-        count = shape[0] if encoding == _PACKED else int(np.prod(shape, dtype=np.int64))
-        size = (count * bits + 7) // 8
+        size = _size(encoding, bits, shape)
         payload = data[at : at + size]
         if len(payload) < size:
             raise ValueError(f"{len(data)} bytes that are no message: field {name!r} is cut off")
         if encoding == _PACKED:
-            values[name] = Labels(torch.from_numpy(_unpack_bits(payload, count, bits)), shape[1])
+            values[name] = Labels(torch.from_numpy(_unpack_bits(payload, shape[0], bits)), shape[1])
+        elif encoding >= _SPARSE:
+            items, dim, count = shape
+            rows = _tensor(payload[4 * count :], _DTYPES[encoding - _SPARSE]).reshape(count, dim)
+            places = _tensor(payload[: 4 * count], torch.int32).long()
+            values[name] = SparseRows(rows.new_zeros(items, dim).index_copy_(0, places, rows))
         else:
-            raw = (
-                torch.frombuffer(bytearray(payload), dtype=_DTYPES[encoding])
-                if payload
-                else torch.empty(0, dtype=_DTYPES[encoding])
-            )
-            values[name] = raw.reshape(shape)
+            values[name] = _tensor(payload, _DTYPES[encoding]).reshape(shape)
         at += size
     if at != len(data):
         raise ValueError(f"{len(data)} bytes that are no message: {len(data) - at} bytes follow its last field")
     return values
+
+
+def _size(encoding: int, bits: int, shape: tuple[int, ...]) -> int:
+    """The bytes of a field's values."""
+    if encoding == _PACKED:
+        return (shape[0] * bits + 7) // 8
+    if encoding >= _SPARSE:
+        _, dim, count = shape
+        return count * (4 + dim * bits // 8)
+    return int(np.prod(shape, dtype=np.int64)) * bits // 8
+
+
+def _tensor(payload: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(payload), dtype=dtype) if payload else torch.empty(0, dtype=dtype)
