@@ -31,6 +31,9 @@ class Stream(IntEnum):
     SYNTHETIC = 8
     SPLIT = 9
     PERMUTATION = 10
+    BASIS = 11
+    NOISE = 12
+    MIXES = 13
 
 
 def bits(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.uint64]:
