@@ -14,7 +14,7 @@ from cgfedrec.errors import InputError
 from tests.conftest import cgfedrec
 
 CPU = torch.device("cpu")
-ML_100K = Demand(943, 943, 100, True, 1682, {"table": torch.zeros(1, 1682, 32)}, "float32", 2, kept_rounds=11)
+ML_100K = Demand(943, 943, 100, True, 1682, 100_000, {"table": torch.zeros(1, 1682, 32)}, "float32", 2, kept_rounds=11)
 LARGE = replace(
     ML_100K, users=100_000, participants=1000, rounds=20, items=20_000, example={"table": torch.zeros(1, 20_000, 16)}
 )

@@ -25,7 +25,9 @@ COHORTS = 4
 COPIES = 5
 """State of a cohort in training, in units of its parameters: these, gradients, two optimiser states, temporaries."""
 RESIDENT = 2**30
-"""Of the process itself: libraries, data, and what else does not grow with the clients."""
+"""Bytes of the process itself, before any data."""
+INTERACTION = 500
+"""Bytes for each interaction of the data, while they are read, split and drawn from."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Capacity:
     def __str__(self) -> str:
         where = "in memory" if self.store == "memory" else "in memory-mapped files"
         return (
-            f"clients' state: {gib(self.state)} {where}; at most {gib(self.memory)} of memory and {gib(self.disk)} of "
-            f"disk are needed; cohorts of {self.cohort_size}"
+            f"clients' state: {gib(self.state)} {where}; about {gib(self.memory)} of memory and up to {gib(self.disk)} "
+            f"of disk are needed; cohorts of {self.cohort_size}"
         )
 
 
@@ -64,6 +66,7 @@ class Demand:
         rounds: That are left.
         resample: Whether each round draws its own participants.
         items: n.
+        interactions: Of all users.
         example: Private tensors of any clients, or of none, `[clients, ...]`.
         dtype: In which it is kept between rounds.
         workers: That train at a time.
@@ -75,6 +78,7 @@ class Demand:
     rounds: int
     resample: bool
     items: int
+    interactions: int
     example: Mapping[str, Tensor]
     dtype: Dtype
     workers: int
@@ -119,13 +123,13 @@ def plan(demand: Demand, store: Place, size: int | Literal["auto"], device: torc
     """
     size = cohort_size(demand, device) if size == "auto" else size
     state = round(demand.clients * demand.kept)
-    working = demand.workers * size * (COPIES * demand.client + 6 * 4 * demand.items)
+    working = demand.workers * size * (COPIES * demand.client + 2 * demand.kept + 6 * 4 * demand.items)
     available, free = psutil.virtual_memory().available, free_disk(folder)
     if store == "auto":
         store = "memory" if 2 * state + working <= available else "disk"
     replaced = min(demand.clients, float(demand.participants * demand.kept_rounds)) * demand.kept
     disk = 3 * state if store == "memory" else state + round(replaced)
-    memory = RESIDENT + working + (state if store == "memory" else 0)
+    memory = RESIDENT + INTERACTION * demand.interactions + working + (state if store == "memory" else 0)
     smaller = "fewer participants, method.dim smaller" + (
         ", loop.state_dtype bfloat16" if demand.dtype == "float32" else ""
     )

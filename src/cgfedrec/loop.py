@@ -16,7 +16,7 @@ from cgfedrec.capacity import Demand, Place, plan
 from cgfedrec.client import Batch, forget, narrow
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, not_positive
-from cgfedrec.evaluation import evaluate
+from cgfedrec.evaluation import Ranked, ranked, summarise
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.metrics import MRR, NDCG, HitRate
@@ -125,6 +125,7 @@ class FederatedLoop:
             self.rounds,
             self.resample,
             self.data.num_items,
+            int(self.data.interactions_per_user().sum()),
             example,
             self.state_dtype,
             self.workers.number,
@@ -203,7 +204,11 @@ class FederatedLoop:
 
     def evaluate(self, stage: Stage) -> Row:
         """Metrics of all clients' present state, named like ``val/ndcg@10``."""
-        return evaluate(self.data, stage, self.score, self.cohort_size, self.workers.map)
+        return summarise(self.data, stage, self.ranked(stage))
+
+    def ranked(self, stage: Stage) -> Ranked:
+        """Where all clients' present state ranks what is held out."""
+        return ranked(self.data, stage, self.score, self.cohort_size, self.workers.map)
 
     def score(self, users: Tensor) -> Tensor:
         """Each user's scores of all items by their own client, `[users, items]`."""
