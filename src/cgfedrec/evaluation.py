@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import polars as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cgfedrec.data.module import FederatedDataModule, Stage
@@ -26,6 +26,8 @@ class Ranked(NamedTuple):
     """`[users]`"""
     ranks: Tensor
     """`[users, relevant]`, from 1, `NO_RANK` where a user has fewer relevant items than another."""
+    items: Tensor
+    """`[users, relevant]`: which item has each rank, -1 where there is none."""
     shown: Tensor
     """`[shown]`: the items that head all lists, one list after another."""
 
@@ -42,7 +44,7 @@ def ranked(
 ) -> Ranked:
     """Rank the held-out items of all users who have some."""
 
-    def ranks_and_shown(users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def rank_cohort(users: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
         ranks = (
             rank(scores, cohort.relevant, cohort.candidates)
@@ -50,12 +52,41 @@ def ranked(
             else rank_sampled(scores, cohort.relevant, cohort.sampled)
         )
         values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
-        return users, ranks, items[values.isfinite()]
+        return users, ranks, _best_first(scores, cohort.relevant), items[values.isfinite()]
 
-    users, ranks, shown = zip(*each(ranks_and_shown, data.ranked(stage, cohort_size)), strict=True)
-    longest = max(one.shape[1] for one in ranks)
-    padded = [F.pad(one, (0, longest - one.shape[1]), value=NO_RANK) for one in ranks]
-    return Ranked(torch.cat(users), torch.cat(padded), torch.cat(shown))
+    users, ranks, relevant, shown = zip(*each(rank_cohort, data.ranked(stage, cohort_size)), strict=True)
+    return Ranked(torch.cat(users), _stacked(ranks, NO_RANK), _stacked(relevant, -1), torch.cat(shown))
+
+
+def _best_first(scores: Tensor, relevant: Tensor) -> Tensor:
+    """Each user's relevant items in the order in which `rank` gives their ranks, the -1 of those with fewer last."""
+    own = scores.gather(1, relevant.clamp_min(0)).masked_fill(relevant < 0, -torch.inf)
+    own = own.where(~own.isnan(), -torch.inf)
+    return relevant.gather(1, own.argsort(dim=1, descending=True, stable=True))
+
+
+def _stacked(cohorts: Sequence[Tensor], fill: int) -> Tensor:
+    """Rows of several cohorts, `[users, relevant]` each, one under another, padded to the longest."""
+    longest = max(rows.shape[1] for rows in cohorts)
+    padding = (rows.new_full((len(rows), longest - rows.shape[1]), fill) for rows in cohorts)  # F.pad rounds `NO_RANK`
+    return torch.cat([torch.cat(pair, dim=1) for pair in zip(cohorts, padding, strict=True)])
+
+
+def rank_table(data: FederatedDataModule, ranked: Ranked) -> pl.DataFrame:
+    """A row for each held-out item, users in the order of the data: columns ``user``, ``item`` (original ids), ``rank``
+    (from 1).
+    """
+    users, places = ranked.ranks.ne(NO_RANK).nonzero(as_tuple=True)
+    numbers = ranked.users[users]
+    order = numbers.argsort(stable=True)
+    users, places, numbers = users[order], places[order], numbers[order]
+    return pl.DataFrame(
+        {
+            "user": data.user_ids[numbers.numpy()],
+            "item": data.item_ids[ranked.items[users, places].numpy()],
+            "rank": ranked.ranks[users, places].numpy(),
+        }
+    )
 
 
 def summarise(data: FederatedDataModule, stage: Stage, ranked: Ranked) -> dict[str, float]:

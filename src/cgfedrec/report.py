@@ -89,7 +89,7 @@ def show_result(console: Console, run: Run) -> None:
     console.print(
         f"best round {summary['best_round']} of {summary['rounds']}; {_bytes(summary['bytes/up'])} up, "
         f"{_bytes(summary['bytes/down'])} down; {summary['seconds']:.1f} s\n"
-        f"metrics.csv, summary.json, config.yaml and checkpoints are in {run.directory}",
+        f"metrics.csv, ranks.parquet, summary.json, config.yaml and checkpoints are in {run.directory}",
         highlight=False,
         soft_wrap=True,
     )

@@ -28,11 +28,11 @@ from cgfedrec.checkpoint import FORMAT, Checkpoint, changed, link_or_copy, read_
 from cgfedrec.config import Config, as_options, checkpoint_in, dump, instantiate, parse
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.evaluation import evaluate
+from cgfedrec.evaluation import Ranked, evaluate, rank_table, summarise
 from cgfedrec.logging import History, WandbLogger, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
-from cgfedrec.recommend import recommend
+from cgfedrec.recommend import recommend, write
 from cgfedrec.report import quiet_console, show_data
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.store import ClientStore
@@ -244,7 +244,7 @@ class Run:
                 (self.checkpoints / "writing.ckpt").replace(target)
 
     def fit(self) -> None:
-        """Train, then test the best round once, and write ``summary.json``.
+        """Train, then test the best round once, and write ``ranks.parquet`` and ``summary.json``.
 
         Raises:
             RunError: if a loss or an upload is not finite.
@@ -290,7 +290,9 @@ class Run:
             self.loop.load_state_dict(read_checkpoint(best_path)["loop"])
             self.loop.history = history
         protocol = self.data.protocol.to_dict()
-        test = self.test()
+        ranked = self.loop.ranked("test") if self.data.holds_out("test") else None
+        if ranked is not None:
+            write(rank_table(self.data, ranked), self.directory / "ranks.parquet")
         self.summary = {
             "round": int(best["round"]),
             "method": self.header["method"],
@@ -310,7 +312,7 @@ class Run:
             **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/"))},
             **{name: value for name, value in last.items() if name.startswith("bytes/")},
             "time/round": fmean(row["time/round"] for row in history),
-            **test,
+            **(self._summarise(ranked) if ranked is not None else {}),
         }
         write_atomically(self.directory / "summary.json", json.dumps(self.summary, indent=2) + "\n")
         if isinstance(self.logger, WandbLogger):
@@ -322,10 +324,11 @@ class Run:
 
     def test(self) -> dict[str, float]:
         """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular."""
-        if not self.data.holds_out("test"):
-            return {}
+        return self._summarise(self.loop.ranked("test")) if self.data.holds_out("test") else {}
+
+    def _summarise(self, ranked: Ranked) -> dict[str, float]:
         popular = evaluate(self.data, "test", Popularity().fit(self.data).score, self.loop.cohort_size)
-        return self.loop.evaluate("test") | {f"popularity/{name}": value for name, value in popular.items()}
+        return summarise(self.data, "test", ranked) | {f"popularity/{name}": value for name, value in popular.items()}
 
     def recommend(self, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
         """The best items for users, without those that they have; see `cgfedrec.recommend.recommend`."""

@@ -1,0 +1,27 @@
+"""The ranks of single users, which comparisons are built on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from cgfedrec.data import FederatedDataModule, Synthetic
+from cgfedrec.evaluation import rank_table, ranked
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
+def test_the_table_of_ranks_names_each_held_out_item(make_data: Callable[..., FederatedDataModule], split: str) -> None:
+    """Against a count by hand, where users hold out different numbers of items, too."""
+    data = make_data(split=split, synthetic=Synthetic(users=80, items=100, groups=6, interactions=12))
+    scores = torch.rand(data.num_users, data.num_items, generator=torch.Generator().manual_seed(0))
+    table = rank_table(data, ranked(data, "test", lambda users: scores[users], cohort_size=7))
+    users, items = data.user_ids.search_sorted(table["user"]), data.item_ids.search_sorted(table["item"])
+    everyone = data.ranking(torch.arange(data.num_users), "test")
+    assert len(table) == (everyone.relevant >= 0).sum()
+    assert (np.diff(users) >= 0).all()
+    for user, item, rank in zip(users, items, table["rank"], strict=True):
+        assert item in everyone.relevant[user]
+        assert rank == (scores[user, everyone.candidates[user]] >= scores[user, item]).sum()
