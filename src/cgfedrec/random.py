@@ -34,6 +34,7 @@ class Stream(IntEnum):
     BASIS = 11
     NOISE = 12
     MIXES = 13
+    GROUPS = 14
 
 
 def bits(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.uint64]:
