@@ -42,7 +42,7 @@ format: $(INSTALLED_DEV)  ## format the code
 notebooks: $(INSTALLED_DEV)  ## execute the notebooks in place
 	$(BIN)/python -m notebooks
 
-bench: $(INSTALLED_DEV)  ## time a round against the plain way, on ML-100K (under a minute)
+bench: $(INSTALLED_DEV)  ## time a round against the plain way, on ML-100K (minutes)
 	$(BIN)/python -m benchmarks
 
 leak: $(INSTALLED_DEV)  ## show the leak of the field's protocol on ML-100K (minutes)
