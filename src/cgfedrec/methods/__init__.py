@@ -1,8 +1,12 @@
 """One file a published method: a client and a server, and nothing else."""
 
 from cgfedrec.methods.cgfedrec import CGFedRec
+from cgfedrec.methods.cofedrec import CoFedRec
+from cgfedrec.methods.colr import CoLR
 from cgfedrec.methods.fedmf import FedMF
+from cgfedrec.methods.fedncf import FedNCF
+from cgfedrec.methods.fedrap import FedRAP
 from cgfedrec.methods.local import Local
 from cgfedrec.methods.pfedrec import PFedRec
 
-__all__ = ["CGFedRec", "FedMF", "Local", "PFedRec"]
+__all__ = ["CGFedRec", "CoFedRec", "CoLR", "FedMF", "FedNCF", "FedRAP", "Local", "PFedRec"]

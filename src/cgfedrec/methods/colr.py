@@ -1,0 +1,194 @@
+"""CoLR: correlated low-rank structure (Nguyen et al., WWW 2024, arXiv 2401.03748).
+
+All clients hold one item table W. In a round nobody trains it: each client trains its user vector and a factor A, from
+zero, of the low-rank change A B of W, where B is random, new in each round, and known to all from a seed. What goes up
+is A alone, of which only the rows that training touched are not zero; what comes down is the mean A.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Fabric
+from torch import Tensor
+from torch.optim import SGD
+
+from cgfedrec.client import Batch, StepOutput, empty_parameter
+from cgfedrec.errors import check, not_positive
+from cgfedrec.factors import FactorClient, FactorMethod
+from cgfedrec.messages import Broadcast, SparseRows, Upload
+from cgfedrec.random import Stream, normal
+from cgfedrec.rows import by_rows, linear_loss, rows_of
+from cgfedrec.server import MeanServer
+from cgfedrec.table import OptimizerCallable
+
+
+def random_basis(seed: int, round: int, rank: int, dim: int) -> Tensor:
+    """B of a round, `[rank, dim]`: orthogonal rows of length sqrt(dim / rank), so that an average B^T B is 1."""
+    drawn = torch.from_numpy(normal(seed, Stream.BASIS, round, np.arange(dim)[:, None], np.arange(rank)))
+    orthonormal: Tensor = torch.linalg.qr(drawn).Q.T
+    return (orthonormal * (dim / rank) ** 0.5).float().contiguous()
+
+
+def change(factor: Tensor, basis: Tensor) -> Tensor:
+    """A B, `[items, dim]`: in float64, so that all who add it to W have the same W."""
+    return (factor.double() @ basis.double()).float()
+
+
+class CoLRClient(FactorClient):
+    """A `FactorClient` that trains its user vector p and A: item i scores sigmoid(p . (w_i + a_i B)).
+
+    Args:
+        num_items: n.
+        seed: Of the start, and of every round's B.
+        dim: d.
+        optimizer: Makes the optimiser.
+        init_scale: Standard deviation of the initial W and p.
+        rank: r, the columns of A.
+    """
+
+    def __init__(
+        self, num_items: int, seed: int, dim: int, optimizer: OptimizerCallable, init_scale: float, rank: int
+    ) -> None:
+        super().__init__(num_items, seed, dim, optimizer, init_scale)
+        self.rank = rank
+        self.factor = empty_parameter(num_items, rank)
+        self.basis = empty_parameter(rank, dim)
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        return super().start(users) | {
+            "factor": torch.zeros(1, 1, 1).expand(len(users), self.num_items, self.rank),
+            "basis": self._basis_of(1).cpu().expand(len(users), -1, -1),
+        }
+
+    def _basis_of(self, round: int) -> Tensor:
+        return random_basis(self.seed, round, self.rank, self.dim).to(self.table.device)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [by_rows(self.optimizer([self.user, self.factor]))]
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        frozen = rows_of(self.table.detach(), batch.items)
+        rows = torch.baddbmm(frozen, rows_of(self.factor, batch.items), self.basis.detach())
+        return StepOutput(linear_loss(rows, self.user, None, batch))
+
+    def receive(self, broadcast: Broadcast | None) -> None:
+        """Bring W up to date and begin the next A; who missed a round has received W as it was before the last one."""
+        round = 1
+        if broadcast is not None:
+            factor, last = broadcast.values["factor"], int(broadcast.values["round"])  # type: ignore[arg-type]
+            assert isinstance(factor, SparseRows)
+            if broadcast.own is not None:
+                missed = torch.isin(self.users, broadcast.own.clients).to(self.table.device)
+                self.table.data[missed] = broadcast.own.values["table"].to(self.table.device)
+            self.table.data += change(factor.values.to(self.table.device), self._basis_of(last))
+            round = last + 1
+        self.factor.data.zero_()
+        self.basis.data.copy_(self._basis_of(round))
+
+    def upload(self) -> Upload:
+        return Upload(self.users, {"factor": self.factor.detach()}, frozenset({"factor"}))
+
+    def score(self) -> Tensor:
+        user = self.user.detach()[:, :, None]
+        learned = torch.bmm(self.factor.detach(), torch.bmm(self.basis.detach(), user))
+        return torch.baddbmm(learned, self.table.detach(), user).squeeze(2)
+
+
+class CoLRServer(MeanServer):
+    """Averages each row of A over the clients that touched it, and sends that mean down.
+
+    Clients that took part in the last round need no more; to the others it sends, besides, W as those had it then.
+
+    Args:
+        num_items: n.
+        seed: As the clients'.
+        start: The initial W, `[items, dim]`.
+        rank: r.
+    """
+
+    table: Tensor
+    rounds: Tensor
+
+    def __init__(self, num_items: int, seed: int, start: Tensor, rank: int) -> None:
+        super().__init__({"factor": (num_items, rank)}, seed)
+        self.register_buffer("table", start.clone())
+        self.register_buffer("rounds", torch.tensor(0))
+        self.up_to_date = torch.empty(0, dtype=torch.int64)
+        self._seen: list[Tensor] = []
+
+    def broadcast(self, users: Tensor) -> Broadcast | None:
+        if not self.rounds:
+            return None
+        missed = users[~torch.isin(users, self.up_to_date)]
+        own = Upload(missed, {"table": self.table.expand(len(missed), -1, -1)}) if len(missed) else None
+        return Broadcast({"factor": SparseRows(self.mean("factor")), "round": self.rounds.int()}, own)
+
+    def reduce(self, upload: Upload) -> Upload:
+        touched = SparseRows(upload.values["factor"]).touched
+        return super().reduce(Upload(upload.clients, {**upload.values, "touched": touched.float()}))
+
+    def aggregate(self, upload: Upload) -> None:
+        super().aggregate(upload)
+        self._seen.append(upload.clients)
+
+    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+        if self.rounds:
+            factor = self.mean("factor")
+            basis = random_basis(self.seed, int(self.rounds), factor.shape[1], self.table.shape[1])
+            self.table += change(factor, basis.to(factor.device))
+        touched = self.sums["touched"]
+        self.mean("factor").copy_(self.sums["factor"] / touched.clamp_min(1)[:, None])
+        self.rounds.fill_(round)
+        self.up_to_date, self._seen = torch.cat(self._seen), []
+        self.sums, self.participants = {}, 0
+        return {"items/touched": float((touched > 0).double().mean())}
+
+    def get_extra_state(self) -> Tensor:
+        return self.up_to_date
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.up_to_date = state
+
+
+class CoLR(FactorMethod):
+    """CoLR (arXiv 2401.03748): the touched rows of a low-rank change go up, the mean change comes down.
+
+    Touched rows say which items were among a client's samples: its interactions and the negatives drawn for them.
+    Weight decay is the optimiser's, and so on A and the user vector, not on the frozen table. The card leaves open what
+    a client receives; here it is what it lacks, as bytes: A of the last round, in sparse rows, and for one that missed
+    it the table besides.
+
+    Args:
+        dim: Size of an embedding.
+        rank: r, at most dim: of the change of the table in one round.
+        optimizer: Optimiser of the user vector and of A.
+        local_epochs: Passes over a participant's own samples in each round.
+        init_scale: Standard deviation of every initial value; 1 / sqrt(dim) where ``null``.
+    """
+
+    client_class = CoLRClient
+
+    def __init__(
+        self,
+        dim: int = 64,
+        rank: int = 4,
+        optimizer: OptimizerCallable = lambda parameters: SGD(parameters, lr=0.5, weight_decay=5e-4),
+        local_epochs: int = 2,
+        init_scale: float | None = None,
+    ) -> None:
+        check(
+            not_positive("method.rank", rank),
+            f"method.rank: {rank} is more than method.dim, {dim}" if rank > dim > 0 else None,
+        )
+        super().__init__(dim, optimizer, local_epochs, max(dim, 1) ** -0.5 if init_scale is None else init_scale)
+        self.rank = rank
+
+    def client_settings(self, num_items: int) -> dict[str, Any]:
+        return super().client_settings(num_items) | {"rank": self.rank}
+
+    def server(self, num_items: int, seed: int) -> CoLRServer:
+        start = self.client(num_items, seed).start(torch.tensor([0]))["table"][0]
+        return CoLRServer(num_items, seed, start, self.rank)
