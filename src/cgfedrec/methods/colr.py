@@ -28,8 +28,8 @@ from cgfedrec.table import OptimizerCallable
 def random_basis(seed: int, round: int, rank: int, dim: int) -> Tensor:
     """B of a round, `[rank, dim]`: orthogonal rows of length sqrt(dim / rank), so that an average B^T B is 1."""
     drawn = torch.from_numpy(normal(seed, Stream.BASIS, round, np.arange(dim)[:, None], np.arange(rank)))
-    orthonormal: Tensor = torch.linalg.qr(drawn).Q.T
-    return (orthonormal * (dim / rank) ** 0.5).float().contiguous()
+    basis: Tensor = torch.linalg.qr(drawn).Q.T * (dim / rank) ** 0.5
+    return basis.float().contiguous()
 
 
 def change(factor: Tensor, basis: Tensor) -> Tensor:
