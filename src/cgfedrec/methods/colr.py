@@ -109,20 +109,22 @@ class CoLRServer(MeanServer):
         rank: r.
     """
 
+    grows = ("up_to_date",)
     table: Tensor
     rounds: Tensor
+    up_to_date: Tensor
 
     def __init__(self, num_items: int, seed: int, start: Tensor, rank: int) -> None:
         super().__init__({"factor": (num_items, rank)}, seed)
         self.register_buffer("table", start.clone())
         self.register_buffer("rounds", torch.tensor(0))
-        self.up_to_date = torch.empty(0, dtype=torch.int64)
+        self.register_buffer("up_to_date", torch.empty(0, dtype=torch.int64))
         self._seen: list[Tensor] = []
 
     def broadcast(self, users: Tensor) -> Broadcast | None:
         if not self.rounds:
             return None
-        missed = users[~torch.isin(users, self.up_to_date)]
+        missed = users[~torch.isin(users, self.up_to_date.cpu())]
         own = Upload(missed, {"table": self.table.expand(len(missed), -1, -1)}) if len(missed) else None
         return Broadcast({"factor": SparseRows(self.mean("factor")), "round": self.rounds.int()}, own)
 
@@ -142,15 +144,9 @@ class CoLRServer(MeanServer):
         touched = self.sums["touched"]
         self.mean("factor").copy_(self.sums["factor"] / touched.clamp_min(1)[:, None])
         self.rounds.fill_(round)
-        self.up_to_date, self._seen = torch.cat(self._seen), []
+        self.up_to_date, self._seen = torch.cat(self._seen).to(self.table.device), []
         self.sums, self.participants = {}, 0
         return {"items/touched": float((touched > 0).double().mean())}
-
-    def get_extra_state(self) -> Tensor:
-        return self.up_to_date
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.up_to_date = state
 
 
 class CoLR(FactorMethod):
