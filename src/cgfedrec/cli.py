@@ -1,4 +1,4 @@
-"""The command line: cgfedrec fit | test | recommend | data.
+"""The command line: cgfedrec fit | test | recommend | compare | data.
 
 Only the standard library is imported here, so that ``--help`` answers at once; a verb imports what it needs.
 """
@@ -23,6 +23,7 @@ EPILOG = """examples:
   cgfedrec fit --config FILE --loop.rounds 20      train as a file says, but for 20 rounds
   cgfedrec fit --ckpt_path RUN/checkpoints/last.ckpt                         go on with a run
   cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
+  cgfedrec compare --config configs/compare/quick.yaml                       methods side by side, and a report
 
 exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n"""
 
@@ -108,6 +109,24 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
+def _compare(arguments: Arguments, options: list[str]) -> int:
+    _no_more(options)
+    from cgfedrec.compare import compare
+    from cgfedrec.report import console
+
+    warnings.filterwarnings("ignore", module="lightning")
+    out = console()
+    _, ended = compare(arguments.config, arguments.output, arguments.processes, arguments.replace, out)
+    if ended.signal:
+        out.print("stopped; the same command goes on")
+        return 128 + ended.signal
+    if ended.failed:
+        raise RunError(
+            "\n".join([f"{len(ended.failed)} runs failed:", *(f"{name}: {why}" for name, why in ended.failed.items())])
+        )
+    return 0
+
+
 def _describe(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.report import console, show_data
     from cgfedrec.run import open_data
@@ -117,14 +136,18 @@ def _describe(arguments: Arguments, options: list[str]) -> int:
 
 
 def _download(arguments: Arguments, options: list[str]) -> int:
-    if options:
-        raise InputError(f"unknown option {options[0]}")
+    _no_more(options)
 
     from cgfedrec.data.catalog import download
     from cgfedrec.report import console
 
     download(arguments.name, Path(arguments.dir), console(), arguments.url)
     return 0
+
+
+def _no_more(options: list[str]) -> None:
+    if options:
+        raise InputError(f"unknown option {options[0]}")
 
 
 def _column(text: str) -> str | int:
@@ -172,6 +195,15 @@ def _parser() -> ArgumentParser:
         "--items_separator", metavar="TEXT", help="its separator, by default told from the file name"
     )
     recommend.add_argument("--items_no_header", action="store_true", help="its first line is an item already")
+    compare = verb(verbs, "compare", _compare, "run methods side by side, measured alike, and report on them")
+    compare.add_argument("--config", required=True, metavar="FILE", help="methods, data, seeds and a base for all runs")
+    compare.add_argument("--output", metavar="DIR", help="where to; by default runs/compare/<config>")
+    compare.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="runs side by side, which share the cores (%(default)s)"
+    )
+    compare.add_argument(
+        "--replace", action="store_true", help="throw away and run anew what was run with other settings"
+    )
     data = verbs.add_parser("data", help="describe or download data", description="describe or download data")
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     verb(kinds, "describe", _describe, "print what a data set holds; takes the options of fit", own_help=True)

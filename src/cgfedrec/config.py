@@ -93,7 +93,7 @@ def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool 
     whole.default_config_files = [str(quickstart())] if not base and (on_defaults or not configs) else []
     first = as_options([base]) if base and (on_defaults or not configs) else []
     files = [config for config in configs if _is_file(config)]
-    check(*(problem for file in files for problem in _duplicate_keys(Path(file))))
+    check(*(problem for file in files for problem in duplicate_keys(Path(file))))
     try:
         settings = whole.parse_args([*first, *options])
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
@@ -128,7 +128,7 @@ def _values(options: Sequence[str], name: str) -> list[str]:
     return given or ([environment] if environment else [])
 
 
-def _duplicate_keys(path: Path) -> list[str]:
+def duplicate_keys(path: Path) -> list[str]:
     """Keys that a YAML file gives twice, of which the parser would silently take one."""
     try:
         pending = [yaml.compose(path.read_text())]

@@ -87,8 +87,8 @@ def show_result(console: Console, run: Run) -> None:
     if metric in summary and summary[metric] <= summary[f"popularity/{metric}"]:
         console.print(f"{metric} is not above that of popularity: these settings do not serve these data (yet)")
     console.print(
-        f"best round {summary['best_round']} of {summary['rounds']}; {_bytes(summary['bytes/up'])} up, "
-        f"{_bytes(summary['bytes/down'])} down; {summary['seconds']:.1f} s\n"
+        f"best round {summary['best_round']} of {summary['rounds']}; {nbytes(summary['bytes/up'])} up, "
+        f"{nbytes(summary['bytes/down'])} down; {summary['seconds']:.1f} s\n"
         f"metrics.csv, ranks.parquet, summary.json, config.yaml and checkpoints are in {run.directory}",
         highlight=False,
         soft_wrap=True,
@@ -109,9 +109,10 @@ def show_recommendations(console: Console, table: pl.DataFrame) -> None:
         console.print("source popularity: this user has no model, and is shown what is popular among the others")
 
 
-def _bytes(number: float) -> str:
+def nbytes(number: float, digits: int = 1) -> str:
+    """A number of bytes as people write it, with so many decimals beyond plain bytes."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.{digits}f} {unit}"
         number /= 1000
-    return f"{number:.1f} TB"
+    return f"{number:.{digits}f} TB"

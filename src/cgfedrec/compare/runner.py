@@ -1,0 +1,204 @@
+"""Run what a comparison still lacks: each run in a process of its own, some side by side."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from cgfedrec.compare.plan import Job
+from cgfedrec.errors import InputError
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks at the processes."""
+OUTPUT = "output.log"
+"""In a run's folder: what its process printed."""
+
+
+@dataclass
+class Ended:
+    """How the runs ended.
+
+    Attributes:
+        skipped: How many were finished already.
+        failed: The names of those that failed, and why.
+        signal: What stopped the comparison, if anything did.
+    """
+
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    signal: int | None = None
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    task: TaskID
+    started: float
+
+
+def run_all(jobs: Sequence[Job], folder: Path, processes: int, console: Console) -> Ended:
+    """Run, resume or skip every job, and go on past those that fail.
+
+    SIGINT and SIGTERM are handed to the runs, which end their round, save and stop; a second one kills them.
+
+    Args:
+        jobs: In the order in which they are to start.
+        folder: Of the comparison; locked against a second one.
+        processes: How many run side by side; each gets its share of the cores.
+        console: Where progress is shown.
+
+    Raises:
+        InputError: if another comparison, or a run that it left behind, still works in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder) as lock, _signals() as signals, _progress(console) as progress:
+        ended = Ended()
+        waiting = []
+        for job in jobs:
+            if job.state() == "finished":
+                ended.skipped += 1
+            else:
+                waiting.append(job)
+        whole = progress.add_task("runs", total=len(jobs), completed=ended.skipped, what="")
+        running: list[_Running] = []
+        passed_on = 0
+        while running or (waiting and not signals):
+            while waiting and len(running) < processes and not signals:
+                job = waiting.pop(0)
+                running.append(_start(job, processes, lock, progress.add_task(job.name, total=None, what="")))
+            if len(signals) > passed_on:
+                for one in running:
+                    one.process.send_signal(signals[0] if not passed_on else signal.SIGKILL)
+                passed_on = len(signals)
+            time.sleep(LOOK_EVERY)
+            for one in list(running):
+                code = one.process.poll()
+                if code is None:
+                    progress.update(one.task, what=_last_row(one.job.directory))
+                    continue
+                running.remove(one)
+                one.output.close()
+                progress.remove_task(one.task)
+                seconds = f"{time.monotonic() - one.started:.1f} s"
+                if one.job.state() == "finished":
+                    progress.advance(whole)
+                    console.print(f"{one.job.name}: done in {seconds}", highlight=False)
+                elif not signals:
+                    progress.advance(whole)
+                    ended.failed[one.job.name] = reason(one.job.directory) or f"ended with exit code {code}"
+                    console.print(f"{one.job.name}: FAILED: {ended.failed[one.job.name]}", highlight=False)
+        ended.signal = signals[0] if signals else None
+    return ended
+
+
+def reason(directory: Path) -> str:
+    """What the process of a run that failed said last."""
+    try:
+        lines = (directory / OUTPUT).read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.removeprefix("error: ").strip() for line in lines if line.strip()]
+    errors = [line.removeprefix("error: ").strip() for line in lines if line.startswith("error: ")]
+    return (errors or said or [""])[-1]
+
+
+def _start(job: Job, processes: int, lock: int, task: TaskID) -> _Running:
+    resume = job.state() == "started"
+    if job.state() == "changed":  # the plan was told to replace it
+        shutil.rmtree(job.directory)
+    job.directory.mkdir(parents=True, exist_ok=True)
+    config = job.directory / "config.yaml"  # which the run writes again, word for word
+    config.write_text(job.config)
+    given = ["--ckpt_path", job.checkpoint] if resume else ["--config", config, "--run_dir", job.directory]
+    command = [sys.executable, "-m", "cgfedrec.cli", "fit", *map(str, given)]
+    threads = max(1, _cores() // processes)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CGFEDREC_FIT")}
+    environment |= {"OMP_NUM_THREADS": str(threads)}
+    output = (job.directory / OUTPUT).open("wb")
+    process = subprocess.Popen(  # in a session of its own, so that Ctrl-C reaches it through us, and once
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        pass_fds=(lock,),
+        start_new_session=True,
+    )
+    return _Running(job, process, output, task, time.monotonic())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock; our runs hold it too, so that none that outlives us is ever started twice."""
+    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    except BlockingIOError as error:
+        raise InputError(f"--output: a comparison, or a run that one left behind, is at work in {folder}") from error
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that have come in, in place of what they would do."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        print(
+            f"\n{signal.Signals(number).name}: the runs end their round and save; once more to kill them",
+            file=sys.stderr,
+        )
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[what]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _last_row(directory: Path) -> str:
+    """How far a run is, from the last line of its history."""
+    try:
+        lines = (directory / "metrics.csv").read_text().splitlines()
+    except OSError:
+        return ""
+    row = dict(zip(lines[0].split(","), lines[-1].split(","), strict=False)) if len(lines) > 1 else {}
+    metric = f"  val/ndcg@10 {float(row['val/ndcg@10']):.4f}" if row.get("val/ndcg@10") else ""
+    return f"round {row['round']}{metric}" if "round" in row else ""
