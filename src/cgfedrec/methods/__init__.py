@@ -3,10 +3,12 @@
 from cgfedrec.methods.cgfedrec import CGFedRec
 from cgfedrec.methods.cofedrec import CoFedRec
 from cgfedrec.methods.colr import CoLR
+from cgfedrec.methods.fedca import FedCA
 from cgfedrec.methods.fedmf import FedMF
 from cgfedrec.methods.fedncf import FedNCF
 from cgfedrec.methods.fedrap import FedRAP
+from cgfedrec.methods.gpfedrec import GPFedRec
 from cgfedrec.methods.local import Local
 from cgfedrec.methods.pfedrec import PFedRec
 
-__all__ = ["CGFedRec", "CoFedRec", "CoLR", "FedMF", "FedNCF", "FedRAP", "Local", "PFedRec"]
+__all__ = ["CGFedRec", "CoFedRec", "CoLR", "FedCA", "FedMF", "FedNCF", "FedRAP", "GPFedRec", "Local", "PFedRec"]

@@ -1,0 +1,324 @@
+"""FedCA: composite aggregation (Zhang et al., 2024, arXiv 2406.03933).
+
+Item tables stay with their clients. In every round a random tenth of the clients exchange theirs: for each of them the
+server mixes the tables of all of them, with weights that favour clients with much data, alike in how their tables
+changed, and alike in the space that their trained rows span. Each next starts from 0.9 of its own table and 0.1 of its
+mix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Fabric
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from cgfedrec.client import Batch, StepOutput, empty_parameter
+from cgfedrec.errors import check, not_positive
+from cgfedrec.factors import FactorClient, FactorMethod
+from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.methods.fedrap import EarlyStop
+from cgfedrec.random import Stream, uniform
+from cgfedrec.server import NotFiniteError, Server
+from cgfedrec.table import OptimizerCallable
+
+
+class FedCAClient(FactorClient):
+    """A `FactorClient` that keeps its table, and in a round in which its turn is draws nearer to a mix of others.
+
+    Whose turn it is follows from the seed and the round, so the others need not send anything. A client whose mean
+    loss over an epoch differs from that of the epoch before by less than the tolerance stands still for the rest of the
+    round.
+
+    Args:
+        num_items: n.
+        seed: Of the start, and of whose turn it is.
+        dim: d.
+        optimizer: Makes the optimiser.
+        init_scale: Standard deviation of every initial value.
+        share: How likely it is a client's turn.
+        own: Weight of a client's own table when a mix arrives.
+        directions: How many leading directions of its trained rows a client sends.
+        tolerance: Of the early stop.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        seed: int,
+        dim: int,
+        optimizer: OptimizerCallable,
+        init_scale: float,
+        share: float,
+        own: float,
+        directions: int,
+        tolerance: float,
+    ) -> None:
+        super().__init__(num_items, seed, dim, optimizer, init_scale)
+        self.share, self.own, self.directions, self.tolerance = share, own, directions, tolerance
+        self.seen = empty_parameter(num_items)
+        self.round = 1
+        self.stop = EarlyStop(0, tolerance, self.device)
+        self._moving = self.stop.active
+        self._kept: tuple[Tensor, list[Tensor]] | None = None
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        return super().start(users) | {"seen": torch.zeros(1, 1).expand(len(users), self.num_items)}
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        optimizers = super().configure_optimizers()
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(lambda *_: self._hold())
+            optimizer.register_step_post_hook(lambda *_: self._put_back())
+        return optimizers
+
+    def _hold(self) -> None:
+        """Before a step, remember those who stand still: without a gradient, momentum would move them yet."""
+        still = (~self._moving).nonzero().squeeze(1)
+        self._kept = (still, [self.user.data[still], self.table.data[still]]) if len(still) else None
+
+    def _put_back(self) -> None:
+        if self._kept is not None:
+            still, rows = self._kept
+            self.user.data[still], self.table.data[still] = rows
+        self._kept = None
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        loss = super().training_step(batch, step).loss
+        self.seen.data.scatter_add_(1, batch.items, batch.weights.gt(0).to(self.seen.dtype))
+        self._moving = self.stop.active[: len(loss)]
+        self.stop.observe(loss.detach(), batch)
+        return StepOutput(loss)
+
+    def receive(self, broadcast: Broadcast | None) -> None:
+        """A mix, where there is one, draws the client's table towards it."""
+        self.round = 1 if broadcast is None else int(broadcast.values["rounds"]) + 1  # type: ignore[arg-type]
+        self.seen.data.zero_()
+        self.stop = EarlyStop(len(self.users), self.tolerance, self.table.device)
+        if broadcast is not None and broadcast.own is not None:
+            rows, places = (self.users[:, None] == broadcast.own.clients).nonzero(as_tuple=True)
+            mixes = broadcast.own.values["table"].to(self.table.device)[places]
+            self.table.data[rows] = mixes.lerp(self.table.data[rows], self.own)
+
+    def upload(self) -> Upload:
+        """The table, the leading directions of its trained rows and the number of samples, all zero, and so not sent,
+        from clients whose turn it is not.
+        """
+        turn = torch.from_numpy(uniform(self.seed, Stream.MIXES, self.round, self.users.numpy()) < self.share)
+        turn = turn.to(self.table.device)[:, None, None]
+        values = {
+            "table": self.table.detach(),
+            "directions": leading_directions(self.table.detach(), self.seen.detach(), self.directions),
+            "samples": self.seen.detach().sum(1)[:, None, None],
+        }
+        return Upload(
+            self.users, {name: torch.where(turn, value, 0) for name, value in values.items()}, frozenset(values)
+        )
+
+
+def leading_directions(table: Tensor, seen: Tensor, number: int) -> Tensor:
+    """The first principal directions of each client's trained rows, each row as often as it was seen.
+
+    Args:
+        table: `[clients, items, dim]`.
+        seen: `[clients, items]`: how often each row was in a batch.
+        number: How many directions.
+
+    Returns:
+        `[clients, number, dim]`, orthonormal, the leading one first.
+    """
+    share = (seen / seen.sum(1, keepdim=True).clamp_min(1))[:, None]
+    centred = table - torch.bmm(share, table)
+    covariance = torch.bmm(centred.mT * share, centred)
+    rising: Tensor = torch.linalg.eigh(covariance).eigenvectors.mT
+    return rising.flip(1)[:, :number].contiguous()
+
+
+class MixServer(Server):
+    """Mixes the tables of those whose turn it was, for each of them; a mix waits until its client takes part again.
+
+    Args:
+        start: The shared initial table, `[items, dim]`.
+        seed: Of the shared start, which goes down as this seed.
+        alpha: Weight of complementarity.
+        beta: Weight of similarity.
+    """
+
+    sees_single_uploads = True
+    grows = ("waiting", "mixes")
+    start: Tensor
+    rounds: Tensor
+    waiting: Tensor
+    mixes: Tensor
+
+    def __init__(self, start: Tensor, seed: int, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.seed, self.alpha, self.beta = seed, alpha, beta
+        self.register_buffer("start", start, persistent=False)
+        self.register_buffer("rounds", torch.tensor(0))
+        self.register_buffer("waiting", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("mixes", start.new_empty(0, *start.shape))
+        self._participants: list[Tensor] = []
+        self._sent: list[Upload] = []
+
+    def welcome(self) -> Broadcast:
+        return Broadcast({"seed": torch.tensor(self.seed)})
+
+    def broadcast(self, users: Tensor) -> Broadcast | None:
+        if not self.rounds:
+            return None
+        rows, places = (users[:, None] == self.waiting.cpu()).nonzero(as_tuple=True)
+        own = Upload(users[rows], {"table": self.mixes[places.to(self.mixes.device)]}) if len(rows) else None
+        return Broadcast({"rounds": self.rounds.int()}, own)
+
+    def reduce(self, upload: Upload) -> Upload:
+        finite = upload.values["table"].flatten(1).isfinite().all(1).cpu()
+        if not finite.all():
+            raise NotFiniteError("the uploaded table", upload.clients[~finite].tolist())
+        return upload
+
+    def aggregate(self, upload: Upload) -> None:
+        sent = upload.values["samples"].flatten() > 0
+        self._participants.append(upload.clients)
+        self._sent.append(Upload(upload.clients[sent.cpu()], {n: value[sent] for n, value in upload.values.items()}))
+
+    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+        """Mix, and report how many tables were, and the mean weight of a client's own in its mix."""
+        clients = torch.cat([upload.clients for upload in self._sent]).to(self.waiting.device)
+        table, directions, samples = (
+            torch.cat([upload.values[name] for upload in self._sent]) for name in ("table", "directions", "samples")
+        )
+        weights = mix_weights(table - self.start, directions, samples.flatten(), self.alpha, self.beta)
+        mixes = (weights.to(table.dtype) @ table.flatten(1)).view_as(table)
+        waiting = ~torch.isin(self.waiting, torch.cat(self._participants).to(self.waiting.device))
+        self.waiting = torch.cat((self.waiting[waiting], clients))
+        self.mixes = torch.cat((self.mixes[waiting], mixes))
+        self.rounds.fill_(round)
+        self._participants, self._sent = [], []
+        own = float(weights.diagonal().mean()) if len(clients) else 0.0
+        return {"mixes/clients": float(len(clients)), "mixes/own": own}
+
+
+def mix_weights(changes: Tensor, directions: Tensor, samples: Tensor, alpha: float, beta: float) -> Tensor:
+    """With which weights each client's mix takes the tables of all: the paper's quadratic program, row by row.
+
+    On the simplex, |w|^2 - 2 <p + alpha comp - beta sim, w> is least where w is nearest to p + alpha comp - beta sim.
+
+    Args:
+        changes: `[clients, items, dim]`: how far each table is from the start of all.
+        directions: `[clients, directions, dim]`, orthonormal.
+        samples: `[clients]`.
+        alpha: Weight of complementarity.
+        beta: Weight of similarity.
+
+    Returns:
+        `[clients, clients]`, float64, rows that sum to 1.
+    """
+    wished = (samples.double() / samples.sum()).expand(len(samples), -1)
+    wished = wished + alpha * complementarity(directions.double()) - beta * similarity(changes.double())
+    return project_to_simplex(wished)
+
+
+def complementarity(directions: Tensor) -> Tensor:
+    """The cosine of the mean principal angle between any two clients' directions, `[clients, clients]`."""
+    cosines: Tensor = torch.linalg.svdvals(torch.einsum("ukd,vld->uvkl", directions, directions))
+    return cosines.clamp(max=1).acos().mean(2).cos()
+
+
+def similarity(changes: Tensor) -> Tensor:
+    """-1 / (1 + distance) of any two clients' changes along the first principal component of each.
+
+    A principal component has no sign of its own; the distance is the lesser of the two.
+
+    Returns:
+        `[clients, clients]`, -1 for those who changed alike.
+    """
+    centred = changes - changes.mean(1, keepdim=True)
+    first: Tensor = torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, :, -1:]
+    scores = (centred @ first).squeeze(2)
+    products = scores @ scores.T
+    squares = products.diagonal()
+    distance: Tensor = (squares[:, None] + squares - 2 * products.abs()).clamp_min(0).sqrt()
+    return -1 / (1 + distance)
+
+
+def project_to_simplex(points: Tensor) -> Tensor:
+    """The nearest point of the probability simplex to each row (Held, Wolfe and Crowder 1974).
+
+    Args:
+        points: `[rows, size]`.
+
+    Returns:
+        `[rows, size]`
+    """
+    falling = points.sort(1, descending=True).values
+    excess = (falling.cumsum(1) - 1) / torch.arange(1, points.shape[1] + 1, dtype=points.dtype, device=points.device)
+    last = (falling > excess).sum(1, keepdim=True) - 1
+    return (points - excess.gather(1, last)).clamp_min(0)
+
+
+class FedCA(FactorMethod):
+    """FedCA (arXiv 2406.03933), with matrix factorisation for its backbone.
+
+    What the card leaves open is decided thus. A tenth is drawn by lot, each client with that probability; they alone
+    send their tables, and a mix is of these tables alone. Clients find the directions of their trained rows themselves,
+    so that the server need not know which rows those are. The early stop is that of FedRAP.
+
+    The published code departs from this in three ways: it subtracts the principal component of the start from that of
+    each table, so that the start cancels, and with signs as they fall; it counts a similarity below -0.9 as -1; and it
+    pairs directions greedily instead of taking principal angles.
+
+    Args:
+        dim: Size of an embedding.
+        optimizer: Optimiser of the user vector and the item table.
+        local_epochs: Passes over a participant's own samples in each round, at most.
+        init_scale: Standard deviation of every initial value.
+        share: How likely a participant exchanges its table in a round.
+        own: Weight of a client's own table when its mix arrives; the rest is the mix's.
+        alpha: Weight of complementarity in a mix.
+        beta: Weight of similarity in a mix.
+        directions: How many leading directions of clients' trained rows are compared, at most dim.
+        tolerance: A client stops early where its loss changes by less than this from one epoch to the next; 0 for
+            never.
+    """
+
+    client_class = FedCAClient
+
+    def __init__(
+        self,
+        dim: int = 16,
+        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=0.01),
+        local_epochs: int = 10,
+        init_scale: float = 1.0,
+        share: float = 0.1,
+        own: float = 0.9,
+        alpha: float = 0.3,
+        beta: float = 0.3,
+        directions: int = 4,
+        tolerance: float = 1e-4,
+    ) -> None:
+        at_least_zero = {"alpha": alpha, "beta": beta, "tolerance": tolerance}
+        check(
+            None if 0 < share <= 1 else f"method.share: {share} must be above 0 and at most 1",
+            None if 0 <= own <= 1 else f"method.own: {own} must be between 0 and 1",
+            *(not_positive(f"method.{name}", value) for name, value in at_least_zero.items() if value != 0),
+            not_positive("method.directions", directions),
+            f"method.directions: {directions} is more than method.dim, {dim}" if directions > dim > 0 else None,
+        )
+        super().__init__(dim, optimizer, local_epochs, init_scale)
+        self.share = share
+        self.own = own
+        self.alpha = alpha
+        self.beta = beta
+        self.directions = directions
+        self.tolerance = tolerance
+
+    def client_settings(self, num_items: int) -> dict[str, Any]:
+        own = {"share": self.share, "own": self.own, "directions": self.directions, "tolerance": self.tolerance}
+        return super().client_settings(num_items) | own
+
+    def server(self, num_items: int, seed: int) -> MixServer:
+        start = self.client(num_items, seed).start(torch.tensor([0]))["table"][0].clone()
+        return MixServer(start, seed, self.alpha, self.beta)
