@@ -110,7 +110,7 @@ def test_mixes_go_to_those_whose_turn_it_was_and_wait_for_them(fabric: Fabric) -
 class TestFedCA(Conformance):
     uploads: ClassVar = {"table", "directions", "samples"}
     wrong: ClassVar = {"directions": 9}
-    good: ClassVar = {"dim": 16, "init_scale": 0.1, "local_epochs": 2, "share": 1.0, "own": 0.0}
+    good: ClassVar = {"dim": 16, "init_scale": 0.1, "local_epochs": 2, "share": 1.0, "own": 0.0, "directions": 2}
 
     def method(self, **settings: Any) -> Method:
         return FedCA(**{"dim": 8, "directions": 3, "share": 0.5, "local_epochs": 3, "tolerance": 0.01} | settings)
