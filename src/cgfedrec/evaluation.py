@@ -102,6 +102,12 @@ def summarise(data: FederatedDataModule, stage: Stage, ranked: Ranked) -> dict[s
     return {f"{stage}/{name}": value.item() for name, value in results.items()}
 
 
+def no_metric(option: str, name: str, data: FederatedDataModule) -> str | None:
+    """The problem with an option that must name a validation metric of the data's protocol."""
+    names = [f"val/{metric.name}@{k}" for metric in (HitRate, NDCG, MRR) for k in data.protocol.cutoffs]
+    return None if name in names else f"{option}: no {name!r}; choose one of {', '.join(names)}"
+
+
 def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The ``k`` best candidates of each user and their scores, `[users, k]`, best first."""
     top = torch.where(candidates, scores.nan_to_num(nan=-torch.inf), -torch.inf).topk(k)

@@ -16,10 +16,9 @@ from cgfedrec.capacity import Demand, Place, plan
 from cgfedrec.client import Batch, forget, narrow
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, not_positive
-from cgfedrec.evaluation import Ranked, ranked, summarise
+from cgfedrec.evaluation import Ranked, no_metric, ranked, summarise
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
-from cgfedrec.metrics import MRR, NDCG, HitRate
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore
@@ -98,11 +97,8 @@ class FederatedLoop:
         Raises:
             InputError: for settings that do not fit the data, or a federation that does not fit the machine.
         """
-        metrics = [f"val/{metric.name}@{k}" for metric in (HitRate, NDCG, MRR) for k in data.protocol.cutoffs]
         check(
-            None
-            if self.monitor in metrics
-            else f"loop.monitor: no {self.monitor!r}; choose one of {', '.join(metrics)}",
+            no_metric("loop.monitor", self.monitor, data),
             f"loop.participants: {self.participants} is more than the {data.num_users} users of the data"
             if self.participants is not None and self.participants > data.num_users
             else None,

@@ -1,1 +1,9 @@
-"""References that see everyone's data: ``fit(interactions)``, ``score(users)``; outside the loop, same evaluation."""
+"""References that see everyone's data: ``fit(data)``, ``score(users)``; outside the loop, same evaluation."""
+
+from cgfedrec.centralized.ease import EASE
+from cgfedrec.centralized.lightgcn import LightGCN
+from cgfedrec.centralized.mf import MF
+from cgfedrec.centralized.popularity import Popularity
+from cgfedrec.centralized.reference import Reference
+
+__all__ = ["EASE", "MF", "LightGCN", "Popularity", "Reference"]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import Tensor
 
+from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import FederatedDataModule
 
 
-class Popularity:
+class Popularity(Reference):
     """Scores an item by the share of users who have it in training."""
 
-    def fit(self, data: FederatedDataModule) -> Popularity:
+    def fit(self, data: FederatedDataModule) -> Self:
         self.popularity = data.popularity
         return self
 
     def score(self, users: Tensor) -> Tensor:
-        """`[users, items]`"""
         return self.popularity.expand(len(users), -1)

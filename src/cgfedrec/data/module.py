@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from cgfedrec.client import Batch
@@ -26,7 +27,7 @@ Stage = Literal["val", "test"]
 SHORTEST = 32
 """Samples to which a client with fewer is padded."""
 DRAWN_AT_ONCE = 256
-"""Users for whom candidates are sampled in one operation."""
+"""Users for whom candidates, or everyone's negatives, are drawn in one operation."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,22 @@ class FederatedDataModule(LightningDataModule):
         """`[items]`: the share of users who have each item in training."""
         counts = np.bincount(self._train.items, minlength=self.num_items)
         return torch.from_numpy(counts / self.num_users)
+
+    def training_matrix(self) -> csr_array:
+        """`[users, items]`, float64: 1 where a user has an item in training; for those who see everyone's data."""
+        ones = np.ones(len(self._train.items))
+        return csr_array((ones, self._train.items, self._train.starts), shape=(self.num_users, self.num_items))
+
+    def training_samples(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Everyone's training samples with the negatives that their clients would draw in round ``epoch``.
+
+        Returns:
+            Users `[positives]` and items `[positives, 1 + negatives]`, the positive first.
+        """
+        everyone = np.arange(self.num_users)
+        parts = [everyone[start : start + DRAWN_AT_ONCE] for start in range(0, self.num_users, DRAWN_AT_ONCE)]
+        items = np.concatenate([self._samples(users, epoch) for users in parts])
+        return torch.from_numpy(np.repeat(everyone, self._train.lengths)), torch.from_numpy(items)
 
     def interactions_per_user(self) -> NDArray[np.int64]:
         """`[users]`: positive interactions, whatever they are for."""

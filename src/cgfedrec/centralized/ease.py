@@ -1,0 +1,40 @@
+"""EASE: a linear autoencoder without hidden layers, in closed form (Steck, WWW 2019, arXiv 1905.03375)."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from cgfedrec.centralized.reference import Reference
+from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.errors import check, not_positive
+
+
+class EASE(Reference):
+    """EASE (arXiv 1905.03375): an item is scored by a weighted sum over the user's training items.
+
+    With X `[users, items]` of zeros and ones, the weights B minimise |X - X B|^2 + lambda |B|^2 under diag(B) = 0:
+    P = (X^T X + lambda I)^-1 and B_ij = -P_ij / P_jj outside the diagonal (eq. 8). Computed in float64; memory grows
+    with the square of the catalogue.
+
+    Args:
+        lambda_: Weight of the penalty; the larger, the smaller the weights of rare items.
+    """
+
+    def __init__(self, lambda_: float = 200.0) -> None:
+        check(not_positive("method.lambda_", lambda_))
+        self.lambda_ = lambda_
+
+    def fit(self, data: FederatedDataModule) -> Self:
+        self.interactions = data.training_matrix()
+        gram = torch.from_numpy((self.interactions.T @ self.interactions).toarray()).to(self.device)
+        gram.diagonal().add_(self.lambda_)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        self.weights = inverse.div_(-inverse.diagonal())
+        self.weights.fill_diagonal_(0)
+        return self
+
+    def score(self, users: Tensor) -> Tensor:
+        return torch.from_numpy(self.interactions[users.numpy()].toarray()).to(self.device) @ self.weights

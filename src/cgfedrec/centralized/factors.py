@@ -1,0 +1,143 @@
+"""Vectors of users and items, trained together on everyone's data: what MF and LightGCN share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Adam
+
+from cgfedrec.centralized.reference import Reference
+from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.errors import RunError, check, not_positive
+from cgfedrec.evaluation import evaluate, no_metric
+from cgfedrec.random import Stream, bits, normal
+
+SCORED_AT_ONCE = 256
+
+
+def logistic(logits: Tensor) -> Tensor:
+    """Binary cross-entropy, averaged over the samples `[positives, 1 + negatives]`, the positive first."""
+    return (F.softplus(logits).sum() - logits[:, 0].sum()) / logits.numel()
+
+
+def bpr(logits: Tensor) -> Tensor:
+    """Bayesian personalised ranking (Rendle et al., UAI 2009): -log sigmoid(positive - negative), mean over pairs."""
+    return F.softplus(logits[:, 1:] - logits[:, :1]).mean()
+
+
+class Factors(Reference):
+    """A reference that scores by p_u . q_i, both made from trained tables; Adam on batches of positives.
+
+    Negatives are drawn anew in every epoch, ``data.negatives`` a positive, from the same pool and by the same numbers
+    as a client would in that round. Where the data hold out validation, it is ranked every few epochs, the best epoch
+    is kept and training stops once no better one comes; else all epochs are trained.
+
+    Args:
+        dim: Size of a vector.
+        epochs: Passes over the training interactions, at most.
+        batch_size: Positives in a batch, each with its negatives.
+        lr: Of Adam.
+        weight_decay: Weight of half the squared norm of the trained vectors that a batch touches, one for each time
+            that it does, averaged over the positives; as LightGCN does it, and not Adam's own decay.
+        init_scale: Standard deviation of every initial value.
+        evaluate_every: Epochs between two evaluations; the last epoch is always evaluated.
+        patience: Stop after this many evaluations without a better one; ``null`` for never.
+        monitor: The validation metric that chooses the best epoch.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        weight_decay: float,
+        init_scale: float,
+        evaluate_every: int,
+        patience: int | None,
+        monitor: str,
+    ) -> None:
+        positive = {
+            "dim": dim,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "init_scale": init_scale,
+            "evaluate_every": evaluate_every,
+            "patience": patience,
+        }
+        check(
+            *(not_positive(f"method.{name}", value) for name, value in positive.items()),
+            None if 0 <= weight_decay < float("inf") else f"method.weight_decay: {weight_decay} is below 0",
+        )
+        self.dim = dim
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.init_scale = init_scale
+        self.evaluate_every = evaluate_every
+        self.patience = patience
+        self.monitor = monitor
+
+    @abstractmethod
+    def loss(self, logits: Tensor) -> Tensor:
+        """The loss of a batch, from logits `[positives, 1 + negatives]`, the positive first."""
+
+    def setup(self, data: FederatedDataModule) -> None:
+        """Take from the data what `vectors` needs."""
+
+    def vectors(self, table: Tensor) -> Tensor:
+        """What scores are made of, `[users + items, dim]`, from the trained table of the same shape."""
+        return table
+
+    def fit(self, data: FederatedDataModule) -> Self:
+        measured = data.holds_out("val")
+        check(no_metric("method.monitor", self.monitor, data) if measured else None)
+        self.setup(data)
+        self.num_users = data.num_users
+        places = np.arange(data.num_users + data.num_items)[:, None], np.arange(self.dim)
+        start = torch.from_numpy(normal(data.seed, Stream.START, *places)).float() * self.init_scale
+        table = start.to(self.device).requires_grad_()
+        optimizer = Adam([table], lr=self.lr)
+        chosen, best, since_best = start, -1.0, 0
+        for epoch in range(1, self.epochs + 1):
+            self._train(table, optimizer, data, epoch)
+            if epoch != self.epochs and (epoch % self.evaluate_every or not measured):
+                continue
+            self.trained = self.vectors(table.detach()).clone()
+            found = evaluate(data, "val", self.score, SCORED_AT_ONCE)[self.monitor] if measured else 0.0
+            since_best += 1
+            if found > best:
+                chosen, best, since_best, self.best_epoch = self.trained, found, 0, epoch
+            if since_best == self.patience:
+                break
+        self.trained = chosen
+        return self
+
+    def _train(self, table: Tensor, optimizer: Adam, data: FederatedDataModule, epoch: int) -> None:
+        """One pass over all positives, in an order drawn for it."""
+        users, items = data.training_samples(epoch)
+        order = torch.from_numpy(bits(data.seed, Stream.SHUFFLE, epoch, np.arange(len(users))).argsort())
+        for batch in order.split(self.batch_size):
+            rows = torch.cat((users[batch][:, None], items[batch] + self.num_users), dim=1).to(self.device)
+            vectors = self.vectors(table)[rows]
+            loss = self.loss((vectors[:, 1:] * vectors[:, :1]).sum(2))
+            if self.weight_decay:
+                loss = loss + self.weight_decay / 2 * table[rows].square().sum() / len(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if not table.isfinite().all():
+            raise RunError(f"epoch {epoch}: the trained vectors are not finite; a lower learning rate may help")
+
+    def score(self, users: Tensor) -> Tensor:
+        return self.trained[users.to(self.device)] @ self.trained[self.num_users :].T
+
+    def report(self) -> dict[str, float]:
+        return {"train/epochs": self.best_epoch}

@@ -1,0 +1,93 @@
+"""LightGCN: vectors smoothed over the graph of who has what (He et al., SIGIR 2020, arXiv 2002.02126)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import block_array, csr_array
+from torch import Tensor
+
+from cgfedrec.centralized.factors import Factors, bpr
+from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.errors import check
+
+
+class LightGCN(Factors):
+    """LightGCN (arXiv 2002.02126): the mean of a vector and of its averages over 1, 2, ... steps in the graph.
+
+    With A the adjacency of users and items and D its degrees, a layer multiplies by D^-1/2 A D^-1/2 (eq. 7), and layers
+    0 to ``layers`` are averaged (eq. 8, all weights 1 / (layers + 1)). BPR with ``data.negatives`` negatives a
+    positive, where the paper draws one; the penalty is on the vectors before the first layer (eq. 15).
+
+    Args:
+        layers: How often vectors are passed on; 0 is `MF` with BPR.
+        dim: Size of a vector.
+        epochs: Passes over the training interactions, at most.
+        batch_size: Positives in a batch, each with its negatives.
+        lr: Of Adam.
+        weight_decay: Weight of half the squared norm of the trained vectors in a batch.
+        init_scale: Standard deviation of every initial value.
+        evaluate_every: Epochs between two evaluations; the last epoch is always evaluated.
+        patience: Stop after this many evaluations without a better one; ``null`` for never.
+        monitor: The validation metric that chooses the best epoch.
+    """
+
+    def __init__(
+        self,
+        layers: int = 3,
+        dim: int = 64,
+        epochs: int = 400,
+        batch_size: int = 2048,
+        lr: float = 0.001,
+        weight_decay: float = 1e-4,
+        init_scale: float = 0.1,
+        evaluate_every: int = 5,
+        patience: int | None = 10,
+        monitor: str = "val/ndcg@10",
+    ) -> None:
+        check(None if layers >= 0 else f"method.layers: {layers} is below 0")
+        super().__init__(dim, epochs, batch_size, lr, weight_decay, init_scale, evaluate_every, patience, monitor)
+        self.layers = layers
+
+    def loss(self, logits: Tensor) -> Tensor:
+        return bpr(logits)
+
+    def setup(self, data: FederatedDataModule) -> None:
+        self.graph = normalised(data.training_matrix()).to(self.device)
+
+    def vectors(self, table: Tensor) -> Tensor:
+        layer = total = table
+        for _ in range(self.layers):
+            layer = _PassOn.apply(self.graph, layer)  # type: ignore[no-untyped-call]
+            total = total + layer
+        return total / (self.layers + 1)
+
+
+def normalised(interactions: csr_array) -> Tensor:
+    """D^-1/2 A D^-1/2 of the graph of users and items, `[users + items, users + items]`, sparse; 0 where nothing is."""
+    adjacency = block_array([[None, interactions], [interactions.T, None]], format="csr")
+    degrees = adjacency.sum(1)
+    scale = np.divide(1, np.sqrt(degrees), where=degrees > 0, out=np.zeros_like(degrees))
+    values = adjacency.data * scale[adjacency.indices] * np.repeat(scale, np.diff(adjacency.indptr))
+    starts, items, weights = (
+        torch.from_numpy(part) for part in (adjacency.indptr, adjacency.indices, values.astype("f4"))
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # a dozen times as fast as COO
+        return torch.sparse_csr_tensor(starts, items, weights, adjacency.shape, check_invariants=True)
+
+
+class _PassOn(torch.autograd.Function):
+    """A product with a symmetric sparse matrix, which is its own transpose: backward need not make one."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: Tensor, layer: Tensor) -> Tensor:
+        ctx.graph = graph
+        return graph @ layer
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.graph @ gradient

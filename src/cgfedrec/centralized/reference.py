@@ -1,0 +1,40 @@
+"""Reference: a recommender that is given everyone's data in one place, to show what privacy costs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from cgfedrec.data.module import FederatedDataModule
+
+
+class Reference(ABC):
+    """A centralised recommender, its hyperparameters as init arguments.
+
+    It is fitted to training interactions alone; where it stops early, validation interactions choose when.
+
+    Attributes:
+        device: Where it computes; set before `fit`.
+    """
+
+    device = torch.device("cpu")
+
+    @abstractmethod
+    def fit(self, data: FederatedDataModule) -> Self:
+        """Learn from everyone's training interactions.
+
+        Raises:
+            InputError: for settings that do not fit the data.
+            RunError: if fitting fails.
+        """
+
+    @abstractmethod
+    def score(self, users: Tensor) -> Tensor:
+        """Scores of all items, `[users, items]`, for users `[users]` of the data that it was fitted to."""
+
+    def report(self) -> dict[str, float]:
+        """What fitting has to tell, for the row of ``metrics.csv``, named like ``train/epochs``."""
+        return {}
