@@ -1,0 +1,161 @@
+"""FedNCF: federated neural collaborative filtering (Perifanis and Efraimidis 2022, arXiv 2106.04405), without its
+secure aggregation.
+
+The model is NeuMF (He et al. 2017, arXiv 1708.05031): generalised matrix factorisation beside a multi-layer
+perceptron. User vectors stay with their clients; item embeddings and the network go up, are averaged, and come down.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from cgfedrec.client import Batch, StepOutput, empty_parameter
+from cgfedrec.errors import check
+from cgfedrec.factors import FactorClient, FactorMethod
+from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.rows import by_rows, rows_of
+from cgfedrec.server import TableServer
+from cgfedrec.table import OptimizerCallable
+
+SCORED_AT_ONCE = 2**16
+"""Items, over all clients of a cohort, whose hidden layers are held at a time in scoring."""
+
+
+class FedNCFClient(FactorClient):
+    """Score sigmoid(w . [p * q_i ; MLP([p' ; q'_i])] + b), the MLP with ReLU after each layer.
+
+    A user vector is p beside p', `[clients, 2 dim]`, a row of the item table q beside q', and ``network`` holds all
+    layers one after another, `[clients, weights]`, so that an optimiser moves them in one operation.
+
+    Args:
+        num_items: n.
+        seed: Of the start.
+        dim: Size of each of p, p', q and q'.
+        hidden: Sizes of the MLP's layers, after the first of 2 dim.
+        optimizer: Makes the optimiser.
+        init_scale: Standard deviation of every initial embedding.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        seed: int,
+        dim: int,
+        hidden: tuple[int, ...],
+        optimizer: OptimizerCallable,
+        init_scale: float,
+    ) -> None:
+        super().__init__(num_items, seed, 2 * dim, optimizer, init_scale)
+        self.shapes = layer_shapes(dim, hidden)
+        self.network = empty_parameter(num_weights(self.shapes))
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        """Embeddings as a `FactorClient`'s; one network for all, Xavier-uniform with biases of 0."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        layers = []
+        for shape in self.shapes:
+            weight = nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
+            layers += [weight.flatten(), torch.zeros(shape[0])]
+        return super().start(users) | {"network": torch.cat(layers).expand(len(users), -1)}
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [by_rows(self.optimizer([self.user, self.table, self.network]))]
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        logits = self._logits(rows_of(self.table, batch.items), self.user, self.network).float()
+        loss = F.binary_cross_entropy_with_logits(logits, batch.targets, batch.weights, reduction="none")
+        return StepOutput(loss.sum(1))
+
+    def _logits(self, rows: Tensor, user: Tensor, network: Tensor) -> Tensor:
+        """Logits of some items, `[clients, items]`, from their ``rows`` of the table, `[clients, items, 2 dim]`."""
+        *layers, (out, bias) = self._layers(network)
+        factors, hidden = rows.chunk(2, dim=2)
+        mine, own = user.chunk(2, dim=1)
+        # What the first layer makes of the user is the same for all items: it is computed once, as part of the bias.
+        first, offset = layers[0]
+        of_user, of_item = first.chunk(2, dim=2)
+        layers[0] = of_item, torch.baddbmm(offset[:, :, None], of_user, own[:, :, None]).squeeze(2)
+        for weight, offset in layers:
+            hidden = torch.baddbmm(offset[:, None], hidden, weight.mT).relu()
+        of_factors, of_hidden = out.squeeze(1).split([mine.shape[1], hidden.shape[2]], dim=1)
+        logits = torch.baddbmm(bias[:, :, None], factors, (of_factors * mine)[:, :, None])
+        return torch.baddbmm(logits, hidden, of_hidden[:, :, None]).squeeze(2)
+
+    def _layers(self, network: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's weight, `[clients, out, in]`, and bias, `[clients, out]`; the logit's is the last."""
+        sizes = [size for out, inside in self.shapes for size in (out * inside, out)]
+        parts = network.split(sizes, dim=1)
+        return [
+            (weight.view(-1, *shape), bias)
+            for weight, bias, shape in zip(parts[::2], parts[1::2], self.shapes, strict=True)
+        ]
+
+    def receive(self, broadcast: Broadcast | None) -> None:
+        """The server's item table and network replace the client's."""
+        super().receive(broadcast)
+        if broadcast is not None:
+            self.network.data.copy_(broadcast.values["network"])  # type: ignore[arg-type]
+
+    def upload(self) -> Upload:
+        return Upload(self.users, {"table": self.table.detach(), "network": self.network.detach()})
+
+    @torch.no_grad()
+    def score(self) -> Tensor:
+        chunks = self.table.split(max(1, SCORED_AT_ONCE // len(self.users)), dim=1)
+        return torch.cat([self._logits(rows, self.user, self.network) for rows in chunks], dim=1)
+
+
+class FedNCF(FactorMethod):
+    """FedNCF (arXiv 2106.04405): all of NeuMF but the user vectors goes up and down.
+
+    Item embeddings and network are plain means over the participants; the paper goes further and aggregates the two
+    by different rules. The paper leaves open how user vectors start: here each client draws its own.
+
+    Args:
+        dim: Size of the embeddings of either half.
+        hidden: Sizes of the MLP's layers, after the first of twice dim.
+        optimizer: Optimiser of embeddings and network.
+        local_epochs: Passes over a participant's own samples in each round.
+        init_scale: Standard deviation of every initial embedding.
+    """
+
+    client_class = FedNCFClient
+
+    def __init__(
+        self,
+        dim: int = 64,
+        hidden: tuple[int, ...] = (64, 32, 16),
+        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=0.001),
+        local_epochs: int = 1,
+        init_scale: float = 0.01,
+    ) -> None:
+        check(
+            f"method.hidden: {hidden} must be one size or more, each positive"
+            if not hidden or min(hidden) < 1
+            else None
+        )
+        super().__init__(dim, optimizer, local_epochs, init_scale)
+        self.hidden = hidden
+
+    def client_settings(self, num_items: int) -> dict[str, Any]:
+        return super().client_settings(num_items) | {"hidden": self.hidden}
+
+    def server(self, num_items: int, seed: int) -> TableServer:
+        weights = num_weights(layer_shapes(self.dim, self.hidden))
+        return TableServer({"table": (num_items, 2 * self.dim), "network": (weights,)}, seed)
+
+
+def layer_shapes(dim: int, hidden: tuple[int, ...]) -> list[tuple[int, int]]:
+    """What every layer puts out and takes in, the logit's last, which takes both halves."""
+    return [(out, inside) for inside, out in pairwise((2 * dim, *hidden))] + [(1, dim + hidden[-1])]
+
+
+def num_weights(shapes: list[tuple[int, int]]) -> int:
+    """Weights and biases of these layers."""
+    return sum(out * (inside + 1) for out, inside in shapes)

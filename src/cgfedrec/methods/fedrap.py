@@ -1,0 +1,255 @@
+"""FedRAP: additive personalisation (Li, Long and Zhou, ICLR 2024, arXiv 2301.09109).
+
+An item is the sum of two embeddings: a personal one that never leaves its client, and a common one that goes up, is
+averaged, and comes down. The loss pushes the two apart and the common one towards zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from cgfedrec.client import Batch, Client, StepOutput, empty_parameter
+from cgfedrec.errors import check, not_positive
+from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.method import Method
+from cgfedrec.random import Stream, uniform
+from cgfedrec.rows import by_rows, linear_loss, rows_of
+from cgfedrec.server import TableServer
+
+Ramp = Literal["paper", "constant"]
+
+
+class FedRAPClient(Client):
+    """Score sigmoid(w . (D_i + C_i) + b), with a private table D, a private head, and the server's table C.
+
+    The loss is binary cross-entropy - apart * mean (D - C)^2 + sparse * mean |C|, the means over a batch's rows.
+    A client whose mean loss over an epoch differs from that of the epoch before by less than the tolerance stands
+    still for the rest of the round: neither gradients nor decay move it.
+
+    Args:
+        num_items: n.
+        seed: Of the start.
+        dim: d.
+        lr: Learning rate of the head.
+        table_lr: Learning rate of both tables.
+        lr_decay: Factor of both, for each round that has been.
+        weight_decay: Of all parameters, as in `torch.optim.SGD`.
+        apart: Full weight of the distance between D and C.
+        sparse: Full weight of the size of C.
+        ramp: How the weights grow over rounds.
+        tolerance: Of the early stop.
+        init_scale: Standard deviation of both initial tables, which all clients share.
+    """
+
+    scores_after = "aggregation"
+
+    def __init__(
+        self,
+        num_items: int,
+        seed: int,
+        dim: int,
+        lr: float,
+        table_lr: float,
+        lr_decay: float,
+        weight_decay: float,
+        apart: float,
+        sparse: float,
+        ramp: Ramp,
+        tolerance: float,
+        init_scale: float,
+    ) -> None:
+        super().__init__()
+        self.num_items, self.seed, self.dim, self.init_scale = num_items, seed, dim, init_scale
+        self.lr, self.table_lr, self.lr_decay, self.weight_decay = lr, table_lr, lr_decay, weight_decay
+        self.apart, self.sparse, self.ramp, self.tolerance = apart, sparse, ramp, tolerance
+        self.personal = empty_parameter(num_items, dim)
+        self.common = empty_parameter(num_items, dim)
+        self.head_weight = empty_parameter(dim)
+        self.head_bias = empty_parameter()
+        self.strength = 0.0
+        self.stop = EarlyStop(0, tolerance, self.device)
+        self._moving = self.stop.active
+        self._groups: list[dict[str, Any]] = []
+        self._start: Tensor | None = None
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        """All clients begin alike: tables N(0, init_scale^2), the head uniform as `torch.nn.Linear` draws it."""
+        if self._start is None:
+            generator = torch.Generator().manual_seed(self.seed)
+            self._start = torch.randn(2, self.num_items, self.dim, generator=generator) * self.init_scale
+        drawn = uniform(self.seed, Stream.START, 0, range(self.dim + 1))
+        head = torch.from_numpy((2 * drawn - 1) * self.dim**-0.5).float()
+        return {
+            "personal": self._start[0].expand(len(users), -1, -1),
+            "common": self._start[1].expand(len(users), -1, -1),
+            "head_weight": head[:-1].expand(len(users), -1),
+            "head_bias": head[-1].expand(len(users)),
+        }
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        head = {"params": [self.head_weight, self.head_bias], "lr": self.lr}
+        tables = {"params": [self.personal, self.common], "lr": self.table_lr}
+        optimizer = by_rows(SGD([head, tables]))
+        optimizer.register_step_pre_hook(lambda *_: self._shrink())
+        self._groups = optimizer.param_groups
+        for group in self._groups:
+            group["initial_lr"] = group["lr"]
+        return [optimizer]
+
+    @torch.no_grad()
+    def _shrink(self) -> None:
+        """Decay what moves, before a step on the rows of a batch alone: together that of SGD with weight decay.
+
+        SGD's own decay would need a gradient for every row, and would move clients that have stopped.
+        """
+        for group in self._groups:
+            factor = 1 - self._moving * (group["lr"] * self.weight_decay)
+            for parameter in group["params"]:
+                parameter.mul_(factor.view(-1, *[1] * (parameter.ndim - 1)))
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        personal, common = rows_of(self.personal, batch.items), rows_of(self.common, batch.items)
+        apart = (batch.weights * (personal - common).square().mean(2)).sum(1)
+        sparse = (batch.weights * common.abs().mean(2)).sum(1)
+        loss = linear_loss(personal + common, self.head_weight, self.head_bias, batch)
+        loss = loss + self.strength * (self.sparse * sparse - self.apart * apart)
+        self._moving = self.stop.active[: len(loss)]
+        self.stop.observe(loss.detach(), batch)
+        return StepOutput(torch.where(self._moving, loss, loss.detach()))
+
+    def receive(self, broadcast: Broadcast | None) -> None:
+        """The server's table replaces the client's; how many rounds have been says how to weigh and to learn."""
+        rounds = 0
+        if broadcast is not None:
+            common, rounds = broadcast.values["common"], int(broadcast.values["rounds"])  # type: ignore[arg-type]
+            self.common.data = common.to(self.common.device).repeat(len(self.users), 1, 1)  # type: ignore[union-attr]
+        self.strength = math.tanh(rounds / 10) if self.ramp == "paper" else 1.0
+        for group in self._groups:
+            group["lr"] = group["initial_lr"] * self.lr_decay**rounds
+        self.stop = EarlyStop(len(self.users), self.tolerance, self.common.device)
+
+    def upload(self) -> Upload:
+        return Upload(self.users, {"common": self.common.detach()})
+
+    def score(self) -> Tensor:
+        items = self.personal.detach() + self.common.detach()
+        return torch.bmm(self.head_weight.detach()[:, None], items.mT).squeeze(1)
+
+
+class EarlyStop:
+    """Which clients of a cohort go on: those whose mean loss still changes from epoch to epoch.
+
+    Args:
+        clients: How many.
+        tolerance: The least change of a client that goes on.
+        device: Where their losses are.
+    """
+
+    def __init__(self, clients: int, tolerance: float, device: torch.device) -> None:
+        self.tolerance = tolerance
+        self.active = torch.ones(clients, dtype=torch.bool, device=device)
+        self._before = torch.full((clients,), torch.inf, device=device)
+        self._total, self._samples = torch.zeros(2, clients, device=device)
+
+    def observe(self, loss: Tensor, batch: Batch) -> None:
+        """Take in the losses `[clients]` of a batch, and stop those who end an epoch that changed little."""
+        clients = len(loss)
+        total = self._total[:clients] + loss * batch.sizes
+        samples = self._samples[:clients] + batch.sizes
+        mean, before = total / samples, self._before[:clients]
+        self.active = self.active[:clients] & ~(batch.ends & ((mean - before).abs() < self.tolerance))
+        self._before = torch.where(batch.ends, mean, before)
+        self._total, self._samples = total.masked_fill(batch.ends, 0), samples.masked_fill(batch.ends, 0)
+
+
+class FedRAPServer(TableServer):
+    """A `TableServer` that says besides how many rounds have been."""
+
+    def broadcast(self, users: Tensor) -> Broadcast | None:
+        means = super().broadcast(users)
+        return None if means is None else Broadcast({**means.values, "rounds": self.rounds})
+
+
+class FedRAP(Method):
+    """FedRAP (arXiv 2301.09109): of two item tables, the common one goes up and down and the personal one stays.
+
+    The paper scores with a user vector and no bias, the published code with a linear head; here the head. One step of
+    SGD moves head and tables together. The paper lets both weights grow with the round as tanh(round / 10); the
+    published code computes that and trains with the full weights throughout (``ramp`` chooses; the first round counts
+    as 0). The code's early stop compares running means over all epochs so far, and in some versions decays the
+    learning rates within a round too; here epochs are compared with each other, and rates fall between rounds alone.
+    Published batches hold 2,048 samples (``data.batch_size``). For ML-100K its authors give sparse 1e-3, weight_decay
+    1e-6, lr 1e-4 and table_lr 1e3.
+
+    Args:
+        dim: Size of an item embedding.
+        lr: Learning rate of the head.
+        table_lr: Learning rate of both tables.
+        lr_decay: Both learning rates are multiplied by this after every round.
+        weight_decay: Of head and tables.
+        apart: Full weight of the distance between personal and common embeddings (lambda).
+        sparse: Full weight of the size of common embeddings (mu).
+        ramp: ``paper``: both weights grow as tanh(round / 10); ``constant``: they are full from the start.
+        local_epochs: Passes over a participant's own samples in each round, at most.
+        tolerance: A client stops before where its loss changes by less than this from one epoch to the next; 0 for
+            never.
+        init_scale: Standard deviation of both initial tables, which all clients share.
+    """
+
+    def __init__(
+        self,
+        dim: int = 32,
+        lr: float = 0.5,
+        table_lr: float = 200.0,
+        lr_decay: float = 0.97,
+        weight_decay: float = 1e-4,
+        apart: float = 0.1,
+        sparse: float = 0.1,
+        ramp: Ramp = "paper",
+        local_epochs: int = 10,
+        tolerance: float = 1e-4,
+        init_scale: float = 1.0,
+    ) -> None:
+        positive = {"dim": dim, "lr": lr, "table_lr": table_lr, "lr_decay": lr_decay, "init_scale": init_scale}
+        positive["local_epochs"] = local_epochs
+        at_least_zero = {"weight_decay": weight_decay, "apart": apart, "sparse": sparse, "tolerance": tolerance}
+        check(
+            *(not_positive(f"method.{name}", value) for name, value in positive.items()),
+            *(not_positive(f"method.{name}", value) for name, value in at_least_zero.items() if value != 0),
+            f"method.ramp: no {ramp!r}; choose paper or constant" if ramp not in ("paper", "constant") else None,
+        )
+        super().__init__(local_epochs)
+        self.dim = dim
+        self.lr = lr
+        self.table_lr = table_lr
+        self.lr_decay = lr_decay
+        self.weight_decay = weight_decay
+        self.apart = apart
+        self.sparse = sparse
+        self.ramp: Ramp = ramp
+        self.tolerance = tolerance
+        self.init_scale = init_scale
+
+    def client(self, num_items: int, seed: int) -> FedRAPClient:
+        return FedRAPClient(
+            num_items,
+            seed,
+            dim=self.dim,
+            lr=self.lr,
+            table_lr=self.table_lr,
+            lr_decay=self.lr_decay,
+            weight_decay=self.weight_decay,
+            apart=self.apart,
+            sparse=self.sparse,
+            ramp=self.ramp,
+            tolerance=self.tolerance,
+            init_scale=self.init_scale,
+        )
+
+    def server(self, num_items: int, seed: int) -> FedRAPServer:
+        return FedRAPServer({"common": (num_items, self.dim)}, seed)
