@@ -442,3 +442,11 @@ def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
     theirs = yaml.safe_load(cgfedrec("fit", "--config", ROOT / "configs/quickstart.yaml", "--print_config").stdout)
     assert all(ours[name] == theirs[name] for name in ("seed_everything", "data", "protocol", "method"))
     assert ours["loop"] == theirs["loop"] | {"rounds": 1}
+
+
+def test_a_method_named_by_a_config_has_its_own_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "fedmf.yaml"
+    path.write_text("method: {class_path: FedMF}\n")
+    theirs = yaml.safe_load(cgfedrec("fit", "--config", path, "--print_config").stdout)["method"]["init_args"]
+    assert theirs["init_scale"] == 0.1
+    assert theirs["local_epochs"] == 1

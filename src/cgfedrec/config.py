@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, cast
 
 import yaml
@@ -15,7 +16,9 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from lightning import Fabric
 from lightning.fabric.loggers import Logger
 
+import cgfedrec.centralized
 import cgfedrec.methods
+from cgfedrec.centralized import Reference
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 from cgfedrec.loop import FederatedLoop
@@ -65,7 +68,8 @@ def parser() -> ArgumentParser:
         default=Protocol(),
         help="How results are measured: strict, reference, or options of its own.",
     )
-    parser.add_subclass_arguments(Method, "method", default={"class_path": "cgfedrec.methods.CGFedRec"})
+    # no default: where a config names another method, that one would take over the default's settings
+    parser.add_subclass_arguments((Method, Reference), "method", required=False)
     parser.add_class_arguments(FederatedLoop, "loop")
     parser.add_argument(
         "--logger",
@@ -95,9 +99,19 @@ def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool 
     files = [config for config in configs if _is_file(config)]
     check(*(problem for file in files for problem in duplicate_keys(Path(file))))
     try:
-        settings = whole.parse_args([*first, *options])
+        try:
+            settings = whole.parse_args([*first, *options])
+        except ArgumentError:  # it may be that settings of a method are given, and no method
+            settings = None
+        if settings is None or settings.method is None:
+            whole.set_defaults({"method": {"class_path": "cgfedrec.methods.CGFedRec"}})
+            try:
+                settings = whole.parse_args([*first, *options])
+            finally:
+                whole.set_defaults({"method": None})
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-        hint = f"; methods here: {', '.join(cgfedrec.methods.__all__)}" if 'key "method"' in str(error) else ""
+        methods = *cgfedrec.methods.__all__, *cgfedrec.centralized.__all__
+        hint = f"; methods here: {', '.join(methods)}" if 'key "method"' in str(error) else ""
         where = f" (config: {', '.join(files)})" if files else ""
         raise InputError(f"{error}{hint}{where}") from error
     seed = settings.seed_everything
@@ -163,6 +177,12 @@ def dump(settings: Namespace) -> str:
     for name in ("config", "ckpt_path", "run_dir"):
         kept.pop(name, None)
     return str(parser().dump(kept, skip_unset=False, skip_validation=True))
+
+
+def is_reference(settings: Namespace) -> bool:
+    """Whether the method is a `Reference`, which sees everyone's data, and no federated one."""
+    method: object = resolve_name(settings.method.class_path)
+    return isinstance(method, type) and issubclass(method, Reference)
 
 
 def instantiate(settings: Namespace) -> Namespace:
