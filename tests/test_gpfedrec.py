@@ -10,6 +10,7 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop, train
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
@@ -21,7 +22,7 @@ from tests.conformance import Conformance, trained
 
 class TestGPFedRec(Conformance):
     uploads: ClassVar = {"table"}
-    wrong: ClassVar = {"lr_eta": 1.0}
+    wrong: ClassVar = {"threshold": 0.0}
     good: ClassVar = {
         "dim": 16,
         "hidden": (16,),
@@ -88,6 +89,12 @@ class TestGPFedRec(Conformance):
         (optimizer,) = client.configure_optimizers()
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 7.9, 13_455.9])
         assert client.start(torch.arange(2))["network"].shape == (2, 64 * 32 + 32 + 32 * 16 + 16 + 16 * 8 + 8 + 8 + 1)
+
+    def test_rates_that_would_not_be_positive_are_refused(self) -> None:
+        with pytest.raises(InputError, match=r"method\.lr_eta: 1.0 .* method\.user_lr"):
+            GPFedRec(lr_eta=1.0)
+        with pytest.raises(InputError, match=r"method\.table_lr"):
+            GPFedRec(lr_eta=0.01, user_lr=1.0).client(100, 0)
 
     def test_every_client_starts_from_the_global_table(self, data: FederatedDataModule) -> None:
         """Its target is its own row, wherever that stands, or where there is none, that table."""

@@ -246,7 +246,7 @@ class GPFedRec(FactorMethod):
         dim: Size of a user vector and of an item embedding.
         optimizer: Optimiser of everything, with the learning rate of the network.
         lr_eta: The table learns at lr * items * lr_eta - lr and the user vector at lr * lr_eta - lr, as published,
-            unless their own rates are given; above 1.
+            unless their own rates are given.
         user_lr: Learning rate of the user vector. The published one is lr / participation * lr_eta - lr.
         table_lr: Learning rate of the table.
         hidden: Sizes of the network's layers between the embeddings and the logit.
@@ -274,7 +274,8 @@ class GPFedRec(FactorMethod):
         init_scale: float = 1.0,
     ) -> None:
         check(
-            None if 1 < lr_eta < float("inf") else f"method.lr_eta: {lr_eta} is not above 1",
+            not_positive("method.lr_eta", lr_eta),
+            f"method.lr_eta: {lr_eta} is not above 1: give method.user_lr" if user_lr is None and lr_eta <= 1 else None,
             not_positive("method.user_lr", user_lr),
             not_positive("method.table_lr", table_lr),
             f"method.hidden: {hidden} must be one size or more, each positive"
@@ -295,10 +296,12 @@ class GPFedRec(FactorMethod):
 
     def client_settings(self, num_items: int) -> dict[str, Any]:
         lr = check_elementwise(self.optimizer).param_groups[0]["lr"]
+        table_lr = lr * num_items * self.lr_eta - lr if self.table_lr is None else self.table_lr
+        check(not_positive("method.table_lr", table_lr))
         return super().client_settings(num_items) | {
             "hidden": self.hidden,
             "user_lr": lr * self.lr_eta - lr if self.user_lr is None else self.user_lr,
-            "table_lr": lr * num_items * self.lr_eta - lr if self.table_lr is None else self.table_lr,
+            "table_lr": table_lr,
             "reg": self.reg,
             "noise": self.noise,
         }
