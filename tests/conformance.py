@@ -127,7 +127,7 @@ class Conformance:
             with loop.workers.one() as worker:
                 private = {name: rows.clone() for name, rows in loop.store.read(users).items()}
                 for value in private.values():
-                    value[torch.arange(len(users)) != row] *= -3
+                    value[torch.arange(len(users)) != row] *= 3
                 worker.client.load(users, private)
                 worker.client.receive(loop.server.broadcast(users))
                 train(fabric, worker, data.draw(users, 3, 1))

@@ -4,6 +4,7 @@ from cgfedrec.methods.cgfedrec import CGFedRec
 from cgfedrec.methods.cofedrec import CoFedRec
 from cgfedrec.methods.colr import CoLR
 from cgfedrec.methods.fedca import FedCA
+from cgfedrec.methods.fedcia import FedCIA
 from cgfedrec.methods.fedmf import FedMF
 from cgfedrec.methods.fedncf import FedNCF
 from cgfedrec.methods.fedrap import FedRAP
@@ -11,4 +12,16 @@ from cgfedrec.methods.gpfedrec import GPFedRec
 from cgfedrec.methods.local import Local
 from cgfedrec.methods.pfedrec import PFedRec
 
-__all__ = ["CGFedRec", "CoFedRec", "CoLR", "FedCA", "FedMF", "FedNCF", "FedRAP", "GPFedRec", "Local", "PFedRec"]
+__all__ = [
+    "CGFedRec",
+    "CoFedRec",
+    "CoLR",
+    "FedCA",
+    "FedCIA",
+    "FedMF",
+    "FedNCF",
+    "FedRAP",
+    "GPFedRec",
+    "Local",
+    "PFedRec",
+]
