@@ -81,6 +81,7 @@ class TestFedRAP(Conformance):
 
 
 def test_a_step_is_that_of_sgd_with_weight_decay_on_the_loss_of_the_paper() -> None:
+    torch.manual_seed(0)
     settings: dict[str, Any] = {"lr": 0.3, "table_lr": 2.0, "weight_decay": 0.05, "apart": 0.4, "sparse": 0.7}
     client = FedRAP(dim=3, **settings, ramp="constant").client(5, 0)
     (optimizer,) = client.configure_optimizers()
@@ -99,7 +100,7 @@ def test_a_step_is_that_of_sgd_with_weight_decay_on_the_loss_of_the_paper() -> N
         plain.add_param_group({"params": [mine["head_weight"], mine["head_bias"]], "lr": 0.3})
         loss.backward()
         plain.step()
-        assert output.loss[row].item() == pytest.approx(loss.item(), rel=1e-6)
+        assert output.loss[row].item() == pytest.approx(loss.item(), abs=1e-5)
         for name, value in client.private().items():
             torch.testing.assert_close(value[row].double(), mine[name].detach(), rtol=1e-5, atol=1e-6)
 

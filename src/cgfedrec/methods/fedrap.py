@@ -95,7 +95,8 @@ class FedRAPClient(Client):
         head = {"params": [self.head_weight, self.head_bias], "lr": self.lr}
         tables = {"params": [self.personal, self.common], "lr": self.table_lr}
         optimizer = by_rows(SGD([head, tables]))
-        optimizer.register_step_pre_hook(lambda *_: self._shrink())
+        if self.weight_decay:
+            optimizer.register_step_pre_hook(lambda *_: self._shrink())
         self._groups = optimizer.param_groups
         for group in self._groups:
             group["initial_lr"] = group["lr"]
