@@ -1,0 +1,325 @@
+"""cgfedrec compare: through the command line, and its statistics against scipy and torchmetrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+from scipy import stats
+
+from cgfedrec.cli import main
+from cgfedrec.compare import read_plan
+from cgfedrec.compare.plot import linear_ticks, log_ticks
+from cgfedrec.compare.statistics import holm, interval, paired_test, pareto, per_user
+from cgfedrec.errors import InputError
+from cgfedrec.metrics import MRR, NDCG, NO_RANK, HitRate
+from tests.conftest import ROOT, TINY
+
+RATES = {"dim": 4, "lr_eta": 0.1, "init_scale": 0.01}
+SMALL: dict[str, Any] = {
+    "base": {"data": TINY["data"], "loop": {"rounds": 2, "cohort_size": 16}},
+    "data": {"one": {}, "two": {"protocol": {"name": "reference", "num_candidates": 20}}},
+    "methods": {
+        "Local": {"method": {"class_path": "cgfedrec.methods.Local", "init_args": RATES}},
+        "PFedRec": {"method": {"class_path": "cgfedrec.methods.PFedRec", "init_args": RATES}},
+    },
+    "seeds": [0, 1],
+}
+
+
+def write(path: Path, **sections: Any) -> Path:
+    """A comparison, small but for the sections that are given."""
+    path.write_text(yaml.safe_dump(SMALL | sections))
+    return path
+
+
+def compare(config: Path, *options: str) -> int:
+    return main(["compare", "--config", str(config), "--output", "out", *options])
+
+
+def changed_at(pattern: str = "*/*/*/summary.json") -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path("out").glob(pattern)}
+
+
+class Page(HTMLParser):
+    """Reads a page, and fails where an element is closed that is not the open one."""
+
+    empty = {"meta", "br", "path", "circle", "rect"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.empty:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_compare_leaves_everything_behind_and_goes_past_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One method diverges; the others are reported, and a second call runs nothing but the one that failed."""
+    wild = {"dim": 4, "lr_eta": 1.0e38, "init_scale": 1.0e18}
+    broken = {"method": {"class_path": "cgfedrec.methods.PFedRec", "init_args": wild}}
+    config = write(
+        tmp_path / "small.yaml",
+        methods=SMALL["methods"] | {"Wild_& 100%": broken},
+        data={"two": SMALL["data"]["two"]},
+        published={"two": {"PFedRec": {"hr@10": 0.711}}},
+        title="A <small> comparison",
+    )
+    assert compare(config, "--processes", "2") == 1
+    printed = capsys.readouterr()
+    assert "2 runs failed" in printed.err
+    assert "two/Wild_& 100%/0" in printed.err
+    assert "not finite" in printed.err
+
+    runs = pl.read_parquet("out/results.parquet")
+    assert len(runs) == 3 * 2
+    assert runs.select("data", "method", "seed", "status").equals(
+        pl.read_csv("out/results.csv").select("data", "method", "seed", "status")
+    )
+    done = runs.filter(pl.col("status") == "finished")
+    assert set(done["method"]) == {"Local", "PFedRec"}
+    assert set(runs.filter(pl.col("status") == "failed")["method"]) == {"Wild_& 100%"}
+    for row in done.iter_rows(named=True):
+        summary = json.loads(Path(f"out/{row['data']}/{row['method']}/{row['seed']}/summary.json").read_text())
+        assert {name: row[name] for name in row if name.startswith(("test/", "bytes/"))} == {
+            name: value for name, value in summary.items() if name.startswith(("test/", "bytes/"))
+        }
+        assert (row["seconds"], row["best_round"]) == (summary["seconds"], summary["best_round"])
+
+    ranks = pl.read_parquet("out/ranks.parquet")
+    assert ranks.columns == ["data", "method", "seed", "user", "item", "rank"]
+    for metric in ("ndcg@10", "hr@5", "mrr@20"):  # anything can be computed again from the ranks
+        again = per_user(ranks, metric, ("data", "method", "seed")).group_by("data", "method", "seed")
+        both = again.agg(pl.col("value").mean()).join(done, ["data", "method", "seed"])
+        assert len(both) == len(done)
+        np.testing.assert_allclose(both["value"], both[f"test/{metric}"], rtol=1e-12)
+
+    page = Path("out/report.html").read_text()
+    reader = Page()
+    reader.feed(page)
+    assert not reader.open
+    assert reader.seen.count("svg") == 2
+    assert not reader.links
+    assert "http" not in page.replace("http-equiv", "")
+    assert "<small>" not in page.split("</head>")[0]
+    assert "Wild_&amp; 100%" in page
+    assert "reference protocol leaks" in page
+    assert page.count("†") > 8
+    mean = interval(done.filter(pl.col("method") == "PFedRec")["test/ndcg@10"].to_list())
+    assert f"{mean.mean:.4f}" in page
+    assert f"±{mean.half:.4f}" in page
+    assert "0.711" in page
+    markdown, tex = Path("out/table.md").read_text(), Path("out/table.tex").read_text()
+    assert f"{mean.mean:.4f} ±{mean.half:.4f}" in markdown
+    assert f"{mean.mean:.4f} $\\pm${mean.half:.4f}" in tex
+    assert tex.count("\\begin{tabular}") == tex.count("\\end{tabular}") == 1
+    body = [line for line in tex.splitlines() if line.endswith("\\\\")]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {9}
+
+    before = changed_at()
+    assert compare(config) == 1
+    assert changed_at() == before
+
+
+def test_what_was_run_with_other_settings_is_never_reused_or_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0])
+    assert compare(config) == 0
+    assert "†" not in Path("out/report.html").read_text()
+    before = changed_at()
+    methods = SMALL["methods"] | {"PFedRec": {"method": {"class_path": "cgfedrec.methods.PFedRec", "init_args": RATES}}}
+    methods["PFedRec"]["method"]["init_args"] = RATES | {"dim": 6}
+    write(config, data={"one": {}}, seeds=[0], methods=methods)
+    capsys.readouterr()
+    assert compare(config) == 2
+    assert "out/one/PFedRec/0: holds a run with other settings (method.init_args.dim)" in capsys.readouterr().err
+    assert changed_at() == before
+    assert compare(config, "--replace") == 0
+    after = changed_at()
+    assert {path for path in after if after[path] != before[path]} == {"out/one/PFedRec/0/summary.json"}
+    assert yaml.safe_load(Path("out/one/PFedRec/0/config.yaml").read_text())["method"]["init_args"]["dim"] == 6
+
+
+def test_a_stopped_comparison_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """Stopped politely, a run is saved at the end of its round; killed, it ends alone, and nobody starts it twice."""
+    base = {"data": TINY["data"], "loop": {"rounds": 150, "cohort_size": 16, "patience": None}}
+    config = write(tmp_path / "small.yaml", base=base, data={"one": {}}, seeds=[0])
+
+    def stop(number: int, once_there_is: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "cgfedrec.cli", "compare", "--config", str(config), "--output", "out"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while not Path(once_there_is).exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        return process.wait(), process.stdout.read() if number == signal.SIGTERM else ""  # type: ignore[union-attr]
+
+    code, output = stop(signal.SIGTERM, "out/one/Local/0/metrics.csv")
+    assert code == 128 + signal.SIGTERM, output
+    assert "the same command goes on" in output
+    assert Path("out/one/Local/0/checkpoints/last.ckpt").exists()
+    assert not Path("out/one/Local/0/summary.json").exists()
+    stop(signal.SIGKILL, "out/one/PFedRec/0/metrics.csv")
+    assert json.loads(Path("out/one/Local/0/summary.json").read_text())["rounds"] == 150
+    assert compare(config) == 2  # the run that was left behind is still at work
+    while not Path("out/one/PFedRec/0/summary.json").exists():
+        time.sleep(0.05)
+    deadline = time.monotonic() + 60
+    while compare(config) == 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert main(["compare", "--config", str(config), "--output", "whole"]) == 0
+    ends = [pl.read_parquet(f"{folder}/results.parquet").drop("seconds") for folder in ("out", "whole")]
+    assert ends[0].equals(ends[1])
+
+
+def test_bad_settings_are_all_named_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = {
+        "Local": SMALL["methods"]["Local"],
+        "other": SMALL["methods"]["Local"] | {"protocol": {"ties": "random"}},
+        "no such": {"method": {"class_path": "cgfedrec.methods.Nothing"}},
+        "wrong": {"method": {"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": -1}}},
+        "file": {"config": "nowhere.yaml"},
+        "many": {"loop": {"participants": 4000}},
+    }
+    data = {"one": {}, "gone": {"data": {"init_args": {"path": "gone.csv"}}}}
+    assert compare(write(tmp_path / "small.yaml", methods=methods, data=data)) == 2
+    said = capsys.readouterr().err
+    for part in ("Nothing", "method.dim", "nowhere.yaml", "4000", "gone.csv", "measured alike"):
+        assert part in said, part
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"methods": {}}, "methods: name one or more"),
+        ({"mehtods": {}}, "no option 'mehtods'"),
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"seeds": []}, "seeds"),
+        ({"metrics": ["precision@10"]}, "precision@10"),
+        ({"metrics": ["ndcg@7"]}, "ndcg@7 is not measured"),
+        ({"reference": "nobody"}, "no 'nobody' in the list"),
+        ({"test": "z"}, "choose t or wilcoxon"),
+        ({"base": {"seed_everything": 3}}, "base.seed_everything: is set by the comparison"),
+        ({"data": {"a/b": {}}}, "'a/b': such a name cannot be that of a folder"),
+        ({"published": {"one": {"PFedRec": 0.7}}}, "published: must map"),
+        ({"base": {"data": {"init_args": {"split": "none"}}}}, "holds nothing out"),
+    ],
+)
+def test_each_kind_of_bad_setting(tmp_path: Path, sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_plan(write(tmp_path / "small.yaml", **sections), tmp_path / "out")
+
+
+def test_the_control_is_added_and_a_method_may_stand_in_another_config(tmp_path: Path) -> None:
+    tuned = {"method": {"class_path": "cgfedrec.methods.FedMF", "init_args": {"dim": 5}}, "loop": {"rounds": 7}}
+    tuned |= {"protocol": "reference", "seed_everything": 9, "data": {"init_args": {"path": "x", "batch_size": 32}}}
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    methods = {
+        "FedMF": str(tmp_path / "tuned.yaml"),
+        "longer": {"config": str(tmp_path / "tuned.yaml"), "loop": {"rounds": 8}},
+    }
+    plan = read_plan(write(tmp_path / "small.yaml", methods=methods), tmp_path / "out")
+    assert dict(plan.kinds) == {"FedMF": "federated", "longer": "federated", "Local": "control"}
+    assert "Local is added" in plan.notes[0]
+    configs = {(job.data, job.method, job.seed): yaml.safe_load(job.config) for job in plan.jobs}
+    assert len(configs) == len(plan.jobs) == 2 * 3 * 2
+    config = configs["one", "FedMF", 1]
+    assert (config["method"]["init_args"]["dim"], config["loop"]["rounds"]) == (5, 7)
+    assert (config["protocol"]["name"], config["seed_everything"]) == ("strict", 1)
+    assert config["data"]["init_args"]["path"] is None
+    assert config["data"]["init_args"]["batch_size"] == 32
+    assert configs["two", "longer", 0]["loop"]["rounds"] == 8
+    assert configs["two", "longer", 0]["protocol"]["name"] == "reference"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "compare").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_comparison_can_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    given = yaml.safe_load(path.read_text())
+    files = [entry.get("data", {}).get("init_args", {}).get("path") for entry in given["data"].values()]
+    for file in files:
+        if file is not None and not Path(file).exists():
+            pytest.skip(f"{file} is missing")
+    plan = read_plan(path, tmp_path / "out")
+    assert "control" in plan.kinds.values()
+    assert not plan.notes
+
+
+def test_interval_is_students() -> None:
+    values = np.random.default_rng(0).normal(size=5)
+    low, high = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
+    found = interval(values)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+    assert interval([0.5]) == (0.5, None, 1)
+
+
+def test_paired_tests_are_scipys_and_pair() -> None:
+    rng = np.random.default_rng(1)
+    first = rng.normal(size=40)
+    second = first + rng.normal(0.2, 0.1, size=40)
+    assert paired_test(first, second) == pytest.approx(stats.ttest_1samp(first - second, 0).pvalue, rel=1e-9)
+    assert paired_test(first, second, "wilcoxon") == pytest.approx(stats.wilcoxon(first - second).pvalue)
+    assert paired_test(first, second) < 1e-6 < stats.ttest_ind(first, second).pvalue
+    assert paired_test(first, first) == paired_test(first, first, "wilcoxon") == 1
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_pareto_by_hand() -> None:
+    costs, gains = [3, 1, 2, 2, 4, 5], [0.5, 0.2, 0.1, 0.3, 0.5, 0.9]
+    assert pareto(costs, gains) == [1, 3, 0, 5]
+    assert pareto([1, 1], [0.1, 0.2]) == [1]
+
+
+def test_per_user_metrics_are_those_of_a_run() -> None:
+    """Against the torchmetrics, with one to three relevant items a user."""
+    rng = np.random.default_rng(2)
+    ranks = torch.from_numpy(np.sort(np.stack([rng.permutation(30)[:3] + 1 for _ in range(50)]), axis=1))
+    ranks[:20, 1:] = NO_RANK
+    ranks[20:30, 2:] = NO_RANK
+    rows = [(user, rank) for user, own in enumerate(ranks.tolist()) for rank in own if rank != NO_RANK]
+    table = pl.DataFrame(rows, schema=["user", "rank"], orient="row")
+    for k in (2, 10):
+        for kind in (HitRate((k,)), NDCG((k,)), MRR((k,))):
+            values = per_user(table, f"{kind.name}@{k}").sort("user")["value"].to_numpy()
+            np.testing.assert_allclose(values, kind.gain(ranks, k).double().numpy(), rtol=1e-12)
+
+
+def test_ticks_are_round_and_hold_the_data() -> None:
+    assert linear_ticks(0, 0.093, 5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08, 0.1])
+    assert linear_ticks(0, 100, 6) == [0, 20, 40, 60, 80, 100]
+    assert log_ticks(3e3, 4e7) == pytest.approx([1e3, 1e4, 1e5, 1e6, 1e7, 1e8])
+    assert log_ticks(3e6, 4e7) == pytest.approx([2e6, 5e6, 1e7, 2e7, 5e7])
