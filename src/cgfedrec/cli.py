@@ -1,4 +1,4 @@
-"""The command line: cgfedrec fit | test | recommend | compare | data.
+"""The command line: cgfedrec fit | test | recommend | compare | tune | data.
 
 Only the standard library is imported here, so that ``--help`` answers at once; a verb imports what it needs.
 """
@@ -127,6 +127,16 @@ def _compare(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
+def _tune(arguments: Arguments, options: list[str]) -> int:
+    from cgfedrec.report import console
+    from cgfedrec.tune import tune
+
+    warnings.filterwarnings("ignore", module="lightning")
+    given = [text for config in arguments.config for text in ("--config", config)] + options
+    tune(given, arguments.space, arguments.trials, arguments.output, arguments.prune, console())
+    return 0
+
+
 def _describe(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.report import console, show_data
     from cgfedrec.run import open_data
@@ -204,6 +214,14 @@ def _parser() -> ArgumentParser:
     compare.add_argument(
         "--replace", action="store_true", help="throw away and run anew what was run with other settings"
     )
+    tune = verb(verbs, "tune", _tune, "search for settings by validation alone; further options are those of fit")
+    tune.add_argument(
+        "--config", required=True, action="append", metavar="FILE", help="of fit; its own settings come first"
+    )
+    tune.add_argument("--space", required=True, metavar="FILE", help="options, each with choices or low and high")
+    tune.add_argument("--trials", required=True, type=int, metavar="N", help="how many in all; --loop.rounds for each")
+    tune.add_argument("--output", required=True, metavar="DIR", help="where best.yaml, trials.csv and the study go")
+    tune.add_argument("--prune", action="store_true", help="end trials below the median of the others early")
     data = verbs.add_parser("data", help="describe or download data", description="describe or download data")
     kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     verb(kinds, "describe", _describe, "print what a data set holds; takes the options of fit", own_help=True)

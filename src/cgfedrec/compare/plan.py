@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import yaml
 
+from cgfedrec.centralized.reference import Reference
 from cgfedrec.config import dump, duplicate_keys, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
 from cgfedrec.methods import Local
 from cgfedrec.protocol import Protocol
-from cgfedrec.run import Run
+from cgfedrec.run import Run, open_run
 
 KEYS = ("title", "base", "data", "methods", "seeds", "metrics", "reference", "test", "published")
 OURS = ("config", "seed_everything", "ckpt_path", "run_dir")
@@ -330,13 +331,13 @@ def _open(config: Mapping[str, Any], seed: int, output: Path) -> tuple[Run, dict
     settings = parse(["--config", yaml.safe_dump({**config, "seed_everything": seed})])
     whole: dict[str, Any] = yaml.safe_load(dump(settings))
     settings.logger = None
-    return Run(settings, output / "never written"), whole
+    return open_run(settings, output / "never written"), whole
 
 
 def _kind(run: Run) -> Kind:
     if isinstance(run.method, Local):
         return "control"
-    return "centralised" if ".centralized." in run.header["method"] else "federated"
+    return "centralised" if isinstance(run.method, Reference) else "federated"
 
 
 def _facts(run: Run) -> Facts:

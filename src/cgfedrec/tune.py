@@ -1,0 +1,326 @@
+"""Search for settings by validation alone, with a budget that is stated and can be the same for every method."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cgfedrec.config import dump, duplicate_keys, parse
+from cgfedrec.data.split import Part
+from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.logging import write_atomically
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.report import quiet_console
+from cgfedrec.run import Run, open_run
+from cgfedrec.server import NotFiniteError
+
+if TYPE_CHECKING:
+    import optuna
+
+NAME = "tune"
+STARTUP = 5
+"""Trials drawn at random before the sampler learns from them and, where asked to, before any is pruned."""
+WARM_UP = 0.2
+"""Share of the rounds before which no trial is pruned."""
+
+
+def tune(
+    options: Sequence[str],
+    space: str | Path,
+    trials: int,
+    output: str | Path,
+    prune: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Try settings, as ``cgfedrec tune`` does, and write the best as a config that ``fit --config`` takes.
+
+    A trial is scored by the best round's monitored validation metric; no trial ever ranks a test item. The first trial
+    is the config's own settings where the space holds them; the others come from Optuna's TPE sampler, seeded by the
+    config's ``seed_everything`` and the trial's number. Trials that fail or are pruned count. A study that was stopped
+    goes on where it was, and comes to the same trials.
+
+    Args:
+        options: Of `cgfedrec fit`: the config and what overrides it.
+        space: A YAML file of dotted options, each with a list of choices or with ``low``, ``high`` and, if wanted,
+            ``log`` or ``step``.
+        trials: How many in all.
+        output: Where the study, ``trials.csv`` and ``best.yaml`` go.
+        prune: Whether trials below the median of the others at the same round end early.
+        console: Where progress is shown; by default nowhere.
+
+    Returns:
+        The path of ``best.yaml``.
+
+    Raises:
+        InputError: if anything given cannot be used, or the folder holds a study of something else.
+        RunError: if no trial came to an end.
+    """
+    check(f"--trials: {trials} is not positive" if trials < 1 else None)
+    console, folder = console or quiet_console(), Path(output)
+    check(f"--output: {folder} is a file" if folder.is_file() else None)
+    spec = read_space(Path(space))
+    own: dict[str, Any] = yaml.safe_load(dump(parse(options)))
+    _check_space(spec, own)
+    run = _open(own, folder)
+    check(None if run.data.part_size(Part.VAL) else "data.split: holds nothing out for validation")
+    budget = {"config": own, "space": spec, "prune": prune}
+    optuna = _optuna()
+    folder.mkdir(parents=True, exist_ok=True)
+    _same_study(folder / "study.yaml", budget)
+    study = optuna.create_study(
+        study_name=NAME,
+        storage=f"sqlite:///{folder / 'study.db'}",
+        load_if_exists=True,
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(STARTUP, int(WARM_UP * run.loop.rounds))
+        if prune
+        else optuna.pruners.NopPruner(),
+    )
+    _begin(study, spec, own)
+    monitor, seed = run.loop.monitor, int(own["seed_everything"])
+    console.print(
+        f"{type(run.method).__name__}: {trials} trials of at most {run.loop.rounds} rounds, by {monitor}, "
+        f"seed {seed}, in {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    with _progress(console) as progress:
+        task = progress.add_task("trials", total=trials, completed=_settled(study), best="")
+        while _settled(study) < trials:
+            study.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=STARTUP, multivariate=True, seed=(seed * 100_003 + _settled(study)) % 2**32
+            )
+            console.print(_one(study, spec, own, folder / "trial"), highlight=False)
+            best = f"best {study.best_value:.4f}" if _completed(study) else ""
+            progress.update(task, completed=_settled(study), best=best)
+    table = _table(study)
+    write_atomically(folder / "trials.csv", table.write_csv())
+    if not _completed(study):
+        raise RunError(f"none of {trials} trials came to an end; {folder / 'trials.csv'} says why")
+    best = study.best_trial
+    stated = (
+        f"# Found by cgfedrec tune: trial {best.number} of {trials}, at most {run.loop.rounds} rounds each, seed {seed}"
+        f"{', median pruning' if prune else ''}.\n# {monitor} {best.value:.4f}; no test item was ranked.\n"
+    )
+    path = folder / "best.yaml"
+    write_atomically(path, stated + dump(parse(["--config", yaml.safe_dump(with_values(own, best.params))])))
+    console.print(f"{monitor} {best.value:.4f} with {_written(best.params)}\n{path}", highlight=False, soft_wrap=True)
+    return path
+
+
+def read_space(path: Path) -> dict[str, Any]:
+    """Read a search space: each option's choices, or its range. Raises `InputError` with every problem."""
+    try:
+        space = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--space: {path}: {error}") from error
+    check(
+        None if isinstance(space, dict) and space else f"--space: {path}: holds no options",
+        *duplicate_keys(path),
+    )
+    check(*(f"--space: {name}: {problem}" for name, entry in space.items() if (problem := _problem(entry))))
+    return {str(name): entry for name, entry in space.items()}
+
+
+def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config in which dotted options have other values."""
+    changed = dict(config)
+    for option, value in values.items():
+        first, _, rest = option.partition(".")
+        changed[first] = with_values(changed.get(first) or {}, {rest: value}) if rest else value
+    return changed
+
+
+def _problem(entry: Any) -> str | None:
+    if isinstance(entry, list):
+        plain = all(value is None or isinstance(value, bool | int | float | str) for value in entry)
+        return None if entry and plain else "give one or more choices: numbers, text, true, false or null"
+    if not isinstance(entry, dict) or not {"low", "high"} <= entry.keys() <= {"low", "high", "log", "step"}:
+        return "give a list of choices, or low and high, and log or step if wanted"
+    low, high = entry["low"], entry["high"]
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
+        return f"low {low!r} and high {high!r} must be numbers; YAML reads 1e-3 as text, and 1.0e-3 as a number"
+    if not low < high:
+        return f"low {low} is not below high {high}"
+    if entry.get("log") and (low <= 0 or "step" in entry):
+        return "log needs a positive low, and takes no step"
+    return None
+
+
+def _check_space(space: Mapping[str, Any], own: dict[str, Any]) -> None:
+    """Every end of a range and every choice must be something that the parser takes, one at a time."""
+    problems = []
+    for option, entry in space.items():
+        first = option.split(".")[0]
+        if first not in ("method", "loop", "data"):
+            problems.append(f"--space: {option}: only options of method, loop and data can be tuned")
+            continue
+        for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
+            try:
+                parse(["--config", yaml.safe_dump(with_values(own, {option: value}))])
+            except (InputError, TypeError, ValueError) as error:
+                problems.append(f"--space: {option}: {error}")
+                break
+    check(*problems)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError("tuning needs Optuna: pip install 'cgfedrec[tune]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _same_study(path: Path, budget: Mapping[str, Any]) -> None:
+    """Trials of another config, space or budget must not be mixed with ours."""
+    text = yaml.safe_dump(dict(budget), sort_keys=False)
+    if path.exists() and path.read_text() != text:
+        raise InputError(f"--output: {path.parent} holds a study of another config or space; choose another folder")
+    write_atomically(path, text)
+
+
+def _begin(study: optuna.Study, space: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Ask for the config's own settings first, and again for a trial that was cut off, which does not count."""
+    from optuna.trial import TrialState
+
+    if not study.trials:
+        values = {option: _value(own, option) for option in space}
+        if all(_holds(entry, values[option]) for option, entry in space.items()):
+            study.enqueue_trial(values)
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+def _settled(study: optuna.Study) -> int:
+    """How many trials count: those that told how long they took, which one that is cut off never does."""
+    return sum("seconds" in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+
+
+def _completed(study: optuna.Study) -> bool:
+    return any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
+
+
+def _value(config: Any, option: str) -> Any:
+    for key in option.split("."):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
+def _holds(entry: Any, value: Any) -> bool:
+    if isinstance(entry, list):
+        return value in entry
+    return isinstance(value, int | float) and entry["low"] <= value <= entry["high"]
+
+
+def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], folder: Path) -> str:
+    """Ask for a trial, train it, and tell how it ended."""
+    from optuna import TrialPruned
+    from optuna.trial import TrialState
+
+    trial = study.ask()
+    values = {option: _suggest(trial, option, entry) for option, entry in space.items()}
+    started, value, state, error = time.perf_counter(), None, TrialState.COMPLETE, ""
+    try:
+        run = _open(with_values(own, values), folder, trial)
+        run.train()
+        if run.interrupted:
+            raise SystemExit(128 + run.interrupted)
+        best = run.loop.best
+        assert best is not None
+        value = best[run.loop.monitor]
+        trial.set_user_attr("best_round", int(best["round"]))
+    except TrialPruned:
+        state = TrialState.PRUNED
+    except (InputError, RunError, NotFiniteError, RuntimeError, ValueError) as failure:
+        state = TrialState.FAIL
+        error = f"the {failure.what} is not finite" if isinstance(failure, NotFiniteError) else str(failure)
+        trial.set_user_attr("error", error)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    trial.set_user_attr("seconds", time.perf_counter() - started)
+    study.tell(trial, value, state=state)
+    ended = f"{value:.4f}" if value is not None else f"{state.name.lower()} {error}".strip()
+    return f"trial {trial.number}: {ended}  {_written(values)}"
+
+
+def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = None) -> Run:
+    callbacks = [_Reporter(trial)] if trial else []
+    if trial:
+        folder.mkdir(parents=True, exist_ok=True)
+    settings = parse(["--config", yaml.safe_dump(dict(config))])
+    settings.logger = None
+    return open_run(settings, folder, callbacks)
+
+
+class _Reporter:
+    """Tells the study of every evaluation, and ends a trial that it prunes."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.trial = trial
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        row = loop.history[-1] if loop.history else {}
+        if row.get("round") != loop.round:
+            return
+        self.trial.report(row[loop.monitor], loop.round)
+        if self.trial.should_prune():
+            from optuna import TrialPruned
+
+            raise TrialPruned
+
+
+def _suggest(trial: optuna.Trial, option: str, entry: Any) -> Any:
+    if isinstance(entry, list):
+        return trial.suggest_categorical(option, entry)
+    low, high, log = entry["low"], entry["high"], bool(entry.get("log", False))
+    if isinstance(low, int) and isinstance(high, int):
+        return trial.suggest_int(option, low, high, step=entry.get("step", 1), log=log)
+    return trial.suggest_float(option, low, high, step=entry.get("step"), log=log)
+
+
+def _table(study: optuna.Study) -> pl.DataFrame:
+    """A row a trial that counts."""
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value if trial.state.name == "COMPLETE" else None,
+            "best_round": trial.user_attrs.get("best_round"),
+            "seconds": trial.user_attrs["seconds"],
+            **trial.params,
+            "error": trial.user_attrs.get("error", ""),
+        }
+        for trial in study.trials
+        if "seconds" in trial.user_attrs
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _written(values: Mapping[str, Any]) -> str:
+    short = {option.rpartition("init_args.")[2]: value for option, value in values.items()}
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in short.items())
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[best]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

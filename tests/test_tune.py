@@ -1,0 +1,167 @@
+"""cgfedrec tune, through the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+import cgfedrec.centralized
+import cgfedrec.methods
+from cgfedrec.cli import main
+from cgfedrec.config import parse
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.module import Stage
+from cgfedrec.evaluation import Ranked, ranked
+from cgfedrec.tune import read_space, with_values
+from tests.conftest import ROOT, TINY
+
+CONFIG: dict[str, Any] = {
+    "data": TINY["data"],
+    "method": {"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": 8, "lr_eta": 0.1, "init_scale": 0.01}},
+    "loop": {"rounds": 3, "cohort_size": 16},
+}
+SPACE: dict[str, Any] = {
+    "method.init_args.dim": [4, 8],
+    "method.init_args.lr_eta": {"low": 0.01, "high": 10.0, "log": True},
+    "method.init_args.local_epochs": {"low": 1, "high": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def _files() -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG))
+    Path("space.yaml").write_text(yaml.safe_dump(SPACE))
+
+
+def tune(trials: int, output: str = "out", *options: str) -> int:
+    fixed = ["--config", "config.yaml", "--space", "space.yaml"]
+    return main(["tune", *fixed, "--trials", str(trials), "--output", output, *options])
+
+
+def trials(output: str = "out") -> pl.DataFrame:
+    return pl.read_csv(f"{output}/trials.csv").drop("seconds")
+
+
+def test_the_best_is_a_config_of_fit_and_no_test_item_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = []
+
+    def note(data: FederatedDataModule, stage: Stage, *rest: Any) -> Ranked:
+        stages.append(stage)
+        return ranked(data, stage, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cgfedrec.loop.ranked", note)
+        assert tune(7) == 0
+    assert set(stages) == {"val"}
+    table = trials()
+    assert table["trial"].to_list() == list(range(7))
+    assert set(table["state"]) == {"complete"}
+    first = table.row(0, named=True)
+    assert (first["method.init_args.dim"], first["method.init_args.lr_eta"]) == (8, 0.1)  # the config's own
+    assert set(table["method.init_args.local_epochs"]) <= {1, 2, 3}
+    assert table["method.init_args.lr_eta"].is_between(0.01, 10).all()
+    assert main(["fit", "--config", "out/best.yaml", "--logger", "null", "--run_dir", "run"]) == 0
+    assert json.loads(Path("run/summary.json").read_text())["val/ndcg@10"] == table["value"].max()
+    assert "7, at most 3 rounds each, seed 0" in Path("out/best.yaml").read_text()
+    assert "WandbLogger" in Path("out/best.yaml").read_text()
+    assert not Path("out/trial").exists()
+
+
+def test_a_study_goes_on_to_the_same_trials_after_it_was_killed() -> None:
+    assert tune(7, "whole") == 0
+    command = [sys.executable, "-m", "cgfedrec.cli", "tune", "--config", "config.yaml", "--space", "space.yaml"]
+    process = subprocess.Popen([*command, "--trials", "7", "--output", "out"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "trial 3" not in process.stdout.readline():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert tune(7) == 0
+    assert trials().drop("trial").equals(trials("whole").drop("trial"))
+    assert tune(8) == 0
+    assert len(trials()) == 8
+
+
+def test_a_stopped_study_saves_and_goes_on() -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG | {"loop": {"rounds": 300, "patience": None}}))
+    command = [sys.executable, "-m", "cgfedrec.cli", "tune", "--config", "config.yaml", "--space", "space.yaml"]
+    process = subprocess.Popen([*command, "--trials", "2", "--output", "out"], stdout=subprocess.PIPE, text=True)
+    while not Path("out/trial/metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG))
+    assert tune(2) == 2  # a study of something else
+
+
+def test_a_trial_that_fails_counts_and_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    space = {"method.init_args.lr_eta": [0.1, 1.0e38], "method.init_args.init_scale": [0.01, 1.0e18]}
+    Path("space.yaml").write_text(yaml.safe_dump(space))
+    assert tune(6) == 0
+    assert len(trials()) == 6
+    failed = trials().filter(pl.col("state") == "fail")
+    assert 0 < len(failed) < 6
+    assert "not finite" in failed["error"][0]
+    capsys.readouterr()
+    space = {"method.init_args.lr_eta": [1.0e38], "method.init_args.init_scale": [1.0e18]}
+    Path("space.yaml").write_text(yaml.safe_dump(space))
+    assert tune(2, "none") == 1
+    assert "none of 2 trials came to an end" in capsys.readouterr().err
+
+
+def test_pruning_ends_trials_early() -> None:
+    space = {"method.init_args.lr_eta": {"low": 1.0e-6, "high": 10.0, "log": True}}
+    Path("space.yaml").write_text(yaml.safe_dump(space))
+    assert tune(12, "out", "--prune", "--loop.rounds", "6") == 0
+    assert "pruned" in set(trials()["state"])
+    best = yaml.safe_load(Path("out/best.yaml").read_text())
+    assert best["loop"]["rounds"] == 6
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({}, "holds no options"),
+        ({"method.init_args.nothing": [1, 2]}, "method.init_args.nothing"),
+        ({"method.init_args.dim": []}, "one or more choices"),
+        ({"method.init_args.dim": [[1, 2]]}, "one or more choices"),
+        ({"method.init_args.dim": {"low": 3, "high": 2}}, "low 3 is not below high 2"),
+        ({"method.init_args.lr_eta": {"low": "1e-3", "high": 1.0}}, "YAML reads 1e-3 as text"),
+        ({"method.init_args.lr_eta": {"low": 0, "high": 1.0, "log": True}}, "positive low"),
+        ({"method.init_args.dim": {"from": 3, "to": 2}}, "give a list of choices"),
+        ({"seed_everything": [1, 2]}, "only options of method, loop and data"),
+    ],
+)
+def test_a_space_that_cannot_be_searched(space: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("space.yaml").write_text(yaml.safe_dump(space))
+    assert tune(2) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_values_are_set_in_a_copy() -> None:
+    config = {"a": {"b": 1, "c": {"d": 2}}}
+    assert with_values(config, {"a.c.d": 3, "a.e": 4}) == {"a": {"b": 1, "c": {"d": 3}, "e": 4}}
+    assert config == {"a": {"b": 1, "c": {"d": 2}}}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_space_fits_its_method(path: Path) -> None:
+    name = next(
+        name for name in (*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__) if name.lower() == path.stem
+    )
+    package = "methods" if name in cgfedrec.methods.__all__ else "centralized"
+    config = {"method": {"class_path": f"cgfedrec.{package}.{name}"}}
+    for option, entry in read_space(path).items():
+        for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
+            parse(["--config", yaml.safe_dump(with_values(config, {option: value}))])
