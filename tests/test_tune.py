@@ -165,3 +165,21 @@ def test_every_shipped_space_fits_its_method(path: Path) -> None:
     for option, entry in read_space(path).items():
         for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
             parse(["--config", yaml.safe_dump(with_values(config, {option: value}))])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_sweep_runs_fit_by_validation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    sweep = yaml.safe_load(path.read_text())
+    program, verb, *options, arguments = sweep["command"]
+    assert (program, verb, arguments) == ("cgfedrec", "fit", "${args}")
+    for place in (0, -1):
+        ends = {
+            name: entry.get("values", [entry.get("min"), entry.get("max")])
+            for name, entry in sweep["parameters"].items()
+        }
+        settings = parse([*options, *(f"--{name}={values[place]}" for name, values in ends.items())])
+        assert sweep["metric"] == {"name": settings.loop.monitor, "goal": "maximize"}
+        assert settings.logger.class_path.endswith("WandbLogger")
+        for name, values in ends.items():
+            assert settings[name] == values[place]
