@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cgfedrec.centralized import EASE, MF, LightGCN, Popularity, Reference
+from cgfedrec.centralized import EASE, MF, LightGCN, Popularity
 from cgfedrec.centralized.factors import bpr, logistic
+from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule, Format, Synthetic
 from cgfedrec.errors import InputError, RunError
 from cgfedrec.evaluation import evaluate

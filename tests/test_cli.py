@@ -70,6 +70,45 @@ def test_fit_leaves_everything_behind(tiny: str, capsys: pytest.CaptureFixture[s
     assert not list(directory.rglob("*.part")) + list(directory.rglob("writing*"))
 
 
+@pytest.mark.parametrize("name", ["EASE", "cgfedrec.centralized.EASE"])
+def test_a_reference_is_a_run_without_rounds(tiny: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", tiny, "--method", name, "--method.lambda_", "20") == 0
+    directory = Path("runs/tiny/0")
+    assert sorted(path.name for path in directory.iterdir()) == sorted(
+        ["config.yaml", "metrics.csv", "ranks.parquet", "summary.json"]
+    )
+    out = capsys.readouterr().out
+    assert "NDCG@10" in out
+    assert "bytes" not in out
+    history = pl.read_csv(directory / "metrics.csv")
+    assert history["round"].to_list() == [1]
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["method"] == "cgfedrec.centralized.ease.EASE"
+    assert summary["val/ndcg@10"] == history["val/ndcg@10"][0]
+    assert summary["test/ndcg@10"] > summary["popularity/test/ndcg@10"]
+    assert not [key for key in summary if key.startswith("bytes")]
+    ranks = pl.read_parquet(directory / "ranks.parquet")
+    assert (ranks["rank"] <= 10).mean() == pytest.approx(summary["test/hr@10"])
+    assert run("fit", "--config", directory / "config.yaml", "--run_dir", "again") == 0
+    assert pl.read_parquet("again/ranks.parquet").equals(ranks)
+    assert run("fit", "--config", tiny, "--run_dir", "again") == 2
+    assert "already holds a run" in errors(capsys)
+
+
+def test_a_reference_has_no_checkpoints(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = package.fit(tiny, {"method": "Popularity", "run_dir": "popularity"})
+    assert done.summary["test/ndcg@10"] == done.summary["popularity/test/ndcg@10"]
+    with pytest.raises(package.errors.InputError, match="Popularity is a reference"):
+        done.recommend([1])
+    run("fit", "--config", tiny, "--loop.rounds", "1", "--run_dir", "run")
+    ckpt = "run/checkpoints/last.ckpt"
+    for verb in ("fit", "test", "recommend"):
+        assert run(verb, "--ckpt_path", ckpt, "--method", "Popularity") == 2
+        assert "Popularity has no checkpoints" in errors(capsys)
+        assert run(verb, "--ckpt_path", "popularity/checkpoints/best.ckpt") == 2
+        assert "no file popularity/checkpoints/best.ckpt" in errors(capsys)
+
+
 def test_the_saved_config_trains_the_same_again(tiny: str) -> None:
     assert run("fit", "--config", tiny, "--loop.patience", "null") == 0
     assert run("fit", "--config", "runs/tiny/0/config.yaml", "--run_dir", "again") == 0
@@ -450,3 +489,7 @@ def test_a_method_named_by_a_config_has_its_own_defaults(tmp_path: Path) -> None
     theirs = yaml.safe_load(cgfedrec("fit", "--config", path, "--print_config").stdout)["method"]["init_args"]
     assert theirs["init_scale"] == 0.1
     assert theirs["local_epochs"] == 1
+    for ours in ("loop: {rounds: 3}\n", "method: {init_args: {clusters: 60}}\n"):
+        path.write_text(ours)
+        printed = yaml.safe_load(cgfedrec("fit", "--config", path, "--print_config").stdout)
+        assert printed["method"]["class_path"] == "cgfedrec.methods.CGFedRec"

@@ -18,15 +18,16 @@ from lightning.fabric.loggers import Logger
 
 import cgfedrec.centralized
 import cgfedrec.methods
-from cgfedrec.centralized import Reference
+from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.method import Method
+from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 
 Config = str | os.PathLike[str] | Mapping[str, Any]
 COMPONENTS = ("fabric", "data", "protocol", "method", "loop", "logger")
+DEFAULT_METHOD = "cgfedrec.methods.CGFedRec"
 _ENVIRONMENT = "CGFEDREC_FIT"
 
 
@@ -43,8 +44,12 @@ outranks them, and from the command line, which outranks both. --method.help CGF
 
 
 @cache
-def parser() -> ArgumentParser:
-    """The parser of everything that a run can be told."""
+def parser(method: str | None = DEFAULT_METHOD) -> ArgumentParser:
+    """The parser of everything that a run can be told.
+
+    Args:
+        method: The class where none is named. It must be none where one is: that one would take over its settings.
+    """
     parser = ArgumentParser(
         prog="cgfedrec fit",
         description=_DESCRIPTION,
@@ -68,8 +73,7 @@ def parser() -> ArgumentParser:
         default=Protocol(),
         help="How results are measured: strict, reference, or options of its own.",
     )
-    # no default: where a config names another method, that one would take over the default's settings
-    parser.add_subclass_arguments((Method, Reference), "method", required=False)
+    parser.add_subclass_arguments(Recommender, "method", default={"class_path": method} if method else None)
     parser.add_class_arguments(FederatedLoop, "loop")
     parser.add_argument(
         "--logger",
@@ -93,22 +97,14 @@ def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool 
         InputError: naming the option that is wrong.
     """
     configs = _values(options, "config")
-    whole = parser()
-    whole.default_config_files = [str(quickstart())] if not base and (on_defaults or not configs) else []
-    first = as_options([base]) if base and (on_defaults or not configs) else []
+    below = as_options([base or quickstart()]) if on_defaults or not configs else []
+    whole = parser(None) if _name_a_method([*below[1:], *configs], options) else parser()
+    whole.default_config_files = below[1:] if not base else []
+    first = below if base else []
     files = [config for config in configs if _is_file(config)]
     check(*(problem for file in files for problem in duplicate_keys(Path(file))))
     try:
-        try:
-            settings = whole.parse_args([*first, *options])
-        except ArgumentError:  # it may be that settings of a method are given, and no method
-            settings = None
-        if settings is None or settings.method is None:
-            whole.set_defaults({"method": {"class_path": "cgfedrec.methods.CGFedRec"}})
-            try:
-                settings = whole.parse_args([*first, *options])
-            finally:
-                whole.set_defaults({"method": None})
+        settings = whole.parse_args([*first, *options])
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         methods = *cgfedrec.methods.__all__, *cgfedrec.centralized.__all__
         hint = f"; methods here: {', '.join(methods)}" if 'key "method"' in str(error) else ""
@@ -123,11 +119,24 @@ def checkpoint_in(options: Sequence[str]) -> Path | None:
     """The checkpoint that options name; its config is the base of the others, and so must be known before them."""
     named = _values(options, "ckpt_path")
     for config in [] if named else _values(options, "config"):
-        with suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser says what is wrong
-            keys = yaml.safe_load(Path(config).read_text() if _is_file(config) else config)
-            if isinstance(keys, dict) and keys.get("ckpt_path"):
-                named = [keys["ckpt_path"]]
+        if path := _keys(config).get("ckpt_path"):
+            named = [path]
     return Path(named[-1]) if named else None
+
+
+def _name_a_method(configs: Sequence[str], options: Sequence[str]) -> bool:
+    """Whether the first that says anything about the method says which it is."""
+    said = [method for config in configs if (method := _keys(config).get("method"))]
+    return (isinstance(said[0], str) or "class_path" in said[0]) if said else bool(_values(options, "method"))
+
+
+def _keys(config: str) -> dict[str, Any]:
+    """What a config, a file or YAML itself, says; nothing where it cannot be read."""
+    with suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser says what is wrong
+        keys = yaml.safe_load(Path(config).read_text() if _is_file(config) else config)
+        if isinstance(keys, dict):
+            return keys
+    return {}
 
 
 def _is_file(config: str) -> bool:

@@ -146,7 +146,7 @@ class WandbLogger(Logger):
         self.run.log(
             {"final": wandb.Table(columns=["metric", "value"], data=[[k, float(v)] for k, v in final.items()])}
         )
-        if history and monitor in history[-1]:
+        if history and {monitor, "bytes/total"} <= history[-1].keys():
             points = wandb.Table(
                 columns=["bytes/total", monitor], data=[[row["bytes/total"], row[monitor]] for row in history]
             )

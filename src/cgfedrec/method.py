@@ -8,7 +8,11 @@ from cgfedrec.client import Client
 from cgfedrec.server import Server
 
 
-class Method(ABC):
+class Recommender(ABC):
+    """What ``--method`` names: a federated `Method`, or a centralised reference."""
+
+
+class Method(Recommender):
     """A published method, its hyperparameters as init arguments: builds its client and its server.
 
     Args:

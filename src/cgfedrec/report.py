@@ -86,10 +86,16 @@ def show_result(console: Console, run: Run) -> None:
     metric = run.loop.monitor.replace("val/", "test/")
     if metric in summary and summary[metric] <= summary[f"popularity/{metric}"]:
         console.print(f"{metric} is not above that of popularity: these settings do not serve these data (yet)")
+    federated = "bytes/up" in summary  # a reference has no rounds, sends nothing and leaves no checkpoint
+    if federated:
+        console.print(
+            f"best round {summary['best_round']} of {summary['rounds']}; {nbytes(summary['bytes/up'])} up, "
+            f"{nbytes(summary['bytes/down'])} down",
+            highlight=False,
+        )
     console.print(
-        f"best round {summary['best_round']} of {summary['rounds']}; {nbytes(summary['bytes/up'])} up, "
-        f"{nbytes(summary['bytes/down'])} down; {summary['seconds']:.1f} s\n"
-        f"metrics.csv, ranks.parquet, summary.json, config.yaml and checkpoints are in {run.directory}",
+        f"{summary['seconds']:.1f} s; metrics.csv, ranks.parquet, summary.json, config.yaml"
+        f"{' and checkpoints' if federated else ''} are in {run.directory}",
         highlight=False,
         soft_wrap=True,
     )

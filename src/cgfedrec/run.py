@@ -23,12 +23,14 @@ from rich.console import Console
 
 from cgfedrec import __version__
 from cgfedrec.callbacks import EarlyStopping, Interrupt, ProgressBar
-from cgfedrec.centralized.popularity import Popularity
+from cgfedrec.centralized import Popularity
+from cgfedrec.centralized.reference import Reference
 from cgfedrec.checkpoint import FORMAT, Checkpoint, changed, link_or_copy, read_checkpoint
-from cgfedrec.config import Config, as_options, checkpoint_in, dump, instantiate, parse
+from cgfedrec.config import Config, as_options, checkpoint_in, dump, instantiate, is_reference, parse
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.evaluation import Ranked, evaluate, rank_table, summarise
+from cgfedrec.evaluation import Ranked, evaluate, no_metric, rank_table, ranked, summarise
 from cgfedrec.logging import History, WandbLogger, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -40,6 +42,8 @@ from cgfedrec.store import ClientStore
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 CLIENTS = "clients"
 """The folder of clients' state, beside the checkpoints that refer to it."""
+SCORED_AT_ONCE = 256
+"""Users whom a reference scores in one operation."""
 PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
 
 
@@ -70,7 +74,7 @@ def start(
         raise InputError(f"ckpt_path: {settings.ckpt_path} and {checkpoint} are both named; name one, as an option")
     directory, is_new = _directory(settings)
     try:
-        run = Run(settings, directory, callbacks, console)
+        run = open_run(settings, directory, callbacks, console)
         if state and checkpoint:
             run.restore(state, checkpoint)
             run.adopt(checkpoint)
@@ -96,9 +100,15 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = ()) -
     path = Path(ckpt_path)
     state = read_checkpoint(path)
     given = [*as_options([*configs, {"logger": None}]), *options]
-    run = Run(parse(given, yaml.safe_load(state["config"]), True), path.parent, clients=path.parent / CLIENTS)
+    settings = parse(given, yaml.safe_load(state["config"]), True)
+    run = open_run(settings, path.parent, clients=path.parent / CLIENTS)
     run.restore(state)
     return run
+
+
+def open_run(settings: Namespace, directory: Path, *arguments: Any, **named: Any) -> Run:
+    """The `Run`, or where the settings name a reference the `ReferenceRun`, of these arguments."""
+    return (ReferenceRun if is_reference(settings) else Run)(settings, directory, *arguments, **named)
 
 
 def open_data(options: Sequence[str]) -> FederatedDataModule:
@@ -141,7 +151,7 @@ class Run:
         self.config = dump(settings)
         self.loop: FederatedLoop = parts.loop
         self.data: FederatedDataModule = parts.data
-        self.method: Method = parts.method
+        self.method: Method | Reference = parts.method
         self.logger = parts.logger
         self.summary: dict[str, Any] = {}
         self.data.attach(parts.protocol, settings.seed_everything)
@@ -153,6 +163,9 @@ class Run:
             "fingerprint": self.data.fingerprint(),
         }
         self._interrupt = Interrupt()
+        self._setup(parts, callbacks, clients)
+
+    def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None) -> None:
         hooks = [
             History(self.directory / "metrics.csv", self.logger),
             EarlyStopping(),
@@ -162,7 +175,7 @@ class Run:
             Checkpoint(self.checkpoints, self.header),
         ]
         self.loop.setup(
-            _fabric(vars(parts.fabric), hooks), self.data, self.method, clients or self.checkpoints / CLIENTS
+            _fabric(vars(parts.fabric), hooks), self.data, parts.method, clients or self.checkpoints / CLIENTS
         )
 
     @property
@@ -250,10 +263,7 @@ class Run:
             RunError: if a loss or an upload is not finite.
         """
         show_data(self.console, self.data)
-        self.console.print(
-            f"{type(self.method).__name__}, {self.loop.rounds} rounds, in {self.directory}\n{self.loop.capacity}",
-            highlight=False,
-        )
+        self.console.print(self._intent(), highlight=False)
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", self.config)
         if isinstance(self.logger, WandbLogger):
@@ -263,7 +273,7 @@ class Run:
                 self.logger.log_hyperparams(yaml.safe_load(self.config))
         status, started, before = "failed", time.perf_counter(), self.loop.seconds
         try:
-            self.loop.fit()
+            self.train()
             if not self.interrupted:
                 self._finish(lambda: before + time.perf_counter() - started)
                 status = "success"
@@ -278,6 +288,17 @@ class Run:
             if self.logger is not None:
                 self.logger.finalize(status)
 
+    def _intent(self) -> str:
+        return f"{type(self.method).__name__}, {self.loop.rounds} rounds, in {self.directory}\n{self.loop.capacity}"
+
+    def train(self) -> None:
+        """Train and validate, and neither test nor write results; `fit` does all."""
+        self.loop.fit()
+
+    def ranked(self, stage: Stage) -> Ranked:
+        """Where the state that is loaded ranks what is held out for ``stage``."""
+        return self.loop.ranked(stage)
+
     def _finish(self, seconds: Callable[[], float]) -> None:
         best_path = self.checkpoints / "best.ckpt"
         history, best = self.loop.history, self.loop.best
@@ -290,9 +311,9 @@ class Run:
             self.loop.load_state_dict(read_checkpoint(best_path)["loop"])
             self.loop.history = history
         protocol = self.data.protocol.to_dict()
-        ranked = self.loop.ranked("test") if self.data.holds_out("test") else None
-        if ranked is not None:
-            write(rank_table(self.data, ranked), self.directory / "ranks.parquet")
+        found = self.ranked("test") if self.data.holds_out("test") else None
+        if found is not None:
+            write(rank_table(self.data, found), self.directory / "ranks.parquet")
         self.summary = {
             "round": int(best["round"]),
             "method": self.header["method"],
@@ -312,7 +333,7 @@ class Run:
             **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/"))},
             **{name: value for name, value in last.items() if name.startswith("bytes/")},
             "time/round": fmean(row["time/round"] for row in history),
-            **(self._summarise(ranked) if ranked is not None else {}),
+            **(self._summarise(found) if found is not None else {}),
         }
         write_atomically(self.directory / "summary.json", json.dumps(self.summary, indent=2) + "\n")
         if isinstance(self.logger, WandbLogger):
@@ -324,15 +345,51 @@ class Run:
 
     def test(self) -> dict[str, float]:
         """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular."""
-        return self._summarise(self.loop.ranked("test")) if self.data.holds_out("test") else {}
+        return self._summarise(self.ranked("test")) if self.data.holds_out("test") else {}
 
-    def _summarise(self, ranked: Ranked) -> dict[str, float]:
-        popular = evaluate(self.data, "test", Popularity().fit(self.data).score, self.loop.cohort_size)
-        return summarise(self.data, "test", ranked) | {f"popularity/{name}": value for name, value in popular.items()}
+    def _summarise(self, found: Ranked) -> dict[str, float]:
+        popular = evaluate(self.data, "test", Popularity().fit(self.data).score, SCORED_AT_ONCE)
+        return summarise(self.data, "test", found) | {f"popularity/{name}": value for name, value in popular.items()}
 
     def recommend(self, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
         """The best items for users, without those that they have; see `cgfedrec.recommend.recommend`."""
         return recommend(self.loop, users, top_k)
+
+
+class ReferenceRun(Run):
+    """A run of a `Reference`: one fit in one place, so one row in ``metrics.csv``, nothing sent and no checkpoint.
+
+    Of the loop's options it heeds ``monitor`` alone; callbacks are not called, since there are no rounds.
+    """
+
+    def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None) -> None:
+        self.reference: Reference = parts.method
+        self.reference.device = _fabric(vars(parts.fabric), []).device
+        self.loop.rounds = 1
+        check(no_metric("loop.monitor", self.loop.monitor, self.data))
+
+    def _intent(self) -> str:
+        return f"{type(self.method).__name__}, a reference that sees everyone's data, in {self.directory}"
+
+    def train(self) -> None:
+        started = time.perf_counter()
+        self.reference.fit(self.data)
+        seconds = time.perf_counter() - started
+        found = summarise(self.data, "val", self.ranked("val")) if self.data.holds_out("val") else {}
+        self.loop.round, self.loop.seconds = 1, seconds
+        self.loop.history = [{"round": 1, **self.reference.report(), **found, "time/round": seconds}]
+        write_atomically(self.directory / "metrics.csv", self.history.write_csv())
+        if self.logger is not None:
+            self.logger.log_metrics(self.loop.history[-1], step=1)
+
+    def ranked(self, stage: Stage) -> Ranked:
+        return ranked(self.data, stage, self.reference.score, SCORED_AT_ONCE)
+
+    def restore(self, state: dict[str, Any], resumed: Path | None = None) -> None:
+        raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header['method']} has no checkpoints")
+
+    def recommend(self, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
+        raise InputError(f"method: {self.header['method']} is a reference, which is to be measured and not used")
 
 
 def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
@@ -366,7 +423,8 @@ def _directory(settings: Namespace) -> tuple[Path, bool]:
     )
     if settings.run_dir:
         directory = Path(settings.run_dir)
-        holds_a_run = (directory / "checkpoints" / "last.ckpt").exists() and directory.absolute() != own
+        left = (directory / "checkpoints" / "last.ckpt", directory / "summary.json")
+        holds_a_run = any(path.exists() for path in left) and directory.absolute() != own
         check(
             f"run_dir: {directory} already holds a run; choose another, or continue it with --ckpt_path"
             if holds_a_run

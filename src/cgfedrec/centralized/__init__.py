@@ -4,6 +4,5 @@ from cgfedrec.centralized.ease import EASE
 from cgfedrec.centralized.lightgcn import LightGCN
 from cgfedrec.centralized.mf import MF
 from cgfedrec.centralized.popularity import Popularity
-from cgfedrec.centralized.reference import Reference
 
-__all__ = ["EASE", "MF", "LightGCN", "Popularity", "Reference"]
+__all__ = ["EASE", "MF", "LightGCN", "Popularity"]

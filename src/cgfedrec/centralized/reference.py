@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.method import Recommender
 
 
-class Reference(ABC):
+class Reference(Recommender):
     """A centralised recommender, its hyperparameters as init arguments.
 
     It is fitted to training interactions alone; where it stops early, validation interactions choose when.
