@@ -92,7 +92,7 @@ class MeanServer(Server):
         for name, total in sums.items():
             if not total.isfinite().all():
                 bad = upload.clients[~upload.values[name].flatten(1).isfinite().all(1).cpu()].tolist()
-                raise NotFiniteError(f"the uploaded {name}", bad or upload.clients.tolist())
+                raise NotFiniteError(f"uploaded {name}", bad or upload.clients.tolist())
         return Upload(upload.clients, sums)
 
     def aggregate(self, upload: Upload) -> None:

@@ -22,6 +22,10 @@ from cgfedrec.report import METRICS, nbytes
 TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}
 LEVEL = 0.05
 """Below which a corrected p-value is marked."""
+NAMED = 5
+"""Methods that a sentence names one by one."""
+SHOWN = 2
+"""How many metrics fit a terminal; the files have all."""
 MUTED = -1
 """The style of controls."""
 _TEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}"})
@@ -41,11 +45,19 @@ def show(console: Console, results: Results) -> None:
     for table in results.tables:
         facts = plan.facts[table.data]
         printed = Printed(title=f"{table.data}: {protocol_name(facts)}", title_justify="left")
-        shown = [place for place, head in enumerate(columns(plan, table)) if head not in ("best round", "seconds")]
+        heads = columns(plan, table)
+        wanted = {
+            "method",
+            *heads[1 : 1 + min(SHOWN, len(plan.metrics))],
+            *(h for h in heads if " over " in h),
+            "p",
+            "bytes",
+        }
+        shown = [place for place, head in enumerate(heads) if head in wanted]
         widest = max((len(word) for row in table.rows for word in row.method.split()), default=6)
         for place in shown:
             printed.add_column(
-                columns(plan, table)[place], justify="right" if place else "left", min_width=6 if place else widest
+                heads[place], justify="right" if place else "left", min_width=7 if place else widest, overflow="fold"
             )
         for row in table.rows:
             texts = cells(plan, table, row)
@@ -252,7 +264,6 @@ def _section(results: Results, table: Table) -> dict[str, Any]:
         "protocol": protocol_name(facts),
         "leak": LEAK.format(control=plan.control) if facts.protocol.leaks else "",
         "finding": finding(plan, table),
-        "published": [name for name in plan.metrics if _is_published(table, name)],
         "charts": _charts(plan, table),
         "settings": {row.method: plan.settings.get((table.data, row.method)) for row in table.rows},
     }
@@ -269,7 +280,7 @@ def finding(plan: Plan, table: Table) -> str:
     control = next((row for row in private if row.method == plan.control), None)
     if control is not None and control is not best:
         said += f"; {plan.control}, where nobody collaborates, has {with_interval(control.metrics[first])}"
-    unlike = [row for row in private if row.p is not None and row.p >= LEVEL and row.kind == "federated"]
+    unlike = [row for row in private if row.p is not None and row.p >= LEVEL]
     said += "."
     if unlike and table.reference:
         names = _and([row.method for row in unlike])
@@ -283,7 +294,10 @@ def finding(plan: Plan, table: Table) -> str:
 
 
 def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    if len(names) > NAMED:
+        return f"{len(names)} methods"
+    comma = "; " if any("," in name for name in names) else ", "
+    return names[0] if len(names) == 1 else f"{comma.join(names[:-1])} and {names[-1]}"
 
 
 def _charts(plan: Plan, table: Table) -> list[tuple[Markup, str]]:

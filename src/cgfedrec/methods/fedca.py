@@ -176,7 +176,7 @@ class MixServer(Server):
     def reduce(self, upload: Upload) -> Upload:
         finite = upload.values["table"].flatten(1).isfinite().all(1).cpu()
         if not finite.all():
-            raise NotFiniteError("the uploaded table", upload.clients[~finite].tolist())
+            raise NotFiniteError("uploaded table", upload.clients[~finite].tolist())
         return upload
 
     def aggregate(self, upload: Upload) -> None:

@@ -209,7 +209,7 @@ class GraphServer(TableServer):
             products.addmm_(rows, rows.T)
         norms = products.diagonal().sqrt()
         if not norms.isfinite().all():
-            raise NotFiniteError("the uploaded table", users[~norms.isfinite().cpu()].tolist())
+            raise NotFiniteError("uploaded table", users[~norms.isfinite().cpu()].tolist())
         return products / (norms[:, None] * norms).clamp_min(1e-300)
 
     def _tables(self) -> Iterator[tuple[slice, Tensor]]:
