@@ -83,6 +83,8 @@ def test_a_study_goes_on_to_the_same_trials_after_it_was_killed() -> None:
     assert process.stdout is not None
     while "trial 3" not in process.stdout.readline():
         assert process.poll() is None
+    while not Path("out/trial").exists():  # in the midst of the next one
+        assert process.poll() is None
     process.kill()
     process.wait()
     assert tune(7) == 0
