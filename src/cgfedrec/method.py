@@ -8,11 +8,11 @@ from cgfedrec.client import Client
 from cgfedrec.server import Server
 
 
-class Recommender(ABC):
+class Recommender:
     """What ``--method`` names: a federated `Method`, or a centralised reference."""
 
 
-class Method(Recommender):
+class Method(Recommender, ABC):
     """A published method, its hyperparameters as init arguments: builds its client and its server.
 
     Args:
