@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Self
 
 import torch
@@ -12,7 +12,7 @@ from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.method import Recommender
 
 
-class Reference(Recommender):
+class Reference(Recommender, ABC):
     """A centralised recommender, its hyperparameters as init arguments.
 
     It is fitted to training interactions alone; where it stops early, validation interactions choose when.
