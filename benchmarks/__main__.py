@@ -1,9 +1,9 @@
 """How fast is cgfedrec, and how does it grow?
 
     python -m benchmarks            a round of ML-100K against the plain way (minutes; `make bench`)
-    python -m benchmarks --curves   and cost curves on synthetic data (a quarter of an hour)
+    python -m benchmarks --curves   cost curves on synthetic data (ten minutes)
 
-Prints tables; writes results.csv, parts.csv, ratios.png, with --curves also curves.csv and curves.png, and RESULTS.md.
+Prints tables, writes them as CSV with plots, and puts together RESULTS.md from all that have been measured.
 """
 
 from __future__ import annotations
@@ -69,6 +69,69 @@ def show(table: pl.DataFrame, title: str) -> None:
     Console().print(printed)
 
 
+def measure_rounds(data: Path, aligned: int, output: Path) -> None:
+    """A round of ML-100K, and its memory: results.csv, parts.csv, memory.csv, ratios.png."""
+    path = data / "ml-100k" / "ratings.csv"
+    table, parts = rounds.compare(path, aligned)
+    show(table, "ML-100K, 943 clients, 2 local epochs")
+    show(parts, "where the threads' time goes")
+    table.write_csv(output / "results.csv")
+    parts.write_csv(output / "parts.csv")
+    plot_ratios(table, output / "ratios.png")
+    measure_memory(path, output)
+
+
+def measure_memory(path: Path, output: Path) -> None:
+    """Peak memory of two rounds of ML-100K in a process of its own: memory.csv, in MiB."""
+    found = in_a_process(path=str(path), clusters=60, rounds=2)
+    sizes = {name: found[name] / 2**20 for name in ("peak", "state", "imported")}
+    sizes["rest"] = sizes["peak"] - sizes["state"] - sizes["imported"]
+    memory = pl.DataFrame([sizes])
+    show(memory, "memory of an aligned federation, MiB")
+    memory.write_csv(output / "memory.csv")
+
+
+def measure_curves(output: Path) -> None:
+    """Cost curves: curves.csv, curves.png."""
+    points = curves.measure()
+    show(points, "cost of a round")
+    points.write_csv(output / "curves.csv")
+    curves.plot(points, output / "curves.png")
+
+
+def report(output: Path) -> str:
+    """RESULTS.md, from the tables that have been measured."""
+    text = [
+        "# Results",
+        f"`python -m benchmarks` and `python -m benchmarks --curves`, on {machine()}.",
+        "Ratios within one run. Both ways end with the same parameters, which is checked. The plain aligned round is "
+        "scaled up from a sample of clients by their local batches. `published_s` is what the published code takes on "
+        "2 cores; `asked` the ratio aimed at. `round, prototypes` is compared with the plain exact round.",
+        markdown(pl.read_csv(output / "results.csv")),
+        "Seconds of all threads together in one round, negatives drawn before:",
+        markdown(pl.read_csv(output / "parts.csv")),
+        "Peak memory of an aligned federation in a process of its own, MiB: the whole, the clients' state, the "
+        "libraries before anything is done, and the rest.",
+        markdown(pl.read_csv(output / "memory.csv")),
+        "![ratios](ratios.png)",
+    ]
+    if (output / "curves.csv").exists():
+        points = pl.read_csv(output / "curves.csv")
+        slopes = curves.exponents(points)
+        text += [
+            "## Cost curves",
+            "Synthetic data, a process for each point, a round that aligns, only the last round evaluated. `peak` "
+            "and `state` in MiB. The setting of each point is in `benchmarks/curves.py`.",
+            markdown(points),
+            "Exponents, fitted to the upper half of each curve; memory is what is above the smallest point:",
+            markdown(slopes),
+            "1 M users x 100 k items, d = 16, predicted from the largest number of items measured and its exponent:",
+            markdown(curves.predict(points, slopes)),
+            "![cost curves](curves.png)",
+        ]
+    return "\n\n".join(text) + "\n"
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,55 +140,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("CGFEDREC_DATA", "../shared/data")))
     parser.add_argument("--output", type=Path, default=Path("benchmarks"))
     arguments = parser.parse_args()
-    path, output = arguments.data / "ml-100k" / "ratings.csv", arguments.output
-
-    table, parts = rounds.compare(path, arguments.aligned)
-    show(table, "ML-100K, 943 clients, 2 local epochs")
-    show(parts, "where the threads' time goes")
-    table.write_csv(output / "results.csv")
-    parts.write_csv(output / "parts.csv")
-    plot_ratios(table, output / "ratios.png")
-    memory = in_a_process(path=str(path), clusters=60, rounds=2)
-    memory_line = (
-        f"Peak memory of an aligned federation in a process of its own: {memory['peak'] / 2**20:,.0f} MiB, of which "
-        f"{memory['state'] / 2**20:,.0f} MiB are the clients' state and {memory['imported'] / 2**20:,.0f} MiB the "
-        f"libraries before anything is done; the rest: "
-        f"{(memory['beyond'] - memory['imported']) / 2**20:,.0f} MiB."
-    )
-    Console().print(memory_line, highlight=False)
-    text = [
-        "# Results",
-        f"`python -m benchmarks{' --curves' if arguments.curves else ''}`, on {machine()}.",
-        "Ratios within this one run. Both ways end with the same parameters, which is checked. The plain aligned round "
-        "is scaled up from a sample of clients by their local batches. `published_s` is what the published code takes "
-        "on 2 cores; `asked` the ratio aimed at. `round, prototypes` is compared with the plain exact round.",
-        markdown(table),
-        "Seconds of all threads together in one round, negatives drawn before:",
-        markdown(parts),
-        memory_line,
-        "![ratios](ratios.png)",
-    ]
     if arguments.curves:
-        points = curves.measure()
-        slopes = curves.exponents(points)
-        predicted = curves.predict(points, slopes)
-        show(points, "cost of a round")
-        show(slopes, "exponents")
-        show(predicted, "1 M users x 100 k items, d = 16, predicted")
-        points.write_csv(output / "curves.csv")
-        curves.plot(points, output / "curves.png")
-        text += [
-            "## Cost curves",
-            "Synthetic data, a process for each point, a round that aligns, nothing evaluated. `peak` and `state` in "
-            "MiB. The setting of each point is in `benchmarks/curves.py`.",
-            markdown(points),
-            "Exponents, fitted to the upper half of each curve; memory is what is above the smallest point:",
-            markdown(slopes),
-            "1 M users x 100 k items, d = 16, predicted from the largest number of items measured and its exponent:",
-            markdown(predicted),
-            "![cost curves](curves.png)",
-        ]
-    (output / "RESULTS.md").write_text("\n\n".join(text) + "\n")
+        measure_curves(arguments.output)
+    else:
+        measure_rounds(arguments.data, arguments.aligned, arguments.output)
+    (arguments.output / "RESULTS.md").write_text(report(arguments.output))
 
 
 if __name__ == "__main__":

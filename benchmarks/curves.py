@@ -29,8 +29,8 @@ TARGET = {"users": 1_000_000, "items": 100_000}
 
 def measure() -> pl.DataFrame:
     """All points: `axis`, `contrast`, `value`, `seconds`, `peak` (MiB), `state` (MiB), one a row."""
-    kinds = ("exact", "prototypes")
-    jobs = [(axis, kind, point) for kind in kinds for axis, points in AXES.items() for point in points]
+    jobs = [(axis, "exact", point) for axis, points in AXES.items() for point in points]
+    jobs += [(axis, "prototypes", point) for axis in ("items", "clusters") for point in AXES[axis]]
     rows = []
     for axis, kind, point in track(jobs, "cost curves"):
         found = in_a_process(**BASE | point, contrast=kind, rounds=3)

@@ -14,7 +14,8 @@ from cgfedrec.errors import InputError
 from tests.conftest import cgfedrec
 
 CPU = torch.device("cpu")
-ML_100K = Demand(943, 943, 100, True, 1682, 100_000, {"table": torch.zeros(1, 1682, 32)}, "float32", 2, kept_rounds=11)
+TABLE = {"table": torch.zeros(1, 1682, 32)}
+ML_100K = Demand(943, 943, 100, True, 1682, 100_000, TABLE, "float32", 2, 11, 1, sees_single_uploads=False)
 LARGE = replace(
     ML_100K, users=100_000, participants=1000, rounds=20, items=20_000, example={"table": torch.zeros(1, 20_000, 16)}
 )
@@ -48,7 +49,7 @@ def test_a_small_federation_stays_in_memory_a_large_one_goes_to_disk() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_what_would(machine: Any) -> None:
-    with pytest.raises(InputError, match=r"memory needs about 2\d\.\d GiB of memory, and 16.0 GiB are .*: disk, "):
+    with pytest.raises(InputError, match=r"memory needs about 4\d\.\d GiB of memory, and 16.0 GiB are .*: disk, "):
         plan(LARGE, "memory", "auto", CPU, Path())
     machine.disk = 10 * 2**30
     with pytest.raises(InputError, match=r"disk may lay .* and 10.0 GiB are free: .*bfloat16"):

@@ -129,3 +129,19 @@ def test_to_score_newcomers_share_one_start(client: TableClient, make: Callable[
         scores.append(client.score())
         assert (client.table.stride(0) == 0) != to_train
     assert scores[0].equal(scores[1])
+
+
+def test_rows_that_come_from_memory_go_beside_what_checkpoints_need(
+    client: TableClient, make: Callable[..., ClientStore]
+) -> None:
+    """A run on disk, resumed in memory, resumed on disk: its best checkpoint is still there."""
+    disk, memory, again = make(DiskStore), make(MemoryStore), make(DiskStore)
+    train(disk, client, list(range(12)), 100)
+    disk.pin("best")
+    best = disk.state_dict()
+    memory.load_state_dict(best)
+    train(memory, client, list(range(12)), 200)
+    again.load_state_dict(memory.state_dict())
+    assert first_numbers(again, list(range(12))) == [200 + user for user in range(12)]
+    again.load_state_dict(best)
+    assert first_numbers(again, list(range(12))) == [100 + user for user in range(12)]

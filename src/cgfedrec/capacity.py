@@ -26,6 +26,8 @@ COPIES = 5
 """State of a cohort in training, in units of its parameters: these, gradients, two optimiser states, temporaries."""
 RESIDENT = 2**30
 """Bytes of the process itself, before any data."""
+GROWTH = 9 / 8
+"""By which files are longer than what is in them."""
 INTERACTION = 500
 """Bytes for each interaction of the data, while they are read, split and drawn from."""
 
@@ -70,7 +72,9 @@ class Demand:
         example: Private tensors of any clients, or of none, `[clients, ...]`.
         dtype: In which it is kept between rounds.
         workers: That train at a time.
-        kept_rounds: For how many rounds a checkpoint may keep what has been replaced since.
+        kept_rounds: For how many rounds the best checkpoint may keep what has been replaced since.
+        checkpoint_every: For how many the last one may.
+        sees_single_uploads: Whether the server holds every upload until its round ends, and what it made of them.
     """
 
     users: int
@@ -83,6 +87,8 @@ class Demand:
     dtype: Dtype
     workers: int
     kept_rounds: int
+    checkpoint_every: int
+    sees_single_uploads: bool
 
     @property
     def client(self) -> int:
@@ -127,9 +133,12 @@ def plan(demand: Demand, store: Place, size: int | Literal["auto"], device: torc
     available, free = psutil.virtual_memory().available, free_disk(folder)
     if store == "auto":
         store = "memory" if 2 * state + working <= available else "disk"
-    replaced = min(demand.clients, float(demand.participants * demand.kept_rounds)) * demand.kept
-    disk = 3 * state if store == "memory" else state + round(replaced)
-    memory = RESIDENT + INTERACTION * demand.interactions + working + (state if store == "memory" else 0)
+    replaced = sum(min(demand.clients, demand.participants * n) for n in (demand.kept_rounds, demand.checkpoint_every))
+    disk = 3 * state if store == "memory" else round(GROWTH * (state + replaced * demand.kept))
+    held = 2 * demand.participants * demand.client if demand.sees_single_uploads else 0
+    memory = RESIDENT + INTERACTION * demand.interactions + working + held
+    if store == "memory":  # a checkpoint copies the rows of those who took part where not all did
+        memory += state if demand.participants == demand.users else 2 * state
     smaller = "fewer participants, method.dim smaller" + (
         ", loop.state_dtype bfloat16" if demand.dtype == "float32" else ""
     )
@@ -147,9 +156,10 @@ def plan(demand: Demand, store: Place, size: int | Literal["auto"], device: torc
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where ``folder`` is or will be."""
+    """Bytes free where ``folder`` is or will be, those that this run has taken there already among them."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    ours = [*folder.glob("*"), *folder.parent.glob("*.ckpt")]
+    return shutil.disk_usage(existing).free + sum(path.stat().st_blocks * 512 for path in ours)
 
 
 def gib(nbytes: float) -> str:

@@ -104,7 +104,9 @@ def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
         return trained
     loop = ("participation", "participants", "resample", "evaluate_every", "monitor", "state_dtype")
     data = {k: v for k, v in config["data"]["init_args"].items() if k not in ("path", "format")}
+    precision = config["fabric"]["precision"]
     return trained | {
+        "fabric": {"precision": "32-true" if precision in (None, 32, "32") else precision},
         "seed_everything": config["seed_everything"],
         "protocol": protocol.to_dict(),
         "data": data,

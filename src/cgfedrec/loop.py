@@ -125,7 +125,9 @@ class FederatedLoop:
             example,
             self.state_dtype,
             self.workers.number,
-            kept_rounds=min(self.rounds, patience) + self.checkpoint_every,
+            kept_rounds=min(self.rounds, patience),
+            checkpoint_every=self.checkpoint_every,
+            sees_single_uploads=self.server.sees_single_uploads,
         )
 
     @property

@@ -223,6 +223,8 @@ class DiskStore(ClientStore):
         users = state["users"]
         self._forget()
         if "rows" in state:
+            self._size = self._files.size(if_missing=0)  # a checkpoint may still refer to what is there
+            self._pinned = torch.ones(self._size, dtype=torch.bool)
             for part in torch.arange(len(users)).split(64):
                 self.write(users[part], {name: rows[part] for name, rows in state["rows"].items()})
         else:
@@ -248,22 +250,24 @@ class _Files:
             if path.stat().st_size < slots * self._nbytes(name):
                 os.truncate(path, slots * self._nbytes(name))
 
-    def size(self) -> int:
-        """How many slots the files hold. Raises ``FileNotFoundError`` if there are none."""
+    def size(self, if_missing: int | None = None) -> int:
+        """How many slots the files hold. Raises ``FileNotFoundError`` if there are none, unless that has a value."""
+        if if_missing is not None and not all(self._path(name).exists() for name in self.shapes):
+            return if_missing
         return min(self._path(name).stat().st_size // self._nbytes(name) for name in self.shapes)
 
     def read(self, slots: Tensor) -> Rows:
-        return {name: self._mapped(name)[slots] for name in self.shapes}
+        return {name: self._mapped(name, shared=False)[slots] for name in self.shapes}
 
     def write(self, slots: Tensor, rows: Mapping[str, Tensor]) -> None:
         for name, value in rows.items():
-            self._mapped(name)[slots] = value.to("cpu", self.dtypes[name])
+            self._mapped(name, shared=True)[slots] = value.to("cpu", self.dtypes[name])
 
-    def _mapped(self, name: str) -> Tensor:
+    def _mapped(self, name: str, shared: bool) -> Tensor:
         slots = self._path(name).stat().st_size // self._nbytes(name)
         shape = (slots, *self.shapes[name])
         numbers = slots * self._nbytes(name) // self.dtypes[name].itemsize
-        return torch.from_file(str(self._path(name)), shared=True, size=numbers, dtype=self.dtypes[name]).view(shape)
+        return torch.from_file(str(self._path(name)), shared, numbers, dtype=self.dtypes[name]).view(shape)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.{str(self.dtypes[name]).removeprefix('torch.')}"

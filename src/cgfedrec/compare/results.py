@@ -200,13 +200,13 @@ class Results:
         return eligible[0] if eligible and self.plan.reference is None else None
 
     def _test(self, data: str, rows: Sequence[Row], reference: str | None) -> None:
-        """Fill in what pairs each user's values, averaged over seeds, with those of the control and the reference."""
+        """Fill in what pairs each user's values with those of the control and the reference, over the seeds of both."""
         values = per_user(self.ranks.filter(pl.col("data") == data), self.plan.metrics[0], ("method", "seed"))
-        means = values.group_by("method", "user").agg(pl.col("value").mean())
 
         def pairs(first: str, second: str) -> pl.DataFrame:
-            mine, theirs = (means.filter(pl.col("method") == name) for name in (first, second))
-            return mine.join(theirs, "user", suffix="_other").sort("user")
+            mine, theirs = (values.filter(pl.col("method") == name) for name in (first, second))
+            both = mine.join(theirs, ["seed", "user"], suffix="_other")
+            return both.group_by("user").agg(pl.col("value", "value_other").mean()).sort("user")
 
         control, tested = self.plan.control, [row for row in rows if reference and row.method != reference]
         for row in rows:

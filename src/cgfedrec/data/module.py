@@ -145,6 +145,9 @@ class FederatedDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split. Raises `InputError` where the data cannot serve."""
+        for name in ("_place", "_breadth", "_steps"):  # of the data before, if there were any
+            self.__dict__.pop(name, None)
+        self._candidates.clear()
         read_in = self.synthetic.draw(self.seed) if self.path is None else read(self.path, self.format)
         kept = self._drop(read_in)
         self.user_ids, self.item_ids = kept.user_ids, kept.item_ids

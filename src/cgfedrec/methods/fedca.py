@@ -107,6 +107,9 @@ class FedCAClient(FactorClient):
         from clients whose turn it is not.
         """
         turn = torch.from_numpy(uniform(self.seed, Stream.MIXES, self.round, self.users.numpy()) < self.share)
+        if not self.table.isfinite().all():
+            bad = ~self.table.detach().flatten(1).isfinite().all(1).cpu()
+            raise NotFiniteError("the uploaded table", self.users[bad].tolist())
         turn = turn.to(self.table.device)[:, None, None]
         values = {
             "table": self.table.detach(),
