@@ -17,8 +17,13 @@ from benchmarks.once import in_a_process
 BASE: dict[str, Any] = {"users": 200, "items": 1000, "dim": 32, "clusters": 50, "participants": None}
 AXES: dict[str, list[dict[str, Any]]] = {
     "users": [{"users": users, "items": 300} for users in (100, 300, 1000, 3000, 10_000)],
-    "items": [{"items": items, "users": 32} for items in (200, 600, 2000, 6000, 20_000)],
-    "clusters": [{"clusters": clusters, "items": 3000, "users": 64} for clusters in (10, 30, 100, 300, 1000)],
+    # users enough to touch nearly every item, for only those are in the catalogue
+    "items": [
+        {"items": items, "users": 100 + items // 4, "participants": 32} for items in (200, 600, 2000, 6000, 20_000)
+    ],
+    "clusters": [
+        {"clusters": clusters, "items": 3000, "users": 850, "participants": 64} for clusters in (10, 30, 100, 300, 1000)
+    ],
     "dim": [{"dim": dim} for dim in (4, 12, 40, 120, 400)],
     "participants": [
         {"participants": number, "users": 10_000, "items": 300} for number in (100, 300, 1000, 3000, 10_000)
@@ -35,8 +40,10 @@ def measure() -> pl.DataFrame:
     for axis, kind, point in track(jobs, "cost curves"):
         found = in_a_process(**BASE | point, contrast=kind, rounds=3)
         memory = [found[name] / 2**20 for name in ("peak", "state")]
-        rows.append((axis, kind, point[axis], found["seconds"], *memory))
-    return pl.DataFrame(rows, schema=["axis", "contrast", "value", "seconds", "peak", "state"], orient="row")
+        rows.append((axis, kind, found.get(axis, point[axis]), found["seconds"], *memory))
+    return pl.DataFrame(
+        rows, schema=["axis", "contrast", "value", "seconds", "peak", "state"], orient="row", strict=False
+    )
 
 
 def exponents(points: pl.DataFrame) -> pl.DataFrame:

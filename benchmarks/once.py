@@ -80,7 +80,7 @@ def measure(settings: dict[str, Any]) -> dict[str, float]:
         "imported": imported,
         "state": state if loop.capacity.store == "memory" else 0,
         "beyond": peak - (state if loop.capacity.store == "memory" else 0),
-        "cohort_size": loop.cohort_size,
+        "items": data.num_items,
     }
 
 
