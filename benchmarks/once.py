@@ -72,7 +72,8 @@ def measure(settings: dict[str, Any]) -> dict[str, float]:
         fabric = Fabric(accelerator="cpu", devices=1, callbacks=[Watch()])
         loop.setup(fabric, data, method, Path(directory))
         loop.fit()
-        state = int(loop.store.known.sum()) * loop._demand(loop.store.example).kept
+        trained = loop.store.known.nonzero().squeeze(1)
+        state = len(trained) * sum(rows.nbytes for rows in loop.store.read(trained[:1]).values())
     peak = status("VmHWM")
     return {
         "seconds": median(after - before for before, after in pairwise(times[1:])),

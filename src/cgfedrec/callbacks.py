@@ -13,10 +13,10 @@ import threading
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.report import progress_bars
 
 
 class EarlyStopping:
@@ -64,20 +64,7 @@ class ProgressBar:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(
-            *columns,
-            TextColumn("{task.fields[metric]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        self.progress = progress_bars(console, "metric")
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
         self.progress.start()

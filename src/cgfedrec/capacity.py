@@ -118,7 +118,7 @@ def cohort_size(demand: Demand, device: torch.device) -> int:
         return max(1, min(demand.participants, free // (2 * COPIES * demand.client)))
     fitting = CACHE // demand.client
     even = -(-demand.participants // (COHORTS * demand.workers))
-    return max(1, min(max(SMALLEST, min(fitting, LARGEST)), max(even, 1)))
+    return min(max(SMALLEST, min(fitting, LARGEST)), even)
 
 
 def plan(demand: Demand, store: Place, size: int | Literal["auto"], device: torch.device, folder: Path) -> Capacity:

@@ -57,6 +57,12 @@ def normal(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.float6
     return np.asarray(radius * np.cos(2 * np.pi * uniform(seed, stream, *counters, 1)))
 
 
+def laplace(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.float64]:
+    """Laplace numbers of scale 1, one for each position of the broadcast ``counters``."""
+    centred = uniform(seed, stream, *counters) - 0.5
+    return np.asarray(-np.sign(centred) * np.log1p(-2 * np.abs(centred)))
+
+
 def integers(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int64]:
     """Whole numbers in [0, high) from 64 random bits each; ``high`` below 2^32 (bias below high / 2^32)."""
     return (((random_bits >> np.uint64(32)) * np.asarray(high).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)

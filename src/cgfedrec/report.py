@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cgfedrec.data import FederatedDataModule
@@ -122,3 +123,18 @@ def nbytes(number: float, digits: int = 1) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.{digits}f} {unit}"
         number /= 1000
     return f"{number:.{digits}f} TB"
+
+
+def progress_bars(console: Console, field: str, remaining: bool = True) -> Progress:
+    """Bars for long work, on a terminal alone: done of all, time, and a task's ``field`` behind it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        *([TimeRemainingColumn()] if remaining else []),
+        TextColumn(f"{{task.fields[{field}]}}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

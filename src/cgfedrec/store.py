@@ -33,7 +33,6 @@ class ClientStore(ABC):
         self.known = torch.zeros(self.num_users, dtype=torch.bool)
         kept = getattr(torch, dtype)
         self.dtypes = {name: kept if one.is_floating_point() else one.dtype for name, one in example.items()}
-        self.example = dict(example)
         self.computed = {name: one.dtype for name, one in example.items()}
         self.shapes = {name: tuple(one.shape[1:]) for name, one in example.items()}
 

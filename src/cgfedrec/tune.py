@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgfedrec.config import dump, duplicate_keys, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.logging import write_atomically
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.report import quiet_console
+from cgfedrec.report import progress_bars, quiet_console
 from cgfedrec.run import Run, open_run
 from cgfedrec.server import NotFiniteError
 
@@ -92,7 +91,7 @@ def tune(
         highlight=False,
         soft_wrap=True,
     )
-    with _progress(console) as progress:
+    with progress_bars(console, "best") as progress:
         task = progress.add_task("trials", total=trials, completed=_settled(study), best="")
         while _settled(study) < trials:
             study.sampler = optuna.samplers.TPESampler(
@@ -310,17 +309,3 @@ def _table(study: optuna.Study) -> pl.DataFrame:
 def _written(values: Mapping[str, Any]) -> str:
     short = {option.rpartition("init_args.")[2]: value for option, value in values.items()}
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in short.items())
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[best]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )

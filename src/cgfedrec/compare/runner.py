@@ -17,10 +17,11 @@ from types import FrameType
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
 from cgfedrec.compare.plan import Job
 from cgfedrec.errors import InputError
+from cgfedrec.report import progress_bars
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at the processes."""
@@ -67,7 +68,7 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, console: Console)
         InputError: if another comparison, or a run that it left behind, still works in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder) as lock, _signals() as signals, _progress(console) as progress:
+    with _locked(folder) as lock, _signals() as signals, progress_bars(console, "what", remaining=False) as progress:
         ended = Ended()
         waiting = []
         for job in jobs:
@@ -178,19 +179,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[what]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def _last_row(directory: Path) -> str:

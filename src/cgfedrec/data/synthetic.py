@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cgfedrec.data.ratings import Interactions
 from cgfedrec.errors import check
-from cgfedrec.random import Stream, bits, uniform
+from cgfedrec.random import Stream, bits, normal, uniform
 
 FEWEST = 5
 DRAWN_AT_ONCE = 4_000_000
@@ -130,8 +130,6 @@ class Synthetic:
         return preferences
 
     def _counts(self, seed: int) -> NDArray[np.int64]:
-        users = np.arange(self.users)
-        radius = np.sqrt(-2 * np.log(uniform(seed, Stream.SYNTHETIC, 4, users, 0)))
-        normal = radius * np.cos(2 * np.pi * uniform(seed, Stream.SYNTHETIC, 4, users, 1))
-        counts: NDArray[np.float64] = np.clip(self.interactions * np.exp(0.5 * normal), FEWEST, self.items // 2)
+        drawn = normal(seed, Stream.SYNTHETIC, 4, np.arange(self.users))
+        counts: NDArray[np.float64] = np.clip(self.interactions * np.exp(0.5 * drawn), FEWEST, self.items // 2)
         return counts.astype(np.int64)

@@ -18,7 +18,7 @@ from cgfedrec.client import empty_parameter
 from cgfedrec.errors import check, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.random import Stream, uniform
+from cgfedrec.random import Stream, laplace
 from cgfedrec.server import TableServer
 
 Distance = Literal["norm", "squared"]
@@ -113,9 +113,8 @@ class FedCIAClient(FactorClient):
         if self.noise:
             # one client at a time, for the numbers of a whole cohort would not fit memory
             for row, user, steps in zip(similarity, self.users.tolist(), self.steps.tolist(), strict=True):
-                drawn = uniform(self.seed, Stream.NOISE, user, steps, np.arange(self.num_items**2)) - 0.5
-                laplace = -self.noise * np.sign(drawn) * np.log1p(-2 * np.abs(drawn))
-                row += torch.from_numpy(laplace).view_as(row).to(row)
+                drawn = laplace(self.seed, Stream.NOISE, user, steps, np.arange(self.num_items**2))
+                row += torch.from_numpy(self.noise * drawn).view_as(row).to(row)
         return Upload(self.users, {"similarity": similarity})
 
 

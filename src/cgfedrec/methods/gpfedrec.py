@@ -23,7 +23,7 @@ from cgfedrec.client import Batch, StepOutput, check_elementwise, empty_paramete
 from cgfedrec.errors import check, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.random import Stream, uniform
+from cgfedrec.random import Stream, laplace
 from cgfedrec.rows import by_rows, rows_of
 from cgfedrec.server import NotFiniteError, TableServer
 from cgfedrec.table import OptimizerCallable
@@ -133,8 +133,8 @@ class GPFedRecClient(FactorClient):
 
     def _draw_noise(self) -> Tensor:
         place = np.arange(self.num_items * self.dim).reshape(self.num_items, self.dim)
-        drawn = uniform(self.seed, Stream.NOISE, self.users.numpy()[:, None, None] + 1, self.round, place) - 0.5
-        return torch.from_numpy(-self.noise * np.sign(drawn) * np.log1p(-2 * np.abs(drawn))).float()
+        drawn = laplace(self.seed, Stream.NOISE, self.users.numpy()[:, None, None] + 1, self.round, place)
+        return torch.from_numpy(self.noise * drawn).float()
 
     @torch.no_grad()
     def score(self) -> Tensor:
