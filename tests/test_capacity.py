@@ -15,9 +15,15 @@ from tests.conftest import cgfedrec
 
 CPU = torch.device("cpu")
 TABLE = {"table": torch.zeros(1, 1682, 32)}
-ML_100K = Demand(943, 943, 100, True, 1682, 100_000, TABLE, "float32", 2, 11, 1, sees_single_uploads=False)
+ML_100K = Demand(943, 943, 100, True, 1682, 100_000, TABLE, TABLE, "float32", 2, 11, 1, sees_single_uploads=False)
 LARGE = replace(
-    ML_100K, users=100_000, participants=1000, rounds=20, items=20_000, example={"table": torch.zeros(1, 20_000, 16)}
+    ML_100K,
+    users=100_000,
+    participants=1000,
+    rounds=20,
+    items=20_000,
+    example={"table": torch.zeros(1, 20_000, 16)},
+    upload={"table": torch.zeros(1, 20_000, 16)},
 )
 
 
@@ -72,3 +78,11 @@ def test_the_command_line_refuses_before_anything_is_written() -> None:
     assert "loop.store: memory needs about" in done.stderr
     assert "are available" in done.stderr
     assert not Path("runs").exists()
+
+
+def test_uploads_larger_than_a_client_count(machine: Any) -> None:
+    machine.memory = 200 * 2**30
+    products = {"similarity": torch.empty(0, 20_000, 20_000)}
+    small, large = (plan(demand, "disk", 16, CPU, Path()) for demand in (LARGE, replace(LARGE, upload=products)))
+    assert large.memory - small.memory >= 2 * 16 * 4 * 20_000**2
+    assert cohort_size(replace(LARGE, upload=products), CPU) == capacity.SMALLEST

@@ -97,4 +97,4 @@ def test_a_group_s_table_waits_until_its_client_takes_part(fabric: Fabric) -> No
         {0: 3, 1: 3, 2: 1, 3: 2, 4: 2, 5: 2, 6: 2},
         {0: 3, 1: 3, 2: 4, 3: 2, 4: 2, 5: 2, 6: 2},
     ]
-    assert len(server.tables) == 3
+    assert len(server.groups.rows) == 3

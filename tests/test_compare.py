@@ -253,7 +253,7 @@ def test_the_control_is_added_and_a_method_may_stand_in_another_config(tmp_path:
     configs = {(job.data, job.method, job.seed): yaml.safe_load(job.config) for job in plan.jobs}
     assert len(configs) == len(plan.jobs) == 2 * 3 * 2
     config = configs["one", "FedMF", 1]
-    assert (config["method"]["init_args"]["dim"], config["loop"]["rounds"]) == (5, 7)
+    assert (config["method"]["init_args"]["dim"], config["loop"]["rounds"]) == (5, 2)
     assert (config["protocol"]["name"], config["seed_everything"]) == ("strict", 1)
     assert config["data"]["init_args"]["path"] is None
     assert config["data"]["init_args"]["batch_size"] == 32

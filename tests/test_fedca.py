@@ -80,7 +80,7 @@ def test_nobody_or_one_alone_has_nothing_to_mix_with(clients: int, fabric: Fabri
     values = {"table": table * turn, "directions": torch.eye(3)[:2] * turn, "samples": 9 * turn}
     server.aggregate(server.reduce(Upload(torch.arange(2), values)))
     server.update(fabric, 1)
-    torch.testing.assert_close(server.mixes, table[:clients])
+    torch.testing.assert_close(server.mixes.rows, table[:clients])
 
 
 def test_mixes_go_to_those_whose_turn_it_was_and_wait_for_them(fabric: Fabric) -> None:
@@ -104,7 +104,7 @@ def test_mixes_go_to_those_whose_turn_it_was_and_wait_for_them(fabric: Fabric) -
     none = {name: value[:1] * 0 for name, value in values.items()}
     server.aggregate(server.reduce(Upload(torch.tensor([3]), none)))
     server.update(fabric, 2)
-    assert server.waiting.tolist() == [5, 7]
+    assert server.mixes.clients.tolist() == [5, 7]
 
 
 class TestFedCA(Conformance):
@@ -125,16 +125,16 @@ class TestFedCA(Conformance):
             loop.store.load(client, users)
             client.receive(loop.server.broadcast(users))
         expected = before.clone()
-        waiting = loop.server.waiting
+        waiting = loop.server.mixes.clients
         assert 2 <= len(waiting) < data.num_users
-        expected[waiting] = 0.75 * before[waiting] + 0.25 * loop.server.mixes
+        expected[waiting] = 0.75 * before[waiting] + 0.25 * loop.server.mixes.rows
         assert isinstance(client, FedCAClient)
         torch.testing.assert_close(client.table.detach(), expected)
 
     def test_only_those_whose_turn_it_is_send_their_tables(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(share=0.3), data, 100, rounds=1)
         assert isinstance(loop.server, MixServer)
-        sent, header = len(loop.server.waiting), 100
+        sent, header = len(loop.server.mixes.clients), 100
         table = data.num_items * (8 * 4 + 4)
         assert 0 < sent < data.num_users
         assert sent * table < loop.bytes_up < sent * (table + 3 * 36 + 8) + data.num_users * header

@@ -7,13 +7,14 @@ import pytest
 import torch
 from lightning import Fabric
 
-import cgfedrec.methods.fedncf
+import cgfedrec.network
 from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.messages import Upload
 from cgfedrec.methods import FedNCF
 from cgfedrec.methods.fedncf import FedNCFClient
+from cgfedrec.network import layers_of
 from tests.conformance import Conformance, trained
 
 
@@ -36,7 +37,7 @@ class TestFedNCF(Conformance):
         loop = trained(self.method(), data, 5)
         users = torch.tensor([3, 1])
         whole = loop.score(users)
-        monkeypatch.setattr(cgfedrec.methods.fedncf, "SCORED_AT_ONCE", 14)
+        monkeypatch.setattr(cgfedrec.network, "SCORED_AT_ONCE", 14)
         torch.testing.assert_close(loop.score(users), whole)
 
 
@@ -44,6 +45,7 @@ def test_the_loss_and_its_gradient_are_those_of_neumf() -> None:
     """Against one client's model as `torch.nn` writes it, in float64."""
     torch.manual_seed(0)
     client = FedNCF(dim=3, hidden=(5, 4)).client(6, 0)
+    assert isinstance(client, FedNCFClient)
     users = torch.arange(2)
     client.load(users, {name: torch.randn(value.shape) * 0.5 for name, value in client.start(users).items()})
     batch = Batch(
@@ -57,8 +59,9 @@ def test_the_loss_and_its_gradient_are_those_of_neumf() -> None:
     output.loss.sum().backward()
     for row, length in enumerate((4, 2)):
         first, second, logit = torch.nn.Linear(6, 5), torch.nn.Linear(5, 4), torch.nn.Linear(3 + 4, 1)
-        network = torch.nn.ModuleList([first, second, logit]).double()
-        torch.nn.utils.vector_to_parameters(client.private()["network"][row].double(), network.parameters())
+        given = layers_of(client.private()["network"][row : row + 1].double(), client.shapes)
+        for layer, (weight, bias) in zip((first, second, logit), given, strict=True):
+            layer.weight.data, layer.bias.data = weight[0].T, bias[0, 0]
         user, table = (client.private()[name][row].double().requires_grad_() for name in ("user", "table"))
         rows = table[batch.items[row, :length]]
         hidden = torch.cat((user[3:].expand(length, -1), rows[:, 3:]), dim=1)
@@ -67,7 +70,9 @@ def test_the_loss_and_its_gradient_are_those_of_neumf() -> None:
         loss = torch.nn.functional.binary_cross_entropy(scores, batch.targets[row, :length].double())
         loss.backward()
         assert output.loss[row].item() == pytest.approx(loss.item(), abs=1e-5)
-        expected = torch.cat([one.grad.flatten() for one in network.parameters() if one.grad is not None])
+        expected = torch.cat(
+            [torch.cat((one.weight.grad.T.flatten(), one.bias.grad)) for one in (first, second, logit)]  # type: ignore[union-attr, arg-type]
+        )
         gradients = {"user": user.grad, "table": table.grad, "network": expected}
         for name, ours in client.named_parameters():
             assert ours.grad is not None
@@ -78,12 +83,12 @@ def test_the_published_network_starts_xavier_uniform_and_alike() -> None:
     client = FedNCF().client(10, 0)
     assert isinstance(client, FedNCFClient)
     start = client.start(torch.arange(3))
-    assert client.shapes == [(64, 128), (32, 64), (16, 32), (1, 80)]
+    assert client.shapes == [(128, 64), (64, 32), (32, 16), (80, 1)]
     assert start["user"].shape == (3, 128)
     assert start["table"].shape == (3, 10, 128)
     assert start["table"].std().item() == pytest.approx(0.01, rel=0.1)
     assert (start["network"] == start["network"][0]).all()
-    for (weight, bias), (out, inside) in zip(client._layers(start["network"]), client.shapes, strict=True):
+    for (weight, bias), (inside, out) in zip(layers_of(start["network"], client.shapes), client.shapes, strict=True):
         bound = (6 / (out + inside)) ** 0.5
         assert 0.8 * bound < weight.abs().max() <= bound
         assert (bias == 0).all()

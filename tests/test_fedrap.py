@@ -10,9 +10,10 @@ from torch import Tensor
 
 from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.early_stop import EarlyStop
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.methods import FedRAP
-from cgfedrec.methods.fedrap import EarlyStop, FedRAPClient, FedRAPServer
+from cgfedrec.methods.fedrap import FedRAPClient, FedRAPServer
 from tests.conformance import Conformance, trained
 
 BATCH = Batch(

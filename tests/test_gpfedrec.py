@@ -152,7 +152,7 @@ def test_averages_are_over_those_more_similar_than_the_mean(
     graph = [[v for v in range(8) if v == u or similarity[u][v] > threshold * mean] for u in range(8)]
     targets = torch.stack([flat[near].mean(0) for near in graph]).view(8, 5, 4)
     assert degree == sum(map(len, graph)) / 8
-    torch.testing.assert_close(server.targets.double(), targets, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(server.averages.rows.double(), targets, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(server.mean("table").double(), targets.mean(0), rtol=1e-5, atol=1e-6)
 
 
@@ -161,14 +161,14 @@ def test_the_graph_joins_the_similar_and_not_the_distant(fabric: Fabric) -> None
     server = GraphServer(1, 2, 1.0, seed=0)
     assert updated(server, fabric, 1, [0, 1, 2, 3], tables) == 2
     near = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.05, 1.5], [0.05, 1.5]])
-    torch.testing.assert_close(server.targets[:, 0], near)
+    torch.testing.assert_close(server.averages.rows[:, 0], near)
 
 
 def test_who_is_absent_keeps_its_last_average(fabric: Fabric) -> None:
     server = GraphServer(5, 4, 1.0, seed=0)
     assert server.broadcast(torch.arange(9)) is None
     updated(server, fabric, 1, [4, 1, 8, 6], torch.randn(4, 5, 4))
-    first = dict(zip(server.users.tolist(), server.targets.clone(), strict=True))
+    first = dict(zip(server.averages.clients.tolist(), server.averages.rows.clone(), strict=True))
     updated(server, fabric, 2, [6, 2], torch.randn(2, 5, 4))
     broadcast = server.broadcast(torch.tensor([6, 8, 0, 4]))
     assert broadcast is not None

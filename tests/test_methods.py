@@ -10,6 +10,7 @@ import torch
 from lightning import Fabric
 
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop, train
 from cgfedrec.messages import Broadcast, Labels
 from cgfedrec.method import Method
@@ -104,3 +105,11 @@ class TestPFedRec(Conformance):
 
     def method(self, **settings: Any) -> Method:
         return PFedRec(**{"dim": 8, "lr_eta": 1.0} | settings)
+
+
+def test_all_that_is_wrong_with_a_method_is_said_at_once() -> None:
+    with pytest.raises(InputError) as error:
+        CGFedRec(clusters=1, temperature=0.0, silent_rounds=0, dim=0)
+    assert [problem.split(":")[0] for problem in error.value.problems] == [
+        f"method.{name}" for name in ("silent_rounds", "clusters", "temperature", "dim")
+    ]

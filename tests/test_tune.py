@@ -71,7 +71,7 @@ def test_the_best_is_a_config_of_fit_and_no_test_item_is_ranked(monkeypatch: pyt
     assert table["method.init_args.lr_eta"].is_between(0.01, 10).all()
     assert main(["fit", "--config", "out/best.yaml", "--logger", "null", "--run_dir", "run"]) == 0
     assert json.loads(Path("run/summary.json").read_text())["val/ndcg@10"] == table["value"].max()
-    assert "7, at most 3 rounds each, seed 0" in Path("out/best.yaml").read_text()
+    assert "7 of at most 3 rounds, seed 0" in Path("out/best.yaml").read_text()
     assert "WandbLogger" in Path("out/best.yaml").read_text()
     assert not Path("out/trial").exists()
 

@@ -70,6 +70,7 @@ class Demand:
         items: n.
         interactions: Of all users.
         example: Private tensors of any clients, or of none, `[clients, ...]`.
+        upload: What they send, likewise.
         dtype: In which it is kept between rounds.
         workers: That train at a time.
         kept_rounds: For how many rounds the best checkpoint may keep what has been replaced since.
@@ -84,6 +85,7 @@ class Demand:
     items: int
     interactions: int
     example: Mapping[str, Tensor]
+    upload: Mapping[str, Tensor]
     dtype: Dtype
     workers: int
     kept_rounds: int
@@ -93,7 +95,12 @@ class Demand:
     @property
     def client(self) -> int:
         """Bytes of one client in training."""
-        return sum(value.shape[1:].numel() * value.itemsize for value in self.example.values())
+        return _row_nbytes(self.example)
+
+    @property
+    def sent(self) -> int:
+        """Bytes of what one client sends, before it is packed."""
+        return _row_nbytes(self.upload)
 
     @property
     def kept(self) -> int:
@@ -111,12 +118,16 @@ class Demand:
         return self.users * (1 - (1 - share) ** self.rounds) if self.resample else float(self.participants)
 
 
+def _row_nbytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.shape[1:].numel() * value.itemsize for value in tensors.values())
+
+
 def cohort_size(demand: Demand, device: torch.device) -> int:
     """How many clients train together where nobody says: what fits the cache of a CPU or the memory of a GPU."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return max(1, min(demand.participants, free // (2 * COPIES * demand.client)))
-    fitting = CACHE // demand.client
+    fitting = CACHE // max(demand.client, demand.sent)
     even = -(-demand.participants // (COHORTS * demand.workers))
     return min(max(SMALLEST, min(fitting, LARGEST)), even)
 
@@ -129,13 +140,14 @@ def plan(demand: Demand, store: Place, size: int | Literal["auto"], device: torc
     """
     size = cohort_size(demand, device) if size == "auto" else size
     state = round(demand.clients * demand.kept)
-    working = demand.workers * size * (COPIES * demand.client + 2 * demand.kept + 6 * 4 * demand.items)
+    uploads = 2 * max(0, demand.sent - demand.client)  # beyond the tables that are sent as they are
+    working = demand.workers * size * (COPIES * demand.client + 2 * demand.kept + uploads + 6 * 4 * demand.items)
     available, free = psutil.virtual_memory().available, free_disk(folder)
     if store == "auto":
         store = "memory" if 2 * state + working <= available else "disk"
     replaced = sum(min(demand.clients, demand.participants * n) for n in (demand.kept_rounds, demand.checkpoint_every))
     disk = 3 * state if store == "memory" else round(GROWTH * (state + replaced * demand.kept))
-    held = 2 * demand.participants * demand.client if demand.sees_single_uploads else 0
+    held = 2 * demand.participants * demand.sent if demand.sees_single_uploads else 0
     memory = RESIDENT + INTERACTION * demand.interactions + working + held
     if store == "memory":  # a checkpoint copies the rows of those who took part where not all did
         memory += state if demand.participants == demand.users else 2 * state

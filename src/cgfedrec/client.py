@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -106,6 +107,12 @@ class Client(LightningModule, ABC):
 def empty_parameter(*shape: int) -> nn.Parameter:
     """A parameter for a cohort that is yet to come: `[0, *shape]`."""
     return nn.Parameter(torch.empty(0, *shape))
+
+
+@lru_cache(maxsize=2)
+def shared_start(seed: int, scale: float, *shape: int) -> Tensor:
+    """The values of ``shape`` with which all clients start, N(0, scale^2); drawn once, and never changed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) -> Optimizer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(Exception):
@@ -21,6 +22,17 @@ def check(*problems: str | None) -> None:
     """Raise one `InputError` with every problem that is not ``None``."""
     if found := [problem for problem in problems if problem]:
         raise InputError(found)
+
+
+@contextmanager
+def checked_with(*problems: str | None) -> Iterator[None]:
+    """Raise these problems together with those that the body raises, in one `InputError`."""
+    found = list(problems)
+    try:
+        yield
+    except InputError as error:
+        found += error.problems
+    check(*found)
 
 
 def not_positive(option: str, value: float | None) -> str | None:

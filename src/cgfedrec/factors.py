@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter
+from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter, shared_start
 from cgfedrec.errors import check, not_positive
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
@@ -37,17 +37,14 @@ class FactorClient(Client):
         self.optimizer, self.init_scale = optimizer, init_scale
         self.user = empty_parameter(dim)
         self.table = empty_parameter(num_items, dim)
-        self._start: Tensor | None = None
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """One initial table for all and a user vector of one's own, N(0, init_scale^2)."""
-        if self._start is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            self._start = torch.randn(self.num_items, self.dim, generator=generator) * self.init_scale
+        table = shared_start(self.seed, self.init_scale, self.num_items, self.dim)
         drawn = normal(self.seed, Stream.START, users.numpy()[:, None] + 1, np.arange(self.dim))
         return {
             "user": torch.from_numpy(drawn).float() * self.init_scale,
-            "table": self._start.expand(len(users), -1, -1),
+            "table": table.expand(len(users), -1, -1),
         }
 
     def configure_optimizers(self) -> list[Optimizer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,13 +107,13 @@ class FederatedLoop:
         self.server: Server = method.server(data.num_items, data.seed).to(fabric.device)
         self.workers = Workers(fabric, lambda: method.client(data.num_items, data.seed))
         with self.workers.one() as worker:
-            example = worker.client.private()
-        self.capacity = plan(self._demand(example), self._place, self._cohort_size, fabric.device, folder)
+            example, upload = worker.client.private(), worker.client.upload().values  # of nobody yet: their shapes
+        self.capacity = plan(self._demand(example, upload), self._place, self._cohort_size, fabric.device, folder)
         self.cohort_size = self.capacity.cohort_size
         kind = MemoryStore if self.capacity.store == "memory" else DiskStore
         self.store: ClientStore = kind(data.order(), example, self.state_dtype, folder)
 
-    def _demand(self, example: dict[str, Tensor]) -> Demand:
+    def _demand(self, example: Mapping[str, Tensor], upload: Mapping[str, Tensor]) -> Demand:
         patience = self.rounds if self.patience is None else (self.patience + 1) * self.evaluate_every
         return Demand(
             self.data.num_users,
@@ -123,6 +123,7 @@ class FederatedLoop:
             self.data.num_items,
             int(self.data.interactions_per_user().sum()),
             example,
+            upload,
             self.state_dtype,
             self.workers.number,
             kept_rounds=min(self.rounds, patience),

@@ -135,6 +135,12 @@ class Upload:
         }
         return cls(clients, values, sparse)
 
+    def of(self, users: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """The places among ``users`` of those that have a row here, and their rows of the value ``name``."""
+        places, rows = (users[:, None] == self.clients).nonzero(as_tuple=True)
+        value = self.values[name]
+        return places, value[rows.to(value.device)]
+
     def _row(self, row: int) -> dict[str, Value]:
         return {
             name: SparseRows(value[row]) if name in self.sparse else value[row] for name, value in self.values.items()

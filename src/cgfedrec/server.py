@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +10,11 @@ from lightning import Fabric
 from torch import Tensor, nn
 
 from cgfedrec.errors import RunError
+from cgfedrec.mailbox import Growing
 from cgfedrec.messages import Broadcast, Upload
 
 
-class Server(nn.Module):
+class Server(Growing):
     """A server that does nothing: the base of all, and the whole of the Local control.
 
     Its buffers are its state, saved in every checkpoint. A broadcast depends on the last `update` alone, for cohorts
@@ -23,8 +23,6 @@ class Server(nn.Module):
 
     sees_single_uploads = False
     """Whether it must look at what each client sends, and so cannot work on sums, as secure aggregation wants."""
-    grows: tuple[str, ...] = ()
-    """The buffers whose length changes from round to round."""
 
     def welcome(self) -> Broadcast | None:
         """What a client receives once, when it first takes part; ``None`` for nothing."""
@@ -51,12 +49,6 @@ class Server(nn.Module):
     def histograms(self) -> dict[str, Tensor]:
         """Values of which the distribution is worth logging, by name."""
         return {}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As ever; what `grows` becomes as long as it was."""
-        for name in self.grows:
-            setattr(self, name, self.get_buffer(name).new_empty(state_dict[name].shape))
-        return super().load_state_dict(state_dict, *args, **kwargs)
 
 
 class MeanServer(Server):

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter
-from cgfedrec.errors import check, not_positive
+from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter, shared_start
+from cgfedrec.errors import check, checked_with, not_positive
 from cgfedrec.messages import Broadcast, Labels, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, uniform
 from cgfedrec.rows import by_rows, linear_loss, rows_of
+from cgfedrec.structure.clusters import KMeansKind
 from cgfedrec.structure.contrast import Kind, contrast
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -64,18 +65,15 @@ class TableClient(Client):
         self.head_bias = empty_parameter()
         self.labels: Tensor | None = None
         self._rows: Tensor | None = None
-        self._start: Tensor | None = None
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """One initial table for all, N(0, init_scale^2); heads uniform as `torch.nn.Linear` draws them."""
-        if self._start is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            self._start = torch.randn(self.num_items, self.dim, generator=generator) * self.init_scale
+        table = shared_start(self.seed, self.init_scale, self.num_items, self.dim)
         owner = users.numpy() if self.head == "private" else np.full(len(users), -1)
         drawn = uniform(self.seed, Stream.START, owner[:, None] + 1, np.arange(self.dim + 1))
         head = torch.from_numpy((2 * drawn - 1) * self.dim**-0.5).float()
         return {
-            "table": self._start.expand(len(users), -1, -1),
+            "table": table.expand(len(users), -1, -1),
             "head_weight": head[:, :-1].contiguous(),
             "head_bias": head[:, -1].contiguous(),
         }
@@ -164,3 +162,49 @@ class TableMethod(Method):
             "init_scale": self.init_scale,
             "head": self.head,
         }
+
+
+class AlignedMethod(TableMethod):
+    """A method whose server clusters the items, and whose clients align their tables to the labels.
+
+    Args:
+        clusters: K, the number of item clusters; at most the number of items.
+        reg: Weight of the alignment towards the labels.
+        temperature: T of the alignment (`cl_t` of the published code).
+        contrast: ``exact``, or against cluster ``prototypes``: an approximation that costs items x clusters.
+        kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
+        kwargs: The client's settings.
+    """
+
+    def __init__(
+        self,
+        clusters: int,
+        reg: float = 0.005,
+        temperature: float = 0.1,
+        contrast: Kind = "exact",
+        kmeans: KMeansKind = "minibatch",
+        **kwargs: Any,
+    ) -> None:
+        with checked_with(
+            f"method.clusters: {clusters} is below 2" if clusters < 2 else None,
+            None if reg == 0 else not_positive("method.reg", reg),
+            not_positive("method.temperature", temperature),
+        ):
+            super().__init__(**kwargs)
+        self.clusters = clusters
+        self.reg = reg
+        self.temperature = temperature
+        self.contrast: Kind = contrast
+        self.kmeans: KMeansKind = kmeans
+
+    def client_settings(self, num_items: int) -> dict[str, Any]:
+        alignment = {"reg": self.reg, "temperature": self.temperature, "contrast": self.contrast}
+        return super().client_settings(num_items) | alignment
+
+    def check_clusters(self, num_items: int) -> None:
+        """Raise `InputError` for more clusters than items."""
+        check(
+            f"method.clusters: {self.clusters} is more than the {num_items} items of the data"
+            if self.clusters > num_items
+            else None
+        )

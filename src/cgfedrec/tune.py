@@ -17,6 +17,7 @@ from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.logging import write_atomically
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.method import Method
 from cgfedrec.report import progress_bars, quiet_console
 from cgfedrec.run import Run, open_run
 from cgfedrec.server import NotFiniteError
@@ -85,9 +86,9 @@ def tune(
     )
     _begin(study, spec, own)
     monitor, seed = run.loop.monitor, int(own["seed_everything"])
+    most = f" of at most {run.loop.rounds} rounds" if isinstance(run.method, Method) else ""
     console.print(
-        f"{type(run.method).__name__}: {trials} trials of at most {run.loop.rounds} rounds, by {monitor}, "
-        f"seed {seed}, in {folder}",
+        f"{type(run.method).__name__}: {trials} trials{most}, by {monitor}, seed {seed}, in {folder}",
         highlight=False,
         soft_wrap=True,
     )
@@ -106,7 +107,7 @@ def tune(
         raise RunError(f"none of {trials} trials came to an end; {folder / 'trials.csv'} says why")
     best = study.best_trial
     stated = (
-        f"# Found by cgfedrec tune: trial {best.number} of {trials}, at most {run.loop.rounds} rounds each, seed {seed}"
+        f"# Found by cgfedrec tune: trial {best.number} of {trials}{most}, seed {seed}"
         f"{', median pruning' if prune else ''}.\n# {monitor} {best.value:.4f}; no test item was ranked.\n"
     )
     path = folder / "best.yaml"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cgfedrec.centralized.factors import Factors, bpr
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.errors import check
+from cgfedrec.errors import checked_with
 
 
 class LightGCN(Factors):
@@ -48,8 +48,8 @@ class LightGCN(Factors):
         patience: int | None = 10,
         monitor: str = "val/ndcg@10",
     ) -> None:
-        check(None if layers >= 0 else f"method.layers: {layers} is below 0")
-        super().__init__(dim, epochs, batch_size, lr, weight_decay, init_scale, evaluate_every, patience, monitor)
+        with checked_with(None if layers >= 0 else f"method.layers: {layers} is below 0"):
+            super().__init__(dim, epochs, batch_size, lr, weight_decay, init_scale, evaluate_every, patience, monitor)
         self.layers = layers
 
     def loss(self, logits: Tensor) -> Tensor:

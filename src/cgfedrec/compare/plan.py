@@ -149,7 +149,8 @@ def read_plan(path: Path, output: Path) -> Plan:
 
     Args:
         path: A YAML file with ``methods`` and ``data`` (names to overrides of a run's config), ``seeds`` and, for all
-            runs, ``base``. A method may name another ``config``, of which what belongs to a method is taken.
+            runs, ``base``. A method may name another ``config``, such as one that ``tune`` found, of which the method
+            and the size of its batches are taken, and not its rounds: those of a comparison are the same for all.
         output: Where everything is to go.
 
     Raises:
@@ -299,7 +300,7 @@ def _method_of(entry: Any, problems: dict[str, list[str]], where: str) -> dict[s
         return own
     arguments = (other.get("data") or {}).get("init_args") or {}
     training = {name: arguments[name] for name in OF_TRAINING if name in arguments}
-    taken: dict[str, Any] = {name: other[name] for name in ("method", "loop") if name in other}
+    taken = {"method": other["method"]} if "method" in other else {}
     return _merged(taken, {"data": {"init_args": training}} if training else {}, own)
 
 

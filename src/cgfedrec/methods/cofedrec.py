@@ -8,18 +8,18 @@ down in place of its clients' own; all others keep theirs.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.errors import check, not_positive
+from cgfedrec.mailbox import Mailbox
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.random import Stream, bits, integers
-from cgfedrec.structure.clusters import ClusterServer
-from cgfedrec.table import TableClient, TableMethod
+from cgfedrec.structure.clusters import ClusterServer, KMeansKind
+from cgfedrec.table import AlignedMethod, TableClient
 
 
 class CoFedRecClient(TableClient):
@@ -28,8 +28,8 @@ class CoFedRecClient(TableClient):
     def receive(self, broadcast: Broadcast | None) -> None:
         super().receive(broadcast)
         if broadcast is not None and broadcast.own is not None:
-            rows, places = (self.users[:, None] == broadcast.own.clients).nonzero(as_tuple=True)
-            self.table.data[rows] = broadcast.own.values["table"].to(self.table.device)[places]
+            places, tables = broadcast.own.of(self.users, "table")
+            self.table.data[places] = tables.to(self.table.device)
 
 
 class GroupServer(ClusterServer):
@@ -47,27 +47,16 @@ class GroupServer(ClusterServer):
     """
 
     sees_single_uploads = True
-    grows = ("members", "places", "tables")
-    members: Tensor
-    places: Tensor
-    tables: Tensor
 
-    def __init__(
-        self, num_items: int, dim: int, clusters: int, kmeans: Literal["minibatch", "full"], seed: int
-    ) -> None:
+    def __init__(self, num_items: int, dim: int, clusters: int, kmeans: KMeansKind, seed: int) -> None:
         super().__init__(num_items, dim, clusters, kmeans, seed=seed)
         self.uploads: list[Upload] = []
-        self.register_buffer("members", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("places", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("tables", torch.empty(0, num_items, dim))
+        self.groups = Mailbox("table", num_items, dim)
 
     def broadcast(self, users: Tensor) -> Broadcast | None:
         """Labels for all, and for those who were in a group since they last took part its mean table."""
         broadcast = super().broadcast(users)
-        rows, places = (users.to(self.members.device)[:, None] == self.members).nonzero(as_tuple=True)
-        if broadcast is None or not len(rows):
-            return broadcast
-        return replace(broadcast, own=Upload(users[rows.cpu()], {"table": self.tables[self.places[places]]}))
+        return broadcast and replace(broadcast, own=self.groups.of(users))
 
     def reduce(self, upload: Upload) -> Upload:
         return upload
@@ -80,23 +69,17 @@ class GroupServer(ClusterServer):
         """Average, cluster, find the group; report besides what `ClusterServer` does how large the group is."""
         report = super().update(fabric, round)
         tables = [upload.values["table"] for upload in self.uploads]
-        users = torch.cat([upload.clients for upload in self.uploads]).to(self.members.device)
+        users = torch.cat([upload.clients for upload in self.uploads])
         used = self.labels.unique()
         one, cluster = integers(bits(self.seed, Stream.GROUPS, round, [0, 1]), [len(users), len(used)]).tolist()
         group = similar(torch.cat([table[:, self.labels == used[cluster]] for table in tables]), one)
         chosen = group.split([len(table) for table in tables])
         total = sum(table[rows].sum(0, dtype=torch.float64) for table, rows in zip(tables, chosen, strict=True))
-        self._hand_out(users, users[group], (total / group.sum()).float())
+        members = users[group.to(users.device)]
+        self.groups.discard(users)  # who took part has received what waited
+        self.groups.put(members, (total / group.sum()).float()[None], torch.zeros_like(members))
         self.uploads = []
         return report | {"group/clients": float(group.sum())}
-
-    def _hand_out(self, participants: Tensor, group: Tensor, table: Tensor) -> None:
-        """Let ``table`` `[items, dim]` wait for the ``group``; this round's participants have received all before."""
-        waiting = ~torch.isin(self.members, participants)
-        self.members = torch.cat((self.members[waiting], group))
-        places = torch.cat((self.places[waiting], torch.full_like(group, len(self.tables))))
-        needed, self.places = places.unique(return_inverse=True)
-        self.tables = torch.cat((self.tables, table[None]))[needed]
 
 
 def similar(rows: Tensor, one: int) -> Tensor:
@@ -136,7 +119,7 @@ def before_elbow(falling: Tensor) -> int:
     return elbow + int(gap[elbow] > 0) if elbow else len(falling)
 
 
-class CoFedRec(TableMethod):
+class CoFedRec(AlignedMethod):
     """CoFedRec (arXiv 2411.01690): tables go up; labels come down to all, a table of its own to one group a round.
 
     What the card leaves open is decided thus. The client that is drawn is itself of the group. Only clusters that have
@@ -144,44 +127,15 @@ class CoFedRec(TableMethod):
 
     Args:
         clusters: K, the number of item clusters; at most the number of items. The published 30 is for ML-100K.
-        reg: Weight of the alignment towards the labels.
-        temperature: T of the alignment.
-        contrast: ``exact``, or against cluster ``prototypes``: an approximation that costs items x clusters.
         kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
-        kwargs: The client's settings.
+        kwargs: Settings of the alignment and of the client.
     """
 
     client_class = CoFedRecClient
 
-    def __init__(
-        self,
-        clusters: int = 30,
-        reg: float = 0.005,
-        temperature: float = 0.1,
-        contrast: Literal["exact", "prototypes"] = "exact",
-        kmeans: Literal["minibatch", "full"] = "full",
-        **kwargs: Any,
-    ) -> None:
-        check(
-            f"method.clusters: {clusters} is below 2" if clusters < 2 else None,
-            None if reg == 0 else not_positive("method.reg", reg),
-            not_positive("method.temperature", temperature),
-        )
-        super().__init__(**kwargs)
-        self.clusters = clusters
-        self.reg = reg
-        self.temperature = temperature
-        self.contrast: Literal["exact", "prototypes"] = contrast
-        self.kmeans: Literal["minibatch", "full"] = kmeans
-
-    def client_settings(self, num_items: int) -> dict[str, Any]:
-        alignment = {"reg": self.reg, "temperature": self.temperature, "contrast": self.contrast}
-        return super().client_settings(num_items) | alignment
+    def __init__(self, clusters: int = 30, kmeans: KMeansKind = "full", **kwargs: Any) -> None:
+        super().__init__(clusters, kmeans=kmeans, **kwargs)
 
     def server(self, num_items: int, seed: int) -> GroupServer:
-        check(
-            f"method.clusters: {self.clusters} is more than the {num_items} items of the data"
-            if self.clusters > num_items
-            else None
-        )
+        self.check_clusters(num_items)
         return GroupServer(num_items, self.dim, self.clusters, self.kmeans, seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import check, not_positive
+from cgfedrec.errors import checked_with, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, SparseRows, Upload
 from cgfedrec.random import Stream, normal
@@ -175,11 +175,11 @@ class CoLR(FactorMethod):
         local_epochs: int = 2,
         init_scale: float | None = None,
     ) -> None:
-        check(
+        with checked_with(
             not_positive("method.rank", rank),
             f"method.rank: {rank} is more than method.dim, {dim}" if rank > dim > 0 else None,
-        )
-        super().__init__(dim, optimizer, local_epochs, max(dim, 1) ** -0.5 if init_scale is None else init_scale)
+        ):
+            super().__init__(dim, optimizer, local_epochs, max(dim, 1) ** -0.5 if init_scale is None else init_scale)
         self.rank = rank
 
     def client_settings(self, num_items: int) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from lightning import Fabric
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import check, not_positive
+from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
+from cgfedrec.early_stop import EarlyStop
+from cgfedrec.errors import checked_with, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
+from cgfedrec.mailbox import Mailbox
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.methods.fedrap import EarlyStop
 from cgfedrec.random import Stream, uniform
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.table import OptimizerCallable
@@ -98,9 +99,8 @@ class FedCAClient(FactorClient):
         self.seen.data.zero_()
         self.stop = EarlyStop(len(self.users), self.tolerance, self.table.device)
         if broadcast is not None and broadcast.own is not None:
-            rows, places = (self.users[:, None] == broadcast.own.clients).nonzero(as_tuple=True)
-            mixes = broadcast.own.values["table"].to(self.table.device)[places]
-            self.table.data[rows] = mixes.lerp(self.table.data[rows], self.own)
+            places, mixes = broadcast.own.of(self.users, "table")
+            self.table.data[places] = mixes.to(self.table.device).lerp(self.table.data[places], self.own)
 
     def upload(self) -> Upload:
         """The table, the leading directions of its trained rows and the number of samples, all zero, and so not sent,
@@ -109,7 +109,7 @@ class FedCAClient(FactorClient):
         turn = torch.from_numpy(uniform(self.seed, Stream.MIXES, self.round, self.users.numpy()) < self.share)
         if not self.table.isfinite().all():
             bad = ~self.table.detach().flatten(1).isfinite().all(1).cpu()
-            raise NotFiniteError("the uploaded table", self.users[bad].tolist())
+            raise NotFiniteError("uploaded table", self.users[bad].tolist())
         turn = turn.to(self.table.device)[:, None, None]
         values = {
             "table": self.table.detach(),
@@ -150,19 +150,15 @@ class MixServer(Server):
     """
 
     sees_single_uploads = True
-    grows = ("waiting", "mixes")
     start: Tensor
     rounds: Tensor
-    waiting: Tensor
-    mixes: Tensor
 
     def __init__(self, start: Tensor, seed: int, alpha: float, beta: float) -> None:
         super().__init__()
         self.seed, self.alpha, self.beta = seed, alpha, beta
         self.register_buffer("start", start, persistent=False)
         self.register_buffer("rounds", torch.tensor(0))
-        self.register_buffer("waiting", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("mixes", start.new_empty(0, *start.shape))
+        self.mixes = Mailbox("table", *start.shape)
         self._participants: list[Tensor] = []
         self._sent: list[Upload] = []
 
@@ -172,15 +168,7 @@ class MixServer(Server):
     def broadcast(self, users: Tensor) -> Broadcast | None:
         if not self.rounds:
             return None
-        rows, places = (users[:, None] == self.waiting.cpu()).nonzero(as_tuple=True)
-        own = Upload(users[rows], {"table": self.mixes[places.to(self.mixes.device)]}) if len(rows) else None
-        return Broadcast({"rounds": self.rounds.int()}, own)
-
-    def reduce(self, upload: Upload) -> Upload:
-        finite = upload.values["table"].flatten(1).isfinite().all(1).cpu()
-        if not finite.all():
-            raise NotFiniteError("uploaded table", upload.clients[~finite].tolist())
-        return upload
+        return Broadcast({"rounds": self.rounds.int()}, self.mixes.of(users))
 
     def aggregate(self, upload: Upload) -> None:
         sent = upload.values["samples"].flatten() > 0
@@ -189,15 +177,13 @@ class MixServer(Server):
 
     def update(self, fabric: Fabric, round: int) -> dict[str, float]:
         """Mix, and report how many tables were, and the mean weight of a client's own in its mix."""
-        clients = torch.cat([upload.clients for upload in self._sent]).to(self.waiting.device)
+        clients = torch.cat([upload.clients for upload in self._sent])
         table, directions, samples = (
             torch.cat([upload.values[name] for upload in self._sent]) for name in ("table", "directions", "samples")
         )
         weights = mix_weights(table - self.start, directions, samples.flatten(), self.alpha, self.beta)
-        mixes = (weights.to(table.dtype) @ table.flatten(1)).view_as(table)
-        waiting = ~torch.isin(self.waiting, torch.cat(self._participants).to(self.waiting.device))
-        self.waiting = torch.cat((self.waiting[waiting], clients))
-        self.mixes = torch.cat((self.mixes[waiting], mixes))
+        self.mixes.discard(torch.cat(self._participants))  # who took part has received what waited
+        self.mixes.put(clients, (weights.to(table.dtype) @ table.flatten(1)).view_as(table))
         self.rounds.fill_(round)
         self._participants, self._sent = [], []
         own = float(weights.diagonal().mean()) if len(clients) else 0.0
@@ -303,14 +289,14 @@ class FedCA(FactorMethod):
         tolerance: float = 1e-4,
     ) -> None:
         at_least_zero = {"alpha": alpha, "beta": beta, "tolerance": tolerance}
-        check(
+        with checked_with(
             None if 0 < share <= 1 else f"method.share: {share} must be above 0 and at most 1",
             None if 0 <= own <= 1 else f"method.own: {own} must be between 0 and 1",
             *(not_positive(f"method.{name}", value) for name, value in at_least_zero.items() if value != 0),
             not_positive("method.directions", directions),
             f"method.directions: {directions} is more than method.dim, {dim}" if directions > dim > 0 else None,
-        )
-        super().__init__(dim, optimizer, local_epochs, init_scale)
+        ):
+            super().__init__(dim, optimizer, local_epochs, init_scale)
         self.share = share
         self.own = own
         self.alpha = alpha
@@ -323,5 +309,4 @@ class FedCA(FactorMethod):
         return super().client_settings(num_items) | own
 
     def server(self, num_items: int, seed: int) -> MixServer:
-        start = self.client(num_items, seed).start(torch.tensor([0]))["table"][0].clone()
-        return MixServer(start, seed, self.alpha, self.beta)
+        return MixServer(shared_start(seed, self.init_scale, num_items, self.dim), seed, self.alpha, self.beta)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cgfedrec.client import empty_parameter
-from cgfedrec.errors import check, not_positive
+from cgfedrec.errors import checked_with, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.random import Stream, laplace
@@ -191,7 +191,7 @@ class FedCIA(FactorMethod):
         fit_lr: float = 0.1,
         distance: Distance = "norm",
     ) -> None:
-        check(
+        with checked_with(
             not_positive("method.lr", lr),
             None if noise == 0 else not_positive("method.noise", noise),
             not_positive("method.fit_steps", fit_steps),
@@ -199,8 +199,8 @@ class FedCIA(FactorMethod):
             f"method.distance: no {distance!r}; choose norm or squared"
             if distance not in ("norm", "squared")
             else None,
-        )
-        super().__init__(dim=dim, local_epochs=local_epochs, init_scale=init_scale)
+        ):
+            super().__init__(dim=dim, local_epochs=local_epochs, init_scale=init_scale)
         self.lr = lr
         self.noise = noise
         self.fit_steps = fit_steps

@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import check
+from cgfedrec.errors import checked_with
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.network import layers_of, num_weights, perceptron, score_in_chunks
 from cgfedrec.rows import by_rows, rows_of
 from cgfedrec.server import TableServer
 from cgfedrec.table import OptimizerCallable
-
-SCORED_AT_ONCE = 2**16
-"""Items, over all clients of a cohort, whose hidden layers are held at a time in scoring."""
 
 
 class FedNCFClient(FactorClient):
@@ -59,42 +57,27 @@ class FedNCFClient(FactorClient):
         """Embeddings as a `FactorClient`'s; one network for all, Xavier-uniform with biases of 0."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         layers = []
-        for shape in self.shapes:
-            weight = nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
-            layers += [weight.flatten(), torch.zeros(shape[0])]
+        for inside, out in self.shapes:
+            weight = nn.init.xavier_uniform_(torch.empty(out, inside), generator=generator)
+            layers += [weight.T.flatten(), torch.zeros(out)]
         return super().start(users) | {"network": torch.cat(layers).expand(len(users), -1)}
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [by_rows(self.optimizer([self.user, self.table, self.network]))]
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
-        logits = self._logits(rows_of(self.table, batch.items), self.user, self.network).float()
+        logits = self._logits(rows_of(self.table, batch.items)).float()
         loss = F.binary_cross_entropy_with_logits(logits, batch.targets, batch.weights, reduction="none")
         return StepOutput(loss.sum(1))
 
-    def _logits(self, rows: Tensor, user: Tensor, network: Tensor) -> Tensor:
+    def _logits(self, rows: Tensor) -> Tensor:
         """Logits of some items, `[clients, items]`, from their ``rows`` of the table, `[clients, items, 2 dim]`."""
-        *layers, (out, bias) = self._layers(network)
-        factors, hidden = rows.chunk(2, dim=2)
-        mine, own = user.chunk(2, dim=1)
-        # What the first layer makes of the user is the same for all items: it is computed once, as part of the bias.
-        first, offset = layers[0]
-        of_user, of_item = first.chunk(2, dim=2)
-        layers[0] = of_item, torch.baddbmm(offset[:, :, None], of_user, own[:, :, None]).squeeze(2)
-        for weight, offset in layers:
-            hidden = torch.baddbmm(offset[:, None], hidden, weight.mT).relu()
-        of_factors, of_hidden = out.squeeze(1).split([mine.shape[1], hidden.shape[2]], dim=1)
-        logits = torch.baddbmm(bias[:, :, None], factors, (of_factors * mine)[:, :, None])
-        return torch.baddbmm(logits, hidden, of_hidden[:, :, None]).squeeze(2)
-
-    def _layers(self, network: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's weight, `[clients, out, in]`, and bias, `[clients, out]`; the logit's is the last."""
-        sizes = [size for out, inside in self.shapes for size in (out * inside, out)]
-        parts = network.split(sizes, dim=1)
-        return [
-            (weight.view(-1, *shape), bias)
-            for weight, bias, shape in zip(parts[::2], parts[1::2], self.shapes, strict=True)
-        ]
+        *layers, (out, bias) = layers_of(self.network, self.shapes)
+        (factors, perceived), (mine, own) = rows.chunk(2, dim=2), self.user.chunk(2, dim=1)
+        hidden = perceptron(layers, own, perceived).relu()
+        of_factors, of_hidden = out.split([mine.shape[1], hidden.shape[2]], dim=1)
+        logits = torch.baddbmm(bias, factors, of_factors * mine[:, :, None])
+        return torch.baddbmm(logits, hidden, of_hidden).squeeze(2)
 
     def receive(self, broadcast: Broadcast | None) -> None:
         """The server's item table and network replace the client's."""
@@ -105,10 +88,8 @@ class FedNCFClient(FactorClient):
     def upload(self) -> Upload:
         return Upload(self.users, {"table": self.table.detach(), "network": self.network.detach()})
 
-    @torch.no_grad()
     def score(self) -> Tensor:
-        chunks = self.table.split(max(1, SCORED_AT_ONCE // len(self.users)), dim=1)
-        return torch.cat([self._logits(rows, self.user, self.network) for rows in chunks], dim=1)
+        return score_in_chunks(self._logits, self.table)
 
 
 class FedNCF(FactorMethod):
@@ -135,12 +116,12 @@ class FedNCF(FactorMethod):
         local_epochs: int = 1,
         init_scale: float = 0.01,
     ) -> None:
-        check(
+        with checked_with(
             f"method.hidden: {hidden} must be one size or more, each positive"
             if not hidden or min(hidden) < 1
             else None
-        )
-        super().__init__(dim, optimizer, local_epochs, init_scale)
+        ):
+            super().__init__(dim, optimizer, local_epochs, init_scale)
         self.hidden = hidden
 
     def client_settings(self, num_items: int) -> dict[str, Any]:
@@ -152,10 +133,5 @@ class FedNCF(FactorMethod):
 
 
 def layer_shapes(dim: int, hidden: tuple[int, ...]) -> list[tuple[int, int]]:
-    """What every layer puts out and takes in, the logit's last, which takes both halves."""
-    return [(out, inside) for inside, out in pairwise((2 * dim, *hidden))] + [(1, dim + hidden[-1])]
-
-
-def num_weights(shapes: list[tuple[int, int]]) -> int:
-    """Weights and biases of these layers."""
-    return sum(out * (inside + 1) for out, inside in shapes)
+    """What every layer takes in and puts out, the logit's last, which takes both halves."""
+    return [*pairwise((2 * dim, *hidden)), (dim + hidden[-1], 1)]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput, empty_parameter
+from cgfedrec.client import Batch, Client, StepOutput, empty_parameter, shared_start
+from cgfedrec.early_stop import EarlyStop
 from cgfedrec.errors import check, not_positive
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
@@ -75,18 +76,15 @@ class FedRAPClient(Client):
         self.stop = EarlyStop(0, tolerance, self.device)
         self._moving = self.stop.active
         self._groups: list[dict[str, Any]] = []
-        self._start: Tensor | None = None
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """All clients begin alike: tables N(0, init_scale^2), the head uniform as `torch.nn.Linear` draws it."""
-        if self._start is None:
-            generator = torch.Generator().manual_seed(self.seed)
-            self._start = torch.randn(2, self.num_items, self.dim, generator=generator) * self.init_scale
+        tables = shared_start(self.seed, self.init_scale, 2, self.num_items, self.dim)
         drawn = uniform(self.seed, Stream.START, 0, range(self.dim + 1))
         head = torch.from_numpy((2 * drawn - 1) * self.dim**-0.5).float()
         return {
-            "personal": self._start[0].expand(len(users), -1, -1),
-            "common": self._start[1].expand(len(users), -1, -1),
+            "personal": tables[0].expand(len(users), -1, -1),
+            "common": tables[1].expand(len(users), -1, -1),
             "head_weight": head[:-1].expand(len(users), -1),
             "head_bias": head[-1].expand(len(users)),
         }
@@ -140,32 +138,6 @@ class FedRAPClient(Client):
     def score(self) -> Tensor:
         items = self.personal.detach() + self.common.detach()
         return torch.bmm(self.head_weight.detach()[:, None], items.mT).squeeze(1)
-
-
-class EarlyStop:
-    """Which clients of a cohort go on: those whose mean loss still changes from epoch to epoch.
-
-    Args:
-        clients: How many.
-        tolerance: The least change of a client that goes on.
-        device: Where their losses are.
-    """
-
-    def __init__(self, clients: int, tolerance: float, device: torch.device) -> None:
-        self.tolerance = tolerance
-        self.active = torch.ones(clients, dtype=torch.bool, device=device)
-        self._before = torch.full((clients,), torch.inf, device=device)
-        self._total, self._samples = torch.zeros(2, clients, device=device)
-
-    def observe(self, loss: Tensor, batch: Batch) -> None:
-        """Take in the losses `[clients]` of a batch, and stop those who end an epoch that changed little."""
-        clients = len(loss)
-        total = self._total[:clients] + loss * batch.sizes
-        samples = self._samples[:clients] + batch.sizes
-        mean, before = total / samples, self._before[:clients]
-        self.active = self.active[:clients] & ~(batch.ends & ((mean - before).abs() < self.tolerance))
-        self._before = torch.where(batch.ends, mean, before)
-        self._total, self._samples = total.masked_fill(batch.ends, 0), samples.masked_fill(batch.ends, 0)
 
 
 class FedRAPServer(TableServer):

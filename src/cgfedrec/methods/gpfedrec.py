@@ -20,16 +20,16 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, check_elementwise, empty_parameter
-from cgfedrec.errors import check, not_positive
+from cgfedrec.errors import check, checked_with, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
+from cgfedrec.mailbox import Mailbox
 from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.network import layers_of, num_weights, perceptron, score_in_chunks
 from cgfedrec.random import Stream, laplace
 from cgfedrec.rows import by_rows, rows_of
 from cgfedrec.server import NotFiniteError, TableServer
 from cgfedrec.table import OptimizerCallable
 
-SCORED_AT_ONCE = 2**16
-"""Items, over all clients of a cohort, whose hidden layers are held at a time in scoring."""
 COMPARED_AT_ONCE = 2**22
 """Values, of all clients' tables, that the server holds side by side."""
 
@@ -70,7 +70,7 @@ class GPFedRecClient(FactorClient):
         super().__init__(num_items, seed, dim, optimizer, init_scale)
         self.user_lr, self.table_lr, self.reg, self.noise = user_lr, table_lr, reg, noise
         self.shapes = list(pairwise((2 * dim, *hidden, 1)))
-        self.network = empty_parameter(sum((inside + 1) * out for inside, out in self.shapes))
+        self.network = empty_parameter(num_weights(self.shapes))
         self.target = torch.empty(0, num_items, dim)
         self.round = 1
 
@@ -98,19 +98,7 @@ class GPFedRecClient(FactorClient):
 
     def _logits(self, rows: Tensor) -> Tensor:
         """Logits of some items, `[clients, items]`, from their ``rows`` of the table, `[clients, items, dim]`."""
-        (weight, bias), *layers = self._layers()
-        # What the first layer makes of the user is the same for all items: it is computed once, as part of the bias.
-        of_user, of_item = weight.chunk(2, dim=1)
-        hidden = torch.baddbmm(torch.baddbmm(bias, self.user[:, None], of_user), rows, of_item)
-        for weight, bias in layers:
-            hidden = torch.baddbmm(bias, hidden.relu(), weight)
-        return hidden.squeeze(2)
-
-    def _layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's weight, `[clients, in, out]`, and bias, `[clients, 1, out]`."""
-        layers = self.network.split([(inside + 1) * out for inside, out in self.shapes], dim=1)
-        both = (one.view(-1, inside + 1, out) for one, (inside, out) in zip(layers, self.shapes, strict=True))
-        return [(one[:, :-1], one[:, -1:]) for one in both]
+        return perceptron(layers_of(self.network, self.shapes), self.user, rows).squeeze(2)
 
     def receive(self, broadcast: Broadcast | None) -> None:
         """The server's table replaces the client's; the client's own average becomes its target."""
@@ -121,8 +109,8 @@ class GPFedRecClient(FactorClient):
             return
         self.round = int(broadcast.values["round"]) + 1  # type: ignore[arg-type]
         if broadcast.own is not None:
-            rows, places = (self.users[:, None] == broadcast.own.clients).nonzero(as_tuple=True)
-            self.target[rows] = broadcast.own.values["target"].to(self.target.device)[places]
+            places, targets = broadcast.own.of(self.users, "target")
+            self.target[places] = targets.to(self.target.device)
 
     def upload(self) -> Upload:
         """The table, with Laplace noise of the client's own where there is to be some."""
@@ -136,10 +124,8 @@ class GPFedRecClient(FactorClient):
         drawn = laplace(self.seed, Stream.NOISE, self.users.numpy()[:, None, None] + 1, self.round, place)
         return torch.from_numpy(self.noise * drawn).float()
 
-    @torch.no_grad()
     def score(self) -> Tensor:
-        chunks = self.table.split(max(1, SCORED_AT_ONCE // len(self.users)), dim=1)
-        return torch.cat([self._logits(rows) for rows in chunks], dim=1)
+        return score_in_chunks(self._logits, self.table)
 
 
 class GraphServer(TableServer):
@@ -157,25 +143,19 @@ class GraphServer(TableServer):
     """
 
     sees_single_uploads = True
-    grows = ("users", "targets")
-    users: Tensor
-    targets: Tensor
 
     def __init__(self, num_items: int, dim: int, threshold: float, seed: int) -> None:
         super().__init__({"table": (num_items, dim)}, seed)
         self.threshold = threshold
         self.uploads: list[Upload] = []
-        self.register_buffer("users", torch.empty(0, dtype=torch.int64))
-        self.register_buffer("targets", torch.empty(0, num_items, dim))
+        self.averages = Mailbox("target", num_items, dim)
 
     def broadcast(self, users: Tensor) -> Broadcast | None:
         """The mean of all r_u for everyone, and a client's own r_u for those who have one."""
         broadcast = super().broadcast(users)
         if broadcast is None:
             return None
-        rows, places = (users.to(self.users.device)[:, None] == self.users).nonzero(as_tuple=True)
-        own = Upload(users[rows.cpu()], {"target": self.targets[places]}) if len(rows) else None
-        return replace(broadcast, values={**broadcast.values, "round": self.rounds}, own=own)
+        return replace(broadcast, values={**broadcast.values, "round": self.rounds}, own=self.averages.of(users))
 
     def reduce(self, upload: Upload) -> Upload:
         return upload
@@ -189,10 +169,10 @@ class GraphServer(TableServer):
         similarity = self._similarity(users)
         graph = neighbours(similarity, self.threshold)
         weights = (graph / graph.sum(1, keepdim=True)).float()
-        targets = self.targets.new_empty(len(users), *self.targets.shape[1:])
+        targets = self.mean("table").new_empty(len(users), *self.mean("table").shape)
         for items, tables in self._tables():
             targets[:, items] = (weights @ tables.flatten(1)).view_as(tables)
-        self._keep(users.to(self.users.device), targets)
+        self.averages.put(users, targets)
         super().aggregate(super().reduce(Upload(users, {"table": targets})))
         self.uploads = []
         return super().update(fabric, round) | {"graph/neighbours": graph.sum(1).double().mean().item()}
@@ -203,7 +183,7 @@ class GraphServer(TableServer):
         Raises:
             NotFiniteError: naming the clients whose table is not finite.
         """
-        products = torch.zeros(len(users), len(users), dtype=torch.float64, device=self.targets.device)
+        products = torch.zeros(len(users), len(users), dtype=torch.float64, device=self.mean("table").device)
         for _, tables in self._tables():
             rows = tables.flatten(1).double()
             products.addmm_(rows, rows.T)
@@ -220,12 +200,6 @@ class GraphServer(TableServer):
         for first in range(0, num_items, at_once):
             items = slice(first, first + at_once)
             yield items, torch.cat([table[:, items] for table in tables])
-
-    def _keep(self, users: Tensor, targets: Tensor) -> None:
-        absent = ~torch.isin(self.users, users)
-        if absent.any():
-            users, targets = torch.cat((self.users[absent], users)), torch.cat((self.targets[absent], targets))
-        self.users, self.targets = users, targets
 
 
 def neighbours(similarity: Tensor, threshold: float) -> Tensor:
@@ -273,7 +247,7 @@ class GPFedRec(FactorMethod):
         local_epochs: int = 1,
         init_scale: float = 1.0,
     ) -> None:
-        check(
+        with checked_with(
             not_positive("method.lr_eta", lr_eta),
             f"method.lr_eta: {lr_eta} is not above 1: give method.user_lr" if user_lr is None and lr_eta <= 1 else None,
             not_positive("method.user_lr", user_lr),
@@ -284,8 +258,8 @@ class GPFedRec(FactorMethod):
             None if reg == 0 else not_positive("method.reg", reg),
             not_positive("method.threshold", threshold),
             None if noise == 0 else not_positive("method.noise", noise),
-        )
-        super().__init__(dim, optimizer, local_epochs, init_scale)
+        ):
+            super().__init__(dim, optimizer, local_epochs, init_scale)
         self.lr_eta = lr_eta
         self.user_lr = user_lr
         self.table_lr = table_lr

@@ -17,6 +17,7 @@ from cgfedrec.messages import Broadcast, Labels
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import MeanServer
 
+KMeansKind = Literal["minibatch", "full"]
 BATCH = 1024
 
 
@@ -47,7 +48,7 @@ class ClusterServer(MeanServer):
         num_items: int,
         dim: int,
         clusters: int,
-        kmeans: Literal["minibatch", "full"] = "minibatch",
+        kmeans: KMeansKind = "minibatch",
         permute: bool = False,
         silent_rounds: int = 1,
         seed: int = 0,

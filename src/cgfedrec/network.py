@@ -1,0 +1,57 @@
+"""Each client's own multi-layer perceptron on [user vector ; item embedding]: what the neural methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+SCORED_AT_ONCE = 2**16
+"""Items, over all clients of a cohort, whose hidden layers are held at a time in scoring."""
+
+Layer = tuple[Tensor, Tensor]
+"""Every client's weight, `[clients, in, out]`, and bias, `[clients, 1, out]`."""
+
+
+def num_weights(shapes: Sequence[tuple[int, int]]) -> int:
+    """Weights and biases of layers that take in and put out so much."""
+    return sum((inside + 1) * out for inside, out in shapes)
+
+
+def layers_of(network: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Layer]:
+    """The layers that one parameter holds one after another, so that an optimiser moves them in one operation.
+
+    Args:
+        network: `[clients, weights]`: of each layer the weight, `[in, out]`, and then the bias.
+        shapes: What each layer takes in and puts out.
+    """
+    parts = network.split([num_weights([shape]) for shape in shapes], dim=1)
+    both = (part.view(-1, inside + 1, out) for part, (inside, out) in zip(parts, shapes, strict=True))
+    return [(one[:, :-1], one[:, -1:]) for one in both]
+
+
+def perceptron(layers: Sequence[Layer], user: Tensor, rows: Tensor) -> Tensor:
+    """What the last layer puts out, with ReLU between layers and none after it.
+
+    Args:
+        layers: The first one takes in a user vector beside an item embedding.
+        user: `[clients, dim]`.
+        rows: Of the item table, `[clients, items, dim]`.
+
+    Returns:
+        `[clients, items, out]`
+    """
+    (weight, bias), *others = layers
+    # What the first layer makes of the user is the same for all items: it is computed once, as part of the bias.
+    of_user, of_item = weight.chunk(2, dim=1)
+    hidden = torch.baddbmm(torch.baddbmm(bias, user[:, None], of_user), rows, of_item)
+    for weight, bias in others:
+        hidden = torch.baddbmm(bias, hidden.relu(), weight)
+    return hidden
+
+
+@torch.no_grad()
+def score_in_chunks(logits: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
+    """Logits of all items, `[clients, items]`, from those of some rows of the ``table`` `[clients, items, dim]`."""
+    return torch.cat([logits(rows) for rows in table.split(max(1, SCORED_AT_ONCE // len(table)), dim=1)], dim=1)
