@@ -483,6 +483,19 @@ def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
     assert ours["loop"] == theirs["loop"] | {"rounds": 1}
 
 
+@pytest.mark.parametrize("config", [[], ["--config", ROOT / "configs/ml-100k-private-heads.yaml"]])
+def test_a_method_named_by_an_option_has_its_own_defaults_but_for_the_control(config: list[Any]) -> None:
+    def printed(*options: str) -> dict[str, Any]:
+        whole = yaml.safe_load(cgfedrec("fit", *config, *options, "--print_config").stdout)
+        return dict(whole["method"]["init_args"])
+
+    ours, local = printed(), printed("--method", "Local")
+    assert local == {name: ours[name] for name in local}
+    assert printed("--method=CGFedRec") == ours
+    gpfedrec = printed("--method", "cgfedrec.methods.GPFedRec", "--method.reg", "3")
+    assert (gpfedrec["lr_eta"], gpfedrec["dim"], gpfedrec["init_scale"], gpfedrec["reg"]) == (80, 32, 1, 3)
+
+
 def test_a_method_named_by_a_config_has_its_own_defaults(tmp_path: Path) -> None:
     path = tmp_path / "fedmf.yaml"
     path.write_text("method: {class_path: FedMF}\n")

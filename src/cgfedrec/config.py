@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import yaml
@@ -28,6 +29,7 @@ from cgfedrec.protocol import Protocol
 Config = str | os.PathLike[str] | Mapping[str, Any]
 COMPONENTS = ("fabric", "data", "protocol", "method", "loop", "logger")
 DEFAULT_METHOD = "cgfedrec.methods.CGFedRec"
+CONTROL = "Local"
 _ENVIRONMENT = "CGFEDREC_FIT"
 
 
@@ -99,12 +101,15 @@ def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool 
     configs = _values(options, "config")
     below = as_options([base or quickstart()]) if on_defaults or not configs else []
     whole = parser(None) if _name_a_method([*below[1:], *configs], options) else parser()
-    whole.default_config_files = below[1:] if not base else []
     first = below if base else []
-    files = [config for config in configs if _is_file(config)]
+    files = [config for config in configs if is_file(config)]
     check(*(problem for file in files for problem in duplicate_keys(Path(file))))
+    another = _name_another_method([*below[1:], *configs], options)
+    if another is not None:
+        options = [*options[:another], "--config", yaml.safe_dump({"method": None}), *options[another:]]
     try:
-        settings = whole.parse_args([*first, *options])
+        with _without_method(below[1:] if not base else [], another is not None) as whole.default_config_files:
+            settings = whole.parse_args([*first, *options])
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         methods = *cgfedrec.methods.__all__, *cgfedrec.centralized.__all__
         hint = f"; methods here: {', '.join(methods)}" if 'key "method"' in str(error) else ""
@@ -130,16 +135,48 @@ def _name_a_method(configs: Sequence[str], options: Sequence[str]) -> bool:
     return (isinstance(said[0], str) or "class_path" in said[0]) if said else bool(_values(options, "method"))
 
 
+def _name_another_method(configs: Sequence[str], options: Sequence[str]) -> int | None:
+    """Where options begin to name another method than configs do, which must not take over that one's settings.
+
+    The control may, being the same client without its server.
+    """
+    at = next((place for place, option in enumerate(options) if option.split("=")[0] == "--method"), None)
+    if at is None:
+        return None
+    before = [DEFAULT_METHOD.rpartition(".")[2], *filter(None, map(_method_class, configs))]
+    name = _values(options, "method")[-1].rpartition(".")[2]
+    return None if name in (before[-1], CONTROL) else at
+
+
+@contextmanager
+def _without_method(files: Sequence[str], strip: bool) -> Iterator[list[str]]:
+    """The default configs, without what they say of a method if that is to be stripped."""
+    if not (strip and files):
+        yield list(files)
+        return
+    with TemporaryDirectory() as folder:
+        stripped = Path(folder) / "defaults.yaml"
+        stripped.write_text(yaml.safe_dump({**_keys(files[0]), "method": None}))
+        yield [str(stripped)]
+
+
+def _method_class(config: str) -> str:
+    """The name of the class of the method that a config names, if it does."""
+    method = _keys(config).get("method") or ""
+    return str(method.get("class_path", "") if isinstance(method, dict) else method).rpartition(".")[2]
+
+
 def _keys(config: str) -> dict[str, Any]:
     """What a config, a file or YAML itself, says; nothing where it cannot be read."""
     with suppress(yaml.YAMLError, OSError, UnicodeDecodeError):  # the parser says what is wrong
-        keys = yaml.safe_load(Path(config).read_text() if _is_file(config) else config)
+        keys = yaml.safe_load(Path(config).read_text() if is_file(config) else config)
         if isinstance(keys, dict):
             return keys
     return {}
 
 
-def _is_file(config: str) -> bool:
+def is_file(config: str) -> bool:
+    """Whether a config is the path of one, and not YAML itself."""
     return Path(config).suffix in (".yaml", ".yml")
 
 

@@ -26,7 +26,7 @@ from cgfedrec.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.checkpoint import FORMAT, Checkpoint, changed, link_or_copy, read_checkpoint
-from cgfedrec.config import Config, as_options, checkpoint_in, dump, instantiate, is_reference, parse
+from cgfedrec.config import Config, as_options, checkpoint_in, dump, instantiate, is_file, is_reference, parse
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
@@ -435,7 +435,7 @@ def _directory(settings: Namespace) -> tuple[Path, bool]:
     if checkpoint:
         check(None if own else f"run_dir: {checkpoint} is in no run's folder checkpoints; say where the run is to go")
         return Path(os.path.relpath(str(own))), False
-    files = [Path(str(config)) for config in settings.config or [] if config is not None]
+    files = [Path(str(config)) for config in settings.config or [] if is_file(str(config))]
     root = Path("runs") / (files[0].stem if files else "quickstart")
     number = max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=-1) + 1
     root.mkdir(parents=True, exist_ok=True)
