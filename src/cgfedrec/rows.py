@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from cgfedrec.client import Batch
 
@@ -93,12 +93,17 @@ class _LinearLoss(torch.autograd.Function):
 def by_rows(optimizer: Optimizer) -> Optimizer:
     """The same optimiser, stepping only on the rows of a sparse gradient where that makes no difference: plain SGD.
 
-    Momentum, decay and adaptive steps move every row in every step; they are given dense gradients.
+    Momentum, decay and adaptive steps move every row in every step; they are given dense gradients. Adam passes over
+    all these rows once, unless it was told how (``fused``, ``foreach``), where by itself it would a dozen times.
     """
     groups = optimizer.param_groups
     plain = type(optimizer) is SGD and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups)
     if plain:
         return _RowSGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
+    if isinstance(optimizer, Adam):
+        for group in groups:
+            told = group["fused"], group["foreach"], group["differentiable"] or None
+            group["fused"] = True if told == (None, None, None) else group["fused"]
     optimizer.register_step_pre_hook(lambda *_: _densify(groups))
     return optimizer
 
