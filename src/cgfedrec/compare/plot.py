@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 580, 360
-LEFT, RIGHT, TOP, BOTTOM = 58, 172, 14, 46
+WIDTH, HEIGHT = 600, 360
+LEFT, RIGHT, TOP, BOTTOM = 58, 192, 14, 46
 LABEL_GAP = 14.5
 STYLES = 7
 """Colours, as the page defines them; then dashes tell apart."""
@@ -170,7 +170,7 @@ def _class(style: int) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 23 else f"{name[:22]}…"
+    return name if len(name) <= 26 else f"{name[:25]}…"
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
@@ -180,7 +180,7 @@ def _apart(heights: Sequence[float]) -> list[float]:
     previous = -math.inf
     for i in order:
         placed[i] = previous = max(heights[i], previous + LABEL_GAP, TOP + 4)
-    limit = float(HEIGHT - 8)
+    limit = min(max(HEIGHT - BOTTOM - 2, TOP + 4 + LABEL_GAP * (len(heights) - 1)), HEIGHT - 8)
     for i in reversed(order):
         placed[i] = limit = min(placed[i], limit)
         limit -= LABEL_GAP
