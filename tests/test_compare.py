@@ -152,6 +152,7 @@ def test_what_was_run_with_other_settings_is_never_reused_or_overwritten(
 ) -> None:
     config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0])
     assert compare(config) == 0
+    assert not list(Path("out").glob("*/*/*/checkpoints"))
     assert "†" not in Path("out/report.html").read_text()
     before = changed_at()
     methods = SMALL["methods"] | {"PFedRec": {"method": {"class_path": "cgfedrec.methods.PFedRec", "init_args": RATES}}}
@@ -161,7 +162,8 @@ def test_what_was_run_with_other_settings_is_never_reused_or_overwritten(
     assert compare(config) == 2
     assert "out/one/PFedRec/0: holds a run with other settings (method.init_args.dim)" in capsys.readouterr().err
     assert changed_at() == before
-    assert compare(config, "--replace") == 0
+    assert compare(config, "--replace", "--keep_checkpoints") == 0
+    assert [str(path) for path in Path("out").glob("*/*/*/checkpoints")] == ["out/one/PFedRec/0/checkpoints"]
     after = changed_at()
     assert {path for path in after if after[path] != before[path]} == {"out/one/PFedRec/0/summary.json"}
     assert yaml.safe_load(Path("out/one/PFedRec/0/config.yaml").read_text())["method"]["init_args"]["dim"] == 6

@@ -116,7 +116,9 @@ def _compare(arguments: Arguments, options: list[str]) -> int:
 
     warnings.filterwarnings("ignore", module="lightning")
     out = console()
-    _, ended = compare(arguments.config, arguments.output, arguments.processes, arguments.replace, out)
+    _, ended = compare(
+        arguments.config, arguments.output, arguments.processes, arguments.replace, arguments.keep_checkpoints, out
+    )
     if ended.signal:
         out.print("stopped; the same command goes on")
         return 128 + ended.signal
@@ -210,6 +212,9 @@ def _parser() -> ArgumentParser:
     compare.add_argument("--output", metavar="DIR", help="where to; by default runs/compare/<config>")
     compare.add_argument(
         "--processes", type=int, default=1, metavar="N", help="runs side by side, which share the cores (%(default)s)"
+    )
+    compare.add_argument(
+        "--keep_checkpoints", action="store_true", help="of finished runs, which take room for all clients' state"
     )
     compare.add_argument(
         "--replace", action="store_true", help="throw away and run anew what was run with other settings"

@@ -21,6 +21,7 @@ def compare(
     output: str | Path | None = None,
     processes: int = 1,
     replace: bool = False,
+    keep_checkpoints: bool = False,
     console: Console | None = None,
 ) -> tuple[Results, Ended]:
     """Run every method on every data set with every seed, as ``cgfedrec compare`` does, and report.
@@ -32,6 +33,7 @@ def compare(
         output: Where everything goes; by default ``runs/compare/<config>``.
         processes: How many runs work side by side.
         replace: Whether a run whose config has changed since is thrown away and run anew.
+        keep_checkpoints: Whether finished runs keep theirs, which hold all clients' state, twice.
         console: Where progress and results are shown; by default nowhere.
 
     Returns:
@@ -63,7 +65,7 @@ def compare(
         highlight=False,
         soft_wrap=True,
     )
-    ended = run_all(plan.jobs, folder, processes, console)
+    ended = run_all(plan.jobs, folder, processes, keep_checkpoints, console)
     results = Results(plan, failures(plan.jobs) | ended.failed)
     if not ended.signal:
         written = results.write() + write_report(results)

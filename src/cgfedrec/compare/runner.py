@@ -53,7 +53,7 @@ class _Running:
     started: float
 
 
-def run_all(jobs: Sequence[Job], folder: Path, processes: int, console: Console) -> Ended:
+def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints: bool, console: Console) -> Ended:
     """Run, resume or skip every job, and go on past those that fail.
 
     SIGINT and SIGTERM are handed to the runs, which end their round, save and stop; a second one kills them.
@@ -62,6 +62,7 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, console: Console)
         jobs: In the order in which they are to start.
         folder: Of the comparison; locked against a second one.
         processes: How many run side by side; each gets its share of the cores.
+        keep_checkpoints: Whether those of finished runs stay.
         console: Where progress is shown.
 
     Raises:
@@ -99,6 +100,8 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, console: Console)
                 seconds = f"{time.monotonic() - one.started:.1f} s"
                 if one.job.state() == "finished":
                     progress.advance(whole)
+                    if not keep_checkpoints:
+                        shutil.rmtree(one.job.checkpoint.parent, ignore_errors=True)
                     console.print(f"{one.job.name}: done in {seconds}", highlight=False)
                 elif not signals:
                     progress.advance(whole)
