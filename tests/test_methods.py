@@ -9,12 +9,14 @@ import pytest
 import torch
 from lightning import Fabric
 
+from cgfedrec.client import empty_parameter
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop, train
 from cgfedrec.messages import Broadcast, Labels
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, FedMF, Local, PFedRec
+from cgfedrec.rows import by_rows
 from tests.conformance import OPTIMIZERS, Conformance, trained
 
 MORE = OPTIMIZERS | {
@@ -113,3 +115,13 @@ def test_all_that_is_wrong_with_a_method_is_said_at_once() -> None:
     assert [problem.split(":")[0] for problem in error.value.problems] == [
         f"method.{name}" for name in ("silent_rounds", "clusters", "temperature", "dim")
     ]
+
+
+def test_adam_goes_over_whole_vectors_at_once_and_does_as_told() -> None:
+    table, user = empty_parameter(5, 16), empty_parameter(7)
+    for told, expected in (({}, {True, None}), ({"foreach": False}, {None}), ({"fused": False}, {False})):
+        groups = by_rows(torch.optim.Adam([table, user], lr=0.3, **told)).param_groups
+        assert {group["fused"] for group in groups} == expected
+        assert [group["lr"] for group in groups] == [0.3] * len(expected)
+        assert {one for group in groups for one in group["params"]} == {table, user}
+        assert all(table in group["params"] for group in groups if group["fused"])

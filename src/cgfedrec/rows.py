@@ -15,6 +15,9 @@ from torch.optim import SGD, Adam, Optimizer
 
 from cgfedrec.client import Batch
 
+VECTOR = 16
+"""Numbers in the widest vector of a CPU."""
+
 
 def rows_of(table: Tensor, items: Tensor, gathered: Tensor | None = None) -> Tensor:
     """Each client's rows of its own items. Their gradient is sparse: one value a row of the batch.
@@ -101,11 +104,26 @@ def by_rows(optimizer: Optimizer) -> Optimizer:
     if plain:
         return _RowSGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
     if isinstance(optimizer, Adam):
-        for group in groups:
-            told = group["fused"], group["foreach"], group["differentiable"] or None
-            group["fused"] = True if told == (None, None, None) else group["fused"]
+        _fuse(groups)
     optimizer.register_step_pre_hook(lambda *_: _densify(groups))
     return optimizer
+
+
+def _fuse(groups: list[dict[str, Any]]) -> None:
+    """Let Adam work in one pass on parameters of which every client's share fills whole vectors.
+
+    Its last elements, where they fill none, are rounded in another way, and so would depend on the cohort.
+    """
+    for group in list(groups):
+        if (group["fused"], group["foreach"], group["differentiable"]) != (None, None, False):
+            continue
+        whole = [one for one in group["params"] if one.shape[1:].numel() % VECTOR == 0]
+        rest = [one for one in group["params"] if one.shape[1:].numel() % VECTOR]
+        if whole and rest:
+            group["params"] = rest
+            groups.append({**group, "params": whole, "fused": True})
+        elif whole:
+            group["fused"] = True
 
 
 def _densify(groups: list[dict[str, Any]]) -> None:
