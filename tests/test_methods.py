@@ -119,7 +119,9 @@ def test_all_that_is_wrong_with_a_method_is_said_at_once() -> None:
 
 def test_adam_goes_over_whole_vectors_at_once_and_does_as_told() -> None:
     table, user = empty_parameter(5, 16), empty_parameter(7)
-    for told, expected in (({}, {True, None}), ({"foreach": False}, {None}), ({"fused": False}, {False})):
+    cases: list[tuple[dict[str, Any], set[bool | None]]]
+    cases = [({}, {True, None}), ({"foreach": False}, {None}), ({"fused": False}, {False})]
+    for told, expected in cases:
         groups = by_rows(torch.optim.Adam([table, user], lr=0.3, **told)).param_groups
         assert {group["fused"] for group in groups} == expected
         assert [group["lr"] for group in groups] == [0.3] * len(expected)
