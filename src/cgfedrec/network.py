@@ -14,6 +14,11 @@ Layer = tuple[Tensor, Tensor]
 """Every client's weight, `[clients, in, out]`, and bias, `[clients, 1, out]`."""
 
 
+def not_layers(option: str, sizes: Sequence[int]) -> str | None:
+    """The problem with sizes of hidden layers, of which there must be one or more."""
+    return None if sizes and min(sizes) >= 1 else f"{option}: {sizes} must be one size or more, each positive"
+
+
 def num_weights(shapes: Sequence[tuple[int, int]]) -> int:
     """Weights and biases of layers that take in and put out so much."""
     return sum((inside + 1) * out for inside, out in shapes)

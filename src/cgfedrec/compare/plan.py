@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from cgfedrec.centralized.reference import Reference
-from cgfedrec.config import dump, duplicate_keys, parse
+from cgfedrec.config import CONTROL, dump, duplicate_keys, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
 from cgfedrec.methods import Local
@@ -26,7 +26,6 @@ OURS = ("config", "seed_everything", "ckpt_path", "run_dir")
 OF_TRAINING = ("batch_size", "negatives")
 """Arguments of the data in which methods may differ: they change how a client trains, and nothing that is measured."""
 DEFAULT_METRICS = ("ndcg@10", "hr@10", "mrr@10")
-CONTROL = "Local"
 
 Test = Literal["t", "wilcoxon"]
 State = Literal["new", "started", "finished", "changed"]

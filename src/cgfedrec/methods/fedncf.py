@@ -19,7 +19,7 @@ from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import checked_with
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.network import layers_of, num_weights, perceptron, score_in_chunks
+from cgfedrec.network import layers_of, not_layers, num_weights, perceptron, score_in_chunks
 from cgfedrec.rows import by_rows, rows_of
 from cgfedrec.server import TableServer
 from cgfedrec.table import OptimizerCallable
@@ -116,11 +116,7 @@ class FedNCF(FactorMethod):
         local_epochs: int = 1,
         init_scale: float = 0.01,
     ) -> None:
-        with checked_with(
-            f"method.hidden: {hidden} must be one size or more, each positive"
-            if not hidden or min(hidden) < 1
-            else None
-        ):
+        with checked_with(not_layers("method.hidden", hidden)):
             super().__init__(dim, optimizer, local_epochs, init_scale)
         self.hidden = hidden
 

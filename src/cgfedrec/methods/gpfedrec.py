@@ -24,7 +24,7 @@ from cgfedrec.errors import check, checked_with, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.mailbox import Mailbox
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.network import layers_of, num_weights, perceptron, score_in_chunks
+from cgfedrec.network import layers_of, not_layers, num_weights, perceptron, score_in_chunks
 from cgfedrec.random import Stream, laplace
 from cgfedrec.rows import by_rows, rows_of
 from cgfedrec.server import NotFiniteError, TableServer
@@ -252,9 +252,7 @@ class GPFedRec(FactorMethod):
             f"method.lr_eta: {lr_eta} is not above 1: give method.user_lr" if user_lr is None and lr_eta <= 1 else None,
             not_positive("method.user_lr", user_lr),
             not_positive("method.table_lr", table_lr),
-            f"method.hidden: {hidden} must be one size or more, each positive"
-            if not hidden or min(hidden) < 1
-            else None,
+            not_layers("method.hidden", hidden),
             None if reg == 0 else not_positive("method.reg", reg),
             not_positive("method.threshold", threshold),
             None if noise == 0 else not_positive("method.noise", noise),
