@@ -15,17 +15,11 @@ import polars as pl
 import torch
 from lightning.fabric.loggers import Logger
 
+from cgfedrec.files import write_atomically
 from cgfedrec.loop import FederatedLoop, Row
 
 INIT_TIMEOUT = 20.0
 """Seconds that Weights & Biases may take to answer before a run goes on offline."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that at no moment a part of it is there."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 class History:

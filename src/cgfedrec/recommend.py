@@ -13,6 +13,7 @@ import torch
 from cgfedrec.data.ratings import Column, Format, column_of, read_table
 from cgfedrec.errors import InputError, check, not_positive
 from cgfedrec.evaluation import best
+from cgfedrec.files import write_atomically
 from cgfedrec.loop import FederatedLoop
 
 SHOWN = 5
@@ -85,13 +86,7 @@ def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: C
 
 def write(table: pl.DataFrame, path: Path) -> None:
     """Write a table as CSV or Parquet, by the suffix of ``path``, in one atomic step."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        table.write_parquet(partial)
-    else:
-        table.write_csv(partial)
-    partial.replace(path)
+    write_atomically(path, table.write_parquet if path.suffix == ".parquet" else table.write_csv)
 
 
 def _numbers(known_ids: pl.Series, users: Sequence[Any] | None) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -31,7 +31,8 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation import Ranked, evaluate, no_metric, rank_table, ranked, summarise
-from cgfedrec.logging import History, WandbLogger, write_atomically
+from cgfedrec.files import write_atomically
+from cgfedrec.logging import History, WandbLogger
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.recommend import recommend, write

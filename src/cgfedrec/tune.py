@@ -15,7 +15,7 @@ from rich.console import Console
 from cgfedrec.config import dump, duplicate_keys, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.logging import write_atomically
+from cgfedrec.files import write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.report import progress_bars, quiet_console

@@ -16,7 +16,7 @@ from cgfedrec.compare.plan import Facts, Plan
 from cgfedrec.compare.plot import Line, chart
 from cgfedrec.compare.results import Curve, Results, Row, Table
 from cgfedrec.compare.statistics import Interval
-from cgfedrec.logging import write_atomically
+from cgfedrec.files import write_atomically
 from cgfedrec.report import METRICS, nbytes
 
 TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import polars as pl
 
 from cgfedrec.compare.plan import Job, Kind, Plan
 from cgfedrec.compare.runner import reason
 from cgfedrec.compare.statistics import Interval, holm, interval, paired_test, pareto, per_user
+from cgfedrec.files import write_atomically
 
 POPULARITY = "Popularity"
 RUN = ("data", "method", "seed")
@@ -246,15 +247,13 @@ class Results:
 
     def write(self) -> list[Path]:
         """Write ``results.csv``, ``results.parquet`` and ``ranks.parquet``, each in one atomic step."""
-        writers: dict[str, Callable[[Path], Any]] = {
+        writers: dict[str, Callable[[BinaryIO], object]] = {
             "results.csv": self.runs.write_csv,
             "results.parquet": self.runs.write_parquet,
             "ranks.parquet": self.ranks.write_parquet,
         }
         for name, write in writers.items():
-            partial = self.plan.directory / f".{name}.part"
-            write(partial)
-            partial.replace(self.plan.directory / name)
+            write_atomically(self.plan.directory / name, write)
         return [self.plan.directory / name for name in writers]
 
 

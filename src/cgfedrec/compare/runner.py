@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from cgfedrec.compare.plan import Job
-from cgfedrec.errors import InputError
+from cgfedrec.files import locked
 from cgfedrec.report import progress_bars
 
 LOOK_EVERY = 0.1
@@ -68,8 +67,12 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
     Raises:
         InputError: if another comparison, or a run that it left behind, still works in the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder) as lock, _signals() as signals, progress_bars(console, "what", remaining=False) as progress:
+    busy = f"--output: a comparison, or a run that one left behind, is at work in {folder}"
+    with (
+        locked(folder, busy) as lock,
+        _signals() as signals,
+        progress_bars(console, "what", remaining=False) as progress,
+    ):
         ended = Ended()
         waiting = []
         for job in jobs:
@@ -149,19 +152,6 @@ def _start(job: Job, processes: int, lock: int, task: TaskID) -> _Running:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Hold the folder's lock; our runs hold it too, so that none that outlives us is ever started twice."""
-    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield lock
-    except BlockingIOError as error:
-        raise InputError(f"--output: a comparison, or a run that one left behind, is at work in {folder}") from error
-    finally:
-        os.close(lock)
 
 
 @contextmanager

@@ -1,0 +1,178 @@
+"""Files: written beside their target, synced and renamed; read back only if they are what was written.
+
+Every file that a run, a comparison or a search writes goes through here, so a kill or a full disk at any moment leaves
+the file before or the file after, and never a part of one. Checksums are XXH3: they find damage, and are no defence
+against somebody who writes a file on purpose; `cgfedrec.trust` is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import xxhash
+
+from cgfedrec.errors import InputError, RunError
+
+CHECKSUM = "checksum"
+"""The key under which a JSON file holds the checksum of the rest of it."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CHUNK = 2**20
+
+
+class DamagedError(InputError):
+    """A file is not what was written: it was cut off, changed, or is something else."""
+
+
+def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file so that at no moment, whatever happens, a part of it is there.
+
+    It is written under another name in the same folder, synced to the disk, and renamed; then the folder is synced.
+
+    Args:
+        path: Its folder is made where there is none.
+        content: What to write, or what writes it into an open file.
+
+    Raises:
+        RunError: if there is no room for it, naming the folder. What was there before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(path)
+    try:
+        with partial.open("wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        size = partial.stat().st_size if partial.exists() else 0
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if (full := _full_disk(error)) is not None:
+            raise RunError(no_room(path, size)) from full
+        raise
+    sync_folder(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """The name under which a file is written before it has its own."""
+    return path.with_name(f".{path.name}.part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in a folder; only where nobody else can be writing (see `locked`)."""
+    for partial in folder.glob(".*.part"):
+        partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that a rename in this folder outlives a loss of power, where the file system can say so."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems sync no folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def no_room(path: Path, written: int = 0, wanted: int | None = None) -> str:
+    """What to say where a disk is full.
+
+    Args:
+        path: The file for which there is no room.
+        written: Bytes of it that there was room for.
+        wanted: Its whole length, where that is known.
+    """
+    free = shutil.disk_usage(path.parent).free
+    missing = f"{wanted - written - free:,} bytes are missing" if wanted and wanted > written + free else "none is left"
+    return (
+        f"{path}: the disk of {path.parent} is full: {written:,} bytes were written, and {missing}; what was there "
+        "before is intact. Make room, or choose another folder"
+    )
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The operating system's own error, where it, or one that it caused, says that a disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def digest(data: bytes | memoryview) -> str:
+    """The checksum of some bytes, 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def file_digest(path: Path) -> str:
+    """The checksum of a file's bytes."""
+    running = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            running.update(chunk)
+    return running.hexdigest()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file that `read_json` can check."""
+    sealed = {**values, CHECKSUM: digest(_canonical(values))}
+    write_atomically(path, json.dumps(sealed, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        DamagedError: naming the file, if it is anything else.
+        FileNotFoundError: if there is none.
+    """
+    data = path.read_bytes()
+    try:
+        values = json.loads(data)
+        found = values.pop(CHECKSUM)
+        intact = found == digest(_canonical(values))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise DamagedError(f"{path}: is damaged, or was changed by hand: its checksum does not agree")
+    return dict(values)
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()
+
+
+@contextmanager
+def locked(folder: Path, problem: str) -> Iterator[int]:
+    """Hold a folder's lock, which the operating system gives back however its holder ends.
+
+    Args:
+        folder: It is made where there is none.
+        problem: What to say where somebody else holds it.
+
+    Returns:
+        The open lock; a process that is given it holds it too.
+
+    Raises:
+        InputError: with ``problem``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    except BlockingIOError as error:
+        raise InputError(problem) from error
+    finally:
+        os.close(lock)
