@@ -1,21 +1,49 @@
-"""Checkpoints: written in one atomic step, read without executing anything, refused where they do not belong."""
+"""Checkpoints: streamed to disk in one atomic step, checked before they are used, and read as data.
+
+A checkpoint is what `torch.save` writes, and behind it a trailer: the XXH3 checksum of all that (16 bytes), its length
+(8 bytes, little-endian) and a mark (8 bytes). Reading one executes nothing and imports nothing.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
+import xxhash
+from torch import Tensor
 
+from cgfedrec import __version__
 from cgfedrec.errors import InputError
+from cgfedrec.files import DamagedError, partial_of, sync_folder, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.protocol import Protocol
 
-FORMAT = 1
+FORMAT = 2
 """Of checkpoints; one of another format is refused."""
+LAST, BEST = "last.ckpt", "best.ckpt"
+_TRAILER = struct.Struct("<16sQ8s")
+_MARK = b"CGFEDREC"
+_CHUNK = 2**20
+_HEADER = {"format": int, "version": str, "run": str, "config": str, "method": str, "fingerprint": str, "loop": dict}
+
+
+class Header(NamedTuple):
+    """What a checkpoint says beside the state of the loop."""
+
+    run: str
+    """Which run wrote it: a number drawn at its start, which a continuation keeps."""
+    config: str
+    """The settings, as YAML."""
+    method: str
+    """Import path of the method's class."""
+    fingerprint: str
+    """Of the data (`FederatedDataModule.fingerprint`)."""
 
 
 class Checkpoint:
@@ -26,49 +54,147 @@ class Checkpoint:
         header: What a checkpoint says beside the state of the loop.
     """
 
-    def __init__(self, directory: Path, header: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, header: Header) -> None:
         self.directory = directory
         self.header = header
 
     def on_round_end(self, loop: FederatedLoop) -> None:
+        """Raise `RunError` where there is no room for a checkpoint; the one before is still there then."""
         best = loop.best is not None and loop.best["round"] == loop.round
         last = loop.should_stop or loop.round == loop.rounds or loop.round % loop.checkpoint_every == 0
         if not (best or last):
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        partial, second = self.directory / "writing.ckpt", self.directory / "writing-best.ckpt"
-        partial.unlink(missing_ok=True)  # what a killed run left may be another checkpoint under a second name
         for name in ("last", "best") if best else ("last",):
             loop.store.pin(name)
-        loop.fabric.save(partial, self.header | {"loop": loop.state_dict()})
-        if best:
-            link_or_copy(partial, second)
-        partial.replace(self.directory / "last.ckpt")
+        write_checkpoint(self.directory / LAST, self.header, loop.state_dict())
         if best:  # second, so that the best round is never ahead of the last, from which a run goes on
-            second.replace(self.directory / "best.ckpt")
+            link_or_copy(self.directory / LAST, self.directory / BEST)
+
+
+def write_checkpoint(path: Path, header: Header, loop: Mapping[str, Any]) -> None:
+    """Write one without building it in memory. Raises `RunError` where there is no room."""
+    state = {"format": FORMAT, "version": __version__, **header._asdict(), "loop": dict(loop)}
+
+    def write(file: BinaryIO) -> None:
+        summed = _Summed(file)
+        torch.save(state, summed)  # type: ignore[arg-type]  # it needs nothing of a file but `write`
+        file.write(_TRAILER.pack(summed.sum.digest(), summed.length, _MARK))
+
+    size = sum(value.nbytes for value in _tensors(state))
+    write_atomically(path, write, size)
+
+
+class _Summed:
+    """A file that adds up the checksum of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sum, self.length = file, xxhash.xxh3_128(), 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.sum.update(data)
+        self.length += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """One file under two names, or a copy where the file system knows no links."""
-    target.unlink(missing_ok=True)
+    """Give a file a second name, in one atomic step; a copy where the file system knows no links."""
+    partial = partial_of(target)
+    partial.unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(source, partial)
     except OSError:
-        shutil.copyfile(source, target)
+        copy(source, target)
+        return
+    partial.replace(target)
+    sync_folder(target.parent)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file in one atomic step. Raises `RunError` where there is no room."""
+    with source.open("rb") as opened:
+        write_atomically(target, lambda file: shutil.copyfileobj(opened, file), source.stat().st_size)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `Checkpoint` wrote; nothing in the file is executed. Raises `InputError` if it is none."""
+    """Read what `Checkpoint` wrote, once all of it has been checked; nothing in the file is executed or imported.
+
+    Tensors are mapped, and take memory as they are used.
+
+    Raises:
+        InputError: if it is no checkpoint of this version, or is damaged.
+    """
     if not path.is_file():
         raise InputError(f"ckpt_path: no file {path}")
+    length = _checked_length(path)
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            # Ours are stored as they are: what is compressed may unfold to any size.
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if stored else None
     except Exception as error:  # a file of any content fails in any way
-        raise InputError(f"ckpt_path: {path} is no checkpoint, or is cut off") from error
-    keys = {"format", "config", "method", "fingerprint", "loop"}
-    if not isinstance(state, dict) or not keys <= state.keys() or state["format"] != FORMAT:
+        raise InputError(f"ckpt_path: {path} is no checkpoint") from error
+    if not isinstance(state, dict):
+        raise InputError(f"ckpt_path: {path} is no checkpoint")
+    if state.get("format") != FORMAT:
+        wrote = f"cgfedrec {state.get('version')!s:.20}"
+        raise InputError(f"ckpt_path: {path} is of {wrote}; this is {__version__}, which cannot read it")
+    if not (_is_whole(state) and _is_plain(state, length)):
         raise InputError(f"ckpt_path: {path} is no checkpoint of this version of cgfedrec")
     return state
+
+
+def _checked_length(path: Path) -> int:
+    """The bytes before the trailer, if they are those that were written."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _TRAILER.size))
+        trailer = file.read()
+        marked = len(trailer) == _TRAILER.size and trailer.endswith(_MARK)
+        if not marked:
+            old = "; checkpoints of cgfedrec before 0.2 cannot be read" if zipfile.is_zipfile(path) else ""
+            raise InputError(f"ckpt_path: {path} is no checkpoint, or is cut off{old}{_what_else(path)}")
+        expected, length, _ = _TRAILER.unpack(trailer)
+        running = xxhash.xxh3_128()
+        file.seek(0)
+        for _ in range(0, size - _TRAILER.size, _CHUNK):
+            running.update(file.read(min(_CHUNK, size - _TRAILER.size - file.tell())))
+    if length != size - _TRAILER.size or running.digest() != expected:
+        raise DamagedError(f"ckpt_path: {path} is damaged: its checksum does not agree{_what_else(path)}")
+    return int(length)
+
+
+def _what_else(path: Path) -> str:
+    """What can still be used: the other checkpoint of the run, where there is one."""
+    others = [other for name in (BEST, LAST) if (other := path.with_name(name)) != path and other.is_file()]
+    different = [other for other in others if not (path.exists() and other.samefile(path))]
+    return f". Try {different[0]}" if different else ""
+
+
+def _is_whole(state: Mapping[str, Any]) -> bool:
+    return all(isinstance(state.get(name), kind) for name, kind in _HEADER.items()) and set(state) == set(_HEADER)
+
+
+def _is_plain(value: Any, room: int) -> bool:
+    """Whether a state holds nothing but plain values and tensors that are as large as they say, none above ``room``."""
+    if isinstance(value, Tensor):
+        dense = value.layout == torch.strided and value.device.type == "cpu" and not value.requires_grad
+        return type(value) is Tensor and dense and value.is_contiguous() and value.nbytes <= room
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(one, room) for key, one in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(one, room) for one in value)
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
 
 
 def changed(before: dict[str, Any], now: dict[str, Any], resume: bool) -> list[str]:
@@ -99,7 +225,12 @@ def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
     """The settings on which a trained state depends and, to ``resume``, those on which the next round does."""
     protocol = config["protocol"]
     protocol = Protocol(**({"name": protocol} if isinstance(protocol, str) else protocol))
-    trained = {"protocol": {"name": protocol.name}, "method": config["method"]["init_args"]}
+    # Clients that never trained start as the seed says, so a state without its seed is another state.
+    trained = {
+        "seed_everything": config["seed_everything"],
+        "protocol": {"name": protocol.name},
+        "method": config["method"].get("init_args"),
+    }
     if not resume:
         return trained
     loop = ("participation", "participants", "resample", "evaluate_every", "monitor", "state_dtype")
@@ -107,7 +238,6 @@ def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
     precision = config["fabric"]["precision"]
     return trained | {
         "fabric": {"precision": "32-true" if precision in (None, 32, "32") else precision},
-        "seed_everything": config["seed_everything"],
         "protocol": protocol.to_dict(),
         "data": data,
         "loop": {name: config["loop"][name] for name in loop},

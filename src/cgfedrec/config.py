@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from lightning import Fabric
 from lightning.fabric.loggers import Logger
 
@@ -25,6 +25,10 @@ from cgfedrec.errors import InputError, check
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
+from cgfedrec.trust import import_paths, meta_keys, settings_of
+
+# Without this, a value of an argument that takes anything would be made into an object if it looks like a class.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
 
 Config = str | os.PathLike[str] | Mapping[str, Any]
 COMPONENTS = ("fabric", "data", "protocol", "method", "loop", "logger")
@@ -63,6 +67,12 @@ def parser(method: str | None = DEFAULT_METHOD) -> ArgumentParser:
         "--config", action=ActionConfigFile, help="A YAML file of these options; by default the quickstart."
     )
     parser.add_argument("--ckpt_path", type=str | None, help="Continue from this checkpoint, with its own config.")
+    parser.add_argument(
+        "--trust",
+        type=str | None,
+        help="Modules or classes, with commas between, that the checkpoint may name beside those of cgfedrec and "
+        "torch's optimisers: they are imported, and so run.",
+    )
     parser.add_argument("--run_dir", type=str | None, help="Where the run goes; by default runs/<config>/<number>.")
     parser.add_argument("--seed_everything", type=int, default=0, help="Of everything random.")
     parser.add_class_arguments(Fabric, "fabric", skip={"callbacks", "loggers"}, instantiate=False)
@@ -103,7 +113,11 @@ def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool 
     whole = parser(None) if _name_a_method([*below[1:], *configs], options) else parser()
     first = below if base else []
     files = [config for config in configs if is_file(config)]
-    check(*(problem for file in files for problem in duplicate_keys(Path(file))))
+    check(
+        *(problem for file in files for problem in duplicate_keys(Path(file))),
+        *(problem for config in configs for problem in meta_keys(_source(config), _keys(config))),
+        *(problem for option, value in _given(options) for problem in meta_keys(option, _plain(value))),
+    )
     another = _name_another_method([*below[1:], *configs], options)
     if another is not None:
         options = [*options[:another], "--config", yaml.safe_dump({"method": None}), *options[another:]]
@@ -118,6 +132,20 @@ def parse(options: Sequence[str], base: Config | None = None, on_defaults: bool 
     seed = settings.seed_everything
     check(None if 0 <= seed < 2**63 else f"seed_everything: {seed} is not from 0 to 2^63 - 1")
     return settings
+
+
+def settings_in(text: str, options: Sequence[str]) -> dict[str, Any]:
+    """The settings of a checkpoint, which may name classes of its own only where these options name them too.
+
+    Raises:
+        InputError: naming every setting that it may not hold. Nothing has been imported then.
+    """
+    configs = [_keys(config) for config in _values(options, "config")]
+    trusted = [*_values(options, "trust"), *(str(config["trust"]) for config in configs if config.get("trust"))]
+    named = set[str]().union(
+        *map(import_paths, configs), *(import_paths(_plain(value)) for _, value in _given(options))
+    )
+    return settings_of(text, named, [name.strip() for names in trusted for name in names.split(",")])
 
 
 def checkpoint_in(options: Sequence[str]) -> Path | None:
@@ -180,6 +208,25 @@ def is_file(config: str) -> bool:
     return Path(config).suffix in (".yaml", ".yml")
 
 
+def _given(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Every option that the command line or the environment gives, and its value."""
+    pairs = [(option, value) for option, value in pairwise(options) if option.startswith("--") and "=" not in option]
+    pairs += [(name, value) for name, _, value in (one.partition("=") for one in options) if name.startswith("--")]
+    return pairs + [(name, value) for name, value in os.environ.items() if name.startswith(f"{_ENVIRONMENT}_")]
+
+
+def _plain(value: str) -> Any:
+    """An option's value as the parser would read it."""
+    with suppress(yaml.YAMLError, ValueError, RecursionError):
+        return yaml.safe_load(value)
+    return value
+
+
+def _source(config: str) -> str:
+    """How to call a config in a message."""
+    return config if is_file(config) else "config"
+
+
 def _values(options: Sequence[str], name: str) -> list[str]:
     """What the options, or else the environment, give for ``name``."""
     given = [option.split("=", 1)[1] for option in options if option.startswith(f"--{name}=")]
@@ -220,7 +267,7 @@ def as_options(configs: Sequence[Config]) -> list[str]:
 def dump(settings: Namespace) -> str:
     """The settings as YAML that `parse` takes back; without what belongs to this one run."""
     kept = settings.clone()
-    for name in ("config", "ckpt_path", "run_dir"):
+    for name in ("config", "ckpt_path", "run_dir", "trust"):
         kept.pop(name, None)
     return str(parser().dump(kept, skip_unset=False, skip_validation=True))
 

@@ -23,6 +23,8 @@ from cgfedrec.errors import InputError, RunError
 
 CHECKSUM = "checksum"
 """The key under which a JSON file holds the checksum of the rest of it."""
+LOCK = ".lock"
+"""In a folder that somebody may hold; see `locked`."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK = 2**20
 
@@ -31,7 +33,7 @@ class DamagedError(InputError):
     """A file is not what was written: it was cut off, changed, or is something else."""
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object], size: int | None = None) -> None:
     """Write a file so that at no moment, whatever happens, a part of it is there.
 
     It is written under another name in the same folder, synced to the disk, and renamed; then the folder is synced.
@@ -39,6 +41,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     Args:
         path: Its folder is made where there is none.
         content: What to write, or what writes it into an open file.
+        size: Bytes that it will take at least, where that is known before.
 
     Raises:
         RunError: if there is no room for it, naming the folder. What was there before is still there.
@@ -55,11 +58,12 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException as error:
-        size = partial.stat().st_size if partial.exists() else 0
+        full = _full_disk(error)
+        problem = None if full is None else no_room(path, partial.stat().st_size if partial.exists() else 0, size)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        if (full := _full_disk(error)) is not None:
-            raise RunError(no_room(path, size)) from full
+        if problem is not None:
+            raise RunError(problem) from full
         raise
     sync_folder(path.parent)
 
@@ -168,7 +172,7 @@ def locked(folder: Path, problem: str) -> Iterator[int]:
         InputError: with ``problem``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock

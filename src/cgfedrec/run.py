@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -25,13 +24,23 @@ from cgfedrec import __version__
 from cgfedrec.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
-from cgfedrec.checkpoint import FORMAT, Checkpoint, changed, link_or_copy, read_checkpoint
-from cgfedrec.config import Config, as_options, checkpoint_in, dump, instantiate, is_file, is_reference, parse
+from cgfedrec.checkpoint import BEST, LAST, Checkpoint, Header, changed, copy, link_or_copy, read_checkpoint
+from cgfedrec.config import (
+    Config,
+    as_options,
+    checkpoint_in,
+    dump,
+    instantiate,
+    is_file,
+    is_reference,
+    parse,
+    settings_in,
+)
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation import Ranked, evaluate, no_metric, rank_table, ranked, summarise
-from cgfedrec.files import write_atomically
+from cgfedrec.files import LOCK, file_digest, locked, remove_leftovers, write_atomically, write_json
 from cgfedrec.logging import History, WandbLogger
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -43,6 +52,8 @@ from cgfedrec.store import ClientStore
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 CLIENTS = "clients"
 """The folder of clients' state, beside the checkpoints that refer to it."""
+RANKS = "ranks.parquet"
+"""Where each user's held-out items stand; the summary holds its checksum."""
 SCORED_AT_ONCE = 256
 """Users whom a reference scores in one operation."""
 PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
@@ -70,30 +81,29 @@ def start(
     """Train as command-line options say. ``on_defaults``: they override the quickstart, whatever configs they name."""
     checkpoint = checkpoint_in(options)
     state = read_checkpoint(checkpoint) if checkpoint else None
-    settings = parse(options, yaml.safe_load(state["config"]) if state else None, on_defaults)
+    settings = parse(options, settings_in(state["config"], options) if state else None, on_defaults)
     if settings.ckpt_path and Path(settings.ckpt_path) != checkpoint:
         raise InputError(f"ckpt_path: {settings.ckpt_path} and {checkpoint} are both named; name one, as an option")
-    directory, is_new = _directory(settings)
-    try:
+    with run_folder(settings) as directory:
         run = open_run(settings, directory, callbacks, console)
         if state and checkpoint:
             run.restore(state, checkpoint)
             run.adopt(checkpoint)
-    except BaseException:
-        if is_new:
-            os.removedirs(directory)  # with the empty folders above it
-        raise
-    run.fit()
+        del state  # it maps the checkpoint
+        run.fit()
     return run
 
 
-def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = ()) -> Run:
+def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), console: Console | None = None) -> Run:
     """Open a checkpoint, to test it or to ask for recommendations.
+
+    It is read as data: it imports nothing but what `cgfedrec.trust` lists and what these overrides name.
 
     Args:
         ckpt_path: A checkpoint of `fit`.
         configs: Overrides of the config that it was trained with: where the data now lie, say.
         options: The same as command-line options.
+        console: Where it is said which data are read; by default nowhere.
 
     Raises:
         InputError: if the checkpoint cannot be read, or the data are not those that it was trained on.
@@ -101,8 +111,8 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = ()) -
     path = Path(ckpt_path)
     state = read_checkpoint(path)
     given = [*as_options([*configs, {"logger": None}]), *options]
-    settings = parse(given, yaml.safe_load(state["config"]), True)
-    run = open_run(settings, path.parent, clients=path.parent / CLIENTS)
+    settings = parse(given, settings_in(state["config"], given), True)
+    run = open_run(settings, path.parent, console=console, clients=path.parent / CLIENTS)
     run.restore(state)
     return run
 
@@ -157,23 +167,20 @@ class Run:
         self.summary: dict[str, Any] = {}
         self.data.attach(parts.protocol, settings.seed_everything)
         self.data.setup()
-        self.header = {
-            "format": FORMAT,
-            "config": self.config,
-            "method": f"{type(self.method).__module__}.{type(self.method).__qualname__}",
-            "fingerprint": self.data.fingerprint(),
-        }
+        method = f"{type(self.method).__module__}.{type(self.method).__qualname__}"
+        self.header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
         self._interrupt = Interrupt()
         self._setup(parts, callbacks, clients)
 
     def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None) -> None:
+        self._checkpoint = Checkpoint(self.checkpoints, self.header)
         hooks = [
             History(self.directory / "metrics.csv", self.logger),
             EarlyStopping(),
             self._interrupt,
             ProgressBar(self.console),
             *callbacks,
-            Checkpoint(self.checkpoints, self.header),
+            self._checkpoint,
         ]
         self.loop.setup(
             _fabric(vars(parts.fabric), hooks), self.data, parts.method, clients or self.checkpoints / CLIENTS
@@ -216,14 +223,15 @@ class Run:
             InputError: where it does not belong to this run.
         """
         check(
-            f"ckpt_path: was trained with {state['method']}, this run uses {self.header['method']}"
-            if state["method"] != self.header["method"]
+            f"ckpt_path: was trained with {state['method']}, this run uses {self.header.method}"
+            if state["method"] != self.header.method
             else None,
             f"ckpt_path: was trained on other data than {self.data.path or 'the embedded set'}, or on another split"
-            if state["fingerprint"] != self.header["fingerprint"]
+            if state["fingerprint"] != self.header.fingerprint
             else None,
         )
         check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.config), resumed is not None))
+        self.header = self.header._replace(run=state["run"])
         if resumed:
             self._adopt_clients(resumed)
         try:
@@ -237,25 +245,34 @@ class Run:
         """Copy the files of clients' state that a checkpoint in another folder refers to, if there are any."""
         theirs, ours = checkpoint.with_name(CLIENTS), self.checkpoints / CLIENTS
         if theirs.is_dir() and not (ours.exists() and ours.samefile(theirs)):
-            shutil.copytree(theirs, ours, dirs_exist_ok=True)
+            for path in theirs.iterdir():
+                copy(path, ours / path.name)
 
     def adopt(self, checkpoint: Path) -> None:
-        """Make a checkpoint and the best round so far this run's own. Raises `InputError` if the best is nowhere."""
+        """Make a checkpoint and the best round so far this run's own. Raises `InputError` if the best is nowhere.
+
+        The best round comes first: a folder is a run's once it holds ``last.ckpt``, and can then be continued.
+        """
+        self._checkpoint.header = self.header
         best = self.loop.best
-        adopted = {"last.ckpt": checkpoint}
+        adopted = {LAST: checkpoint}
         if best is not None:
-            adopted["best.ckpt"] = checkpoint if best["round"] == self.loop.round else checkpoint.with_name("best.ckpt")
-            state = read_checkpoint(adopted["best.ckpt"])
-            if (state["fingerprint"], state["loop"]["round"]) != (self.header["fingerprint"], best["round"]):
-                raise InputError(
-                    f"ckpt_path: {adopted['best.ckpt']} is not round {best['round']}, the best so far of {checkpoint}"
-                )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+            at_best = best["round"] == self.loop.round
+            adopted = {BEST: checkpoint if at_best else checkpoint.with_name(BEST)} | adopted
+            self._read_best(adopted[BEST], int(best["round"]))
         for name, source in adopted.items():
             target = self.checkpoints / name
             if not target.exists() or not source.samefile(target):
-                link_or_copy(source, self.checkpoints / "writing.ckpt")
-                (self.checkpoints / "writing.ckpt").replace(target)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(source, target)
+
+    def _read_best(self, path: Path, round: int) -> dict[str, Any]:
+        """The checkpoint of the best round. Raises `InputError` if it is another, or another run's."""
+        state = read_checkpoint(path)
+        ours = (self.header.run, self.header.fingerprint, round)
+        if (state["run"], state["fingerprint"], state["loop"].get("round")) != ours:
+            raise InputError(f"ckpt_path: {path} is not round {round} of this run, the best so far")
+        return state
 
     def fit(self) -> None:
         """Train, then test the best round once, and write ``ranks.parquet`` and ``summary.json``.
@@ -301,7 +318,7 @@ class Run:
         return self.loop.ranked(stage)
 
     def _finish(self, seconds: Callable[[], float]) -> None:
-        best_path = self.checkpoints / "best.ckpt"
+        best_path = self.checkpoints / BEST
         history, best = self.loop.history, self.loop.best
         if best is None:
             raise RunError(
@@ -309,15 +326,16 @@ class Run:
             )
         last = history[-1]
         if best["round"] != self.loop.round:
-            self.loop.load_state_dict(read_checkpoint(best_path)["loop"])
+            self.loop.load_state_dict(self._read_best(best_path, int(best["round"]))["loop"])
             self.loop.history = history
         protocol = self.data.protocol.to_dict()
         found = self.ranked("test") if self.data.holds_out("test") else None
         if found is not None:
-            write(rank_table(self.data, found), self.directory / "ranks.parquet")
+            write(rank_table(self.data, found), self.directory / RANKS)
         self.summary = {
+            "run": self.header.run,
             "round": int(best["round"]),
-            "method": self.header["method"],
+            "method": self.header.method,
             "best_round": int(best["round"]),
             "rounds": int(last["round"]),
             "protocol": protocol,
@@ -326,6 +344,7 @@ class Run:
             "users": self.data.num_users,
             "items": self.data.num_items,
             "seconds": seconds(),
+            "files": {RANKS: file_digest(self.directory / RANKS)} if found is not None else {},
             "versions": {
                 "cgfedrec": __version__,
                 "python": platform.python_version(),
@@ -336,7 +355,7 @@ class Run:
             "time/round": fmean(row["time/round"] for row in history),
             **(self._summarise(found) if found is not None else {}),
         }
-        write_atomically(self.directory / "summary.json", json.dumps(self.summary, indent=2) + "\n")
+        write_json(self.directory / "summary.json", self.summary)
         if isinstance(self.logger, WandbLogger):
             self.logger.log_summary(history, self.loop.monitor, self.summary, best_path)
         elif self.logger is not None:
@@ -387,10 +406,10 @@ class ReferenceRun(Run):
         return ranked(self.data, stage, self.reference.score, SCORED_AT_ONCE)
 
     def restore(self, state: dict[str, Any], resumed: Path | None = None) -> None:
-        raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header['method']} has no checkpoints")
+        raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header.method} has no checkpoints")
 
     def recommend(self, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
-        raise InputError(f"method: {self.header['method']} is a reference, which is to be measured and not used")
+        raise InputError(f"method: {self.header.method} is a reference, which is to be measured and not used")
 
 
 def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
@@ -414,28 +433,51 @@ def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
     return fabric
 
 
-def _directory(settings: Namespace) -> tuple[Path, bool]:
-    """Where a run goes, and whether this made it: where it is told to, or beside the checkpoint that it continues, or
-    in the next free number.
+@contextmanager
+def run_folder(settings: Namespace) -> Iterator[Path]:
+    """The folder of a run, held against any other run; as it was before, if nothing comes of this one.
+
+    Raises:
+        InputError: if it holds a run that is not to be continued, or one is at work in it.
     """
-    checkpoint = Path(settings.ckpt_path) if settings.ckpt_path else None
-    own = (
-        checkpoint.absolute().parents[1] if checkpoint and checkpoint.absolute().parent.name == "checkpoints" else None
-    )
+    directory = _directory(settings)
+    existed = directory.exists()
+    try:
+        with locked(directory, f"run_dir: a run is at work in {directory}; wait for it, or choose another"):
+            _check_free(directory, settings)
+            remove_leftovers(directory)
+            remove_leftovers(directory / "checkpoints")
+            yield directory
+    except BaseException:
+        if not existed or settings.run_dir is None:
+            _remove_empty(directory)
+        raise
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove the folder of a run that wrote nothing, with the empty folders above it."""
+    if {path.name for path in directory.glob("*")} <= {LOCK}:
+        (directory / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            os.removedirs(directory)
+
+
+def _directory(settings: Namespace) -> Path:
+    """Where a run goes: where it is told to, or beside the checkpoint that it continues, or in the next free number,
+    whose folder is made at once.
+    """
     if settings.run_dir:
         directory = Path(settings.run_dir)
-        left = (directory / "checkpoints" / "last.ckpt", directory / "summary.json")
-        holds_a_run = any(path.exists() for path in left) and directory.absolute() != own
+        check(f"run_dir: {directory} is a file" if directory.is_file() else None)
+        return directory
+    if settings.ckpt_path:
+        own = _folder_of(settings.ckpt_path)
         check(
-            f"run_dir: {directory} already holds a run; choose another, or continue it with --ckpt_path"
-            if holds_a_run
-            else None,
-            f"run_dir: {directory} is a file" if directory.is_file() else None,
+            None
+            if own
+            else f"run_dir: {settings.ckpt_path} is in no run's folder checkpoints; say where the run is to go"
         )
-        return directory, False
-    if checkpoint:
-        check(None if own else f"run_dir: {checkpoint} is in no run's folder checkpoints; say where the run is to go")
-        return Path(os.path.relpath(str(own))), False
+        return Path(os.path.relpath(str(own)))
     files = [Path(str(config)) for config in settings.config or [] if is_file(str(config))]
     root = Path("runs") / (files[0].stem if files else "quickstart")
     number = max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=-1) + 1
@@ -443,6 +485,23 @@ def _directory(settings: Namespace) -> tuple[Path, bool]:
     while True:
         try:
             (root / str(number)).mkdir()
-            return root / str(number), True
+            return root / str(number)
         except FileExistsError:  # another run has just taken it
             number += 1
+
+
+def _folder_of(checkpoint: str) -> Path | None:
+    """The folder of the run that a checkpoint belongs to, by where it lies."""
+    folder = Path(checkpoint).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else None
+
+
+def _check_free(directory: Path, settings: Namespace) -> None:
+    """Raise `InputError` for a folder that holds a run other than the one that is to be continued."""
+    continued = _folder_of(settings.ckpt_path) if settings.ckpt_path else None
+    left = (directory / "checkpoints" / LAST, directory / "summary.json")
+    check(
+        f"run_dir: {directory} already holds a run; choose another, or continue it with --ckpt_path"
+        if any(path.exists() for path in left) and directory.absolute() != continued
+        else None
+    )
