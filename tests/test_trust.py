@@ -229,7 +229,9 @@ def test_a_continuation_logs_and_goes_where_its_own_call_says(honest: dict[str, 
     ids=["strategy", "project", "another logger", "config of a logger"],
 )
 def test_a_config_makes_no_object_where_none_is_wanted(config: dict[str, Any]) -> None:
-    with suppress(InputError, TypeError, RuntimeError):  # some can be used all the same, as the plain value that they are
+    with suppress(
+        InputError, TypeError, RuntimeError
+    ):  # some can be used all the same, as the plain value that they are
         cgfedrec.fit(TINY, config, {"run_dir": "run"})
     assert not Path(MARKER).exists()
 

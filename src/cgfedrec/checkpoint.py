@@ -19,7 +19,7 @@ import xxhash
 from torch import Tensor
 
 from cgfedrec import __version__
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, RunError
 from cgfedrec.files import DamagedError, partial_of, sync_folder, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.protocol import Protocol
@@ -59,9 +59,16 @@ class Checkpoint:
         self.header = header
 
     def on_round_end(self, loop: FederatedLoop) -> None:
-        """Raise `RunError` where there is no room for a checkpoint; the one before is still there then."""
+        """Raise `RunError` where there is no room for a checkpoint, the one before being still there, or where the best
+        round's is no longer there.
+        """
         best = loop.best is not None and loop.best["round"] == loop.round
         last = loop.should_stop or loop.round == loop.rounds or loop.round % loop.checkpoint_every == 0
+        if not best and loop.best is not None and not (self.directory / BEST).is_file():
+            raise RunError(
+                f"{self.directory / BEST} was removed while this run was at work; without it the best round, "
+                f"{int(loop.best['round'])}, cannot be reported. Put it back and go on from {LAST}, or start again"
+            )
         if not (best or last):
             return
         for name in ("last", "best") if best else ("last",):

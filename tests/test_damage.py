@@ -1,0 +1,247 @@
+"""Damaged files, full disks, runs side by side: nothing damaged is used, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import cgfedrec
+from cgfedrec import files
+from cgfedrec.checkpoint import Header, link_or_copy, read_checkpoint, write_checkpoint
+from cgfedrec.errors import InputError, RunError
+from tests.conftest import TINY
+from tests.conftest import cgfedrec as command
+
+HEADER = Header("run", "config", "method", "fingerprint")
+LAST = Path("run/checkpoints/last.ckpt")
+
+
+@pytest.fixture
+def small() -> Path:
+    """A small checkpoint."""
+    path = Path("small.ckpt")
+    write_checkpoint(path, HEADER, {"round": 1, "table": torch.arange(600.0).reshape(20, 30), "names": ["a", "b"]})
+    return path
+
+
+def test_a_checkpoint_comes_back_as_it_was(small: Path) -> None:
+    state = read_checkpoint(small)
+    assert state["loop"]["table"].equal(torch.arange(600.0).reshape(20, 30))
+    assert (state["run"], state["loop"]["names"]) == ("run", ["a", "b"])
+    assert not list(Path().glob(".*.part"))
+
+
+def test_no_flipped_byte_goes_unseen(small: Path) -> None:
+    whole = small.read_bytes()
+    places = [*range(0, len(whole), 13), *range(len(whole) - 40, len(whole))]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        small.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"small\.ckpt is (damaged|no checkpoint)"):
+            read_checkpoint(small)
+
+
+def test_no_checkpoint_that_is_cut_off_or_grew_is_used(small: Path) -> None:
+    whole = small.read_bytes()
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        small.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"small\.ckpt is"):
+            read_checkpoint(small)
+    small.write_bytes(whole + b"\0")
+    with pytest.raises(InputError, match=r"small\.ckpt is"):
+        read_checkpoint(small)
+    small.write_bytes(b"\0" + whole)
+    with pytest.raises(InputError, match=r"small\.ckpt is"):
+        read_checkpoint(small)
+
+
+def test_a_checkpoint_of_before_is_refused_by_what_it_is() -> None:
+    torch.save({"format": 1, "config": "", "method": "", "fingerprint": "", "loop": {}}, "old.ckpt")
+    with pytest.raises(InputError, match=r"before 0\.2 cannot be read"):
+        read_checkpoint(Path("old.ckpt"))
+
+
+def test_what_can_still_be_used_is_said(small: Path) -> None:
+    last, best = Path("last.ckpt"), Path("best.ckpt")
+    last.write_bytes(small.read_bytes()[:-1])
+    best.write_bytes(small.read_bytes())
+    with pytest.raises(InputError, match=r"last\.ckpt .*Try best\.ckpt"):
+        read_checkpoint(last)
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_there(small: Path) -> None:
+    before = small.read_bytes()
+    state = {"table": torch.zeros(1000, 1000)}
+    # the device is always full, and the partial file is looked up by its name
+    Path(".small.ckpt.part").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"the disk of \. is full"):
+        write_checkpoint(small, HEADER, state)
+    assert small.read_bytes() == before
+    assert not Path(".small.ckpt.part").is_symlink()
+    missing = files.no_room(small, 10, 2**60)
+    assert "bytes are missing" in missing
+
+
+def test_json_that_was_changed_is_refused() -> None:
+    path = Path("summary.json")
+    files.write_json(path, {"a": 1, "nested": {"b": [1.5, None]}})
+    assert files.read_json(path) == {"a": 1, "nested": {"b": [1.5, None]}}
+    text = path.read_text()
+    for damaged in (text.replace("1.5", "1.6"), text[: len(text) // 2], "", "[]", text.replace('"a"', '"c"')):
+        path.write_text(damaged)
+        with pytest.raises(files.DamagedError, match=r"summary\.json"):
+            files.read_json(path)
+
+
+def test_a_write_that_fails_leaves_no_part() -> None:
+    def fails(file: Any) -> None:
+        file.write(b"half")
+        raise ValueError
+
+    Path("target").write_text("before")
+    with pytest.raises(ValueError):  # noqa: PT011, there is no message
+        files.write_atomically(Path("target"), fails)
+    assert (Path("target").read_text(), list(Path().glob(".*"))) == ("before", [])
+
+
+def test_damaged_checkpoints_are_refused_by_every_verb() -> None:
+    cgfedrec.fit(TINY, {"run_dir": "run", "loop": {"rounds": 2}})
+    data = bytearray(LAST.read_bytes())
+    for place in random.Random(0).sample(range(len(data)), 3):
+        data[place] ^= 16
+    LAST.unlink()
+    LAST.write_bytes(data)
+    for verb in ("test", "recommend", "fit"):
+        done = command(verb, "--ckpt_path", LAST)
+        assert done.returncode == 2, done
+        assert f"{LAST} is damaged" in done.stderr
+        assert "Try run/checkpoints/best.ckpt" in done.stderr
+
+
+def test_a_best_round_of_another_run_is_not_taken() -> None:
+    """Of the same data, settings and round; only the run differs."""
+    settings = {"loop": {"rounds": 8, "patience": None, "monitor": "val/hr@5"}, "seed_everything": 3}
+    for name in ("one", "other"):
+        run = cgfedrec.fit(TINY, settings, {"run_dir": name})
+    assert run.summary["best_round"] < 8
+    best = Path("one/checkpoints/best.ckpt")
+    best.unlink()
+    link_or_copy(Path("other/checkpoints/best.ckpt"), best)
+    with pytest.raises(InputError, match=r"best\.ckpt is not round \d of this run"):
+        cgfedrec.fit({"ckpt_path": "one/checkpoints/last.ckpt", "loop": {"rounds": 9}, "logger": None})
+    assert "run" in cgfedrec.fit(TINY, settings, {"run_dir": "third"}).summary
+
+
+def test_a_run_has_an_id_that_a_continuation_keeps() -> None:
+    first = cgfedrec.fit(TINY, {"run_dir": "run", "loop": {"rounds": 2}})
+    more = cgfedrec.fit({"ckpt_path": str(LAST), "run_dir": "more", "loop": {"rounds": 3}, "logger": None})
+    other = cgfedrec.fit(TINY, {"run_dir": "other", "loop": {"rounds": 2}})
+    assert first.summary["run"] == more.summary["run"] != other.summary["run"]
+    assert read_checkpoint(Path("more/checkpoints/last.ckpt"))["run"] == first.summary["run"]
+    assert json.loads(Path("run/summary.json").read_text())["run"] == first.summary["run"]
+    assert first.summary["files"]["ranks.parquet"] == files.file_digest(Path("run/ranks.parquet"))
+
+
+def test_a_best_round_that_is_taken_away_is_found_out_at_once() -> None:
+    class Thief:
+        def on_round_end(self, loop: Any) -> None:
+            if loop.round == 3:
+                Path("run/checkpoints/best.ckpt").unlink()
+
+    class Worse:
+        """Makes round 1 the best one."""
+
+        def on_cohort_end(self, loop: Any, users: Any) -> None:
+            if loop.round > 1:
+                loop.history[0][loop.monitor] = 2.0
+
+    with pytest.raises(RunError, match=r"best\.ckpt was removed .* the best round, 1,"):
+        cgfedrec.fit(TINY, {"run_dir": "run", "loop": {"rounds": 6}}, callbacks=[Thief(), Worse()])
+    assert read_checkpoint(LAST)["loop"]["round"] == 2
+
+
+def begin(*arguments: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "cgfedrec.cli", "fit", *arguments]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused() -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(TINY | {"loop": {"rounds": 400, "patience": None}}))
+    first = begin("--config", "config.yaml", "--run_dir", "run")
+    while not LAST.exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    before = {path: path.stat().st_mtime_ns for path in Path("run").glob("*.yaml")}
+    for second in (("--config", "config.yaml", "--run_dir", "run"), ("--ckpt_path", str(LAST))):
+        done = command("fit", *second)
+        assert done.returncode == 2, done
+        assert "a run is at work in run" in done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in Path("run").glob("*.yaml")}
+    first.kill()
+    first.communicate()
+    Path("run/.metrics.csv.part").touch()
+    Path("run/checkpoints/.last.ckpt.part").touch()
+    done = command("fit", "--ckpt_path", LAST, "--loop.rounds", read_checkpoint(LAST)["loop"]["round"] + 1)
+    assert done.returncode == 0, done.stderr
+    assert not [*Path("run").rglob(".*.part")], "what the killed run left behind is gone, and its lock with it"
+
+
+def test_two_runs_that_start_at_once_do_not_share_a_folder() -> None:
+    Path("config.yaml").write_text(yaml.safe_dump(TINY))
+    both = [begin("--config", "config.yaml", "--run_dir", "run") for _ in range(2)]
+    errors = [one.communicate(timeout=200)[1] for one in both]
+    codes = [one.returncode for one in both]
+    assert sorted(codes) == [0, 2], errors
+    assert "run_dir: " in errors[codes.index(2)]
+    assert files.read_json(Path("run/summary.json"))["rounds"] == 3
+
+
+def test_a_run_that_moves_may_be_killed_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"loop": {"rounds": 8, "patience": None, "monitor": "val/hr@5", "store": "disk"}, "seed_everything": 3}
+    cgfedrec.fit(TINY, settings, {"run_dir": "run"})
+    more: dict[str, Any] = {"ckpt_path": str(LAST), "run_dir": "moved", "loop": {"rounds": 10}, "logger": None}
+    replace, writes = Path.replace, [0]
+    for killed_at in range(1, 20):
+        writes[0] = 0
+
+        def dies(source: Path, target: Path, at: int = killed_at) -> Path:
+            writes[0] += 1
+            if writes[0] == at:
+                raise SystemExit(9)
+            return replace(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", dies)
+            patched.setattr(cgfedrec.run.Run, "fit", lambda self: None)
+            try:
+                cgfedrec.fit(more)
+                break
+            except SystemExit:
+                continue
+    assert killed_at > 4, "the clients' files, the best and the last checkpoint"
+    (Path("moved") / ".lock").unlink()
+    moved = cgfedrec.fit({"ckpt_path": "moved/checkpoints/last.ckpt", "loop": {"rounds": 10}, "logger": None})
+    whole = cgfedrec.fit(TINY, settings, {"run_dir": "whole", "loop": {"rounds": 10}})
+    assert moved.summary["test/ndcg@10"] == whole.summary["test/ndcg@10"]
+    assert moved.history.drop("time/round").equals(whole.history.drop("time/round"))
+
+
+def test_a_folder_of_a_refused_run_is_as_before() -> None:
+    Path("mine").mkdir()
+    for folder in ("mine", "new/deep", None):
+        given = {"loop": {"participants": 10**6}} | ({"run_dir": folder} if folder else {})
+        with pytest.raises(InputError, match="participants"):
+            cgfedrec.fit(TINY, given)
+    assert {path.name for path in Path("mine").iterdir()} <= {files.LOCK}
+    assert not Path("new").exists()
+    assert not Path("runs").exists()
