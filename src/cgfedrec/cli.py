@@ -75,7 +75,7 @@ def _test(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.report import console, show_metrics
     from cgfedrec.run import load
 
-    run = load(arguments.ckpt_path, options=options)
+    run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
     metrics = run.test()
     if not metrics:
         raise InputError("ckpt_path: its split holds nothing out for a test")
@@ -93,7 +93,8 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.report import console, show_recommendations
     from cgfedrec.run import load
 
-    table = load(arguments.ckpt_path, options=options).recommend(arguments.user, arguments.top_k)
+    run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
+    table = run.recommend(arguments.user, arguments.top_k)
     if arguments.items:
         layout = Format(
             arguments.items_separator, not arguments.items_no_header, item_column=_column(arguments.items_id)
@@ -188,7 +189,7 @@ def _parser() -> ArgumentParser:
         return added
 
     verb(verbs, "fit", _fit, "train a federation", own_help=True)
-    more = "; further options, such as --data.path, override the checkpoint's config"
+    more = "; further options, such as --data.path, override the checkpoint's config (--trust: see SECURITY.md)"
     test = verb(verbs, "test", _test, f"evaluate a checkpoint on the test split{more}")
     test.add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
     recommend = verb(verbs, "recommend", _recommend, f"recommend items to users{more}")

@@ -23,9 +23,9 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 USERS_SHOWN = 10
 
 
-def console() -> Console:
+def console(stderr: bool = False) -> Console:
     """Where a command shows what it does: ids, titles and paths as they are, whatever brackets they hold."""
-    return Console(markup=False, emoji=False)
+    return Console(markup=False, emoji=False, stderr=stderr)
 
 
 def quiet_console() -> Console:

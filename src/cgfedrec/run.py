@@ -112,6 +112,8 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
     state = read_checkpoint(path)
     given = [*as_options([*configs, {"logger": None}]), *options]
     settings = parse(given, settings_in(state["config"], given), True)
+    if console:
+        console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
     run = open_run(settings, path.parent, console=console, clients=path.parent / CLIENTS)
     run.restore(state)
     return run
