@@ -74,7 +74,7 @@ def test_fit_leaves_everything_behind(tiny: str, capsys: pytest.CaptureFixture[s
 def test_a_reference_is_a_run_without_rounds(tiny: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--config", tiny, "--method", name, "--method.lambda_", "20") == 0
     directory = Path("runs/tiny/0")
-    assert sorted(path.name for path in directory.iterdir()) == sorted(
+    assert sorted(path.name for path in directory.glob("[!.]*")) == sorted(
         ["config.yaml", "metrics.csv", "ranks.parquet", "summary.json"]
     )
     out = capsys.readouterr().out

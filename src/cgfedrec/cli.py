@@ -144,7 +144,8 @@ def _describe(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.report import console, show_data
     from cgfedrec.run import open_data
 
-    show_data(console(), open_data(options), details=True)
+    out = console()
+    show_data(out, open_data(options, out), details=True)
     return 0
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 from rich.table import Table
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.split import Part
+from cgfedrec.data.synthetic import Track
 from cgfedrec.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -21,6 +31,8 @@ if TYPE_CHECKING:
 METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 USERS_SHOWN = 10
+LONG = 3.0
+"""Seconds of work after which it is said, where there is no terminal for a bar, how long it will take."""
 
 
 def console(stderr: bool = False) -> Console:
@@ -58,6 +70,27 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
     for part in Part:
         table.add_row(f"for {part.name.lower()} ({data.split})", f"{data.part_size(part):,}")
     console.print(table)
+
+
+def tracker(console: Console) -> Track:
+    """What tells of long work: a bar on a terminal, elsewhere one line, once it is sure to take long."""
+
+    def told(parts: Sequence[Any], what: str) -> Iterator[Any]:
+        started, said = time.perf_counter(), False
+        for number, part in enumerate(parts):
+            yield part
+            seconds = time.perf_counter() - started
+            if seconds > LONG and not said and number + 1 < len(parts):
+                said = True
+                whole = seconds / (number + 1) * len(parts)
+                console.print(f"{what}: about {whole:,.0f} s", highlight=False, soft_wrap=True)
+
+    def shown(parts: Sequence[Any], what: str) -> Iterable[Any]:
+        if not console.is_terminal:
+            return told(parts, what)
+        return track(parts, what, console=console, transient=True)
+
+    return shown
 
 
 def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Protocol) -> None:

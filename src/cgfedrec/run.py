@@ -45,7 +45,7 @@ from cgfedrec.logging import History, WandbLogger
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.recommend import recommend, write
-from cgfedrec.report import quiet_console, show_data
+from cgfedrec.report import quiet_console, show_data, tracker
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.store import ClientStore
 
@@ -124,12 +124,12 @@ def open_run(settings: Namespace, directory: Path, *arguments: Any, **named: Any
     return (ReferenceRun if is_reference(settings) else Run)(settings, directory, *arguments, **named)
 
 
-def open_data(options: Sequence[str]) -> FederatedDataModule:
+def open_data(options: Sequence[str], console: Console | None = None) -> FederatedDataModule:
     """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
     settings = parse(options)
     parts = instantiate(settings)
     data: FederatedDataModule = parts.data
-    data.attach(parts.protocol, settings.seed_everything)
+    data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()))
     data.setup()
     return data
 
@@ -167,7 +167,7 @@ class Run:
         self.method: Method | Reference = parts.method
         self.logger = parts.logger
         self.summary: dict[str, Any] = {}
-        self.data.attach(parts.protocol, settings.seed_everything)
+        self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console))
         self.data.setup()
         method = f"{type(self.method).__module__}.{type(self.method).__qualname__}"
         self.header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())

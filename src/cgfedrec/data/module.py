@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from cgfedrec.client import Batch
 from cgfedrec.data.ratings import Format, Interactions, read
 from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign
-from cgfedrec.data.synthetic import Synthetic
+from cgfedrec.data.synthetic import Synthetic, Track, untold
 from cgfedrec.errors import check, not_positive
 from cgfedrec.protocol import Protocol
 from cgfedrec.random import Stream, bits, distinct
@@ -49,18 +50,18 @@ class _Lists:
     """A list of items for each user (compressed sparse rows)."""
 
     starts: NDArray[np.int64]
-    items: NDArray[np.int64]
+    items: NDArray[np.integer[Any]]
 
     @classmethod
-    def of(cls, users: NDArray[np.int64], items: NDArray[np.int64], num_users: int) -> _Lists:
-        order = np.lexsort((items, users))
-        return cls(np.searchsorted(users[order], np.arange(num_users + 1)), items[order])
+    def of(cls, users: NDArray[np.integer[Any]], items: NDArray[np.integer[Any]], num_users: int) -> _Lists:
+        """Of interactions in ascending order of users, and of items within a user."""
+        return cls(np.append(0, np.bincount(users, minlength=num_users).cumsum()), items)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.starts)
 
-    def flat(self, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def flat(self, users: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64], NDArray[np.int64]]:
         """The lists of some users one after another: the items, whose each is (a place in ``users``), and its place in
         its list.
         """
@@ -137,34 +138,46 @@ class FederatedDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.protocol = Protocol()
         self.seed = 0
+        self.track: Track = untold
         self._candidates: dict[Stage, NDArray[np.int32]] = {}
 
-    def attach(self, protocol: Protocol, seed: int) -> None:
-        """Say how results are measured and seed every draw; before `setup`."""
-        self.protocol, self.seed = protocol, seed
+    def attach(self, protocol: Protocol, seed: int, track: Track = untold) -> None:
+        """Say how results are measured, seed every draw, and say who tells of long work; before `setup`."""
+        self.protocol, self.seed, self.track = protocol, seed, track
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split. Raises `InputError` where the data cannot serve."""
         for name in ("_place", "_breadth", "_steps"):  # of the data before, if there were any
             self.__dict__.pop(name, None)
         self._candidates.clear()
-        read_in = self.synthetic.draw(self.seed) if self.path is None else read(self.path, self.format)
+        read_in = self._read()
         kept = self._drop(read_in)
         self.user_ids, self.item_ids = kept.user_ids, kept.item_ids
         self.num_users, self.num_items = len(kept.user_ids), len(kept.item_ids)
         self.report = kept.report
         self.known_ids = read_in.user_ids
         self._owned = self._owned_by_all(read_in)
-        users, items = kept.users[kept.positive], kept.items[kept.positive]
-        self._parts = [
-            _Lists.of(users[chosen], items[chosen], self.num_users) for chosen in (self._part == part for part in Part)
-        ]
+        users, items, positive = (values[kept.order] for values in (kept.users, kept.items, kept.positive))
+        part = np.full(len(kept.users), len(Part), np.int8)  # of no part: below the threshold
+        part[kept.positive] = self._part
+        part = part[kept.order]
+
+        def lists(chosen: NDArray[np.bool_]) -> _Lists:
+            return _Lists.of(users[chosen], items[chosen], self.num_users)
+
+        self._parts = [lists(part == one) for one in Part]
         self._train = self._parts[Part.TRAIN]
-        avoided = np.ones(len(users), bool) if self.protocol.leaks else self._part == Part.TRAIN
-        self._no_negatives = _Lists.of(users[avoided], items[avoided], self.num_users)
-        self._touched = _Lists.of(kept.users, kept.items, self.num_users)
-        self._disliked = _Lists.of(kept.users[~kept.positive], kept.items[~kept.positive], self.num_users)
+        self._no_negatives = lists(positive) if self.protocol.leaks else self._train
+        self._touched = _Lists.of(users, items, self.num_users)
+        self._disliked = lists(~positive)
         self._check_pools()
+
+    def _read(self) -> Interactions:
+        if self.path is None:
+            return self.synthetic.draw(self.seed, self.track)
+        size = Path(self.path).stat().st_size if Path(self.path).is_file() else 0
+        (found,) = (read(path, self.format) for path in self.track([self.path], f"reading {self.path}, {size:,} bytes"))
+        return found
 
     def _drop(self, data: Interactions) -> Interactions:
         """Leave out users with too few positive interactions, none to train on or no room for negatives; count them."""
@@ -199,23 +212,16 @@ class FederatedDataModule(LightningDataModule):
         }
         return kept
 
-    def _split(self, data: Interactions) -> NDArray[np.int64]:
-        positive = Interactions(
-            data.user_ids,
-            data.item_ids,
-            data.users[data.positive],
-            data.items[data.positive],
-            None if data.times is None else data.times[data.positive],
-            data.positive[data.positive],
-        )
-        return assign(positive, self.split, self.protocol.ties, self.temporal_fractions, self.seed)
+    def _split(self, data: Interactions) -> NDArray[np.int8]:
+        return assign(data.only_positive(), self.split, self.protocol.ties, self.temporal_fractions, self.seed)
 
     def _owned_by_all(self, read_in: Interactions) -> _Lists:
         """What every user of the file has of the catalogue, dropped users and ratings below the threshold included."""
         last = len(self.item_ids) - 1
         number = np.minimum(self.item_ids.search_sorted(read_in.item_ids).to_numpy(), last)
-        found = (self.item_ids[number] == read_in.item_ids).to_numpy()[read_in.items]
-        return _Lists.of(read_in.users[found], number[read_in.items[found]].astype(np.int64), len(read_in.user_ids))
+        users, items = read_in.users[read_in.order], read_in.items[read_in.order]
+        found = (self.item_ids[number] == read_in.item_ids).to_numpy()[items]
+        return _Lists.of(users[found], number.astype(items.dtype)[items[found]], len(read_in.user_ids))
 
     def _check_pools(self) -> None:
         spare = self.num_items - self._no_negatives.lengths
@@ -261,7 +267,8 @@ class FederatedDataModule(LightningDataModule):
 
     def users_per_item(self) -> NDArray[np.int64]:
         """`[items]`"""
-        return np.bincount(np.concatenate([part.items for part in self._parts]), minlength=self.num_items)
+        counts = (np.bincount(part.items, minlength=self.num_items) for part in self._parts)
+        return sum(counts, np.zeros(self.num_items, np.int64))
 
     def part_size(self, part: Part) -> int:
         """How many interactions are for ``part``."""
@@ -272,10 +279,14 @@ class FederatedDataModule(LightningDataModule):
         return self.part_size(Part[stage.upper()]) > 0
 
     def fingerprint(self) -> str:
-        """A hash of the training data, the split and the ids: what a checkpoint must agree with to be used."""
+        """A hash of the data, the split and the ids: what a checkpoint must agree with to be used.
+
+        Items below the rating threshold count too: they decide what is ranked and recommended.
+        """
         digest = hashlib.sha256()
-        for lists in self._parts:
-            digest.update(lists.starts.tobytes() + lists.items.tobytes())
+        for lists in (*self._parts, self._disliked):
+            digest.update(lists.starts.astype("<i8").data)
+            digest.update(lists.items.astype("<i8").data)
         for ids in (self.user_ids, self.item_ids):
             digest.update("\n".join(map(str, ids)).encode())
         return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class Part(IntEnum):
 
 def assign(
     data: Interactions, split: SplitName, ties: str, fractions: tuple[float, float], seed: int
-) -> NDArray[np.int64]:
+) -> NDArray[np.int8]:
     """The `Part` of every interaction, `[interactions]`.
 
     Args:
@@ -36,28 +36,53 @@ def assign(
         fractions: For ``temporal``, the shares of all interactions that come before validation and before test.
         seed: Of everything random.
     """
-    parts = np.zeros(len(data.users), np.int64)
+    if split == "none":
+        return np.zeros(len(data.users), np.int8)
     if split == "temporal":
         assert data.times is not None
         cuts = np.quantile(data.times, fractions)
-        return np.searchsorted(cuts, data.times, side="right").astype(np.int64)
-    if split == "none":
-        return parts
-    rows = np.arange(len(data.users))
-    drawn = bits(
-        seed, Stream.TIES if split == "leave_one_out" else Stream.SPLIT, data.users, _place_of_user(data.users)
-    )
-    later = drawn if ties == "random" or split == "random" else -rows
-    times = np.zeros(len(rows)) if split == "random" else data.times
-    assert times is not None
-    order = np.lexsort((later, times, data.users))
-    ends = np.append(np.flatnonzero(np.diff(data.users[order])), len(order) - 1)
-    parts[order[ends]] = Part.TEST
-    parts[order[ends - 1]] = Part.VAL
+        return np.searchsorted(cuts, data.times, side="right").astype(np.int8)
+    # Whoever has the latest time comes last; among equal times, whoever has the higher number of ``later``.
+    levels: list[NDArray[Any]] = []
+    if split == "leave_one_out":
+        assert data.times is not None
+        levels.append(data.times)
+    if split == "random" or ties == "random":
+        stream = Stream.TIES if split == "leave_one_out" else Stream.SPLIT
+        levels.append(bits(seed, stream, data.users, _place_of_user(data.users)))
+        levels.append(np.arange(len(data.users)))
+    else:
+        levels.append(-np.arange(len(data.users)))
+    parts = np.zeros(len(data.users), np.int8)
+    left = data.order
+    for part in (Part.TEST, Part.VAL):
+        latest = _last_of_each(data.users[left], [level[left] for level in levels])
+        parts[left[latest]] = part
+        left = left[~latest]
     return parts
 
 
-def _place_of_user(users: NDArray[np.int64]) -> NDArray[np.int64]:
+def _last_of_each(users: NDArray[Any], levels: list[NDArray[Any]]) -> NDArray[np.bool_]:
+    """Which of each user's interactions comes last: by the first level, where that is equal by the next, and so on.
+
+    Args:
+        users: `[interactions]`, ascending.
+        levels: `[interactions]` each; the last one tells all of a user's interactions apart.
+
+    Returns:
+        `[interactions]`, bool: one for each user.
+    """
+    starts = np.flatnonzero(np.diff(users, prepend=-1))
+    lengths = np.diff(starts, append=len(users))
+    last = np.ones(len(users), bool)
+    for level in levels:
+        lowest = np.iinfo(level.dtype).min if level.dtype.kind in "iu" else -np.inf
+        candidates = np.where(last, level, lowest)
+        last &= candidates == np.repeat(np.maximum.reduceat(candidates, starts), lengths)
+    return last
+
+
+def _place_of_user(users: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """How many of the same user's interactions stand before each, `[interactions]`."""
     order = users.argsort(kind="stable")
     places = np.empty(len(users), np.int64)

@@ -14,7 +14,9 @@ popularity. It is made to show the effect of structure clearly, and is no model 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,11 +26,18 @@ from cgfedrec.data.ratings import Interactions
 from cgfedrec.errors import check
 from cgfedrec.random import Stream, bits, normal, uniform
 
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+"""What goes through the parts of a long work, and tells how far it is; the text says what is done."""
 FEWEST = 5
 DRAWN_AT_ONCE = 4_000_000
 """Users x items for which preferences exist at a time."""
 _DAY = 86_400
 _ARRIVAL, _GAP = 30 * _DAY, 3 * _DAY
+
+
+def untold(parts: Sequence[Any], what: str) -> Iterable[Any]:
+    """A `Track` that tells nothing."""
+    return parts
 
 
 @dataclass(frozen=True)
@@ -77,12 +86,13 @@ class Synthetic:
         groups[shuffled] = np.arange(self.items) % self.groups
         return groups
 
-    def draw(self, seed: int) -> Interactions:
-        """Generate the interactions of all users, some users at a time."""
+    def draw(self, seed: int, track: Track = untold) -> Interactions:
+        """Generate the interactions of all users, some users at a time, of which ``track`` may tell."""
         seed = self._seed(seed)
         counts = self._counts(seed)
         parts = np.array_split(np.arange(self.users), -(-self.users * self.items // DRAWN_AT_ONCE))
-        drawn = [self._draw(seed, users, counts[users]) for users in parts]
+        told = track(parts, f"drawing embedded data, {self.users:,} users x {self.items:,} items")
+        drawn = [self._draw(seed, users, counts[users]) for users in told]
         items, times = (np.concatenate(values) for values in zip(*drawn, strict=True))
         everything = Interactions(
             pl.Series(range(1, self.users + 1)),
