@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import curves, rounds
+from benchmarks import curves, rounds, threads
 from benchmarks.once import in_a_process
 
 
@@ -61,6 +63,15 @@ def markdown(table: pl.DataFrame) -> str:
     return "\n".join(lines + [f"| {' | '.join(map(cell, row))} |" for row in table.iter_rows()])
 
 
+def drawn(plot: Callable[[pl.DataFrame, Path], None], table: pl.DataFrame, path: Path) -> None:
+    """Draw a plot; without the plots' library, say so, and leave none of an earlier measurement beside new figures."""
+    try:
+        plot(table, path)
+    except ImportError as error:
+        path.unlink(missing_ok=True)
+        print(f"{path.name} is left out: {error}; pip install 'cgfedrec[notebooks]' brings it")
+
+
 def show(table: pl.DataFrame, title: str) -> None:
     """Print a table."""
     printed = Table(*table.columns, title=title)
@@ -77,7 +88,7 @@ def measure_rounds(data: Path, aligned: int, output: Path) -> None:
     show(parts, "where the threads' time goes")
     table.write_csv(output / "results.csv")
     parts.write_csv(output / "parts.csv")
-    plot_ratios(table, output / "ratios.png")
+    drawn(plot_ratios, table, output / "ratios.png")
     measure_memory(path, output)
 
 
@@ -96,25 +107,27 @@ def measure_curves(output: Path) -> None:
     points = curves.measure()
     show(points, "cost of a round")
     points.write_csv(output / "curves.csv")
-    curves.plot(points, output / "curves.png")
+    drawn(curves.plot, points, output / "curves.png")
 
 
-def report(output: Path) -> str:
-    """RESULTS.md, from the tables that have been measured."""
+def report(output: Path, warning: str | None) -> str:
+    """RESULTS.md, from the tables that have been measured, with a warning where they were disturbed."""
     text = [
         "# Results",
         f"`python -m benchmarks` and `python -m benchmarks --curves`, on {machine()}.",
         "Ratios within one run. Both ways end with the same parameters, which is checked. The plain aligned round is "
         "scaled up from a sample of clients by their local batches. `published_s` is what the published code takes on "
-        "2 cores; `asked` the ratio aimed at. `round, prototypes` is compared with the plain exact round.",
+        "2 cores; `asked` the ratio aimed at. `round, prototypes` is compared with the plain exact round. The plain "
+        "way gets one thread or all, whichever is faster in the same run (`plain_threads`).",
+        *(["**" + warning + "**"] if warning else []),
         markdown(pl.read_csv(output / "results.csv")),
         "Seconds of all threads together in one round, negatives drawn before:",
         markdown(pl.read_csv(output / "parts.csv")),
         "Peak memory of an aligned federation in a process of its own, MiB: the whole, the clients' state, the "
         "libraries before anything is done, and the rest.",
         markdown(pl.read_csv(output / "memory.csv")),
-        "![ratios](ratios.png)",
     ]
+    text += ["![ratios](ratios.png)"] if (output / "ratios.png").exists() else []
     if (output / "curves.csv").exists():
         points = pl.read_csv(output / "curves.csv")
         slopes = curves.exponents(points)
@@ -127,8 +140,8 @@ def report(output: Path) -> str:
             markdown(slopes),
             "1 M users x 100 k items, d = 16, predicted from the largest number of items measured and its exponent:",
             markdown(curves.predict(points, slopes)),
-            "![cost curves](curves.png)",
         ]
+        text += ["![cost curves](curves.png)"] if (output / "curves.png").exists() else []
     return "\n\n".join(text) + "\n"
 
 
@@ -139,12 +152,21 @@ def main() -> None:
     parser.add_argument("--aligned", type=int, default=24, help="clients that the plain way trains with alignment")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("CGFEDREC_DATA", "../shared/data")))
     parser.add_argument("--output", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--threads", type=int, default=threads.cores(), help="that ours computes on (%(default)s)")
     arguments = parser.parse_args()
+    threads.use(arguments.threads)
+    idle = threads.Others()
+    time.sleep(1)
+    if warning := idle.warning():
+        print(f"before anything is measured: {warning}")
+    others = threads.Others()
     if arguments.curves:
         measure_curves(arguments.output)
     else:
         measure_rounds(arguments.data, arguments.aligned, arguments.output)
-    (arguments.output / "RESULTS.md").write_text(report(arguments.output))
+    if warning := others.warning():
+        print(warning)
+    (arguments.output / "RESULTS.md").write_text(report(arguments.output, warning))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from lightning import Fabric
 from torch import Tensor
 
 import cgfedrec.loop
-from benchmarks import baseline
+from benchmarks import baseline, threads
 from benchmarks.leak import ratings
 from cgfedrec.checkpoint import Checkpoint, Header
 from cgfedrec.data import FederatedDataModule
@@ -182,7 +182,7 @@ def apart(loop: FederatedLoop) -> dict[str, tuple[float | None, float]]:
     everyone = torch.arange(data.num_users)
     histories = [lists.items[a:b].tolist() for a, b in zip(lists.starts[:-1], lists.starts[1:], strict=True)]
     times: dict[str, list[float]] = defaultdict(list)
-    with stopwatch(times["plain draw"]):
+    with threads.on(1), stopwatch(times["plain draw"]):
         baseline.draw(histories, data.num_items)
     cohorts = list(data.cohorts(everyone, loop.cohort_size))
     for _ in range(REPEATS):
@@ -199,7 +199,7 @@ def apart(loop: FederatedLoop) -> dict[str, tuple[float | None, float]]:
         {"table.weight": table, "head.weight": weight[None], "head.bias": bias[None]}
         for table, weight, bias in zip(rows["table"], rows["head_weight"], rows["head_bias"], strict=True)
     ]
-    with stopwatch(times["plain evaluate"]):
+    with threads.on(1), stopwatch(times["plain evaluate"]):
         model = baseline.Scorer(data.num_items, 32)
         theirs = baseline.evaluate(model, states, ranking.relevant[:, 0].tolist(), ranking.sampled.tolist())
     if abs(theirs - mine["test/hr@10"]) > 0.002:  # the plain way is indifferent to ties
@@ -229,7 +229,7 @@ def compare(path: Path, aligned: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     everyone = list(range(data.num_users))
     some = sorted(data.order().tolist()[:: max(1, data.num_users // aligned)])
     batches = -(-data._train.lengths * (1 + data.negatives) // data.batch_size)
-    rows: list[tuple[str, float | None, float]] = []
+    rows: list[tuple[str, float | None, float, int | None]] = []
     split = []
     plain_aligned = 0.0
     for what, method in METHODS.items():
@@ -241,15 +241,18 @@ def compare(path: Path, aligned: int) -> tuple[pl.DataFrame, pl.DataFrame]:
             theirs = plain_aligned
         else:
             users = everyone if labels is None else some
-            theirs, expected = plain(data, state, users, labels)
+            chosen = threads.faster(lambda: plain(data, state, some[:2], labels))  # noqa: B023, called at once
+            with threads.on(chosen):
+                theirs, expected = plain(data, state, users, labels)
             theirs *= batches.sum() / batches[users].sum()
             check_equal(loop, users, expected, what)
             plain_aligned = theirs
-        rows.append((what, theirs, seconds))
+        rows.append((what, theirs, seconds, chosen))
         total = parts(loop, state)
         split += [(what, part, value, value / sum(total.values())) for part, value in total.items()]
-    rows += [(what, theirs, mine) for what, (theirs, mine) in apart(loop).items()]
-    table = pl.DataFrame(rows, schema=["what", "plain_s", "ours_s"], orient="row").with_columns(
+    rows += [(what, theirs, mine, None if theirs is None else 1) for what, (theirs, mine) in apart(loop).items()]
+    columns = ["what", "plain_s", "ours_s", "plain_threads"]
+    table = pl.DataFrame(rows, schema=columns, orient="row").with_columns(
         ratio=pl.col("plain_s") / pl.col("ours_s"),
         clients_per_s=data.num_users / pl.col("ours_s"),
         published_s=pl.col("what").replace_strict(PUBLISHED, default=None, return_dtype=pl.Float64),

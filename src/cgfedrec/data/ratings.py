@@ -140,7 +140,8 @@ def by_user_and_item(
 ) -> NDArray[np.integer[Any]]:
     """The order of interactions by user, by item within a user, and as they stand where both are the same."""
     by_item = counted(items, num_items)
-    return by_item[counted(users[by_item], num_users)]
+    order: NDArray[np.integer[Any]] = by_item[counted(users[by_item], num_users)]
+    return order
 
 
 def counted(numbers: NDArray[np.integer[Any]], high: int) -> NDArray[np.integer[Any]]:
