@@ -149,7 +149,7 @@ class Conformance:
         upload = client.upload()
         messages = upload.pack()
         assert sum(map(len, messages)) == upload.nbytes or not upload.values
-        for name, value in Upload.unpack(upload.clients, messages).values.items():
+        for name, value in Upload.unpack(upload.clients, messages, upload.expected).values.items():
             assert value.equal(upload.values[name])
         broadcast = loop.server.broadcast(client.users)
         if broadcast is None:

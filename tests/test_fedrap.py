@@ -139,6 +139,6 @@ def test_the_common_table_is_the_mean_and_comes_with_the_round(fabric: Fabric) -
     server.update(fabric, 7)
     broadcast = server.broadcast(torch.tensor([0]))
     assert broadcast is not None
-    arrived = Broadcast.unpack(broadcast.pack()).values
+    arrived = Broadcast.unpack(broadcast.pack(), broadcast.values).values
     torch.testing.assert_close(arrived["common"], tables.double().mean(0).float(), rtol=0, atol=0)
     assert arrived["rounds"] == 7

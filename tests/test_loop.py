@@ -155,5 +155,5 @@ def test_labels_reach_the_clients_as_packed(make_data: MakeData) -> None:
     broadcast = loop.server.broadcast(torch.tensor([0]))
     assert broadcast is not None
     with loop.workers.one() as worker:
-        worker.client.receive(Broadcast.unpack(broadcast.pack()))
+        worker.client.receive(Broadcast.unpack(broadcast.pack(), broadcast.values))
         assert worker.client.labels.equal(loop.server.labels)  # type: ignore[operator, arg-type]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cgfedrec import __version__
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.errors import InputError, RunError, printable
 
 EPILOG = """examples:
   cgfedrec fit                                     train on the embedded data set
@@ -52,7 +52,7 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
     if arguments.traceback:
         traceback.print_exc()
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
     return code
 
 
@@ -101,7 +101,7 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
         )
         table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
         if table["title"].null_count() == len(table):
-            print(f"warning: no id in {arguments.items} is among the recommended items", file=sys.stderr)
+            print(f"warning: no id in {printable(arguments.items)} is among the recommended items", file=sys.stderr)
     if output:
         write(table, output)
         console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")

@@ -12,7 +12,7 @@ tensors are raw little-endian values.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +77,7 @@ class Broadcast:
     def deliver(self, clients: int) -> tuple[Broadcast, int]:
         """Send it to so many clients: the message as it arrives, and the bytes that all of them receive."""
         packed = self.pack()
-        arrived = Broadcast(_unpack(packed), self.own)
+        arrived = Broadcast(_unpack(packed, self.values), self.own)
         return arrived, len(packed) * clients + (0 if self.own is None else self.own.nbytes)
 
     def pack(self) -> bytes:
@@ -86,9 +86,17 @@ class Broadcast:
         return bytes([len(self.values)]) + b"".join(fields)
 
     @classmethod
-    def unpack(cls, data: bytes) -> Broadcast:
-        """The inverse of `pack`. Raises ``ValueError`` for bytes that are no message."""
-        return cls(_unpack(data))
+    def unpack(cls, data: bytes, expected: Mapping[str, Value]) -> Broadcast:
+        """The inverse of `pack`, for bytes that may come from anyone.
+
+        Args:
+            data: A packed message.
+            expected: Values of the names, kinds, types and shapes that it must have; what is in them does not matter.
+
+        Raises:
+            ValueError: for bytes that are no such message. No more has been allocated than one would take.
+        """
+        return cls(_unpack(data, expected))
 
 
 @dataclass(frozen=True)
@@ -125,15 +133,35 @@ class Upload:
         return int(SparseRows(value).touched.sum()) * (4 + value.shape[-1] * value.itemsize)
 
     @classmethod
-    def unpack(cls, clients: Tensor, messages: list[bytes]) -> Upload:
-        """The inverse of `pack`. Raises ``ValueError`` for bytes that are no message."""
-        rows: list[dict[str, Any]] = [_unpack(message) for message in messages]
-        first = rows[0] if rows else {}
-        sparse = frozenset(name for name, value in first.items() if isinstance(value, SparseRows))
+    def unpack(cls, clients: Tensor, messages: Sequence[bytes], expected: Mapping[str, Value]) -> Upload:
+        """The inverse of `pack`, for bytes that may come from anyone.
+
+        Args:
+            clients: `[clients]`, who sent them.
+            messages: One of each.
+            expected: Of one client, as for `Broadcast.unpack`.
+
+        Raises:
+            ValueError: for bytes that are no such message, naming the client.
+        """
+        if len(messages) != len(clients):
+            raise ValueError(f"{len(messages)} messages of {len(clients)} clients")
+        rows: list[dict[str, Any]] = []
+        for client, message in zip(clients.tolist(), messages, strict=True):
+            try:
+                rows.append(_unpack(message, expected))
+            except ValueError as error:
+                raise ValueError(f"client {client}: {error}") from error
+        sparse = frozenset(name for name, value in expected.items() if isinstance(value, SparseRows))
         values = {
-            name: torch.stack([row[name].values if name in sparse else row[name] for row in rows]) for name in first
+            name: torch.stack([row[name].values if name in sparse else row[name] for row in rows]) for name in expected
         }
         return cls(clients, values, sparse)
+
+    @property
+    def expected(self) -> dict[str, Value]:
+        """What a server can expect of one client's message: values like those of any other client here."""
+        return self._row(0)
 
     def of(self, users: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """The places among ``users`` of those that have a row here, and their rows of the value ``name``."""
@@ -181,50 +209,72 @@ def _unpack_bits(data: bytes, count: int, bits: int) -> np.ndarray:
     return rows.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
 
 
-def _unpack(data: bytes) -> dict[str, Value]:
-    try:
-        return _parse(data)
-    except (struct.error, IndexError, UnicodeDecodeError, RuntimeError) as error:
-        raise ValueError(f"{len(data)} bytes that are no message: {error}") from error
+def _unpack(data: bytes, expected: Mapping[str, Value]) -> dict[str, Value]:
+    """The values of a message, which must be laid out as the expected ones are.
 
-
-def _parse(data: bytes) -> dict[str, Value]:
+    What a field's header must be follows from what is expected of it, so nothing that a message says of itself decides
+    how much is allocated. Only sparse rows say how many they are, and that is compared with the bytes at hand first.
+    """
     values: dict[str, Value] = {}
+    if data[:1] != bytes([len(expected)]):
+        raise ValueError(f"{len(data)} bytes that are no message of {len(expected)} fields")
     at = 1
-    for _ in range(data[0]):
-        length = data[at]
-        name = data[at + 1 : at + 1 + length].decode()
-        at += 1 + length
-        encoding, bits, ndim = struct.unpack_from("BBB", data, at)
-        shape = struct.unpack_from(f"<{ndim}I", data, at + 3)
-        at += 3 + 4 * ndim
-        size = _size(encoding, bits, shape)
-        payload = data[at : at + size]
-        if len(payload) < size:
-            raise ValueError(f"{len(data)} bytes that are no message: field {name!r} is cut off")
-        if encoding == _PACKED:
-            values[name] = Labels(torch.from_numpy(_unpack_bits(payload, shape[0], bits)), shape[1])
-        elif encoding >= _SPARSE:
-            items, dim, count = shape
-            rows = _tensor(payload[4 * count :], _DTYPES[encoding - _SPARSE]).reshape(count, dim)
-            places = _tensor(payload[: 4 * count], torch.int32).long()
-            values[name] = SparseRows(rows.new_zeros(items, dim).index_copy_(0, places, rows))
-        else:
-            values[name] = _tensor(payload, _DTYPES[encoding]).reshape(shape)
-        at += size
+    for name, like in expected.items():
+        header = _header(name, like)
+        fixed = len(header) - (4 if isinstance(like, SparseRows) else 0)  # of sparse rows all but their number
+        if data[at : at + fixed] != header[:fixed]:
+            raise ValueError(f"{len(data)} bytes that are no message: field {name!r} is not {_described(like)}")
+        at += fixed
+        values[name], at = _value(data, at, name, like)
     if at != len(data):
         raise ValueError(f"{len(data)} bytes that are no message: {len(data) - at} bytes follow its last field")
     return values
 
 
-def _size(encoding: int, bits: int, shape: tuple[int, ...]) -> int:
-    """The bytes of a field's values."""
-    if encoding == _PACKED:
-        return (shape[0] * bits + 7) // 8
-    if encoding >= _SPARSE:
-        _, dim, count = shape
-        return count * (4 + dim * bits // 8)
-    return int(np.prod(shape, dtype=np.int64)) * bits // 8
+def _value(data: bytes, at: int, name: str, like: Value) -> tuple[Value, int]:
+    """The value that begins at a place of the data, and where it ends. Raises ``ValueError`` if it is another."""
+    count = 0
+    if isinstance(like, SparseRows):
+        number, at = data[at : at + 4], at + 4
+        count = int.from_bytes(number, "little") if len(number) == 4 else 0
+        if len(number) < 4 or count > len(like.values):
+            raise ValueError(
+                f"{len(data)} bytes that are no message: field {name!r} has more rows than there are items"
+            )
+    size = _size(like, count)
+    payload = data[at : at + size]
+    if len(payload) < size:
+        raise ValueError(f"{len(data)} bytes that are no message: field {name!r} is cut off")
+    if isinstance(like, Labels):
+        labels = _unpack_bits(payload, len(like.values), like.bits)
+        if labels.max(initial=0) >= like.clusters:
+            raise ValueError(f"field {name!r}: label {labels.max()} is not below the {like.clusters} clusters")
+        return Labels(torch.from_numpy(labels), like.clusters), at + size
+    if isinstance(like, SparseRows):
+        places = _tensor(payload[: 4 * count], torch.int32).long()
+        rows = _tensor(payload[4 * count :], like.values.dtype).reshape(count, like.values.shape[1])
+        rising = bool((places.diff() > 0).all())
+        if count and not (rising and places[0] >= 0 and places[-1] < len(like.values)):
+            raise ValueError(f"field {name!r}: its rows are not those of different items, in ascending order")
+        return SparseRows(rows.new_zeros(like.values.shape).index_copy_(0, places, rows)), at + size
+    return _tensor(payload, like.dtype).reshape(like.shape), at + size
+
+
+def _size(like: Value, count: int) -> int:
+    """The bytes of a field's values, of sparse rows of ``count`` of them."""
+    if isinstance(like, Labels):
+        return (len(like.values) * like.bits + 7) // 8
+    if isinstance(like, SparseRows):
+        return count * (4 + like.values.shape[1] * like.values.itemsize)
+    return like.nbytes
+
+
+def _described(like: Value) -> str:
+    if isinstance(like, Labels):
+        return f"{len(like.values)} labels of {like.clusters} clusters"
+    values = like.values if isinstance(like, SparseRows) else like
+    kind = "sparse " if isinstance(like, SparseRows) else ""
+    return f"{kind}{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
 
 
 def _tensor(payload: bytes, dtype: torch.dtype) -> Tensor:

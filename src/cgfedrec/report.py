@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,10 +20,12 @@ from rich.progress import (
     track,
 )
 from rich.table import Table
+from rich.text import Text
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.split import Part
 from cgfedrec.data.synthetic import Track
+from cgfedrec.errors import printable
 from cgfedrec.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -36,8 +39,17 @@ LONG = 3.0
 
 
 def console(stderr: bool = False) -> Console:
-    """Where a command shows what it does: ids, titles and paths as they are, whatever brackets they hold."""
-    return Console(markup=False, emoji=False, stderr=stderr)
+    """Where a command shows what it does: ids, titles and paths as they are, whatever brackets they hold, but with
+    nothing in them that a terminal would obey.
+    """
+    return _Escaping(markup=False, emoji=False, stderr=stderr)
+
+
+class _Escaping(Console):
+    """Every text that is printed, in a table or by itself, passes here."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
 
 def quiet_console() -> Console:
@@ -88,7 +100,7 @@ def tracker(console: Console) -> Track:
     def shown(parts: Sequence[Any], what: str) -> Iterable[Any]:
         if not console.is_terminal:
             return told(parts, what)
-        return track(parts, what, console=console, transient=True)
+        return track(parts, escape(printable(what)), console=console, transient=True)
 
     return shown
 
@@ -141,12 +153,20 @@ def show_recommendations(console: Console, table: pl.DataFrame) -> None:
     shown = table.filter(pl.col("user").is_in(users.head(USERS_SHOWN).implode()))
     printed = Table(*shown.columns)
     for row in shown.iter_rows(named=True):
-        printed.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+        printed.add_row(*map(_cell, row.values()))
     console.print(printed)
     if len(users) > USERS_SHOWN:
         console.print(f"{len(users) - USERS_SHOWN:,} more users: --output FILE.csv writes all, --user ID chooses")
     if (shown["source"] == "popularity").any():
         console.print("source popularity: this user has no model, and is shown what is popular among the others")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return str(value).replace("\n", "\\n").replace("\t", "\\t")  # an id or a title has one line
 
 
 def nbytes(number: float, digits: int = 1) -> str:
