@@ -185,3 +185,52 @@ def test_every_shipped_sweep_runs_fit_by_validation(path: Path, monkeypatch: pyt
         assert settings.logger.class_path.endswith("WandbLogger")
         for name, values in ends.items():
             assert settings[name] == values[place]
+
+
+def test_a_damaged_study_is_refused_and_one_of_before_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(2) == 0
+    study = Path("out/study.json")
+    text = study.read_text()
+    study.write_text(text.replace('"value": 0.', '"value": 0.9', 1))
+    assert tune(3) == 2
+    assert "out/study.json: is damaged" in capsys.readouterr().err
+    study.write_text(text)
+    assert tune(3) == 0
+    Path("old").mkdir()
+    Path("old/study.db").touch()
+    assert tune(3, "old") == 2
+    assert "before 0.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_study_that_is_stopped_between_any_two_writes_comes_to_the_same(
+    prune: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was just written, and whatever was just about to be."""
+    options = ["--prune"] if prune else []
+    assert tune(4, "whole", *options) == 0
+    replace, stopped = Path.replace, 0
+    for moment in range(1, 60):
+        left = [moment]
+
+        def dies(source: Path, target: Path, left: list[int] = left) -> Path:
+            left[0] -= 1
+            if left[0] == 0:
+                raise SystemExit(9)
+            return replace(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", dies)
+            try:
+                done = tune(4, f"out{moment}", *options)
+            except SystemExit:
+                stopped += 1
+                assert tune(4, f"out{moment}", *options) == 0
+        if stopped < moment:
+            assert done == 0
+            break
+        assert trials(f"out{moment}").equals(trials("whole"))
+        best = [Path(folder, "best.yaml").read_text() for folder in (f"out{moment}", "whole")]
+        assert best[0] == best[1]
+        assert not list(Path(f"out{moment}").glob(".*.part"))
+    assert stopped > 6

@@ -15,17 +15,17 @@ from rich.console import Console
 from cgfedrec.config import dump, duplicate_keys, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.files import write_atomically
+from cgfedrec.files import locked, remove_leftovers, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.report import progress_bars, quiet_console
 from cgfedrec.run import Run, open_run
 from cgfedrec.server import NotFiniteError
+from cgfedrec.study import distribution, open_study, save_study
 
 if TYPE_CHECKING:
     import optuna
 
-NAME = "tune"
 STARTUP = 5
 """Trials drawn at random before the sampler learns from them and, where asked to, before any is pruned."""
 WARM_UP = 0.2
@@ -73,18 +73,21 @@ def tune(
     check(None if run.data.part_size(Part.VAL) else "data.split: holds nothing out for validation")
     budget = {"config": own, "space": spec, "prune": prune}
     optuna = _optuna()
-    folder.mkdir(parents=True, exist_ok=True)
-    _same_study(folder / "study.yaml", budget)
-    study = optuna.create_study(
-        study_name=NAME,
-        storage=f"sqlite:///{folder / 'study.db'}",
-        load_if_exists=True,
-        direction="maximize",
-        pruner=optuna.pruners.MedianPruner(STARTUP, int(WARM_UP * run.loop.rounds))
-        if prune
-        else optuna.pruners.NopPruner(),
-    )
-    _begin(study, spec, own)
+    pruner = optuna.pruners.NopPruner()
+    if prune:
+        pruner = optuna.pruners.MedianPruner(STARTUP, int(WARM_UP * run.loop.rounds))
+    with locked(folder, f"--output: another search is at work in {folder}"):
+        remove_leftovers(folder)
+        shutil.rmtree(folder / "trial", ignore_errors=True)  # of a trial that was killed
+        return _search(open_study(folder, budget, pruner), budget, run, trials, folder, console)
+
+
+def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, folder: Path, console: Console) -> Path:
+    """Make the trials that are missing, each saved as it ends, and write what they found."""
+    import optuna
+
+    own, spec, prune = budget["config"], budget["space"], budget["prune"]
+    save_study(study, folder, budget)
     monitor, seed = run.loop.monitor, int(own["seed_everything"])
     most = f" of at most {run.loop.rounds} rounds" if isinstance(run.method, Method) else ""
     console.print(
@@ -92,15 +95,20 @@ def tune(
         highlight=False,
         soft_wrap=True,
     )
+    values = {option: _value(own, option) for option in spec}
+    if not study.trials and all(_holds(entry, values[option]) for option, entry in spec.items()):
+        study.enqueue_trial(values)
     with progress_bars(console, "best") as progress:
         task = progress.add_task("trials", total=trials, completed=_settled(study), best="")
         while _settled(study) < trials:
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=STARTUP, multivariate=True, seed=(seed * 100_003 + _settled(study)) % 2**32
             )
-            console.print(_one(study, spec, own, folder / "trial"), highlight=False)
-            best = f"best {study.best_value:.4f}" if _completed(study) else ""
-            progress.update(task, completed=_settled(study), best=best)
+            ended = _one(study, spec, own, folder / "trial")
+            save_study(study, folder, budget)
+            console.print(ended, highlight=False)
+            so_far = f"best {study.best_value:.4f}" if _completed(study) else ""
+            progress.update(task, completed=_settled(study), best=so_far)
     table = _table(study)
     write_atomically(folder / "trials.csv", table.write_csv())
     if not _completed(study):
@@ -181,30 +189,9 @@ def _optuna() -> Any:
     return optuna
 
 
-def _same_study(path: Path, budget: Mapping[str, Any]) -> None:
-    """Trials of another config, space or budget must not be mixed with ours."""
-    text = yaml.safe_dump(dict(budget), sort_keys=False)
-    if path.exists() and path.read_text() != text:
-        raise InputError(f"--output: {path.parent} holds a study of another config or space; choose another folder")
-    write_atomically(path, text)
-
-
-def _begin(study: optuna.Study, space: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Ask for the config's own settings first, and again for a trial that was cut off, which does not count."""
-    from optuna.trial import TrialState
-
-    if not study.trials:
-        values = {option: _value(own, option) for option in space}
-        if all(_holds(entry, values[option]) for option, entry in space.items()):
-            study.enqueue_trial(values)
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-
-
 def _settled(study: optuna.Study) -> int:
-    """How many trials count: those that told how long they took, which one that is cut off never does."""
-    return sum("seconds" in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+    """How many trials count: those that have ended, whatever way."""
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def _completed(study: optuna.Study) -> bool:
@@ -228,8 +215,8 @@ def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], fol
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
-    trial = study.ask()
-    values = {option: _suggest(trial, option, entry) for option, entry in space.items()}
+    trial = study.ask({option: distribution(entry) for option, entry in space.items()})
+    values = trial.params
     started, value, state, error = time.perf_counter(), None, TrialState.COMPLETE, ""
     try:
         run = _open(with_values(own, values), folder, trial)
@@ -280,15 +267,6 @@ class _Reporter:
             raise TrialPruned
 
 
-def _suggest(trial: optuna.Trial, option: str, entry: Any) -> Any:
-    if isinstance(entry, list):
-        return trial.suggest_categorical(option, entry)
-    low, high, log = entry["low"], entry["high"], bool(entry.get("log", False))
-    if isinstance(low, int) and isinstance(high, int):
-        return trial.suggest_int(option, low, high, step=entry.get("step", 1), log=log)
-    return trial.suggest_float(option, low, high, step=entry.get("step"), log=log)
-
-
 def _table(study: optuna.Study) -> pl.DataFrame:
     """A row a trial that counts."""
     rows = [
@@ -302,7 +280,7 @@ def _table(study: optuna.Study) -> pl.DataFrame:
             "error": trial.user_attrs.get("error", ""),
         }
         for trial in study.trials
-        if "seconds" in trial.user_attrs
+        if trial.state.is_finished()
     ]
     return pl.DataFrame(rows, infer_schema_length=None)
 

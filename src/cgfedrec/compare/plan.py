@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from cgfedrec.centralized.reference import Reference
 from cgfedrec.config import CONTROL, dump, duplicate_keys, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
+from cgfedrec.files import DamagedError, file_digest, read_json
 from cgfedrec.methods import Local
 from cgfedrec.protocol import Protocol
 from cgfedrec.run import Run, open_run
@@ -60,8 +60,8 @@ class Job:
         return self.directory / "checkpoints" / "last.ckpt"
 
     def state(self) -> State:
-        """How far it is; ``changed`` if the folder holds a run with another config."""
-        done = all((self.directory / name).exists() for name in ("summary.json", "ranks.parquet"))
+        """How far it is; ``changed`` if the folder holds a run with another config. What is damaged is not finished."""
+        done = (self.directory / "summary.json").exists() and not self.damage()
         begun = self.checkpoint.exists()
         if not (done or begun):
             return "new"
@@ -80,9 +80,21 @@ class Job:
         return [name for name in names if name.split(".")[0] != "logger"]
 
     def summary(self) -> dict[str, Any]:
-        """What the finished run wrote."""
-        values: dict[str, Any] = json.loads((self.directory / "summary.json").read_text())
-        return values
+        """What the finished run wrote. Raises `DamagedError`, naming the file, if it is something else by now."""
+        return read_json(self.directory / "summary.json")
+
+    def damage(self) -> str | None:
+        """The problem with the results of a run, if some were damaged since they were written."""
+        try:
+            for name, digest in dict(self.summary()["files"]).items():
+                path = self.directory / str(name)
+                if not path.is_file() or file_digest(path) != digest:
+                    return f"{path}: is damaged or missing: its checksum does not agree with summary.json"
+        except FileNotFoundError:
+            return None
+        except (DamagedError, KeyError, TypeError, ValueError) as error:
+            return str(error)
+        return None
 
 
 @dataclass(frozen=True)

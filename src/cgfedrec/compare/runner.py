@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from cgfedrec.compare.plan import Job
-from cgfedrec.files import locked
+from cgfedrec.files import locked, write_atomically
 from cgfedrec.report import progress_bars
 
 LOOK_EVERY = 0.1
@@ -78,8 +78,11 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
         for job in jobs:
             if job.state() == "finished":
                 ended.skipped += 1
-            else:
-                waiting.append(job)
+                _drop_checkpoints(job, keep_checkpoints)  # of a run after which the comparison was killed
+                continue
+            waiting.append(job)
+            if problem := job.damage():
+                console.print(f"{problem}; {job.name} is run again", highlight=False, soft_wrap=True)
         whole = progress.add_task("runs", total=len(jobs), completed=ended.skipped, what="")
         running: list[_Running] = []
         passed_on = 0
@@ -103,8 +106,7 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
                 seconds = f"{time.monotonic() - one.started:.1f} s"
                 if one.job.state() == "finished":
                     progress.advance(whole)
-                    if not keep_checkpoints:
-                        shutil.rmtree(one.job.checkpoint.parent, ignore_errors=True)
+                    _drop_checkpoints(one.job, keep_checkpoints)
                     console.print(f"{one.job.name}: done in {seconds}", highlight=False)
                 elif not signals:
                     progress.advance(whole)
@@ -130,9 +132,10 @@ def _start(job: Job, processes: int, lock: int, task: TaskID) -> _Running:
     if job.state() == "changed":  # the plan was told to replace it
         shutil.rmtree(job.directory)
     job.directory.mkdir(parents=True, exist_ok=True)
+    (job.directory / "summary.json").unlink(missing_ok=True)  # damaged, or the job would be finished
     config = job.directory / "config.yaml"  # which the run writes again, word for word
-    config.write_text(job.config)
-    given = ["--ckpt_path", job.checkpoint] if resume else ["--config", config, "--run_dir", job.directory]
+    write_atomically(config, job.config)
+    given = ["--config", config, *(["--ckpt_path", job.checkpoint] if resume else ["--run_dir", job.directory])]
     command = [sys.executable, "-m", "cgfedrec.cli", "fit", *map(str, given)]
     threads = max(1, _cores() // processes)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CGFEDREC_FIT")}
@@ -148,6 +151,11 @@ def _start(job: Job, processes: int, lock: int, task: TaskID) -> _Running:
         start_new_session=True,
     )
     return _Running(job, process, output, task, time.monotonic())
+
+
+def _drop_checkpoints(job: Job, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(job.checkpoint.parent, ignore_errors=True)
 
 
 def _cores() -> int:
@@ -181,5 +189,7 @@ def _last_row(directory: Path) -> str:
     except OSError:
         return ""
     row = dict(zip(lines[0].split(","), lines[-1].split(","), strict=False)) if len(lines) > 1 else {}
-    metric = f"  val/ndcg@10 {float(row['val/ndcg@10']):.4f}" if row.get("val/ndcg@10") else ""
+    metric = ""
+    with suppress(KeyError, ValueError):  # the last line may be half written
+        metric = f"  val/ndcg@10 {float(row['val/ndcg@10']):.4f}"
     return f"round {row['round']}{metric}" if "round" in row else ""

@@ -1,0 +1,86 @@
+"""The trials of a search, in one sealed file: whenever it is stopped, that holds the trials that ended, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cgfedrec.errors import InputError, check
+from cgfedrec.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY = "study.json"
+
+
+def open_study(folder: Path, budget: Mapping[str, Any], pruner: optuna.pruners.BasePruner) -> optuna.Study:
+    """A study in memory, with the trials of the folder's file where there is one.
+
+    Args:
+        folder: Of the search.
+        budget: What all trials have in common: the config, the space and whether they are pruned.
+        pruner: Decides which trials end early.
+
+    Raises:
+        InputError: if the file is damaged, or holds a study of something else.
+    """
+    import optuna
+
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    path = folder / STUDY
+    if not path.exists():
+        check(
+            f"--output: {folder} holds a study of cgfedrec before 0.2 (study.db), which cannot be gone on with"
+            if (folder / "study.db").exists()
+            else None
+        )
+        return study
+    saved = read_json(path)
+    if saved.get("budget") != budget:
+        raise InputError(f"--output: {folder} holds a study of another config or space; choose another folder")
+    ranges = {option: distribution(entry) for option, entry in budget["space"].items()}
+    try:
+        for trial in saved["trials"]:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState[trial["state"]],
+                    value=trial["value"],
+                    params=trial["params"],
+                    distributions={option: ranges[option] for option in trial["params"]},
+                    user_attrs=trial["user_attrs"],
+                    intermediate_values=dict(trial["intermediate_values"]),
+                )
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"--output: {path} holds no trials of this search ({error})") from error
+    return study
+
+
+def save_study(study: optuna.Study, folder: Path, budget: Mapping[str, Any]) -> None:
+    """Write every trial that has ended, in one atomic step."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    trials = [
+        {
+            "state": trial.state.name,
+            "value": trial.value if trial.state.name == "COMPLETE" else None,
+            "params": trial.params,
+            "user_attrs": trial.user_attrs,
+            "intermediate_values": list(map(list, trial.intermediate_values.items())),
+        }
+        for trial in ended
+    ]
+    write_json(folder / STUDY, {"budget": budget, "trials": trials})
+
+
+def distribution(entry: Any) -> optuna.distributions.BaseDistribution:
+    """From what values of an option are drawn: a list of choices, or ``low`` and ``high``."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(entry, list):
+        return CategoricalDistribution(entry)
+    low, high, log = entry["low"], entry["high"], bool(entry.get("log", False))
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log, step=entry.get("step", 1))
+    return FloatDistribution(low, high, log=log, step=entry.get("step"))
