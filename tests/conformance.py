@@ -53,9 +53,7 @@ def trained(
     return loop
 
 
-def ran(
-    method: Method, data: FederatedDataModule, stretches: list[Stretch], options: dict[str, Any]
-) -> FederatedLoop:
+def ran(method: Method, data: FederatedDataModule, stretches: list[Stretch], options: dict[str, Any]) -> FederatedLoop:
     """A run that was cut after each of some stretches, and went on from what a checkpoint holds."""
     state = None
     folder = Path(mkdtemp(dir="."))

@@ -15,7 +15,7 @@ from cgfedrec.messages import Upload
 from cgfedrec.methods import FedNCF
 from cgfedrec.methods.fedncf import FedNCFClient
 from cgfedrec.network import filled, layers_of
-from tests.conformance import Conformance, trained
+from tests.conformance import Conformance, ran, same, trained
 
 
 class TestFedNCF(Conformance):
@@ -40,6 +40,16 @@ class TestFedNCF(Conformance):
         whole = loop.score(users)
         monkeypatch.setattr(cgfedrec.network, "SCORED_AT_ONCE", 14)
         torch.testing.assert_close(loop.score(users), whole)
+
+    def test_rows_that_are_not_filled_up_do_not_depend_on_where_it_ran(
+        self, long_data: FederatedDataModule, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As those of a method that knows nothing of vectors: a cohort is aligned, wherever the store has it."""
+        monkeypatch.setattr(cgfedrec.network, "VECTOR", 1)
+        method = self.method(dim=33, hidden=(17,))
+        assert method.client(10, 0).start(torch.arange(1))["network"].shape[1] % 2
+        memory = ran(method, long_data, [("memory", 1, 3)], {})
+        same(ran(method, long_data, [("disk", 1, 3)], {}), memory)
 
 
 def test_the_loss_and_its_gradient_are_those_of_neumf() -> None:

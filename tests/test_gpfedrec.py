@@ -92,7 +92,7 @@ class TestGPFedRec(Conformance):
         (optimizer,) = client.configure_optimizers()
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 7.9, 13_455.9])
         weights = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 8 + 8 + 8 + 1
-        assert client.start(torch.arange(2))["network"].shape == (2, weights + 7)
+        assert client.start(torch.arange(2))["network"].shape == (2, weights + 15)
 
     def test_rates_that_would_not_be_positive_are_refused(self) -> None:
         with pytest.raises(InputError, match=r"method\.lr_eta: 1.0 .* method\.user_lr"):

