@@ -47,7 +47,7 @@ class TestFedNCF(Conformance):
         """As those of a method that knows nothing of vectors: a cohort is aligned, wherever the store has it."""
         monkeypatch.setattr(cgfedrec.network, "VECTOR", 1)
         method = self.method(dim=33, hidden=(17,))
-        assert method.client(10, 0).start(torch.arange(1))["network"].shape[1] % 2
+        assert method.client(10, 0).start(torch.arange(1))["network"].shape[1] % 16
         memory = ran(method, long_data, [("memory", 1, 3)], {})
         same(ran(method, long_data, [("disk", 1, 3)], {}), memory)
 

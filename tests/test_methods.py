@@ -179,7 +179,7 @@ def test_clients_at_one_start_share_it() -> None:
 
 def test_bits_do_not_depend_on_where_it_ran_on_other_processors() -> None:
     """Intel's library, told to use old instructions, rounds by place and by threads where it does not with new ones."""
-    chosen = [f"tests/test_{name}.py" for name in ("fedncf", "gpfedrec", "fedca")]
+    chosen = [*(f"tests/test_{name}.py" for name in ("fedncf", "gpfedrec", "fedca")), "-k", "where_it_ran and not even"]
     command = [
         sys.executable,
         "-m",
