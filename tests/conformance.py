@@ -73,6 +73,7 @@ def ran(method: Method, data: FederatedDataModule, stretches: list[Stretch], opt
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.double(), theirs.double()
     return float(((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item())
 
 
@@ -89,7 +90,7 @@ def same(ours: FederatedLoop, theirs: FederatedLoop, exactly: bool = True) -> No
         assert mine.equal(rows) if exactly else distance(mine, rows) < TOLERANCE, name
     for name, buffer in theirs.server.state_dict().items():
         mine = ours.server.state_dict()[name]
-        assert mine.equal(buffer) if exactly else distance(mine.double(), buffer.double()) < TOLERANCE, name
+        assert mine.equal(buffer) if exactly else distance(mine, buffer) < TOLERANCE, name
     for one, other in zip(ours.history, theirs.history, strict=True):
         assert without_time(one) == pytest.approx(without_time(other), rel=1e-9 if exactly else 1e-4)
 

@@ -193,4 +193,5 @@ def test_bits_do_not_depend_on_where_it_ran_on_other_processors() -> None:
     ]
     environment = os.environ | {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert "4 passed" in ran.stdout, ran.stdout
+    assert ran.returncode == 0, ran.stdout
+    assert ran.stdout.startswith("...."), ran.stdout
