@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, ClassVar
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
+from cgfedrec.capacity import Place
 from cgfedrec.centralized.popularity import Popularity
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.errors import InputError
@@ -29,6 +31,17 @@ OPTIMIZERS = {
     "Adam": partial(torch.optim.Adam, lr=0.01),
 }
 TOLERANCE = 1e-6
+Stretch = tuple[Place, int, int]
+"""Of a run: its store, its threads, and the round with which it ends."""
+VARIANTS: list[list[Stretch]] = [
+    [("disk", 1, 3)],
+    [("memory", 3, 3)],
+    [("memory", 1, 2), ("memory", 1, 3)],
+    [("disk", 3, 3)],
+    [("memory", 3, 2), ("disk", 1, 3)],
+    [("disk", 1, 1), ("memory", 3, 3)],
+]
+"""To be compared with a run in memory, on one thread, in one go: one thing changed, then any two."""
 
 
 def trained(
@@ -40,7 +53,27 @@ def trained(
     return loop
 
 
+def ran(method: Method, data: FederatedDataModule, stretches: list[Stretch], options: dict[str, Any]) -> FederatedLoop:
+    """A run that was cut after each of some stretches, and went on from what a checkpoint holds."""
+    state = None
+    folder = Path(mkdtemp(dir="."))
+    for store, threads, until in stretches:
+        loop = FederatedLoop(rounds=until, cohort_size=5, store=store, **options)
+        torch.set_num_threads(threads)
+        try:
+            loop.setup(Fabric(accelerator="cpu", devices=1), data, method, folder)
+            assert loop.workers.number == threads
+            if state is not None:
+                loop.load_state_dict(state)
+            loop.fit()
+        finally:
+            torch.set_num_threads(1)
+        state = loop.state_dict()
+    return loop
+
+
 def distance(ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.double(), theirs.double()
     return float(((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item())
 
 
@@ -50,13 +83,14 @@ def without_time(row: dict[str, float]) -> dict[str, float]:
 
 def same(ours: FederatedLoop, theirs: FederatedLoop, exactly: bool = True) -> None:
     """Both ended with the same private states, server and metrics."""
-    everyone = torch.arange(theirs.data.num_users)
-    for name, rows in theirs.store.read(everyone).items():
-        mine = ours.store.read(everyone)[name]
+    assert ours.store.known.equal(theirs.store.known)
+    users = theirs.store.known.nonzero().squeeze(1)
+    for name, rows in theirs.store.read(users).items():
+        mine = ours.store.read(users)[name]
         assert mine.equal(rows) if exactly else distance(mine, rows) < TOLERANCE, name
     for name, buffer in theirs.server.state_dict().items():
         mine = ours.server.state_dict()[name]
-        assert mine.equal(buffer) if exactly else distance(mine.double(), buffer.double()) < TOLERANCE, name
+        assert mine.equal(buffer) if exactly else distance(mine, buffer) < TOLERANCE, name
     for one, other in zip(ours.history, theirs.history, strict=True):
         assert without_time(one) == pytest.approx(without_time(other), rel=1e-9 if exactly else 1e-4)
 
@@ -69,12 +103,16 @@ class Conformance:
     optimizers: ClassVar[dict[str, Any]] = OPTIMIZERS
     """Choices of ``optimizer`` to try; none for a method without that setting."""
     exactly: ClassVar[bool] = True
-    """Whether training together is training alone bit for bit, and not within 1e-6 of the tensor's norm."""
+    """Whether training together is training alone bit for bit, and not within 1e-6 of the tensor's norm; store, threads
+    and interruptions must never show."""
     wrong: ClassVar[dict[str, Any]] = {"dim": 0}
     """A setting that is refused."""
     good: ClassVar[dict[str, Any]] = {}
     """Settings with which it learns on the synthetic data of `test_it_learns`."""
     good_rounds: ClassVar[int] = 20
+
+    odd: ClassVar[dict[str, Any]] = {"dim": 7}
+    """Settings with which the numbers of a client, or of a row, fill no whole vectors of a CPU."""
 
     def method(self, **settings: Any) -> Method:
         raise NotImplementedError
@@ -84,6 +122,12 @@ class Conformance:
         """Clients with one to several batches of 32, the last of which differ in length."""
         return make_data(synthetic=Synthetic(users=14, items=60, groups=6, interactions=12), batch_size=32)
 
+    @pytest.fixture
+    def long_data(self, make_data: MakeData) -> FederatedDataModule:
+        """More clients, with longer batches, the longest of which its client takes alone."""
+        synthetic = Synthetic(users=20, items=150, groups=6, interactions=40)
+        return make_data(synthetic=synthetic, batch_size=256)
+
     def test_training_together_is_training_alone(self, data: FederatedDataModule) -> None:
         for optimizer in self.optimizers.values() or [None]:
             settings = {} if optimizer is None else {"optimizer": optimizer}
@@ -91,30 +135,22 @@ class Conformance:
             for together in others:
                 same(together, alone, self.exactly)
 
-    def test_threads_and_where_state_lies_change_nothing(self, data: FederatedDataModule) -> None:
-        alone = trained(self.method(), data, 5)
-        torch.set_num_threads(3)
-        try:
-            others = [trained(self.method(), data, 5, store=store) for store in ("memory", "disk")]
-        finally:
-            torch.set_num_threads(1)
-        for other in others:
-            assert other.workers.number == 3
-            same(other, alone, self.exactly)
+    def test_training_together_is_training_alone_for_many_samples_too(self, long_data: FederatedDataModule) -> None:
+        """Bit for bit where numbers of a row fill whole vectors of a CPU; elsewhere, as some CPUs round, nearly so."""
+        for settings, exactly in (({}, self.exactly), (self.odd, False)):
+            alone, *others = (trained(self.method(**settings), long_data, size, rounds=2) for size in (1, 7, 100))
+            for together in others:
+                same(together, alone, exactly)
 
-    def test_resumed_it_ends_where_the_whole_run_ends(self, data: FederatedDataModule) -> None:
-        options: dict[str, Any] = {"participants": 6, "cohort_size": 4}
-        whole, first = (trained(self.method(), data, rounds=rounds, **options) for rounds in (4, 2))
-        second = FederatedLoop(rounds=4, **options)
-        second.setup(Fabric(accelerator="cpu", devices=1), data, self.method())
-        second.load_state_dict(first.state_dict())
-        second.fit()
-        assert second.store.known.equal(whole.store.known)
-        users = whole.store.known.nonzero().squeeze(1)
-        for name, rows in whole.store.read(users).items():
-            assert second.store.read(users)[name].equal(rows), name
-        for name, buffer in whole.server.state_dict().items():
-            assert second.server.state_dict()[name].equal(buffer), name
+    @pytest.mark.parametrize("sizes", ["even", "odd"])
+    def test_bits_do_not_depend_on_where_it_ran(self, sizes: str, long_data: FederatedDataModule) -> None:
+        """Store, threads and an interruption: each changed alone, and any two of them together; bit for bit."""
+        method = self.method(**(self.odd if sizes == "odd" else {}))
+        for variants, options in ((VARIANTS, {}), (VARIANTS[-3:], {"participants": 9})):
+            whole = ran(method, long_data, [("memory", 1, 3)], options)
+            for variant in variants:
+                print("where it ran: store, threads and until which round:", variant)  # pytest shows it of a failure
+                same(ran(method, long_data, variant, options), whole)
 
     def test_an_upload_depends_on_its_own_client_only(self, data: FederatedDataModule, fabric: Fabric) -> None:
         """Others' private state and others' interactions make no difference, nor does who else is there."""

@@ -14,12 +14,13 @@ from cgfedrec.errors import InputError
 from cgfedrec.messages import Upload
 from cgfedrec.methods import FedNCF
 from cgfedrec.methods.fedncf import FedNCFClient
-from cgfedrec.network import layers_of
-from tests.conformance import Conformance, trained
+from cgfedrec.network import filled, layers_of
+from tests.conformance import Conformance, ran, same, trained
 
 
 class TestFedNCF(Conformance):
     uploads: ClassVar[set[str]] = {"table", "network"}
+    odd: ClassVar[dict[str, Any]] = {"dim": 5, "hidden": (13, 3)}
     good: ClassVar[dict[str, Any]] = {
         "dim": 16,
         "hidden": (16, 8),
@@ -39,6 +40,16 @@ class TestFedNCF(Conformance):
         whole = loop.score(users)
         monkeypatch.setattr(cgfedrec.network, "SCORED_AT_ONCE", 14)
         torch.testing.assert_close(loop.score(users), whole)
+
+    def test_rows_that_are_not_filled_up_do_not_depend_on_where_it_ran(
+        self, long_data: FederatedDataModule, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As those of a method that knows nothing of vectors: a cohort is aligned, wherever the store has it."""
+        monkeypatch.setattr(cgfedrec.network, "VECTOR", 1)
+        method = self.method(dim=33, hidden=(17,))
+        assert method.client(10, 0).start(torch.arange(1))["network"].shape[1] % 16
+        memory = ran(method, long_data, [("memory", 1, 3)], {})
+        same(ran(method, long_data, [("disk", 1, 3)], {}), memory)
 
 
 def test_the_loss_and_its_gradient_are_those_of_neumf() -> None:
@@ -73,7 +84,7 @@ def test_the_loss_and_its_gradient_are_those_of_neumf() -> None:
         expected = torch.cat(
             [torch.cat((one.weight.grad.T.flatten(), one.bias.grad)) for one in (first, second, logit)]  # type: ignore[union-attr, arg-type]
         )
-        gradients = {"user": user.grad, "table": table.grad, "network": expected}
+        gradients = {"user": user.grad, "table": table.grad, "network": filled(expected, client.shapes)}
         for name, ours in client.named_parameters():
             assert ours.grad is not None
             torch.testing.assert_close(ours.grad.to_dense()[row].double(), gradients[name], rtol=1e-5, atol=1e-6)
@@ -99,6 +110,7 @@ def test_all_but_the_user_vectors_is_averaged_and_comes_down(fabric: Fabric) -> 
     server, client = method.server(4, 0), method.client(4, 0)
     users = torch.arange(3)
     client.load(users, {name: torch.randn(value.shape) for name, value in client.start(users).items()})
+    assert client.upload().values["network"].shape == (3, (4 + 1) * 3 + (2 + 3 + 1))
     upload = Upload(client.users, {name: value.clone() for name, value in client.upload().values.items()})
     user = client.user.detach().clone()
     server.aggregate(server.reduce(upload))
@@ -106,6 +118,7 @@ def test_all_but_the_user_vectors_is_averaged_and_comes_down(fabric: Fabric) -> 
     client.receive(server.broadcast(users))
     for name, value in upload.values.items():
         mean = value.double().mean(0).float().expand_as(value)
+        mean = filled(mean, client.shapes) if name == "network" else mean  # type: ignore[arg-type]
         torch.testing.assert_close(client.private()[name], mean, rtol=0, atol=0)
     assert client.user.equal(user)
 

@@ -22,6 +22,7 @@ from tests.conformance import Conformance, trained
 
 class TestGPFedRec(Conformance):
     uploads: ClassVar = {"table"}
+    odd: ClassVar = {"dim": 5, "hidden": (13, 3)}
     wrong: ClassVar = {"threshold": 0.0}
     good: ClassVar = {
         "dim": 16,
@@ -60,7 +61,9 @@ class TestGPFedRec(Conformance):
             bias = before["network"][:, at + inside * out : at + (inside + 1) * out]
             hidden = hidden @ weight + bias[:, None]
             at += (inside + 1) * out
-        assert at == before["network"].shape[1]
+        assert at == 177
+        assert before["network"].shape[1] == 192
+        assert (after["network"][:, at:] == 0).all()
         scores = hidden.squeeze(2).sigmoid()
         likelihood = torch.where(batch.targets == 1, scores, 1 - scores)
         distance = (before["table"] - self._targets(loop, users).double()).square().flatten(1).mean(1)
@@ -88,7 +91,8 @@ class TestGPFedRec(Conformance):
         client = GPFedRec().client(1682, 0)
         (optimizer,) = client.configure_optimizers()
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 7.9, 13_455.9])
-        assert client.start(torch.arange(2))["network"].shape == (2, 64 * 32 + 32 + 32 * 16 + 16 + 16 * 8 + 8 + 8 + 1)
+        weights = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 8 + 8 + 8 + 1
+        assert client.start(torch.arange(2))["network"].shape == (2, weights + 15)
 
     def test_rates_that_would_not_be_positive_are_refused(self) -> None:
         with pytest.raises(InputError, match=r"method\.lr_eta: 1.0 .* method\.user_lr"):

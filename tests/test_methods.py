@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any, ClassVar
 
@@ -9,15 +12,16 @@ import pytest
 import torch
 from lightning import Fabric
 
-from cgfedrec.client import empty_parameter
+from cgfedrec.client import ALIGNMENT, aligned, empty_parameter
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop, train
 from cgfedrec.messages import Broadcast, Labels
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, FedMF, Local, PFedRec
-from cgfedrec.rows import by_rows
-from tests.conformance import OPTIMIZERS, Conformance, trained
+from cgfedrec.rows import baddbmm, bmm, by_rows
+from tests.conformance import OPTIMIZERS, Conformance, MakeData, trained
+from tests.conftest import ROOT
 
 MORE = OPTIMIZERS | {
     "AdamW": partial(torch.optim.AdamW, lr=0.01),
@@ -127,3 +131,67 @@ def test_adam_goes_over_whole_vectors_at_once_and_does_as_told() -> None:
         assert [group["lr"] for group in groups] == [0.3] * len(expected)
         assert {one for group in groups for one in group["params"]} == {table, user}
         assert all(table in group["params"] for group in groups if group["fused"])
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3])
+def test_one_client_alone_is_rounded_as_among_others(clients: int) -> None:
+    """Products with vectors, as the last layer of a network and its gradient have them."""
+    torch.manual_seed(0)
+    for rows, inside, columns in ((256, 64, 1), (1, 64, 128), (64, 400, 1), (13, 7, 5)):
+        left, right = torch.randn(4, rows, inside), torch.randn(4, inside, columns)
+        leaves = left.requires_grad_(), right.requires_grad_(), torch.randn(4, 1, 1).requires_grad_()
+        upstream = torch.randn(4, rows, columns)
+        all_of_them = baddbmm(leaves[2], left, right)
+        expected = [all_of_them, bmm(left, right), *torch.autograd.grad(all_of_them, leaves, upstream)]
+        some = [leaf[:clients] for leaf in leaves]
+        product = baddbmm(some[2], some[0], some[1])
+        ours = [product, bmm(some[0], some[1]), *torch.autograd.grad(product, some, upstream[:clients])]
+        for one, other in zip(ours, expected, strict=True):
+            assert one.equal(other[:clients])
+
+
+def test_a_cohort_begins_where_a_new_tensor_would_wherever_it_lay(make_data: MakeData) -> None:
+    """In place where it lies so in the store, copied where not, and kept by the store either way."""
+    data = make_data()
+    for dim, in_place in ((16, True), (7, False)):
+        loop = trained(FedMF(dim=dim), data, 5, rounds=1)
+        users = loop.data.order()[3:6]
+        with loop.workers.one() as worker:
+            loop.store.load(worker.client, users)
+            table = worker.client.private()["table"]
+            stored = loop.store.read(users)["table"]
+            assert table.equal(stored)
+            assert table.data_ptr() % ALIGNMENT == 0
+            assert (table.data_ptr() == stored.data_ptr()) is in_place
+            assert in_place or stored.data_ptr() % ALIGNMENT != 0
+            table += 1
+            loop.store.save(worker.client)
+        assert loop.store.read(users)["table"].equal(table)
+
+
+def test_clients_at_one_start_share_it() -> None:
+    shared = torch.zeros(100)[1:50].expand(3, -1)
+    assert aligned(shared) is shared
+    own = torch.zeros(150)[3:].view(3, 49)
+    assert aligned(own).data_ptr() % ALIGNMENT == 0
+    assert aligned(own).equal(own)
+
+
+def test_bits_do_not_depend_on_where_it_ran_on_other_processors() -> None:
+    """Intel's library, told to use old instructions, rounds by place and by threads where it does not with new ones."""
+    chosen = [*(f"tests/test_{name}.py" for name in ("fedncf", "gpfedrec", "fedca")), "-k", "where_it_ran and not even"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *chosen,
+        "-k",
+        "where_it_ran and not even",
+    ]
+    environment = os.environ | {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stdout
+    assert ran.stdout.startswith("...."), ran.stdout

@@ -15,6 +15,9 @@ from torch.optim import Optimizer
 from cgfedrec.errors import InputError, check
 from cgfedrec.messages import Broadcast, Upload
 
+ALIGNMENT = 64
+"""Bytes: a multiple of this is where torch begins a new tensor."""
+
 
 class Batch(NamedTuple):
     """One local batch of every client of a cohort that still has one: always its first clients.
@@ -97,11 +100,24 @@ class Client(LightningModule, ABC):
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def load(self, users: Tensor, private: Mapping[str, Tensor]) -> None:
-        """Become the cohort ``users`` with this private state (not copied; training changes it in place)."""
+        """Become the cohort ``users`` with this private state, which training changes in place.
+
+        It is not copied, unless it lies where a new tensor would not (`aligned`).
+        """
         self.users = users
         for name, parameter in self.named_parameters():
             parameter.grad = None
-            parameter.data = private[name].to(parameter.device)
+            parameter.data = aligned(private[name].to(parameter.device))
+
+
+def aligned(value: Tensor) -> Tensor:
+    """The same values where a new tensor would begin: at a multiple of `ALIGNMENT`, copied if they do not.
+
+    Products of matrices may round in another way by where their operands begin. A cohort's place in a store, or a
+    message's in memory, would show in the results. Values expanded along the first axis are shared, and stay.
+    """
+    shared = value.ndim > 0 and len(value) > 1 and value.stride(0) == 0
+    return value if shared or value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:

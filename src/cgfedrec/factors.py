@@ -14,7 +14,7 @@ from cgfedrec.errors import check, not_positive
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, normal
-from cgfedrec.rows import by_rows, linear_loss, rows_of
+from cgfedrec.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.table import OptimizerCallable
 
 
@@ -62,7 +62,7 @@ class FactorClient(Client):
         return Upload(self.users, {"table": self.table.detach()})
 
     def score(self) -> Tensor:
-        return torch.bmm(self.user.detach()[:, None], self.table.detach().mT).squeeze(1)
+        return bmm(self.user.detach()[:, None], self.table.detach().mT).squeeze(1)
 
 
 class FactorMethod(Method):

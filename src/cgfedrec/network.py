@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from cgfedrec.rows import VECTOR, baddbmm
 
 SCORED_AT_ONCE = 2**16
 """Items, over all clients of a cohort, whose hidden layers are held at a time in scoring."""
@@ -24,14 +27,27 @@ def num_weights(shapes: Sequence[tuple[int, int]]) -> int:
     return sum((inside + 1) * out for inside, out in shapes)
 
 
+def row_length(shapes: Sequence[tuple[int, int]]) -> int:
+    """What the layers of one client take in the parameter that holds them: their weights, and zeros up to a multiple
+    of `VECTOR`, so that all clients' begin alike: matrix products may round by where an operand begins in memory.
+    """
+    return -(-num_weights(shapes) // VECTOR) * VECTOR
+
+
+def filled(weights: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Clients' weights, `[clients, weights]` or `[weights]`, filled up with zeros to `row_length`."""
+    return F.pad(weights, (0, row_length(shapes) - num_weights(shapes)))
+
+
 def layers_of(network: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Layer]:
     """The layers that one parameter holds one after another, so that an optimiser moves them in one operation.
 
     Args:
-        network: `[clients, weights]`: of each layer the weight, `[in, out]`, and then the bias.
+        network: `[clients, row_length]`: of each layer the weight, `[in, out]`, and then the bias; then zeros.
         shapes: What each layer takes in and puts out.
     """
-    parts = network.split([num_weights([shape]) for shape in shapes], dim=1)
+    lengths = [num_weights([shape]) for shape in shapes]
+    *parts, _ = network.split([*lengths, network.shape[1] - sum(lengths)], dim=1)
     both = (part.view(-1, inside + 1, out) for part, (inside, out) in zip(parts, shapes, strict=True))
     return [(one[:, :-1], one[:, -1:]) for one in both]
 
@@ -50,9 +66,9 @@ def perceptron(layers: Sequence[Layer], user: Tensor, rows: Tensor) -> Tensor:
     (weight, bias), *others = layers
     # What the first layer makes of the user is the same for all items: it is computed once, as part of the bias.
     of_user, of_item = weight.chunk(2, dim=1)
-    hidden = torch.baddbmm(torch.baddbmm(bias, user[:, None], of_user), rows, of_item)
+    hidden = baddbmm(baddbmm(bias, user[:, None], of_user), rows, of_item)
     for weight, bias in others:
-        hidden = torch.baddbmm(bias, hidden.relu(), weight)
+        hidden = baddbmm(bias, hidden.relu(), weight)
     return hidden
 
 

@@ -55,6 +55,33 @@ class _RowsOf(torch.autograd.Function):
         )
 
 
+def baddbmm(added: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """`torch.baddbmm`, in which one client alone is rounded as it would be among others.
+
+    For a single pair of matrices, of which one is a vector, torch takes another kernel than for several: such a pair
+    is computed twice.
+
+    Args:
+        added: `[clients, rows, columns]`, or what expands to that along the last two axes.
+        left: `[clients, rows, inside]`.
+        right: `[clients, inside, columns]`.
+
+    Returns:
+        `[clients, rows, columns]`
+    """
+    if len(left) != 1:
+        return torch.baddbmm(added, left, right)
+    added, left, right = (one.expand(2, -1, -1) for one in (added, left, right))
+    return torch.baddbmm(added, left, right)[:1]
+
+
+def bmm(left: Tensor, right: Tensor) -> Tensor:
+    """`torch.bmm`, in which one client alone is rounded as it would be among others: see `baddbmm`."""
+    if len(left) != 1:
+        return torch.bmm(left, right)
+    return torch.bmm(left.expand(2, -1, -1), right.expand(2, -1, -1))[:1]
+
+
 def linear_loss(rows: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch) -> Tensor:
     """Binary cross-entropy of sigmoid(weight . row + bias), the mean over each client's batch.
 
@@ -75,7 +102,7 @@ def linear_loss(rows: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch)
 class _LinearLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        logits = torch.baddbmm(bias[:, None, None], weight[:, None], rows.mT).squeeze(1).float()
+        logits = baddbmm(bias[:, None, None], weight[:, None], rows.mT).squeeze(1).float()
         ctx.save_for_backward(rows, weight, (logits.sigmoid() - targets).mul_(weights))
         return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").sum(1)
 
@@ -86,7 +113,7 @@ class _LinearLoss(torch.autograd.Function):
         slope = slope * upstream[0][:, None]
         return (
             slope[:, :, None] * weight[:, None] if wants_rows else None,
-            torch.bmm(slope[:, None], rows)[:, 0] if wants_weight else None,
+            bmm(slope[:, None], rows)[:, 0] if wants_weight else None,
             slope.sum(1) if wants_bias else None,
             None,
             None,

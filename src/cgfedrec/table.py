@@ -15,7 +15,7 @@ from cgfedrec.errors import check, checked_with, not_positive
 from cgfedrec.messages import Broadcast, Labels, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, uniform
-from cgfedrec.rows import by_rows, linear_loss, rows_of
+from cgfedrec.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.structure.clusters import KMeansKind
 from cgfedrec.structure.contrast import Kind, contrast
 
@@ -105,7 +105,7 @@ class TableClient(Client):
         return Upload(self.users, {"table": self.table.detach()})
 
     def score(self) -> Tensor:
-        return torch.bmm(self.head_weight.detach()[:, None], self.table.detach().mT).squeeze(1)
+        return bmm(self.head_weight.detach()[:, None], self.table.detach().mT).squeeze(1)
 
 
 class TableMethod(Method):

@@ -20,7 +20,7 @@ from cgfedrec.errors import checked_with, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, SparseRows, Upload
 from cgfedrec.random import Stream, normal
-from cgfedrec.rows import by_rows, linear_loss, rows_of
+from cgfedrec.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
 from cgfedrec.server import MeanServer
 from cgfedrec.table import OptimizerCallable
 
@@ -71,7 +71,7 @@ class CoLRClient(FactorClient):
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         frozen = rows_of(self.table.detach(), batch.items)
-        rows = torch.baddbmm(frozen, rows_of(self.factor, batch.items), self.basis.detach())
+        rows = baddbmm(frozen, rows_of(self.factor, batch.items), self.basis.detach())
         return StepOutput(linear_loss(rows, self.user, None, batch))
 
     def receive(self, broadcast: Broadcast | None) -> None:
@@ -93,8 +93,8 @@ class CoLRClient(FactorClient):
 
     def score(self) -> Tensor:
         user = self.user.detach()[:, :, None]
-        learned = torch.bmm(self.factor.detach(), torch.bmm(self.basis.detach(), user))
-        return torch.baddbmm(learned, self.table.detach(), user).squeeze(2)
+        learned = bmm(self.factor.detach(), bmm(self.basis.detach(), user))
+        return baddbmm(learned, self.table.detach(), user).squeeze(2)
 
 
 class CoLRServer(MeanServer):

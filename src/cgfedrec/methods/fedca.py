@@ -22,6 +22,7 @@ from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.mailbox import Mailbox
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.random import Stream, uniform
+from cgfedrec.rows import bmm
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.table import OptimizerCallable
 
@@ -133,7 +134,7 @@ def leading_directions(table: Tensor, seen: Tensor, number: int) -> Tensor:
         `[clients, number, dim]`, orthonormal, the leading one first.
     """
     share = (seen / seen.sum(1, keepdim=True).clamp_min(1))[:, None]
-    centred = table - torch.bmm(share, table)
+    centred = table - bmm(share, table)
     covariance = torch.bmm(centred.mT * share, centred)
     rising: Tensor = torch.linalg.eigh(covariance).eigenvectors.mT
     return rising.flip(1)[:, :number].contiguous()

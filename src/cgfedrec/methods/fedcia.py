@@ -14,7 +14,7 @@ from lightning import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cgfedrec.client import empty_parameter
+from cgfedrec.client import aligned, empty_parameter
 from cgfedrec.errors import checked_with, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, Upload
@@ -104,7 +104,7 @@ class FedCIAClient(FactorClient):
 
     def receive(self, broadcast: Broadcast | None) -> None:
         if broadcast is not None:
-            target = broadcast.values["similarity"].to(self.table.device)  # type: ignore[union-attr]
+            target = aligned(broadcast.values["similarity"].to(self.table.device))  # type: ignore[union-attr]
             self.table.data = fit(self.table.data, target, self.fit_steps, self.fit_lr, self.distance)
 
     def upload(self) -> Upload:

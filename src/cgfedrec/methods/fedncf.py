@@ -19,8 +19,8 @@ from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import checked_with
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.network import layers_of, not_layers, num_weights, perceptron, score_in_chunks
-from cgfedrec.rows import by_rows, rows_of
+from cgfedrec.network import filled, layers_of, not_layers, num_weights, perceptron, row_length, score_in_chunks
+from cgfedrec.rows import baddbmm, by_rows, rows_of
 from cgfedrec.server import TableServer
 from cgfedrec.table import OptimizerCallable
 
@@ -29,7 +29,7 @@ class FedNCFClient(FactorClient):
     """Score sigmoid(w . [p * q_i ; MLP([p' ; q'_i])] + b), the MLP with ReLU after each layer.
 
     A user vector is p beside p', `[clients, 2 dim]`, a row of the item table q beside q', and ``network`` holds all
-    layers one after another, `[clients, weights]`, so that an optimiser moves them in one operation.
+    layers one after another (`layers_of`), so that an optimiser moves them in one operation.
 
     Args:
         num_items: n.
@@ -51,7 +51,7 @@ class FedNCFClient(FactorClient):
     ) -> None:
         super().__init__(num_items, seed, 2 * dim, optimizer, init_scale)
         self.shapes = layer_shapes(dim, hidden)
-        self.network = empty_parameter(num_weights(self.shapes))
+        self.network = empty_parameter(row_length(self.shapes))
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """Embeddings as a `FactorClient`'s; one network for all, Xavier-uniform with biases of 0."""
@@ -60,7 +60,7 @@ class FedNCFClient(FactorClient):
         for inside, out in self.shapes:
             weight = nn.init.xavier_uniform_(torch.empty(out, inside), generator=generator)
             layers += [weight.T.flatten(), torch.zeros(out)]
-        return super().start(users) | {"network": torch.cat(layers).expand(len(users), -1)}
+        return super().start(users) | {"network": filled(torch.cat(layers), self.shapes).expand(len(users), -1)}
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [by_rows(self.optimizer([self.user, self.table, self.network]))]
@@ -76,17 +76,18 @@ class FedNCFClient(FactorClient):
         (factors, perceived), (mine, own) = rows.chunk(2, dim=2), self.user.chunk(2, dim=1)
         hidden = perceptron(layers, own, perceived).relu()
         of_factors, of_hidden = out.split([mine.shape[1], hidden.shape[2]], dim=1)
-        logits = torch.baddbmm(bias, factors, of_factors * mine[:, :, None])
-        return torch.baddbmm(logits, hidden, of_hidden).squeeze(2)
+        logits = baddbmm(bias, factors, of_factors * mine[:, :, None])
+        return baddbmm(logits, hidden, of_hidden).squeeze(2)
 
     def receive(self, broadcast: Broadcast | None) -> None:
         """The server's item table and network replace the client's."""
         super().receive(broadcast)
         if broadcast is not None:
-            self.network.data.copy_(broadcast.values["network"])  # type: ignore[arg-type]
+            self.network.data.copy_(filled(broadcast.values["network"], self.shapes))  # type: ignore[arg-type]
 
     def upload(self) -> Upload:
-        return Upload(self.users, {"table": self.table.detach(), "network": self.network.detach()})
+        network = self.network.detach()[:, : num_weights(self.shapes)]
+        return Upload(self.users, {"table": self.table.detach(), "network": network})
 
     def score(self) -> Tensor:
         return score_in_chunks(self._logits, self.table)

@@ -19,7 +19,7 @@ from cgfedrec.errors import check, not_positive
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, uniform
-from cgfedrec.rows import by_rows, linear_loss, rows_of
+from cgfedrec.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.server import TableServer
 
 Ramp = Literal["paper", "constant"]
@@ -137,7 +137,7 @@ class FedRAPClient(Client):
 
     def score(self) -> Tensor:
         items = self.personal.detach() + self.common.detach()
-        return torch.bmm(self.head_weight.detach()[:, None], items.mT).squeeze(1)
+        return bmm(self.head_weight.detach()[:, None], items.mT).squeeze(1)
 
 
 class FedRAPServer(TableServer):

@@ -24,7 +24,7 @@ from cgfedrec.errors import check, checked_with, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.mailbox import Mailbox
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.network import layers_of, not_layers, num_weights, perceptron, score_in_chunks
+from cgfedrec.network import filled, layers_of, not_layers, perceptron, row_length, score_in_chunks
 from cgfedrec.random import Stream, laplace
 from cgfedrec.rows import by_rows, rows_of
 from cgfedrec.server import NotFiniteError, TableServer
@@ -39,7 +39,7 @@ class GPFedRecClient(FactorClient):
 
     The loss is the batch's mean binary cross-entropy plus ``reg`` times the mean square of the table's distance from
     its target, taken over all items. The target is what the server sent for this client, and where it sent nothing,
-    the table with which the round starts. ``network`` holds all layers one after another, `[clients, weights]`.
+    the table with which the round starts. ``network`` holds all layers one after another (`layers_of`).
 
     Args:
         num_items: n.
@@ -70,7 +70,7 @@ class GPFedRecClient(FactorClient):
         super().__init__(num_items, seed, dim, optimizer, init_scale)
         self.user_lr, self.table_lr, self.reg, self.noise = user_lr, table_lr, reg, noise
         self.shapes = list(pairwise((2 * dim, *hidden, 1)))
-        self.network = empty_parameter(num_weights(self.shapes))
+        self.network = empty_parameter(row_length(self.shapes))
         self.target = torch.empty(0, num_items, dim)
         self.round = 1
 
@@ -80,7 +80,7 @@ class GPFedRecClient(FactorClient):
         layers = [
             (2 * torch.rand((inside + 1) * out, generator=generator) - 1) * inside**-0.5 for inside, out in self.shapes
         ]
-        return super().start(users) | {"network": torch.cat(layers).expand(len(users), -1)}
+        return super().start(users) | {"network": filled(torch.cat(layers), self.shapes).expand(len(users), -1)}
 
     def configure_optimizers(self) -> list[Optimizer]:
         optimizer = self.optimizer([self.network])
