@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import pytest
+import yaml
 from wandb.proto import wandb_internal_pb2
 
 import cgfedrec
@@ -47,6 +52,7 @@ def history_of(run: Path) -> list[dict[str, Any]]:
 
 def test_a_run_is_recorded_offline_without_a_key() -> None:
     run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}, "run_dir": "run"})
+    assert isinstance(run.logger, WandbLogger)
     assert run.logger.offline
     (path,) = Path("run").glob("wandb/offline-run-*/run-*.wandb")
     found = records(path)
@@ -102,3 +108,40 @@ def test_the_best_checkpoint_is_an_artifact_when_asked_for() -> None:
     (path,) = Path("run").glob("wandb/offline-run-*/run-*.wandb")
     artifacts = [r for r in records(path) if r.WhichOneof("record_type") in ("artifact", "request")]
     assert any("best.ckpt" in str(record) for record in artifacts)
+
+
+def test_a_service_that_dies_is_said_once_and_ends_nothing() -> None:
+    """Through the command line, so that what happens when the process ends is seen too."""
+    logger = {"class_path": "cgfedrec.logging.WandbLogger"}
+    settings = {**TINY, "loop": {"rounds": 200, "patience": None}, "logger": logger}
+    Path("config.yaml").write_text(yaml.safe_dump(settings))
+    line = [sys.executable, "-m", "cgfedrec.cli", "fit", "--config", "config.yaml", "--run_dir", "run"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    services: list[psutil.Process] = []
+    while not (services and Path("run/metrics.csv").exists()):
+        assert process.poll() is None, process.communicate()
+        children = psutil.Process(process.pid).children(recursive=True)
+        services = [child for child in children if "wandb" in " ".join(child.cmdline())]
+        time.sleep(0.01)
+    for service in services:
+        service.kill()
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert err.count("WandbLogger has failed") == 1
+    assert "Traceback" not in err
+    assert len(pl.read_csv("run/metrics.csv")) == 200
+    assert Path("run/summary.json").exists()
+
+
+def test_another_logger_that_fails_ends_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fails(*arguments: Any, **named: Any) -> None:
+        calls.append(arguments)
+        raise OSError("no")
+
+    monkeypatch.setattr("lightning.fabric.loggers.CSVLogger.log_metrics", fails)
+    logger = {"class_path": "lightning.fabric.loggers.CSVLogger", "init_args": {"root_dir": "board"}}
+    with pytest.warns(UserWarning, match="CSVLogger has failed"):
+        run = cgfedrec.fit(TINY, {"logger": logger, "run_dir": "run"})
+    assert (run.summary["rounds"], len(calls)) == (3, 1)

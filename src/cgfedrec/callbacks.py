@@ -27,10 +27,7 @@ class EarlyStopping:
 
     def on_round_end(self, loop: FederatedLoop) -> None:
         """Judge by the history alone, so that a resumed run stops where the whole one would have."""
-        if loop.patience is None or loop.best is None or loop.monitor not in loop.best:
-            return
-        since_best = len(loop.history) - 1 - loop.history.index(loop.best)
-        if since_best >= loop.patience:
+        if loop.patience is not None and loop.since_best >= loop.patience:
             loop.should_stop = True
 
 

@@ -68,6 +68,17 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     sync_folder(path.parent)
 
 
+def append(path: Path, text: str) -> None:
+    """Add to the end of a file. Raises `RunError` if there is no room for it; a part of it may be there then."""
+    try:
+        with path.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        if _full_disk(error) is None:
+            raise
+        raise RunError(no_room(path, wanted=len(text))) from error
+
+
 def partial_of(path: Path) -> Path:
     """The name under which a file is written before it has its own."""
     return path.with_name(f".{path.name}.part")

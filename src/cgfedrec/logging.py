@@ -7,7 +7,8 @@ import os
 import uuid
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,85 @@ import polars as pl
 import torch
 from lightning.fabric.loggers import Logger
 
-from cgfedrec.files import write_atomically
-from cgfedrec.loop import FederatedLoop, Row
+from cgfedrec.files import append, write_atomically
+from cgfedrec.history import Row
+from cgfedrec.loop import FederatedLoop
 
 INIT_TIMEOUT = 20.0
 """Seconds that Weights & Biases may take to answer before a run goes on offline."""
 
 
-class History:
-    """Keeps ``metrics.csv``, a row an evaluated round, and hands each new row to the logger.
+class Forgiving:
+    """A logger of somebody else's, whose failure is said once and ends nothing: ``metrics.csv`` holds all.
 
     Args:
-        path: Of the CSV.
         logger: Anything with Lightning's logger interface, or none.
     """
 
-    def __init__(self, path: Path, logger: Logger | None) -> None:
+    def __init__(self, logger: Logger | None) -> None:
+        self.logger = logger
+        self.failed = False
+
+    def do(self, call: Callable[[Any], object]) -> None:
+        """Let ``call`` use the logger, unless there is none or it has failed before."""
+        if self.logger is None or self.failed:
+            return
+        try:
+            call(self.logger)
+        except Exception as error:  # of a service or a library: it may be any
+            self.failed = True
+            warnings.warn(
+                f"{type(self.logger).__name__} has failed ({type(error).__name__}: {error}) and is not used any more; "
+                "the run goes on, and metrics.csv holds all",
+                stacklevel=2,
+            )
+            if isinstance(self.logger, WandbLogger):
+                self.logger.abandon()
+
+
+class History:
+    """Keeps ``metrics.csv``, a row an evaluated round, and hands each new row to the logger.
+
+    A row is appended as it comes, so that a round's cost does not grow with those before it. What a killed run left
+    half written is cut off when training goes on, since the checkpoint holds all rows of before.
+
+    Args:
+        path: Of the CSV.
+        logger: The run's.
+    """
+
+    def __init__(self, path: Path, logger: Forgiving) -> None:
         self.path = path
         self.logger = logger
+        self.columns: list[str] = []
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
-        self._write(loop)
+        if loop.history:
+            self._write(loop)
 
     def on_round_end(self, loop: FederatedLoop) -> None:
         if not loop.history or loop.history[-1]["round"] != loop.round:
             return
-        self._write(loop)
-        if self.logger is not None:
-            self.logger.log_metrics(loop.history[-1], step=loop.round)
-            if isinstance(self.logger, WandbLogger):
-                for name, values in loop.server.histograms().items():
-                    self.logger.log_histogram(name, values, loop.round)
+        row = loop.history[-1]
+        if row.keys() <= set(self.columns):
+            append(
+                self.path,
+                pl.DataFrame([{name: row.get(name) for name in self.columns}]).write_csv(include_header=False),
+            )
+        else:
+            self._write(loop)
+        self.logger.do(lambda logger: self._log(logger, loop))
+
+    def _log(self, logger: Logger, loop: FederatedLoop) -> None:
+        logger.log_metrics(loop.history[-1], step=loop.round)
+        if isinstance(logger, WandbLogger):
+            for name, values in loop.server.histograms().items():
+                logger.log_histogram(name, values, loop.round)
 
     def _write(self, loop: FederatedLoop) -> None:
-        if loop.history:
-            write_atomically(self.path, pl.DataFrame(loop.history, infer_schema_length=None).write_csv())
+        table = pl.DataFrame(loop.history, infer_schema_length=None)
+        self.columns = table.columns
+        write_atomically(self.path, table.write_csv())
 
 
 class WandbLogger(Logger):
@@ -149,6 +194,14 @@ class WandbLogger(Logger):
             artifact = wandb.Artifact(f"best-{self.run.id}", type="model")
             artifact.add_file(str(best))
             self.run.log_artifact(artifact)
+
+    def abandon(self) -> None:
+        """Let go of a service that has failed, or it would be called once more when the process ends."""
+        import wandb
+
+        self.run = None
+        with suppress(Exception):
+            wandb.teardown(1)
 
     def finalize(self, status: str) -> None:
         """End the W&B run, as failed unless ``status`` is ``success``."""

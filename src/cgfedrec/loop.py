@@ -18,14 +18,13 @@ from cgfedrec.client import Batch, forget, narrow
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, not_positive
 from cgfedrec.evaluation import Ranked, no_metric, ranked, summarise
+from cgfedrec.history import Row, rows_of, table_of
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore
 from cgfedrec.workers import Worker, Workers
-
-Row = dict[str, float]
 
 
 class FederatedLoop:
@@ -220,19 +219,37 @@ class FederatedLoop:
             return worker.client.score()
 
     @property
+    def history(self) -> list[Row]:
+        """A row for each evaluated round; rows are only ever added."""
+        return self._history
+
+    @history.setter
+    def history(self, rows: list[Row]) -> None:
+        self._history, self._judged, self._best = rows, 0, 0
+
+    @property
     def best(self) -> Row | None:
         """The row of the best round by ``monitor``, the last one where nothing is held out; none before the first."""
         if not self.history:
             return None
-        if self.monitor not in self.history[-1]:
-            return self.history[-1]
-        return max(self.history, key=lambda row: row[self.monitor])
+        return self.history[len(self.history) - 1 - self.since_best]
+
+    @property
+    def since_best(self) -> int:
+        """How many evaluated rounds have passed since the best one."""
+        if not self.history or self.monitor not in self.history[-1]:
+            return 0
+        for place in range(self._judged, len(self.history)):  # the rows before have been looked at
+            if self.history[place][self.monitor] > self.history[self._best][self.monitor]:
+                self._best = place
+        self._judged = len(self.history)
+        return len(self.history) - 1 - self._best
 
     def state_dict(self) -> dict[str, Any]:
         """Everything on which the next round depends."""
         return {
             "round": self.round,
-            "history": self.history,
+            "history": table_of(self.history),
             "bytes": [self.bytes_up, self.bytes_down],
             "seconds": self.seconds,
             "server": self.server.state_dict(),
@@ -240,10 +257,18 @@ class FederatedLoop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` was taken."""
-        self.round, self.history = state["round"], list(state["history"])
-        self.bytes_up, self.bytes_down = state["bytes"]
-        self.seconds = state["seconds"]
+        """Go back to where `state_dict` was taken.
+
+        Raises:
+            ValueError, KeyError, TypeError, RuntimeError, IndexError: if it was taken elsewhere.
+            FileNotFoundError: if the clients' state lies in files that are not there.
+        """
+        counts = [state["round"], *state["bytes"]]
+        if not all(type(count) is int and count >= 0 for count in counts) or len(counts) != 3:
+            raise ValueError("the round and the bytes are no counts")
+        self.round, self.bytes_up, self.bytes_down = counts
+        self.history = rows_of(state["history"])
+        self.seconds = float(state["seconds"])
         self.server.load_state_dict(state["server"])
         self.store.load_state_dict(state["store"])
 

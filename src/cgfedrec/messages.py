@@ -278,4 +278,5 @@ def _described(like: Value) -> str:
 
 
 def _tensor(payload: bytes, dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(bytearray(payload), dtype=dtype) if payload else torch.empty(0, dtype=dtype)
+    """Values in memory of their own, which begins where a tensor's does: some kernels round by place."""
+    return torch.frombuffer(bytearray(payload), dtype=dtype).clone() if payload else torch.empty(0, dtype=dtype)

@@ -18,6 +18,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import Fabric
+from lightning.fabric.loggers import Logger
 from rich.console import Console
 
 from cgfedrec import __version__
@@ -41,7 +42,7 @@ from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation import Ranked, evaluate, no_metric, rank_table, ranked, summarise
 from cgfedrec.files import LOCK, file_digest, locked, remove_leftovers, write_atomically, write_json
-from cgfedrec.logging import History, WandbLogger
+from cgfedrec.logging import Forgiving, History, WandbLogger
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.recommend import recommend, write
@@ -165,7 +166,8 @@ class Run:
         self.loop: FederatedLoop = parts.loop
         self.data: FederatedDataModule = parts.data
         self.method: Method | Reference = parts.method
-        self.logger = parts.logger
+        self.logger: Logger | None = parts.logger
+        self.log = Forgiving(parts.logger)
         self.summary: dict[str, Any] = {}
         self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console))
         self.data.setup()
@@ -177,7 +179,7 @@ class Run:
     def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None) -> None:
         self._checkpoint = Checkpoint(self.checkpoints, self.header)
         hooks = [
-            History(self.directory / "metrics.csv", self.logger),
+            History(self.directory / "metrics.csv", self.log),
             EarlyStopping(),
             self._interrupt,
             ProgressBar(self.console),
@@ -305,8 +307,7 @@ class Run:
                 + (f"The last good checkpoint is in {self.checkpoints}" if self.checkpoints.exists() else "")
             ) from error
         finally:
-            if self.logger is not None:
-                self.logger.finalize(status)
+            self.log.do(lambda logger: logger.finalize(status))
 
     def _intent(self) -> str:
         return f"{type(self.method).__name__}, {self.loop.rounds} rounds, in {self.directory}\n{self.loop.capacity}"
@@ -358,12 +359,14 @@ class Run:
             **(self._summarise(found) if found is not None else {}),
         }
         write_json(self.directory / "summary.json", self.summary)
-        if isinstance(self.logger, WandbLogger):
-            self.logger.log_summary(history, self.loop.monitor, self.summary, best_path)
-        elif self.logger is not None:
-            self.logger.log_metrics(
-                {k: v for k, v in self.summary.items() if k.startswith("test/")}, step=self.loop.round
-            )
+        self.log.do(self._log_summary)
+
+    def _log_summary(self, logger: Logger) -> None:
+        if isinstance(logger, WandbLogger):
+            logger.log_summary(self.loop.history, self.loop.monitor, self.summary, self.checkpoints / BEST)
+            return
+        tested = {name: value for name, value in self.summary.items() if name.startswith("test/")}
+        logger.log_metrics(tested, step=self.loop.round)
 
     def test(self) -> dict[str, float]:
         """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular."""
@@ -401,8 +404,7 @@ class ReferenceRun(Run):
         self.loop.round, self.loop.seconds = 1, seconds
         self.loop.history = [{"round": 1, **self.reference.report(), **found, "time/round": seconds}]
         write_atomically(self.directory / "metrics.csv", self.history.write_csv())
-        if self.logger is not None:
-            self.logger.log_metrics(self.loop.history[-1], step=1)
+        self.log.do(lambda logger: logger.log_metrics(self.loop.history[-1], step=1))
 
     def ranked(self, stage: Stage) -> Ranked:
         return ranked(self.data, stage, self.reference.score, SCORED_AT_ONCE)

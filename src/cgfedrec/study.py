@@ -1,4 +1,4 @@
-"""The trials of a search, in one sealed file: whenever it is stopped, that holds the trials that ended, and no other."""
+"""The trials of a search, in one sealed file, which holds those that have ended at any moment, and no other."""
 
 from __future__ import annotations
 
