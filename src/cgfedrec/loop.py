@@ -146,7 +146,8 @@ class FederatedLoop:
         try:
             while self.round < self.rounds and not self.should_stop:
                 started, self.round, seen = time.perf_counter(), self.round + 1, []
-                cohorts = self.data.cohorts(self.sample(), self.cohort_size)
+                cohorts = list(self.data.cohorts(self.sample(), self.cohort_size))
+                self.store.expect(torch.cat(cohorts))
                 for upload, nbytes, means in self.workers.map(self.train, cohorts):
                     self.bytes_up, self.bytes_down = self.bytes_up + nbytes[0], self.bytes_down + nbytes[1]
                     self.server.aggregate(upload)
