@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -12,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgfedrec import store as store_module
 from cgfedrec.errors import RunError
 from cgfedrec.files import DamagedError
 from cgfedrec.store import ClientStore, DiskStore, MemoryStore, OpenedStore
@@ -186,7 +186,7 @@ def full_disk(nbytes: int) -> Iterator[None]:
 
 
 def unsupported(*_: object) -> None:
-    raise OSError(store_module.errno.EOPNOTSUPP, "not here")
+    raise OSError(errno.EOPNOTSUPP, "not here")
 
 
 @pytest.mark.parametrize("reserves", [True, False])
@@ -268,7 +268,7 @@ def test_what_a_checkpoint_refers_to_is_synced_before_it_is_written(
     real = os.fsync
 
     def fsync(file: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        synced.append(Path(f"/proc/self/fd/{file}").readlink().name)
         real(file)
 
     monkeypatch.setattr(os, "fsync", fsync)

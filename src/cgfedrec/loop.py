@@ -21,7 +21,7 @@ from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import NotFiniteError, Server
-from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore
+from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
 from cgfedrec.workers import Worker, Workers
 
 Row = dict[str, float]
@@ -91,8 +91,22 @@ class FederatedLoop:
         self.seconds = 0.0
         self.should_stop = False
 
-    def setup(self, fabric: Fabric, data: FederatedDataModule, method: Method, folder: Path = Path("clients")) -> None:
-        """Build the workers, the server and the store for this data; ``folder`` is for state that does not fit memory.
+    def setup(
+        self,
+        fabric: Fabric,
+        data: FederatedDataModule,
+        method: Method,
+        folder: Path = Path("clients"),
+        to_train: bool = True,
+    ) -> None:
+        """Build the workers, the server and the store for this data.
+
+        Args:
+            fabric: Owns device and precision.
+            data: Set up.
+            method: Makes the clients and the server.
+            folder: For clients' state that does not fit memory.
+            to_train: Otherwise a state is loaded and used where it lies, which takes no room in memory or on disk.
 
         Raises:
             InputError: for settings that do not fit the data, or a federation that does not fit the machine.
@@ -108,10 +122,15 @@ class FederatedLoop:
         self.workers = Workers(fabric, lambda: method.client(data.num_items, data.seed))
         with self.workers.one() as worker:
             example, upload = worker.client.private(), worker.client.upload().values  # of nobody yet: their shapes
-        self.capacity = plan(self._demand(example, upload), self._place, self._cohort_size, fabric.device, folder)
+        demand = self._demand(example, upload)
+        self.capacity = plan(demand, self._place, self._cohort_size, fabric.device, folder, to_train)
         self.cohort_size = self.capacity.cohort_size
-        kind = MemoryStore if self.capacity.store == "memory" else DiskStore
-        self.store: ClientStore = kind(data.order(), example, self.state_dtype, folder)
+        arguments = (data.order(), example, self.state_dtype, folder)
+        self.store: ClientStore
+        if self.capacity.store == "memory":
+            self.store = MemoryStore(*arguments, expected=demand.most_clients)
+        else:
+            self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*arguments)
 
     def _demand(self, example: Mapping[str, Tensor], upload: Mapping[str, Tensor]) -> Demand:
         patience = self.rounds if self.patience is None else (self.patience + 1) * self.evaluate_every

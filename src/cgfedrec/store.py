@@ -78,7 +78,7 @@ class ClientStore(ABC):
         self.write(client.users, client.private())
         self.known[client.users] = True
 
-    def expect(self, users: Tensor) -> None:
+    def expect(self, users: Tensor) -> None:  # noqa: B027  # most need nothing
         """Make room for users, `[clients]`, who are about to take part, in the order of their cohorts."""
 
     @abstractmethod
@@ -470,7 +470,7 @@ def _raw(rows: Tensor) -> NDArray[np.uint8]:
 
 def _checksums(raw: NDArray[np.uint8], number: int) -> Tensor:
     """Of each of ``number`` rows, `[rows]`."""
-    sums = [xxhash.xxh3_64_intdigest(row) for row in raw.reshape(number, -1)]
+    sums = [xxhash.xxh3_64_intdigest(row.data) for row in raw.reshape(number, -1)]
     return torch.from_numpy(np.array(sums, dtype=np.uint64).view(np.int64))
 
 
@@ -478,7 +478,7 @@ def _read(file: int, into: NDArray[np.uint8], offset: int) -> bool:
     """Fill ``into`` from ``offset`` on; whether the file is long enough for that."""
     done = 0
     while done < len(into):
-        count = os.preadv(file, [memoryview(into[done:])], offset + done)
+        count = os.preadv(file, [into[done:].data], offset + done)
         if count == 0:
             return False
         done += count
@@ -488,7 +488,7 @@ def _read(file: int, into: NDArray[np.uint8], offset: int) -> bool:
 def _write(file: int, raw: NDArray[np.uint8], offset: int) -> None:
     done = 0
     while done < len(raw):
-        done += os.pwrite(file, memoryview(raw[done:]), offset + done)
+        done += os.pwrite(file, raw[done:].data, offset + done)
 
 
 def _allocate(file: int, offset: int, length: int) -> None:
