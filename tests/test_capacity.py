@@ -32,6 +32,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """16 GiB of memory, 100 GiB of disk."""
     has = SimpleNamespace(memory=16 * 2**30, disk=100 * 2**30)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=has.memory))
+    monkeypatch.setattr(capacity, "resident", lambda: 2**29)
     monkeypatch.setattr(capacity, "free_disk", lambda folder: has.disk)
     return has
 
@@ -55,7 +56,7 @@ def test_a_small_federation_stays_in_memory_a_large_one_goes_to_disk() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_what_would(machine: Any) -> None:
-    with pytest.raises(InputError, match=r"memory needs about 4\d\.\d GiB of memory, and 16.0 GiB are .*: disk, "):
+    with pytest.raises(InputError, match=r"memory needs about 2\d\.\d GiB of memory, and 16.0 GiB are .*: disk, "):
         plan(LARGE, "memory", "auto", CPU, Path())
     machine.disk = 10 * 2**30
     with pytest.raises(InputError, match=r"disk may lay .* and 10.0 GiB are free: .*bfloat16"):

@@ -23,14 +23,14 @@ SMALLEST, LARGEST = 16, 256
 """Clients of a cohort that sizes itself, on a CPU; a GPU takes as many as its memory holds."""
 COHORTS = 4
 """A worker's share of a round's cohorts, at least, so that workers end together."""
-COPIES = 5
-"""State of a cohort in training, in units of its parameters: these, gradients, two optimiser states, temporaries."""
-RESIDENT = 2**30
-"""Bytes of the process itself, before any data."""
+COPIES = 4
+"""State of a cohort in training, in units of its parameters: these, gradients and two optimiser states."""
+MODULES = 40 * 2**20
+"""Bytes that a process takes for what it loads after it has its data: measured, with three methods."""
 GROWTH = 9 / 8
 """By which files are longer than what is in them."""
 INTERACTION = 500
-"""Bytes for each interaction of the data, while they are read, split and drawn from."""
+"""Bytes for each interaction of the data, while they are drawn from, beside the data themselves."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Capacity:
         store: ``memory`` or ``disk``, or ``checkpoint`` where nothing is trained.
         state: Bytes of all clients that are expected to take part.
         disk: Bytes that the run may lay on disk, checkpoints included.
-        memory: Bytes that it may need in memory.
+        memory: Bytes that it needs in memory at most, those of the process and its data included. A run that goes on
+            from a checkpoint may map as much of that as it loads, and give it back when memory is short.
         cohort_size: How many clients train together.
     """
 
@@ -121,7 +122,7 @@ class Demand:
     @property
     def most_clients(self) -> int:
         """More than which will hardly take part: four standard deviations above `clients`."""
-        return min(self.users, math.ceil(self.clients + 4 * self.clients**0.5))
+        return min(self.users, math.ceil(self.clients + 4 * math.sqrt(self.clients)))
 
 
 def _row_nbytes(tensors: Mapping[str, Tensor]) -> int:
@@ -132,7 +133,7 @@ def cohort_size(demand: Demand, device: torch.device) -> int:
     """How many clients train together where nobody says: what fits the cache of a CPU or the memory of a GPU."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return max(1, min(demand.participants, free // (2 * COPIES * demand.client)))
+        return max(1, min(demand.participants, free // (2 * (COPIES + 1) * demand.client)))
     fitting = CACHE // max(demand.client, demand.sent)
     even = -(-demand.participants // (COHORTS * demand.workers))
     return min(max(SMALLEST, min(fitting, LARGEST)), even)
@@ -162,9 +163,11 @@ def plan(
     size = cohort_size(demand, device) if size == "auto" else size
     state = round(demand.clients * demand.kept)
     uploads = 2 * max(0, demand.sent - demand.client)  # beyond the tables that are sent as they are
-    working = demand.workers * size * (COPIES * demand.client + 2 * demand.kept + uploads + 6 * 4 * demand.items)
+    packed = 0 if demand.dtype == "float32" else 2 * demand.kept
+    cohort = size * (COPIES * demand.client + packed + uploads + 6 * 4 * demand.items)
+    working = demand.workers * cohort + INTERACTION * demand.interactions
     held = 2 * demand.participants * demand.sent if demand.sees_single_uploads else 0
-    base = RESIDENT + INTERACTION * demand.interactions + working + held
+    base = resident() + MODULES + working + held
     if not to_train:
         return Capacity("checkpoint", state, 0, base, size)
     available = available_memory()
@@ -172,7 +175,7 @@ def plan(
         store = "memory" if 2 * state + working <= available else "disk"
     replaced = sum(min(demand.clients, demand.participants * n) for n in (demand.kept_rounds, demand.checkpoint_every))
     disk = 3 * state if store == "memory" else round(GROWTH * (state + replaced * demand.kept))
-    memory = base + 2 * state if store == "memory" else base
+    memory = base + state if store == "memory" else base
     free = free_disk(folder)
     smaller = "fewer participants, method.dim smaller" + (
         ", loop.state_dtype bfloat16" if demand.dtype == "float32" else ""
@@ -180,7 +183,7 @@ def plan(
     check(
         f"loop.store: {store} needs about {gib(memory)} of memory, and {gib(available)} are available: "
         f"{'disk, ' if store == 'memory' else 'loop.cohort_size smaller, '}{smaller} would need less"
-        if memory > available
+        if memory - resident() > available
         else None,
         f"loop.store: {store} may lay {gib(disk)} on disk in {folder}, and {gib(free)} are free: {smaller} would need "
         "less, or choose another run_dir"
@@ -188,6 +191,11 @@ def plan(
         else None,
     )
     return Capacity(store, state, disk, memory, size)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has already, the data among them."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def available_memory(root: Path = Path("/")) -> int:

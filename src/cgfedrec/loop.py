@@ -125,12 +125,12 @@ class FederatedLoop:
         demand = self._demand(example, upload)
         self.capacity = plan(demand, self._place, self._cohort_size, fabric.device, folder, to_train)
         self.cohort_size = self.capacity.cohort_size
-        arguments = (data.order(), example, self.state_dtype, folder)
+        self._store_of = (data.order(), example, self.state_dtype, folder)
         self.store: ClientStore
         if self.capacity.store == "memory":
-            self.store = MemoryStore(*arguments, expected=demand.most_clients)
+            self.store = MemoryStore(*self._store_of, expected=demand.most_clients)
         else:
-            self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*arguments)
+            self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*self._store_of)
 
     def _demand(self, example: Mapping[str, Tensor], upload: Mapping[str, Tensor]) -> Demand:
         patience = self.rounds if self.patience is None else (self.patience + 1) * self.evaluate_every
@@ -264,6 +264,13 @@ class FederatedLoop:
         self.seconds = state["seconds"]
         self.server.load_state_dict(state["server"])
         self.store.load_state_dict(state["store"])
+
+    def open_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken, to use what was trained and train no more: clients' state stays where
+        it lies, and what the store held is given back.
+        """
+        self.store = OpenedStore(*self._store_of)
+        self.load_state_dict(state)
 
 
 def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:

@@ -336,7 +336,7 @@ class Run:
             )
         last = history[-1]
         if best["round"] != self.loop.round:
-            self.loop.load_state_dict(self._read_best(best_path, int(best["round"]))["loop"])
+            self.loop.open_state_dict(self._read_best(best_path, int(best["round"]))["loop"])
             self.loop.history = history
         protocol = self.data.protocol.to_dict()
         found = self.ranked("test") if self.data.holds_out("test") else None
