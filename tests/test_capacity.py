@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,3 +147,27 @@ def _limit(group: Path, limit: str, value: str, used: str, cache: str) -> None:
 
 def test_a_system_without_control_groups_has_no_limits(tmp_path: Path) -> None:
     assert available_memory(tmp_path) == 16 * 2**30
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import cgfedrec
+run = cgfedrec.fit({
+    "data.init_args.synthetic.users": 600, "data.init_args.synthetic.items": 2000, "method": "FedMF",
+    "method.init_args.dim": 64, "loop.rounds": 2, "loop.store": sys.argv[1], "run_dir": "run", "logger": None,
+})
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(run.loop.capacity.memory, int(peak.split()[1]) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process took")
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_a_run_takes_the_memory_that_it_states(store: str) -> None:
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, store], capture_output=True, text=True, env=one_thread, check=True
+    )
+    stated, peak = (int(number) for number in done.stdout.split()[-2:])
+    assert peak == pytest.approx(stated, rel=0.1)

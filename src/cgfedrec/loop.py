@@ -266,8 +266,9 @@ class FederatedLoop:
         self.store.load_state_dict(state["store"])
 
     def open_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` was taken, to use what was trained and train no more: clients' state stays where
-        it lies, and what the store held is given back.
+        """Go back to where `state_dict` was taken, to use what was trained and train no more.
+
+        Clients' state stays where it lies, and what the store held is given back.
         """
         self.store = OpenedStore(*self._store_of)
         self.load_state_dict(state)
