@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from cgfedrec import capacity
-from cgfedrec.capacity import Demand, cohort_size, plan
+from cgfedrec.capacity import Demand, available_memory, cohort_size, plan
 from cgfedrec.errors import InputError
 from tests.conftest import cgfedrec
 
@@ -32,6 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """16 GiB of memory, 100 GiB of disk."""
     has = SimpleNamespace(memory=16 * 2**30, disk=100 * 2**30)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=has.memory))
+    monkeypatch.setattr(capacity, "resident", lambda: 2**29)
     monkeypatch.setattr(capacity, "free_disk", lambda folder: has.disk)
     return has
 
@@ -51,11 +55,11 @@ def test_a_small_federation_stays_in_memory_a_large_one_goes_to_disk() -> None:
     assert large.memory < 2 * 2**30
     half = plan(replace(LARGE, dtype="bfloat16"), "auto", "auto", CPU, Path())
     assert half.state == pytest.approx(large.state / 2, rel=1e-6)
-    assert "21.7 GiB in memory-mapped files" in str(large)
+    assert "21.7 GiB in files" in str(large)
 
 
 def test_what_cannot_fit_is_refused_with_what_would(machine: Any) -> None:
-    with pytest.raises(InputError, match=r"memory needs about 4\d\.\d GiB of memory, and 16.0 GiB are .*: disk, "):
+    with pytest.raises(InputError, match=r"memory needs about 2\d\.\d GiB of memory, and 16.0 GiB are .*: disk, "):
         plan(LARGE, "memory", "auto", CPU, Path())
     machine.disk = 10 * 2**30
     with pytest.raises(InputError, match=r"disk may lay .* and 10.0 GiB are free: .*bfloat16"):
@@ -86,3 +90,84 @@ def test_uploads_larger_than_a_client_count(machine: Any) -> None:
     small, large = (plan(demand, "disk", 16, CPU, Path()) for demand in (LARGE, replace(LARGE, upload=products)))
     assert large.memory - small.memory >= 2 * 16 * 4 * 20_000**2
     assert cohort_size(replace(LARGE, upload=products), CPU) == capacity.SMALLEST
+
+
+def test_few_participants_of_many_users_fit_in_memory(machine: Any) -> None:
+    table = {"table": torch.empty(0, 20_000, 64)}
+    few = replace(LARGE, users=6000, participants=10, rounds=2, example=table, upload=table)
+    chosen = plan(few, "auto", "auto", CPU, Path())
+    assert chosen.store == "memory"
+    assert chosen.state == pytest.approx(20 * 20_000 * 64 * 4, rel=0.01)
+    assert chosen.memory < 3 * 2**30
+    assert 20 <= few.most_clients < 40
+    assert plan(replace(few, participants=6000), "auto", "auto", CPU, Path()).store == "disk"
+
+
+def test_what_is_only_read_needs_no_room(machine: Any) -> None:
+    machine.disk = 0
+    with pytest.raises(InputError, match="0 MiB are free"):
+        plan(LARGE, "disk", "auto", CPU, Path())
+    for store in ("memory", "disk", "auto"):
+        chosen = plan(LARGE, store, "auto", CPU, Path(), to_train=False)
+        assert (chosen.store, chosen.disk) == ("checkpoint", 0)
+
+
+GROUPS = {
+    "version 2": ("0::/jobs/one\n", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "version 1": (
+        "9:name=systemd:/\n4:cpu,memory:/jobs/one\n0::/\n",
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", GROUPS)
+@pytest.mark.parametrize("group", ["jobs/one", "jobs", "."])
+def test_a_containers_limit_is_heeded(version: str, group: str, tmp_path: Path) -> None:
+    own, folder, limit, used, cache = GROUPS[version]
+    unlimited = "max" if version == "version 2" else str(2**63 - 4096)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(own)
+    for one in ("jobs/one", "jobs"):
+        _limit(tmp_path / folder / one, limit, unlimited, used, cache)
+    assert available_memory(tmp_path) == 16 * 2**30
+    _limit(tmp_path / folder / group, limit, str(3 * 2**30), used, cache)
+    assert available_memory(tmp_path) == 3 * 2**30 - (2**30 - 2**20)
+
+
+def _limit(group: Path, limit: str, value: str, used: str, cache: str) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    (group / limit).write_text(value + "\n")
+    (group / used).write_text(f"{2**30}\n")
+    (group / "memory.stat").write_text(f"anon 5\n{cache} {2**20}\n")
+
+
+def test_a_system_without_control_groups_has_no_limits(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) == 16 * 2**30
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import cgfedrec
+run = cgfedrec.fit({
+    "data.init_args.synthetic.users": 600, "data.init_args.synthetic.items": 2000, "method": "FedMF",
+    "method.init_args.dim": 64, "loop.rounds": 2, "loop.store": sys.argv[1], "run_dir": "run", "logger": None,
+})
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(run.loop.capacity.memory, int(peak.split()[1]) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process took")
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_a_run_takes_the_memory_that_it_states(store: str) -> None:
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, store], capture_output=True, text=True, env=one_thread, check=True
+    )
+    stated, peak = (int(number) for number in done.stdout.split()[-2:])
+    assert peak == pytest.approx(stated, rel=0.1)

@@ -116,6 +116,17 @@ def no_room(path: Path, written: int = 0, wanted: int | None = None) -> str:
     )
 
 
+@contextmanager
+def room_for(path: Path, written: int = 0, wanted: int | None = None) -> Iterator[None]:
+    """Raise `RunError` with what `no_room` says where the body finds the disk full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise RunError(no_room(path, written, wanted)) from error
+        raise
+
+
 def _full_disk(error: BaseException | None) -> OSError | None:
     """The operating system's own error, where it, or one that it caused, says that a disk is full."""
     while error is not None:

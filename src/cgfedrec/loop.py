@@ -23,7 +23,7 @@ from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import NotFiniteError, Server
-from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore
+from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
 from cgfedrec.workers import Worker, Workers
 
 
@@ -91,8 +91,22 @@ class FederatedLoop:
         self.seconds = 0.0
         self.should_stop = False
 
-    def setup(self, fabric: Fabric, data: FederatedDataModule, method: Method, folder: Path = Path("clients")) -> None:
-        """Build the workers, the server and the store for this data; ``folder`` is for state that does not fit memory.
+    def setup(
+        self,
+        fabric: Fabric,
+        data: FederatedDataModule,
+        method: Method,
+        folder: Path = Path("clients"),
+        to_train: bool = True,
+    ) -> None:
+        """Build the workers, the server and the store for this data.
+
+        Args:
+            fabric: Owns device and precision.
+            data: Set up.
+            method: Makes the clients and the server.
+            folder: For clients' state that does not fit memory.
+            to_train: Otherwise a state is loaded and used where it lies, which takes no room in memory or on disk.
 
         Raises:
             InputError: for settings that do not fit the data, or a federation that does not fit the machine.
@@ -108,10 +122,15 @@ class FederatedLoop:
         self.workers = Workers(fabric, lambda: method.client(data.num_items, data.seed))
         with self.workers.one() as worker:
             example, upload = worker.client.private(), worker.client.upload().values  # of nobody yet: their shapes
-        self.capacity = plan(self._demand(example, upload), self._place, self._cohort_size, fabric.device, folder)
+        demand = self._demand(example, upload)
+        self.capacity = plan(demand, self._place, self._cohort_size, fabric.device, folder, to_train)
         self.cohort_size = self.capacity.cohort_size
-        kind = MemoryStore if self.capacity.store == "memory" else DiskStore
-        self.store: ClientStore = kind(data.order(), example, self.state_dtype, folder)
+        self._store_of = (data.order(), example, self.state_dtype, folder)
+        self.store: ClientStore
+        if self.capacity.store == "memory":
+            self.store = MemoryStore(*self._store_of, expected=demand.most_clients)
+        else:
+            self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*self._store_of)
 
     def _demand(self, example: Mapping[str, Tensor], upload: Mapping[str, Tensor]) -> Demand:
         patience = self.rounds if self.patience is None else (self.patience + 1) * self.evaluate_every
@@ -146,7 +165,8 @@ class FederatedLoop:
         try:
             while self.round < self.rounds and not self.should_stop:
                 started, self.round, seen = time.perf_counter(), self.round + 1, []
-                cohorts = self.data.cohorts(self.sample(), self.cohort_size)
+                cohorts = list(self.data.cohorts(self.sample(), self.cohort_size))
+                self.store.expect(torch.cat(cohorts))
                 for upload, nbytes, means in self.workers.map(self.train, cohorts):
                     self.bytes_up, self.bytes_down = self.bytes_up + nbytes[0], self.bytes_down + nbytes[1]
                     self.server.aggregate(upload)
@@ -271,6 +291,14 @@ class FederatedLoop:
         self.seconds = float(state["seconds"])
         self.server.load_state_dict(state["server"])
         self.store.load_state_dict(state["store"])
+
+    def open_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken, to use what was trained and train no more.
+
+        Clients' state stays where it lies, and what the store held is given back.
+        """
+        self.store = OpenedStore(*self._store_of)
+        self.load_state_dict(state)
 
 
 def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:

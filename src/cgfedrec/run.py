@@ -86,13 +86,20 @@ def start(
     if settings.ckpt_path and Path(settings.ckpt_path) != checkpoint:
         raise InputError(f"ckpt_path: {settings.ckpt_path} and {checkpoint} are both named; name one, as an option")
     with run_folder(settings) as directory:
-        run = open_run(settings, directory, callbacks, console)
+        to_train = not (state and _is_finished(state, settings))
+        run = open_run(settings, directory, callbacks, console, to_train=to_train)
         if state and checkpoint:
             run.restore(state, checkpoint)
             run.adopt(checkpoint)
         del state  # it maps the checkpoint
         run.fit()
     return run
+
+
+def _is_finished(state: Mapping[str, Any], settings: Namespace) -> bool:
+    """Whether the last round is behind a checkpoint, so that all that is left is to report."""
+    round = state["loop"].get("round")
+    return isinstance(round, int) and round >= settings.loop.rounds
 
 
 def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), console: Console | None = None) -> Run:
@@ -115,7 +122,7 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
     settings = parse(given, settings_in(state["config"], given), True)
     if console:
         console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
-    run = open_run(settings, path.parent, console=console, clients=path.parent / CLIENTS)
+    run = open_run(settings, path.parent, console=console, clients=path.parent / CLIENTS, to_train=False)
     run.restore(state)
     return run
 
@@ -144,6 +151,7 @@ class Run:
         callbacks: The user's.
         console: Where progress and results are shown.
         clients: The files of clients' state, where there are some already.
+        to_train: Otherwise a state is only used, and takes no room.
 
     Attributes:
         loop: The federation.
@@ -159,6 +167,7 @@ class Run:
         callbacks: Sequence[Any] = (),
         console: Console | None = None,
         clients: Path | None = None,
+        to_train: bool = True,
     ) -> None:
         parts = instantiate(settings)
         self.directory, self.console = directory, console or quiet_console()
@@ -174,9 +183,9 @@ class Run:
         method = f"{type(self.method).__module__}.{type(self.method).__qualname__}"
         self.header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
         self._interrupt = Interrupt()
-        self._setup(parts, callbacks, clients)
+        self._setup(parts, callbacks, clients, to_train)
 
-    def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None) -> None:
+    def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None, to_train: bool) -> None:
         self._checkpoint = Checkpoint(self.checkpoints, self.header)
         hooks = [
             History(self.directory / "metrics.csv", self.log),
@@ -186,9 +195,8 @@ class Run:
             *callbacks,
             self._checkpoint,
         ]
-        self.loop.setup(
-            _fabric(vars(parts.fabric), hooks), self.data, parts.method, clients or self.checkpoints / CLIENTS
-        )
+        folder = clients or self.checkpoints / CLIENTS
+        self.loop.setup(_fabric(vars(parts.fabric), hooks), self.data, parts.method, folder, to_train)
 
     @property
     def checkpoints(self) -> Path:
@@ -329,7 +337,7 @@ class Run:
             )
         last = history[-1]
         if best["round"] != self.loop.round:
-            self.loop.load_state_dict(self._read_best(best_path, int(best["round"]))["loop"])
+            self.loop.open_state_dict(self._read_best(best_path, int(best["round"]))["loop"])
             self.loop.history = history
         protocol = self.data.protocol.to_dict()
         found = self.ranked("test") if self.data.holds_out("test") else None
@@ -387,7 +395,7 @@ class ReferenceRun(Run):
     Of the loop's options it heeds ``monitor`` alone; callbacks are not called, since there are no rounds.
     """
 
-    def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None) -> None:
+    def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None, to_train: bool) -> None:
         self.reference: Reference = parts.method
         self.reference.device = _fabric(vars(parts.fabric), []).device
         self.loop.rounds = 1
