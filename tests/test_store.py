@@ -209,10 +209,10 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_what_was_there
     row = ITEMS * DIM * 4
     sizes = {path: path.stat().st_size for path in (tmp_path / "a").iterdir()}
     message = rf"the disk of {tmp_path / 'a'} is full: {6 * row} bytes"
-    with monkeypatch.context() as patched, full_disk(6 * row), pytest.raises(RunError, match=message):
-        if reserves:
-            patched.setattr(os, "posix_fallocate", reserves)
-        train(store, client, list(range(4)), 200)
+    with monkeypatch.context() as patched, full_disk(6 * row):
+        patched.setattr(os, "posix_fallocate", reserves or os.posix_fallocate)
+        with pytest.raises(RunError, match=message):
+            train(store, client, list(range(4)), 200)
     assert {path: path.stat().st_size for path in sizes} == sizes
     assert first_numbers(store, list(range(6))) == [100 + user for user in range(6)]
     for again in (store, make(DiskStore)):
