@@ -209,7 +209,8 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_what_was_there
     row = ITEMS * DIM * 4
     sizes = {path: path.stat().st_size for path in (tmp_path / "a").iterdir()}
     message = rf"the disk of {tmp_path / 'a'} is full: {6 * row} bytes"
-    with monkeypatch.context() as patched, full_disk(6 * row):
+    limit = 100 * row if reserves is half else 6 * row
+    with monkeypatch.context() as patched, full_disk(limit):
         patched.setattr(os, "posix_fallocate", reserves or os.posix_fallocate)
         with pytest.raises(RunError, match=message):
             train(store, client, list(range(4)), 200)
