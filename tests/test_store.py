@@ -185,28 +185,35 @@ def full_disk(nbytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def half(file: int, offset: int, length: int) -> None:
+    os.truncate(file, offset + length // 2)
+    raise OSError(errno.ENOSPC, "full")
+
+
 def unsupported(*_: object) -> None:
     raise OSError(errno.EOPNOTSUPP, "not here")
 
 
-@pytest.mark.parametrize("reserves", [True, False])
+@pytest.mark.parametrize("reserves", [None, unsupported, half])
 def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_what_was_there(
-    reserves: bool,
+    reserves: Callable[..., None] | None,
     client: TableClient,
     make: Callable[..., ClientStore],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not reserves:
-        monkeypatch.setattr(os, "posix_fallocate", unsupported)
     store = make(DiskStore)
     train(store, client, list(range(6)), 100)
     store.pin("last")
     state = store.state_dict()
     row = ITEMS * DIM * 4
     sizes = {path: path.stat().st_size for path in (tmp_path / "a").iterdir()}
-    with full_disk(6 * row), pytest.raises(RunError, match=rf"the disk of {tmp_path / 'a'} is full: {6 * row} bytes"):
-        train(store, client, list(range(4)), 200)
+    message = rf"the disk of {tmp_path / 'a'} is full: {6 * row} bytes"
+    limit = 100 * row if reserves is half else 6 * row
+    with monkeypatch.context() as patched, full_disk(limit):
+        patched.setattr(os, "posix_fallocate", reserves or os.posix_fallocate)
+        with pytest.raises(RunError, match=message):
+            train(store, client, list(range(4)), 200)
     assert {path: path.stat().st_size for path in sizes} == sizes
     assert first_numbers(store, list(range(6))) == [100 + user for user in range(6)]
     for again in (store, make(DiskStore)):
@@ -215,11 +222,9 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_what_was_there
         assert first_numbers(again, [0, 3, 4]) == [300, 303, 104]
 
 
-def test_room_is_taken_before_it_is_written_to(
-    client: TableClient, make: Callable[..., ClientStore], tmp_path: Path
-) -> None:
-    store = make(DiskStore)
-    train(store, client, [0], 100)
+def test_room_is_taken_before_it_is_written_to(make: Callable[..., ClientStore], tmp_path: Path) -> None:
+    make(DiskStore)._files.grow(0, 1000)
+    assert (tmp_path / "a" / "table.float32").stat().st_size == 1000 * ITEMS * DIM * 4
     for path in (tmp_path / "a").iterdir():
         assert path.stat().st_blocks * 512 >= path.stat().st_size
 
