@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -116,7 +117,8 @@ def test_a_service_that_dies_is_said_once_and_ends_nothing() -> None:
     settings = {**TINY, "loop": {"rounds": 200, "patience": None}, "logger": logger}
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     line = [sys.executable, "-m", "cgfedrec.cli", "fit", "--config", "config.yaml", "--run_dir", "run"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not that of other tests
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=own)
     services: list[psutil.Process] = []
     while not (services and Path("run/metrics.csv").exists()):
         assert process.poll() is None, process.communicate()
