@@ -325,3 +325,38 @@ def test_ticks_are_round_and_hold_the_data() -> None:
     assert linear_ticks(0, 100, 6) == [0, 20, 40, 60, 80, 100]
     assert log_ticks(3e3, 4e7) == pytest.approx([1e3, 1e4, 1e5, 1e6, 1e7, 1e8])
     assert log_ticks(3e6, 4e7) == pytest.approx([2e6, 5e6, 1e7, 2e7, 5e7])
+
+
+def test_a_damaged_result_is_named_and_its_run_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0])
+    assert compare(config) == 0
+    whole = pl.read_csv("out/results.csv").drop("seconds")
+    run = Path("out/one/PFedRec/0")
+    half = len((run / "summary.json").read_bytes()) // 2
+    damages = {
+        "summary.json": lambda data: data[:half],
+        "ranks.parquet": lambda data: data[:-9] + b"!" + data[-8:],
+        "metrics.csv": lambda data: data.replace(b"0.", b"1.", 1),
+    }
+    for name, damage in damages.items():
+        (run / name).write_bytes(damage((run / name).read_bytes()))
+        before = changed_at()
+        capsys.readouterr()
+        assert compare(config) == 0
+        assert f"{run / name}: is damaged" in capsys.readouterr().out
+        after = changed_at()
+        assert {path for path in after if after[path] != before[path]} == {str(run / "summary.json")}
+        assert pl.read_csv("out/results.csv").drop("seconds").equals(whole)
+
+
+def test_checkpoints_that_a_killed_comparison_left_go_and_those_that_were_asked_for_stay(tmp_path: Path) -> None:
+    config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0])
+    assert compare(config) == 0
+    left = Path("out/one/PFedRec/0/checkpoints/last.ckpt")
+    left.parent.mkdir()
+    left.touch()
+    assert compare(config) == 0
+    assert not left.parent.exists()
+    assert main(["compare", "--config", str(config), "--output", "kept", "--keep_checkpoints"]) == 0
+    assert main(["compare", "--config", str(config), "--output", "kept"]) == 0
+    assert Path("kept/one/PFedRec/0/checkpoints/last.ckpt").exists()

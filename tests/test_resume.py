@@ -21,7 +21,7 @@ from cgfedrec.files import read_json
 from tests.conftest import TINY, cgfedrec
 
 ROUNDS = 16
-OF_ONE_RUN: dict[str, Any] = {"run": "", "seconds": 0, "time/round": 0}
+OF_ONE_RUN: dict[str, Any] = {"run": "", "seconds": 0, "time/round": 0, "files": {}}
 """What differs between two runs of the same settings."""
 
 

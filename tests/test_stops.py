@@ -1,14 +1,15 @@
 """Killed between any two writes: the same command, or the run's continuation, comes to the same end.
 
-A child process does the work and ends, as by SIGKILL, just before its k-th operation on a file. By default some moments
-spread over the whole are tried; CGFEDREC_ALL_STOPS=1 tries all.
+By default some moments spread over the whole are tried; CGFEDREC_ALL_STOPS=1 tries all (`make stops`).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,65 +20,52 @@ import yaml
 
 import cgfedrec
 from cgfedrec import files
-from cgfedrec.cli import main
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
+from tests.stopper import KILLED
 
-KILLED = 9
-SAMPLE = 4
-OF_ONE_RUN: dict[str, Any] = {"run": "", "seconds": 0, "time/round": 0}
-OPERATIONS = [
-    (Path, "replace"),
-    (Path, "unlink"),
-    (Path, "mkdir"),
-    (os, "link"),
-    (os, "fsync"),
-    (os, "truncate"),
-    (os, "posix_fallocate"),
-    (os, "pwrite"),
-    (os, "pwritev"),
-]
-"""What changes files, in Python's words. A write to an open file is between two of them."""
-SETTINGS: dict[str, Any] = {"loop": {"rounds": 4, "patience": None, "participants": 10}, "seed_everything": 3}
+SAMPLE = 5
+OF_ONE_RUN: dict[str, Any] = {"run": "", "seconds": 0, "time/round": 0, "files": {}}
+SETTINGS: dict[str, Any] = TINY | {
+    "loop": {"rounds": 4, "patience": None, "participants": 10, "cohort_size": 16},
+    "seed_everything": 3,
+}
+
+Command = Callable[..., tuple[int, int]]
+"""Arguments of the command line, and before which operation to stop, if at all: exit code and operations."""
 
 
-def child(work: Callable[[], object], stop_before: int | None = None) -> tuple[int, int]:
-    """Do something in a process of its own, and kill it before an operation; its exit code and how many there were."""
-    reading, writing = os.pipe()
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            os.close(reading)
-            count = [0]
+@pytest.fixture
+def command() -> Iterator[Command]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "1", "CGFEDREC_FIT_LOGGER": "null"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.stopper"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
 
-            def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
-                def run(*arguments: Any, **named: Any) -> Any:
-                    count[0] += 1
-                    if count[0] == stop_before:
-                        os._exit(KILLED)
-                    return operation(*arguments, **named)
+    def run(*arguments: object, stop_before: int = 0) -> tuple[int, int]:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps([[str(argument) for argument in arguments], stop_before]) + "\n")
+        server.stdin.flush()
+        code, number = json.loads(server.stdout.readline())
+        return code, number
 
-                return run
-
-            for owner, name in OPERATIONS:
-                setattr(owner, name, counted(getattr(owner, name)))
-            sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115, it ends with the process
-            code = int(bool(work()))
-            os.write(writing, str(count[0]).encode())
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        number = told.read()
-    _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status), int(number or 0)
+    Path("config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    yield run
+    server.stdin.close()
+    server.wait()
 
 
-def moments(number: int) -> list[int]:
+def moments(number: int, sample: int = SAMPLE) -> list[int]:
     """Before which operations to stop."""
-    if os.environ.get("CGFEDREC_ALL_STOPS") or number <= SAMPLE:
+    if os.environ.get("CGFEDREC_ALL_STOPS") or number <= sample:
         return list(range(1, number + 1))
-    return sorted({round(1 + place * (number - 1) / (SAMPLE - 1)) for place in range(SAMPLE)})
+    return sorted({round(1 + place * (number - 1) / (sample - 1)) for place in range(sample)})
 
 
 def same_run(one: Path, other: Path) -> None:
@@ -99,91 +87,68 @@ def same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
-def test_fit(store: str) -> None:
-    own = {"loop": {"store": store}}
-    settings = [TINY, SETTINGS, own]
-
-    def fit(folder: str) -> None:
+def test_fit(store: str, command: Command) -> None:
+    def line(folder: str) -> list[object]:
         last = Path(folder) / "checkpoints" / "last.ckpt"
         if last.exists():
-            cgfedrec.fit({"ckpt_path": str(last), "logger": None})
-        else:
-            cgfedrec.fit(*settings, {"run_dir": folder})
+            return ["fit", "--ckpt_path", last]
+        return ["fit", "--config", "config.yaml", "--loop.store", store, "--run_dir", folder]
 
-    code, number = child(lambda: fit("whole"))
-    assert (code, number > 20) == (0, True), number
+    code, number = command(*line("whole"))
+    assert (code, number > 20) == (0, True)
     for moment in moments(number):
         folder = f"stopped{moment}"
-        assert child(lambda: fit(folder), moment)[0] == KILLED  # noqa: B023, called at once
-        assert child(lambda: fit(folder))[0] == 0, f"does not go on when stopped before operation {moment}"  # noqa: B023
+        assert command(*line(folder), stop_before=moment)[0] == KILLED
+        assert command(*line(folder))[0] == 0, f"does not go on when stopped before operation {moment}"
         same_run(Path(folder), Path("whole"))
 
 
-def test_a_continuation_in_another_folder() -> None:
-    cgfedrec.fit(TINY, SETTINGS, {"run_dir": "first", "loop": {"store": "disk"}})
-    more = {"ckpt_path": "first/checkpoints/last.ckpt", "loop": {"rounds": 6}, "logger": None}
+def test_a_continuation_in_another_folder(command: Command) -> None:
+    assert command("fit", "--config", "config.yaml", "--loop.store", "disk", "--run_dir", "first")[0] == 0
 
-    def go_on(folder: str) -> None:
+    def line(folder: str) -> list[object]:
         last = Path(folder) / "checkpoints" / "last.ckpt"
-        own = {"ckpt_path": str(last)} if last.exists() else {"run_dir": folder}
-        cgfedrec.fit(more | own)
+        if last.exists():
+            return ["fit", "--ckpt_path", last, "--loop.rounds", 6]
+        return ["fit", "--ckpt_path", "first/checkpoints/last.ckpt", "--loop.rounds", 6, "--run_dir", folder]
 
-    code, number = child(lambda: go_on("whole"))
+    code, number = command(*line("whole"))
     assert code == 0
     for moment in moments(number):
         folder = f"stopped{moment}"
-        assert child(lambda: go_on(folder), moment)[0] == KILLED  # noqa: B023, called at once
-        assert child(lambda: go_on(folder))[0] == 0, moment  # noqa: B023
+        assert command(*line(folder), stop_before=moment)[0] == KILLED
+        assert command(*line(folder))[0] == 0, moment
         same_run(Path(folder), Path("whole"))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_recommend(suffix: str) -> None:
-    cgfedrec.fit(TINY, SETTINGS, {"run_dir": "run"})
+def test_recommend(suffix: str, command: Command) -> None:
+    assert command("fit", "--config", "config.yaml", "--run_dir", "run")[0] == 0
     line = ["recommend", "--ckpt_path", "run/checkpoints/best.ckpt", "--output"]
-    code, number = child(lambda: main([*line, f"whole.{suffix}"]))
+    code, number = command(*line, f"whole.{suffix}")
     assert (code, number > 1) == (0, True)
-    for moment in moments(number):
+    for moment in moments(number, 3):
         output = Path(f"out{moment}.{suffix}")
-        assert child(lambda: main([*line, str(output)]), moment)[0] == KILLED  # noqa: B023, called at once
-        assert child(lambda: main([*line, str(output)]))[0] == 0  # noqa: B023
+        assert command(*line, output, stop_before=moment)[0] == KILLED
+        assert command(*line, output)[0] == 0
         assert output.read_bytes() == Path(f"whole.{suffix}").read_bytes()
 
 
-def test_compare() -> None:
+def test_compare(command: Command) -> None:
     """Its runs are processes of their own, which `test_fit` stops; here it is the comparison that is stopped."""
     methods = {"Local": {"method": {"class_path": "cgfedrec.methods.Local", "init_args": {"dim": 8}}}}
-    config = {
-        "base": {"loop": {"rounds": 1}},
-        "data": {"tiny": {"data": TINY["data"]}},
-        "methods": methods,
-        "seeds": [0],
-    }
-    Path("compare.yaml").write_text(yaml.safe_dump(config))
-
-    def compare(folder: str) -> int:
-        return main(["compare", "--config", "compare.yaml", "--output", folder])
-
-    code, number = child(lambda: compare("whole"))
+    config = {"base": {"loop": {"rounds": 1}}, "data": {"tiny": {"data": TINY["data"]}}, "methods": methods}
+    Path("compare.yaml").write_text(yaml.safe_dump(config | {"seeds": [0]}))
+    line = ["compare", "--config", "compare.yaml", "--output"]
+    code, number = command(*line, "whole")
     assert code == 0
     assert not [*Path("whole").rglob("*.ckpt")]
     whole = pl.read_csv("whole/results.csv").drop("seconds")
-    for moment in moments(number)[1::2]:
+    for moment in moments(number, 3):
         folder = f"stopped{moment}"
-        assert child(lambda: compare(folder), moment)[0] == KILLED  # noqa: B023, called at once
-        assert child(lambda: compare(folder))[0] == 0, moment  # noqa: B023
+        assert command(*line, folder, stop_before=moment)[0] == KILLED
+        assert command(*line, folder)[0] == 0, moment
         assert pl.read_csv(f"{folder}/results.csv").drop("seconds").equals(whole)
         assert not [*Path(folder).rglob("*.ckpt"), *Path(folder).rglob(".*.part")]
-        assert read_ranks(folder).equals(read_ranks("whole"))
-
-
-def read_ranks(folder: str) -> pl.DataFrame:
-    return pl.read_parquet(f"{folder}/ranks.parquet")
-
-
-def test_a_harness_that_stops_nothing_would_pass() -> None:
-    """So see that it stops: each moment leaves less than the whole."""
-    assert child(lambda: files.write_atomically(Path("a"), "text"), 1)[0] == KILLED
-    assert not Path("a").exists()
-    code, number = child(lambda: files.write_atomically(Path("a"), "text"))
-    assert (code, Path("a").read_text(), number) == (0, "text", 4)
+        ranks, expected = (pl.read_parquet(f"{one}/ranks.parquet") for one in (folder, "whole"))
+        assert ranks.equals(expected)

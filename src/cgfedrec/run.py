@@ -53,8 +53,8 @@ from cgfedrec.store import ClientStore
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 CLIENTS = "clients"
 """The folder of clients' state, beside the checkpoints that refer to it."""
-RANKS = "ranks.parquet"
-"""Where each user's held-out items stand; the summary holds its checksum."""
+METRICS, RANKS = "metrics.csv", "ranks.parquet"
+"""The history, and where each user's held-out items stand; the summary holds their checksums."""
 SCORED_AT_ONCE = 256
 """Users whom a reference scores in one operation."""
 PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
@@ -188,7 +188,7 @@ class Run:
     def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None, to_train: bool) -> None:
         self._checkpoint = Checkpoint(self.checkpoints, self.header)
         hooks = [
-            History(self.directory / "metrics.csv", self.log),
+            History(self.directory / METRICS, self.log),
             EarlyStopping(),
             self._interrupt,
             ProgressBar(self.console),
@@ -343,6 +343,7 @@ class Run:
         found = self.ranked("test") if self.data.holds_out("test") else None
         if found is not None:
             write(rank_table(self.data, found), self.directory / RANKS)
+        written = [self.directory / name for name in (METRICS, RANKS)]
         self.summary = {
             "run": self.header.run,
             "round": int(best["round"]),
@@ -355,7 +356,7 @@ class Run:
             "users": self.data.num_users,
             "items": self.data.num_items,
             "seconds": seconds(),
-            "files": {RANKS: file_digest(self.directory / RANKS)} if found is not None else {},
+            "files": {path.name: file_digest(path) for path in written if path.exists()},
             "versions": {
                 "cgfedrec": __version__,
                 "python": platform.python_version(),
@@ -411,7 +412,7 @@ class ReferenceRun(Run):
         found = summarise(self.data, "val", self.ranked("val")) if self.data.holds_out("val") else {}
         self.loop.round, self.loop.seconds = 1, seconds
         self.loop.history = [{"round": 1, **self.reference.report(), **found, "time/round": seconds}]
-        write_atomically(self.directory / "metrics.csv", self.history.write_csv())
+        write_atomically(self.directory / METRICS, self.history.write_csv())
         self.log.do(lambda logger: logger.log_metrics(self.loop.history[-1], step=1))
 
     def ranked(self, stage: Stage) -> Ranked:

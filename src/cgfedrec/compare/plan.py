@@ -61,13 +61,14 @@ class Job:
 
     def state(self) -> State:
         """How far it is; ``changed`` if the folder holds a run with another config. What is damaged is not finished."""
-        done = (self.directory / "summary.json").exists() and not self.damage()
-        begun = self.checkpoint.exists()
-        if not (done or begun):
+        ended, begun = (self.directory / "summary.json").exists(), self.checkpoint.exists()
+        if not (ended or begun):
             return "new"
         if self.differences():
             return "changed"
-        return "finished" if done else "started"
+        if ended and not self.damage():
+            return "finished"
+        return "started" if begun else "new"
 
     def differences(self) -> list[str]:
         """Options in which the run in the folder differs; how a run is logged does not count."""

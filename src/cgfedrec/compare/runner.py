@@ -19,11 +19,13 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from cgfedrec.compare.plan import Job
-from cgfedrec.files import locked, write_atomically
+from cgfedrec.files import locked, remove_leftovers, write_atomically
 from cgfedrec.report import progress_bars
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at the processes."""
+KEPT = ".keep_checkpoints"
+"""In the folder of a run whose checkpoints were asked for, so that a later comparison does not drop them."""
 OUTPUT = "output.log"
 """In a run's folder: what its process printed."""
 
@@ -73,12 +75,13 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
         _signals() as signals,
         progress_bars(console, "what", remaining=False) as progress,
     ):
+        remove_leftovers(folder)
         ended = Ended()
         waiting = []
         for job in jobs:
             if job.state() == "finished":
                 ended.skipped += 1
-                _drop_checkpoints(job, keep_checkpoints)  # of a run after which the comparison was killed
+                _drop_checkpoints(job, keep_checkpoints or (job.directory / KEPT).exists())  # if killed before it could
                 continue
             waiting.append(job)
             if problem := job.damage():
@@ -89,7 +92,9 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
         while running or (waiting and not signals):
             while waiting and len(running) < processes and not signals:
                 job = waiting.pop(0)
-                running.append(_start(job, processes, lock, progress.add_task(job.name, total=None, what="")))
+                running.append(
+                    _start(job, processes, lock, keep_checkpoints, progress.add_task(job.name, total=None, what=""))
+                )
             if len(signals) > passed_on:
                 for one in running:
                     one.process.send_signal(signals[0] if not passed_on else signal.SIGKILL)
@@ -127,12 +132,14 @@ def reason(directory: Path) -> str:
     return (errors or said or [""])[-1]
 
 
-def _start(job: Job, processes: int, lock: int, task: TaskID) -> _Running:
+def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: TaskID) -> _Running:
     resume = job.state() == "started"
     if job.state() == "changed":  # the plan was told to replace it
         shutil.rmtree(job.directory)
     job.directory.mkdir(parents=True, exist_ok=True)
     (job.directory / "summary.json").unlink(missing_ok=True)  # damaged, or the job would be finished
+    if keep_checkpoints:
+        (job.directory / KEPT).touch()
     config = job.directory / "config.yaml"  # which the run writes again, word for word
     write_atomically(config, job.config)
     given = ["--config", config, *(["--ckpt_path", job.checkpoint] if resume else ["--run_dir", job.directory])]

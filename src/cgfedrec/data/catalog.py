@@ -8,12 +8,14 @@ import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from cgfedrec.errors import InputError, RunError
+from cgfedrec.files import room_for, sync_folder, write_atomically
 
 TIMEOUT = 30
 CHUNK = 1 << 16
@@ -90,15 +92,15 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
         (p for p in (target / entry.ratings, target / name / entry.ratings) if p.exists()), target / entry.ratings
     )
     console.print(f"{name}: {entry.licence}", soft_wrap=True, highlight=False)
+    archive = directory / f"{name}.zip.part"
     if not ratings.exists():
         if target.exists() and any(target.iterdir()):
             raise InputError(f"--dir: {target} is there, but holds no {entry.ratings}; move it away")
         directory.mkdir(parents=True, exist_ok=True)
-        partial = directory / f"{name}.zip.part"
-        _fetch(url or entry.url, partial, target, console)
-        _verify(partial, entry.checksum)
-        _extract(partial, target, entry.ratings)
-        partial.unlink()
+        _fetch(url or entry.url, archive, target, console)
+        _verify(archive, entry.checksum)
+        _extract(archive, target, entry.ratings)
+    archive.unlink(missing_ok=True)
     console.print(
         f"train on it with:\n  cgfedrec fit --data.init_args.path {ratings} {entry.options}",
         soft_wrap=True,
@@ -107,8 +109,8 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
     return ratings
 
 
-def _fetch(url: str, partial: Path, target: Path, console: Console) -> None:
-    done = partial.stat().st_size if partial.exists() else 0
+def _fetch(url: str, archive: Path, target: Path, console: Console) -> None:
+    done = archive.stat().st_size if archive.exists() else 0
     if not url.startswith(("http://", "https://")):
         raise InputError(f"--url: {url!r} must begin with http:// or https://")
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
@@ -121,12 +123,12 @@ def _fetch(url: str, partial: Path, target: Path, console: Console) -> None:
             resumed = response.status == 206
             length = int(response.headers.get("Content-Length", 0))
             start = done if resumed else 0
-            task = progress.add_task(partial.stem, total=start + length if length else None, completed=start)
-            with partial.open("ab" if resumed else "wb") as file:
+            task = progress.add_task(archive.stem, total=start + length if length else None, completed=start)
+            with room_for(archive), archive.open("ab" if resumed else "wb") as file:
                 while chunk := response.read(CHUNK):
                     file.write(chunk)
                     progress.advance(task, len(chunk))
-            if length and partial.stat().st_size < start + length:
+            if length and archive.stat().st_size < start + length:
                 raise ConnectionError("the connection ended early")
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is left to fetch
@@ -135,17 +137,17 @@ def _fetch(url: str, partial: Path, target: Path, console: Console) -> None:
     except (urllib.error.URLError, OSError) as error:
         raise RunError(
             f"{url}: {getattr(error, 'reason', error)}. The same command goes on where this one ended. Without a "
-            f"network: fetch the archive elsewhere, save it as {partial}, and run this again; or unpack it to {target}"
+            f"network: fetch the archive elsewhere, save it as {archive}, and run this again; or unpack it to {target}"
         ) from error
 
 
-def _verify(partial: Path, checksum: str) -> None:
+def _verify(archive: Path, checksum: str) -> None:
     algorithm, expected = checksum.split(":")
-    with partial.open("rb") as file:
+    with archive.open("rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != expected:
-        rejected = partial.with_suffix(".rejected")
-        partial.replace(rejected)
+        rejected = archive.with_suffix(".rejected")
+        archive.replace(rejected)
         raise RunError(f"{rejected}: {algorithm} {found}, expected {expected}; not used. Run the command again")
 
 
@@ -157,9 +159,10 @@ def _extract(archive: Path, target: Path, ratings: str) -> None:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             if not member.is_dir():
-                with file.open(member) as source, (staging / Path(member.filename).name).open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
+                with file.open(member) as source:
+                    write_atomically(staging / Path(member.filename).name, partial(shutil.copyfileobj, source))
     if not (staging / ratings).exists():
         shutil.rmtree(staging)
         raise RunError(f"{archive}: holds no {ratings}")
     staging.replace(target)
+    sync_folder(target.parent)
