@@ -6,7 +6,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test lint format notebooks bench leak labels clean
+.PHONY: help setup fit test stops lint format notebooks bench leak labels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ fit: $(INSTALLED)  ## train CGFedRec on the embedded data set
 
 test: $(INSTALLED_DEV)  ## run all tests
 	$(BIN)/python -m pytest -n 2
+
+stops: $(INSTALLED_DEV)  ## kill runs before every single write, and see that they go on (long)
+	CGFEDREC_ALL_STOPS=1 $(BIN)/python -m pytest -n 2 tests/test_stops.py
 
 lint: $(INSTALLED_DEV)  ## check style and types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -333,7 +334,7 @@ def test_a_damaged_result_is_named_and_its_run_made_again(tmp_path: Path, capsys
     whole = pl.read_csv("out/results.csv").drop("seconds")
     run = Path("out/one/PFedRec/0")
     half = len((run / "summary.json").read_bytes()) // 2
-    damages = {
+    damages: dict[str, Callable[[bytes], bytes]] = {
         "summary.json": lambda data: data[:half],
         "ranks.parquet": lambda data: data[:-9] + b"!" + data[-8:],
         "metrics.csv": lambda data: data.replace(b"0.", b"1.", 1),

@@ -206,7 +206,7 @@ def test_killed_in_the_middle_of_a_round_on_disk(config: Path) -> None:
     disk = ("--config", config, "--loop.store", "disk", "--run_dir")
     whole = cgfedrec("fit", *disk, "whole")
     assert whole.returncode == 0, whole.stderr
-    assert "in memory-mapped files" in whole.stdout
+    assert " in files; about" in whole.stdout
     process = start(*disk, "killed")
     wait_for_round(process, Path("killed"), 5)
     process.kill()

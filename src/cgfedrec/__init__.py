@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cgfedrec.run import fit as fit
     from cgfedrec.run import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {"fit": "run", "load": "run", "Run": "run"}
 __all__ = ["Run", "__version__", "fit", "load"]

@@ -37,7 +37,7 @@ class FederatedLoop:
         resample: Whether participants are drawn anew in every round, or once for all.
         cohort_size: How many clients are trained together; ``auto`` for what fits the cache of a CPU or the memory of
             a GPU. Changes speed and memory, and no result.
-        store: Where clients' state lies: in ``memory``, in memory-mapped files on ``disk``, or ``auto``, by its size.
+        store: Where clients' state lies: in ``memory``, in files on ``disk``, or ``auto``, by its size.
         state_dtype: How it is kept between rounds: ``bfloat16`` takes half the room, and rounds.
         evaluate_every: Rounds between two evaluations; the last round is always evaluated.
         checkpoint_every: Rounds between two writings of ``checkpoints/last.ckpt``.
