@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,3 +152,34 @@ def test_every_entry_is_complete() -> None:
         algorithm, digest = entry.checksum.split(":")
         assert len(bytes.fromhex(digest)) == hashlib.new(algorithm).digest_size
         assert entry.url.startswith("https://")
+
+
+def test_a_download_that_is_stopped_between_any_two_writes_comes_to_the_same(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations = {name: getattr(Path, name) for name in ("replace", "unlink", "mkdir")}
+    left = [0]
+
+    def dying(name: str) -> Any:
+        def operation(*arguments: Any, **named: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise SystemExit(9)
+            return operations[name](*arguments, **named)
+
+        return operation
+
+    for moment in range(1, 30):
+        folder, left[0] = f"data{moment}", moment
+        with monkeypatch.context() as patched:
+            for name in operations:
+                patched.setattr(Path, name, dying(name))
+            try:
+                main(["data", "download", "ml-100k", "--dir", folder])
+                break
+            except SystemExit:
+                pass
+        assert main(["data", "download", "ml-100k", "--dir", folder]) == 0
+        assert Path(folder, "ml-100k/u.data").read_text() == RATINGS
+        assert [path.name for path in Path(folder).iterdir()] == ["ml-100k"], "nothing is left over"
+    assert moment > 4

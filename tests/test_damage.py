@@ -245,3 +245,12 @@ def test_a_folder_of_a_refused_run_is_as_before() -> None:
     assert {path.name for path in Path("mine").iterdir()} <= {files.LOCK}
     assert not Path("new").exists()
     assert not Path("runs").exists()
+
+
+def test_a_state_is_used_with_the_seed_that_it_was_trained_with() -> None:
+    """Clients that never trained start as the seed says."""
+    fixed = {"data": {"init_args": {"synthetic": {"seed": 5}}}}
+    cgfedrec.fit(TINY, fixed, {"run_dir": "run", "loop": {"rounds": 1, "participants": 3}})
+    with pytest.raises(InputError, match="seed_everything: the checkpoint has 0, which cannot be changed to 1"):
+        cgfedrec.load(LAST, {"seed_everything": 1})
+    assert cgfedrec.load(LAST, {"seed_everything": 0}).loop.round == 1
