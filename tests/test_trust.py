@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -73,6 +74,12 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "the parser's own notes": (at("loop.__path__", "evil.yaml"), "__path__ is no option"),
     "its defaults": (at("__default_config__", "evil.yaml"), "__default_config__ is no option"),
     "no plain value": (at("loop.rounds", {1, 2}), "loop.rounds is no plain value"),
+    "a class that is a mapping": (at("method.class_path", {}), "method.class_path"),
+    "a key that hides two": (
+        lambda settings: settings["data"].update({"init_args.format": "evil.yaml"}),
+        "'init_args.format', which is no option",
+    ),
+    "a protocol that is a file": (at("protocol", "evil.yaml"), "'protocol'"),
     "very deep": (
         at("loop.rounds", [[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]),
         "loop.rounds is no plain value",
@@ -128,6 +135,18 @@ def test_a_hostile_checkpoint_does_nothing(name: str, honest: dict[str, Any]) ->
         assert not Path(MARKER).exists()
         assert "evil" not in sys.modules
     assert [one.name for one in Path("theirs").rglob("*") if one.is_file()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("place", ["fabric.plugins", "fabric.strategy", "method.init_args.optimizer", "loop.monitor"])
+@pytest.mark.usefixtures("evil")
+def test_no_setting_makes_the_parser_open_a_file(place: str, honest: dict[str, Any]) -> None:
+    """By a path that does not look like the name of a class."""
+    Path("evil").write_text(Path("evil.yaml").read_text())
+    for path in ("./evil.yaml", str(Path("evil.yaml").absolute()), "evil"):
+        with pytest.raises(InputError, match=rf"its setting {re.escape(place)}|loop\.monitor"):
+            cgfedrec.load(write(honest, at(place, path)))
+        assert not Path(MARKER).exists()
+        assert "evil" not in sys.modules
 
 
 @pytest.mark.usefixtures("evil")

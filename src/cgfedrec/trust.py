@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +47,9 @@ SECTIONS: dict[str, type | tuple[type, ...]] = {
 checkpoint's business: that is for the call that opens it to say.
 """
 IMPORTING = ("fabric", "method")
-"""Sections in which the parser takes a text like ``a.b`` for the name of a class or a function, and imports it."""
+"""Sections in which the parser takes a text like ``a.b`` for the name of a class or a function, and imports it, and the
+path of a file for that of a config, and reads it.
+"""
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _META = re.compile(r"__\w+__")
 
@@ -117,20 +120,33 @@ def _leaves(tree: Any, place: str = "", depth: int = 0) -> Iterator[Leaf]:
 
 
 def _not_plain(tree: Any) -> list[str]:
+    """The problem with values that are none of YAML's plain ones, and with keys in which the parser would see two."""
     plain = str | int | float | bool | None
-    return [
+    return [f"ckpt_path: its settings hold the key {key!r}, which is no option" for key in _odd_keys(tree)] + [
         f"ckpt_path: its setting {place} is no plain value"
         for place, value in _leaves(tree)
         if not isinstance(value, plain) and value != {}
     ]
 
 
+def _odd_keys(tree: Any, depth: int = 0) -> Iterator[Any]:
+    if depth >= DEEPEST or not isinstance(tree, dict | list):
+        return
+    if isinstance(tree, dict):
+        yield from (key for key in tree if not isinstance(key, str) or "." in key)
+    for value in tree.values() if isinstance(tree, dict) else tree:
+        yield from _odd_keys(value, depth + 1)
+
+
 def _not_allowed(tree: dict[str, Any], named: Collection[str], trusted: Collection[str]) -> list[str]:
     problems = []
     for place, value in _leaves(tree):
+        if place.split(".")[0] in IMPORTING and isinstance(value, str) and _is_there(value):
+            problems.append(f"ckpt_path: its setting {place} names a file, {value}, which was not read")
+            continue
         names_a_class = place.endswith("class_path")
         imports = place.split(".")[0] in IMPORTING and isinstance(value, str) and _DOTTED.fullmatch(value)
-        if not (names_a_class or imports) or value in CLASSES or value in named:
+        if not (names_a_class or imports) or (isinstance(value, str) and (value in CLASSES or value in named)):
             continue
         if any(f"{value}.".startswith(f"{module}.") for module in trusted):
             continue
@@ -142,9 +158,19 @@ def _not_allowed(tree: dict[str, Any], named: Collection[str], trusted: Collecti
     return problems
 
 
+def _is_there(path: str) -> bool:
+    """Whether a text is the path of something: where a class may stand, the parser would read a config from it."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long for one, or with a null
+        return False
+
+
 def _not_mappings(tree: dict[str, Any]) -> list[str]:
     """Where the parser would open a file if a text stood in place of a mapping."""
     arguments = tree["data"].get("init_args")
+    if isinstance(tree["protocol"], str) and tree["protocol"] not in ("strict", "reference"):
+        return ["ckpt_path: its settings hold no usable 'protocol'"]
     if not isinstance(arguments, dict):
         return ["ckpt_path: its settings hold no usable 'data.init_args'"]
     return [
