@@ -31,7 +31,7 @@ test: $(INSTALLED_DEV)  ## run all tests
 	$(BIN)/python -m pytest -n 2
 
 stops: $(INSTALLED_DEV)  ## kill runs before every single write, and see that they go on (long)
-	CGFEDREC_ALL_STOPS=1 $(BIN)/python -m pytest -n 2 tests/test_stops.py
+	CGFEDREC_ALL_STOPS=1 $(BIN)/python -m pytest -n 2 tests/test_stops.py tests/test_tune.py
 
 lint: $(INSTALLED_DEV)  ## check style and types
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -210,7 +211,8 @@ def test_a_study_that_is_stopped_between_any_two_writes_comes_to_the_same(
     options = ["--prune"] if prune else []
     assert tune(4, "whole", *options) == 0
     replace, stopped = Path.replace, 0
-    for moment in range(1, 60):
+    every = 1 if os.environ.get("CGFEDREC_ALL_STOPS") else 4
+    for moment in range(1, 60, every):
         left = [moment]
 
         def dies(source: Path, target: Path, left: list[int] = left) -> Path:
@@ -226,11 +228,11 @@ def test_a_study_that_is_stopped_between_any_two_writes_comes_to_the_same(
             except SystemExit:
                 stopped += 1
                 assert tune(4, f"out{moment}", *options) == 0
-        if stopped < moment:
-            assert done == 0
-            break
+            else:
+                assert done == 0
+                break
         assert trials(f"out{moment}").equals(trials("whole"))
         best = [Path(folder, "best.yaml").read_text() for folder in (f"out{moment}", "whole")]
         assert best[0] == best[1]
         assert not list(Path(f"out{moment}").glob(".*.part"))
-    assert stopped > 6
+    assert stopped > 6 / every
