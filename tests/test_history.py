@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cgfedrec
-from cgfedrec.history import Row, rows_of, table_of
+from cgfedrec.history import Growing, Row, rows_of, table_of
 from cgfedrec.loop import FederatedLoop
 from tests.conftest import TINY
 
@@ -28,6 +28,17 @@ def test_rows_come_back_as_they_were(rows: list[Row]) -> None:
         for name, value in other.items():
             whole = all(isinstance(row.get(name, 0), int) for row in rows)
             assert type(one[name]) is (int if whole else float), value
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), NUMBERS)), st.lists(st.integers(0, 3)))
+def test_a_table_that_grew_is_the_table_of_all_rows(rows: list[Row], steps: list[int]) -> None:
+    growing, end = Growing(), 0
+    for step in [*steps, len(rows)]:
+        end = min(len(rows), end + step)
+        found, expected = growing.of(rows[:end]), table_of(rows[:end])
+        assert rows_of(found) == rows_of(expected) == rows[:end]
+        assert set(found["whole"]) == set(expected["whole"])
+        assert found["values"].untyped_storage().nbytes() == found["values"].nbytes
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,36 @@ def table_of(rows: Sequence[Row]) -> dict[str, Any]:
     return {"columns": columns, "whole": whole, "values": table}
 
 
+class Growing:
+    """The table of rows that are only ever added to: those that it has seen are not read again."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.table = table_of([])
+        self.buffer = torch.empty(0, 0, dtype=torch.float64)
+
+    def of(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """`table_of` these rows, which begin with those of before."""
+        columns, whole = self.table["columns"], set(self.table["whole"])
+        new = rows[self.seen :]
+        alike = all(
+            row.keys() <= set(columns) and all(isinstance(row[name], int) for name in whole & row.keys()) for row in new
+        )
+        if not alike:  # another column, or the first fraction in one of whole numbers
+            self.table = table_of(rows)
+            self.buffer = self.table["values"]
+        elif new:
+            if len(rows) > len(self.buffer):
+                grown = torch.empty(2 * len(rows), len(columns), dtype=torch.float64)
+                grown[: self.seen] = self.buffer[: self.seen]
+                self.buffer = grown
+            added = [[row.get(name, float("nan")) for name in columns] for row in new]
+            self.buffer[self.seen : len(rows)] = torch.tensor(added, dtype=torch.float64)
+        self.seen = len(rows)
+        # A copy of the rows that are: a checkpoint would hold all of the buffer.
+        return self.table | {"values": self.buffer[: self.seen].clone()}
+
+
 def rows_of(table: dict[str, Any]) -> list[Row]:
     """The inverse of `table_of`. Raises ``ValueError`` for what is no such table."""
     columns, whole, values = table["columns"], set(table["whole"]), table["values"]

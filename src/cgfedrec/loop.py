@@ -18,7 +18,7 @@ from cgfedrec.client import Batch, forget, narrow
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, not_positive
 from cgfedrec.evaluation import Ranked, no_metric, ranked, summarise
-from cgfedrec.history import Row, rows_of, table_of
+from cgfedrec.history import Growing, Row, rows_of
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, bits
@@ -245,7 +245,7 @@ class FederatedLoop:
 
     @history.setter
     def history(self, rows: list[Row]) -> None:
-        self._history, self._judged, self._best = rows, 0, 0
+        self._history, self._judged, self._best, self._table = rows, 0, 0, Growing()
 
     @property
     def best(self) -> Row | None:
@@ -269,7 +269,7 @@ class FederatedLoop:
         """Everything on which the next round depends."""
         return {
             "round": self.round,
-            "history": table_of(self.history),
+            "history": self._table.of(self.history),
             "bytes": [self.bytes_up, self.bytes_down],
             "seconds": self.seconds,
             "server": self.server.state_dict(),
