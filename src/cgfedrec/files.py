@@ -70,13 +70,8 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
 
 def append(path: Path, text: str) -> None:
     """Add to the end of a file. Raises `RunError` if there is no room for it; a part of it may be there then."""
-    try:
-        with path.open("a") as file:
-            file.write(text)
-    except OSError as error:
-        if _full_disk(error) is None:
-            raise
-        raise RunError(no_room(path, wanted=len(text))) from error
+    with room_for(path, wanted=len(text)), path.open("a") as file:
+        file.write(text)
 
 
 def partial_of(path: Path) -> Path:

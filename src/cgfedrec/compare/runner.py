@@ -81,7 +81,7 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
         for job in jobs:
             if job.state() == "finished":
                 ended.skipped += 1
-                _drop_checkpoints(job, keep_checkpoints or (job.directory / KEPT).exists())  # if killed before it could
+                _drop_checkpoints(job, keep_checkpoints)  # of a run after which the comparison was killed
                 continue
             waiting.append(job)
             if problem := job.damage():
@@ -161,7 +161,8 @@ def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: Ta
 
 
 def _drop_checkpoints(job: Job, keep: bool) -> None:
-    if not keep:
+    """Unless they are to be kept, or an earlier comparison was told to keep them."""
+    if not (keep or (job.directory / KEPT).exists()):
         shutil.rmtree(job.checkpoint.parent, ignore_errors=True)
 
 
