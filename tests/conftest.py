@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,23 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written into the repository, and no login of the person who runs the tests is used."""
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is written into the repository, and no login of the person who runs the tests is used.
+
+    What a test or a library sets in the environment ends with the test. Lightning's `WandbLogger` sets `WANDB_MODE`,
+    and Weights & Biases where its service is; a run of it that a test leaves open would be taken for the next one's.
+    """
+    before = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb-home"))
+    yield
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(quiet=True)
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture
@@ -68,9 +78,3 @@ def require_data(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is missing: CGFEDREC_DATA names the folder")
     return path
-
-
-def cgfedrec(*arguments: str | Path | int, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, as a user does."""
-    command = [sys.executable, "-m", "cgfedrec.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)

@@ -14,7 +14,7 @@ import torch
 from cgfedrec import capacity
 from cgfedrec.capacity import Demand, available_memory, cohort_size, plan
 from cgfedrec.errors import InputError
-from tests.conftest import cgfedrec
+from tests.commands import cgfedrec
 
 CPU = torch.device("cpu")
 TABLE = {"table": torch.zeros(1, 1682, 32)}

@@ -16,7 +16,8 @@ import yaml
 
 import cgfedrec as package
 from cgfedrec.cli import main
-from tests.conftest import ROOT, TINY, cgfedrec, require_data
+from tests.commands import Command, cgfedrec, fresh
+from tests.conftest import ROOT, TINY, require_data
 
 COLUMNS = {"round", "train/loss", "train/alignment", "bytes/up", "bytes/down", "bytes/total", "clusters/used"}
 COLUMNS |= {"clusters/changed", "time/round", "val/hr@10", "val/ndcg@10", "val/mrr@10"}
@@ -321,9 +322,8 @@ def test_brackets_in_ids_titles_and_paths_are_shown_as_they_are(
 
 
 def test_runs_that_start_together_do_not_share_a_directory(tiny: str) -> None:
-    command = [sys.executable, "-m", "cgfedrec.cli", "fit", "--config", tiny, "--loop.rounds", "1"]
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    both = [Command("fit", "--config", tiny, "--loop.rounds", "1") for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
     assert sorted(path.name for path in Path("runs/tiny").iterdir()) == ["0", "1"]
     assert all((Path("runs/tiny") / n / "summary.json").exists() for n in "01")
 
@@ -385,7 +385,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "False False"
     assert "recommend" in printed
-    assert package.__version__ in cgfedrec("--version").stdout
+    assert package.__version__ in fresh("--version").stdout
 
 
 def test_help_explains_every_option() -> None:
@@ -475,7 +475,7 @@ def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     where = [sys.executable, "-c", "import cgfedrec; print(cgfedrec.__file__)"]
     assert str(tmp_path) in subprocess.run(where, env=environment, capture_output=True, text=True, check=True).stdout
-    done = cgfedrec("fit", "--loop.rounds", "1", env=environment)
+    done = fresh("fit", "--loop.rounds", "1", env=environment)
     assert done.returncode == 0, done.stderr
     ours = yaml.safe_load(Path("runs/quickstart/0/config.yaml").read_text())
     theirs = yaml.safe_load(cgfedrec("fit", "--config", ROOT / "configs/quickstart.yaml", "--print_config").stdout)

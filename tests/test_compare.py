@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -27,6 +25,7 @@ from cgfedrec.compare.plot import linear_ticks, log_ticks
 from cgfedrec.compare.statistics import holm, interval, paired_test, pareto, per_user
 from cgfedrec.errors import InputError
 from cgfedrec.metrics import MRR, NDCG, NO_RANK, HitRate
+from tests.commands import Command
 from tests.conftest import ROOT, TINY
 
 RATES = {"dim": 4, "lr_eta": 0.1, "init_scale": 0.01}
@@ -53,6 +52,16 @@ def compare(config: Path, *options: str) -> int:
 
 def changed_at(pattern: str = "*/*/*/summary.json") -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in Path("out").glob(pattern)}
+
+
+@pytest.fixture
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs start in a forked process, and print nowhere, where it does not matter how they start."""
+
+    def launch(arguments: list[str], output: object, environment: dict[str, str], lock: object) -> Command:
+        return Command(*arguments, environment=environment)
+
+    monkeypatch.setattr("cgfedrec.compare.runner.launch", launch)
 
 
 class Page(HTMLParser):
@@ -148,6 +157,7 @@ def test_compare_leaves_everything_behind_and_goes_past_a_failure(
     assert changed_at() == before
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_what_was_run_with_other_settings_is_never_reused_or_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,19 +180,19 @@ def test_what_was_run_with_other_settings_is_never_reused_or_overwritten(
     assert yaml.safe_load(Path("out/one/PFedRec/0/config.yaml").read_text())["method"]["init_args"]["dim"] == 6
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_a_stopped_comparison_goes_on_to_the_same_end(tmp_path: Path) -> None:
     """Stopped politely, a run is saved at the end of its round; killed, it ends alone, and nobody starts it twice."""
     base = {"data": TINY["data"], "loop": {"rounds": 100, "cohort_size": 16, "patience": None}}
     config = write(tmp_path / "small.yaml", base=base, data={"one": {}}, seeds=[0])
 
     def stop(number: int, once_there_is: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "cgfedrec.cli", "compare", "--config", str(config), "--output", "out"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = Command("compare", "--config", config, "--output", "out")
         while not Path(once_there_is).exists():
             assert process.poll() is None
             time.sleep(0.01)
         os.kill(process.pid, number)
-        return process.wait(), process.stdout.read() if number == signal.SIGTERM else ""  # type: ignore[union-attr]
+        return process.wait(), process.stdout
 
     code, output = stop(signal.SIGTERM, "out/one/Local/0/metrics.csv")
     assert code == 128 + signal.SIGTERM, output
@@ -328,6 +338,7 @@ def test_ticks_are_round_and_hold_the_data() -> None:
     assert log_ticks(3e6, 4e7) == pytest.approx([2e6, 5e6, 1e7, 2e7, 5e7])
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_a_damaged_result_is_named_and_its_run_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0])
     assert compare(config) == 0
@@ -338,6 +349,7 @@ def test_a_damaged_result_is_named_and_its_run_made_again(tmp_path: Path, capsys
         "summary.json": lambda data: data[:half],
         "ranks.parquet": lambda data: data[:-9] + b"!" + data[-8:],
         "metrics.csv": lambda data: data.replace(b"0.", b"1.", 1),
+        "config.yaml": lambda data: b"\0" + data,
     }
     for name, damage in damages.items():
         (run / name).write_bytes(damage((run / name).read_bytes()))
@@ -350,6 +362,28 @@ def test_a_damaged_result_is_named_and_its_run_made_again(tmp_path: Path, capsys
         assert pl.read_csv("out/results.csv").drop("seconds").equals(whole)
 
 
+@pytest.mark.usefixtures("quick_start")
+def test_a_damaged_checkpoint_of_a_stopped_run_is_named_and_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write(tmp_path / "small.yaml", data={"one": {}}, methods={"Local": SMALL["methods"]["Local"]}, seeds=[0])
+    assert compare(config, "--keep_checkpoints") == 0
+    whole = pl.read_csv("out/results.csv").drop("seconds")
+    run = Path("out/one/Local/0")
+    last = run / "checkpoints" / "last.ckpt"
+    for name in (last, run / "config.yaml"):
+        (run / "summary.json").unlink()
+        content = name.read_bytes()
+        name.write_bytes(content[: len(content) // 2] + b"\0" + content[len(content) // 2 + 1 :])
+        capsys.readouterr()
+        assert compare(config) == 0, name
+        printed = capsys.readouterr().out
+        assert (f"{last} is damaged" in printed) == (name == last)
+        assert pl.read_csv("out/results.csv").drop("seconds").equals(whole)
+        assert last.exists(), "checkpoints that were asked for stay"
+
+
+@pytest.mark.usefixtures("quick_start")
 def test_checkpoints_that_a_killed_comparison_left_go_and_those_that_were_asked_for_stay(tmp_path: Path) -> None:
     config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0])
     assert compare(config) == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ import cgfedrec
 from cgfedrec import files
 from cgfedrec.checkpoint import Header, link_or_copy, read_checkpoint, write_checkpoint
 from cgfedrec.errors import InputError, RunError
+from tests.commands import Command
+from tests.commands import cgfedrec as command
 from tests.conftest import TINY
-from tests.conftest import cgfedrec as command
 
 HEADER = Header("run", "config", "method", "fingerprint")
 LAST = Path("run/checkpoints/last.ckpt")
@@ -170,14 +169,9 @@ def test_a_best_round_that_is_taken_away_is_found_out_at_once() -> None:
     assert read_checkpoint(LAST)["loop"]["round"] == 2
 
 
-def begin(*arguments: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "cgfedrec.cli", "fit", *arguments]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def test_of_two_runs_in_one_folder_the_second_is_refused() -> None:
     Path("config.yaml").write_text(yaml.safe_dump(TINY | {"loop": {"rounds": 400, "patience": None}}))
-    first = begin("--config", "config.yaml", "--run_dir", "run")
+    first = Command("fit", "--config", "config.yaml", "--run_dir", "run")
     while not LAST.exists():
         assert first.poll() is None, first.communicate()
         time.sleep(0.01)
@@ -198,7 +192,7 @@ def test_of_two_runs_in_one_folder_the_second_is_refused() -> None:
 
 def test_two_runs_that_start_at_once_do_not_share_a_folder() -> None:
     Path("config.yaml").write_text(yaml.safe_dump(TINY))
-    both = [begin("--config", "config.yaml", "--run_dir", "run") for _ in range(2)]
+    both = [Command("fit", "--config", "config.yaml", "--run_dir", "run") for _ in range(2)]
     errors = [one.communicate(timeout=200)[1] for one in both]
     codes = [one.returncode for one in both]
     assert sorted(codes) == [0, 2], errors

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from cgfedrec.errors import printable
-from tests.conftest import cgfedrec
+from tests.commands import cgfedrec
 
 ESCAPES = "\x1b[31m", "\x07", "\x9b2J", "\x7f", "\u202e", "\u2066", "\u2028"
 NASTY = "".join(ESCAPES)

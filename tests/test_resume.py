@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ import yaml
 import cgfedrec as cgfedrec_package
 from cgfedrec.checkpoint import read_checkpoint
 from cgfedrec.files import read_json
-from tests.conftest import TINY, cgfedrec
+from tests.commands import Command, cgfedrec
+from tests.conftest import TINY
 
 ROUNDS = 16
 OF_ONE_RUN: dict[str, Any] = {"run": "", "seconds": 0, "time/round": 0, "files": {}}
@@ -43,12 +42,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def start(*arguments: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cgfedrec.cli", "fit", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_round(process: subprocess.Popen[str], directory: Path, round: int) -> None:
+def wait_for_round(process: Command, directory: Path, round: int) -> None:
     path = directory / "metrics.csv"
     deadline = time.monotonic() + 200
     while not path.exists() or len(path.read_text().splitlines()) <= round:  # one read: the file is replaced meanwhile
@@ -83,7 +77,7 @@ def test_killed_and_resumed_ends_where_the_whole_run_ends(number: int, code: int
     resumed = Path("resumed")
     arguments: list[str | Path] = ["--config", config, "--run_dir", resumed]
     for killed_after in (3, 6):
-        process = start(*arguments)
+        process = Command("fit", *arguments)
         wait_for_round(process, resumed, killed_after)
         os.kill(process.pid, number)
         out, _ = process.communicate(timeout=60)
@@ -98,9 +92,8 @@ def test_killed_and_resumed_ends_where_the_whole_run_ends(number: int, code: int
 
 
 def test_a_polite_signal_saves_the_round_it_came_in(config: Path) -> None:
-    process = start(
-        "--config", config, "--run_dir", "run", "--loop.checkpoint_every", "1000", "--loop.monitor", "val/hr@5"
-    )
+    sparse = ("--loop.checkpoint_every", "1000", "--loop.monitor", "val/hr@5")
+    process = Command("fit", "--config", config, "--run_dir", "run", *sparse)
     wait_for_round(process, Path("run"), 4)
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -207,7 +200,7 @@ def test_killed_in_the_middle_of_a_round_on_disk(config: Path) -> None:
     whole = cgfedrec("fit", *disk, "whole")
     assert whole.returncode == 0, whole.stderr
     assert " in files; about" in whole.stdout
-    process = start(*disk, "killed")
+    process = Command("fit", *disk, "killed")
     wait_for_round(process, Path("killed"), 5)
     process.kill()
     process.communicate(timeout=60)

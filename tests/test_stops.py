@@ -5,11 +5,7 @@ By default some moments spread over the whole are tried; CGFEDREC_ALL_STOPS=1 tr
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,8 @@ import yaml
 
 import cgfedrec
 from cgfedrec import files
-from tests.conftest import ROOT, TINY
+from tests.commands import Command
+from tests.conftest import TINY
 from tests.stopper import KILLED
 
 SAMPLE = 5
@@ -30,35 +27,17 @@ SETTINGS: dict[str, Any] = TINY | {
     "seed_everything": 3,
 }
 
-Command = Callable[..., tuple[int, int]]
-"""Arguments of the command line, and before which operation to stop, if at all: exit code and operations."""
 
-
-@pytest.fixture
-def command() -> Iterator[Command]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "POLARS_MAX_THREADS": "1", "CGFEDREC_FIT_LOGGER": "null"}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.stopper"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-
-    def run(*arguments: object, stop_before: int = 0) -> tuple[int, int]:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        server.stdin.write(json.dumps([[str(argument) for argument in arguments], stop_before]) + "\n")
-        server.stdin.flush()
-        code, number = json.loads(server.stdout.readline())
-        return code, number
-
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CGFEDREC_FIT_LOGGER", "null")
     Path("config.yaml").write_text(yaml.safe_dump(SETTINGS))
-    yield run
-    server.stdin.close()
-    server.wait()
+
+
+def run(*arguments: object, stop_at: int = 0) -> tuple[int, int]:
+    """The exit code of a command line, and how many operations on files there were unless it was stopped."""
+    command = Command(*arguments, stop_at=stop_at)
+    return command.wait(), command.operations
 
 
 def moments(number: int, sample: int = SAMPLE) -> list[int]:
@@ -87,24 +66,24 @@ def same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("store", ["memory", "disk"])
-def test_fit(store: str, command: Command) -> None:
+def test_fit(store: str) -> None:
     def line(folder: str) -> list[object]:
         last = Path(folder) / "checkpoints" / "last.ckpt"
         if last.exists():
             return ["fit", "--ckpt_path", last]
         return ["fit", "--config", "config.yaml", "--loop.store", store, "--run_dir", folder]
 
-    code, number = command(*line("whole"))
+    code, number = run(*line("whole"))
     assert (code, number > 20) == (0, True)
     for moment in moments(number):
         folder = f"stopped{moment}"
-        assert command(*line(folder), stop_before=moment)[0] == KILLED
-        assert command(*line(folder))[0] == 0, f"does not go on when stopped before operation {moment}"
+        assert run(*line(folder), stop_at=moment)[0] == KILLED
+        assert run(*line(folder))[0] == 0, f"does not go on when stopped before operation {moment}"
         same_run(Path(folder), Path("whole"))
 
 
-def test_a_continuation_in_another_folder(command: Command) -> None:
-    assert command("fit", "--config", "config.yaml", "--loop.store", "disk", "--run_dir", "first")[0] == 0
+def test_a_continuation_in_another_folder() -> None:
+    assert run("fit", "--config", "config.yaml", "--loop.store", "disk", "--run_dir", "first")[0] == 0
 
     def line(folder: str) -> list[object]:
         last = Path(folder) / "checkpoints" / "last.ckpt"
@@ -112,42 +91,42 @@ def test_a_continuation_in_another_folder(command: Command) -> None:
             return ["fit", "--ckpt_path", last, "--loop.rounds", 6]
         return ["fit", "--ckpt_path", "first/checkpoints/last.ckpt", "--loop.rounds", 6, "--run_dir", folder]
 
-    code, number = command(*line("whole"))
+    code, number = run(*line("whole"))
     assert code == 0
     for moment in moments(number):
         folder = f"stopped{moment}"
-        assert command(*line(folder), stop_before=moment)[0] == KILLED
-        assert command(*line(folder))[0] == 0, moment
+        assert run(*line(folder), stop_at=moment)[0] == KILLED
+        assert run(*line(folder))[0] == 0, moment
         same_run(Path(folder), Path("whole"))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_recommend(suffix: str, command: Command) -> None:
-    assert command("fit", "--config", "config.yaml", "--run_dir", "run")[0] == 0
+def test_recommend(suffix: str) -> None:
+    assert run("fit", "--config", "config.yaml", "--run_dir", "run")[0] == 0
     line = ["recommend", "--ckpt_path", "run/checkpoints/best.ckpt", "--output"]
-    code, number = command(*line, f"whole.{suffix}")
+    code, number = run(*line, f"whole.{suffix}")
     assert (code, number > 1) == (0, True)
     for moment in moments(number, 3):
         output = Path(f"out{moment}.{suffix}")
-        assert command(*line, output, stop_before=moment)[0] == KILLED
-        assert command(*line, output)[0] == 0
+        assert run(*line, output, stop_at=moment)[0] == KILLED
+        assert run(*line, output)[0] == 0
         assert output.read_bytes() == Path(f"whole.{suffix}").read_bytes()
 
 
-def test_compare(command: Command) -> None:
+def test_compare() -> None:
     """Its runs are processes of their own, which `test_fit` stops; here it is the comparison that is stopped."""
     methods = {"Local": {"method": {"class_path": "cgfedrec.methods.Local", "init_args": {"dim": 8}}}}
     config = {"base": {"loop": {"rounds": 1}}, "data": {"tiny": {"data": TINY["data"]}}, "methods": methods}
     Path("compare.yaml").write_text(yaml.safe_dump(config | {"seeds": [0]}))
     line = ["compare", "--config", "compare.yaml", "--output"]
-    code, number = command(*line, "whole")
+    code, number = run(*line, "whole")
     assert code == 0
     assert not [*Path("whole").rglob("*.ckpt")]
     whole = pl.read_csv("whole/results.csv").drop("seconds")
     for moment in moments(number, 3):
         folder = f"stopped{moment}"
-        assert command(*line, folder, stop_before=moment)[0] == KILLED
-        assert command(*line, folder)[0] == 0, moment
+        assert run(*line, folder, stop_at=moment)[0] == KILLED
+        assert run(*line, folder)[0] == 0, moment
         assert pl.read_csv(f"{folder}/results.csv").drop("seconds").equals(whole)
         assert not [*Path(folder).rglob("*.ckpt"), *Path(folder).rglob(".*.part")]
         ranks, expected = (pl.read_parquet(f"{one}/ranks.parquet") for one in (folder, "whole"))

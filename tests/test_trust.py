@@ -18,8 +18,8 @@ import cgfedrec
 from cgfedrec.checkpoint import Header, read_checkpoint, write_checkpoint
 from cgfedrec.errors import InputError
 from cgfedrec.trust import settings_of
+from tests.commands import cgfedrec as command
 from tests.conftest import TINY
-from tests.conftest import cgfedrec as command
 
 MARKER = "marker"
 POPEN = {"class_path": "subprocess.Popen", "init_args": {"args": f"touch {MARKER}", "shell": True}}

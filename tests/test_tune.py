@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.evaluation import Ranked, ranked
 from cgfedrec.tune import read_space, with_values
+from tests.commands import Command
 from tests.conftest import ROOT, TINY
 
 CONFIG: dict[str, Any] = {
@@ -46,6 +45,11 @@ def _files() -> None:
 def tune(trials: int, output: str = "out", *options: str) -> int:
     fixed = ["--config", "config.yaml", "--space", "space.yaml"]
     return main(["tune", *fixed, "--trials", str(trials), "--output", output, *options])
+
+
+def begin(trials: int) -> Command:
+    fixed = ["--config", "config.yaml", "--space", "space.yaml"]
+    return Command("tune", *fixed, "--trials", trials, "--output", "out")
 
 
 def trials(output: str = "out") -> pl.DataFrame:
@@ -79,11 +83,10 @@ def test_the_best_is_a_config_of_fit_and_no_test_item_is_ranked(monkeypatch: pyt
 
 def test_a_study_goes_on_to_the_same_trials_after_it_was_killed() -> None:
     assert tune(7, "whole") == 0
-    command = [sys.executable, "-m", "cgfedrec.cli", "tune", "--config", "config.yaml", "--space", "space.yaml"]
-    process = subprocess.Popen([*command, "--trials", "7", "--output", "out"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while "trial 3" not in process.stdout.readline():
+    process = begin(7)
+    while "trial 3" not in process.stdout:
         assert process.poll() is None
+        time.sleep(0.001)
     while not Path("out/trial").exists():  # in the midst of the next one
         assert process.poll() is None
     process.kill()
@@ -96,8 +99,7 @@ def test_a_study_goes_on_to_the_same_trials_after_it_was_killed() -> None:
 
 def test_a_stopped_study_saves_and_goes_on() -> None:
     Path("config.yaml").write_text(yaml.safe_dump(CONFIG | {"loop": {"rounds": 300, "patience": None}}))
-    command = [sys.executable, "-m", "cgfedrec.cli", "tune", "--config", "config.yaml", "--space", "space.yaml"]
-    process = subprocess.Popen([*command, "--trials", "2", "--output", "out"], stdout=subprocess.PIPE, text=True)
+    process = begin(2)
     while not Path("out/trial/metrics.csv").exists():
         assert process.poll() is None
         time.sleep(0.01)

@@ -212,7 +212,7 @@ def changed(before: dict[str, Any], now: dict[str, Any], resume: bool) -> list[s
         now: The config of this run.
         resume: Whether training goes on, or the trained state is only used.
     """
-    was, becomes = (dict(_flat(_identity(config, resume))) for config in (before, now))
+    was, becomes = (dict(flat(_identity(config, resume))) for config in (before, now))
     return [
         f"{key}: the checkpoint has {was.get(key)}, which cannot be changed to {becomes.get(key)}"
         for key in was | becomes
@@ -220,12 +220,13 @@ def changed(before: dict[str, Any], now: dict[str, Any], resume: bool) -> list[s
     ]
 
 
-def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted name."""
     if not isinstance(settings, dict):
         yield prefix, settings
         return
     for key, value in settings.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+        yield from flat(value, f"{prefix}.{key}" if prefix else key)
 
 
 def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:

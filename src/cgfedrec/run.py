@@ -53,8 +53,8 @@ from cgfedrec.store import ClientStore
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 CLIENTS = "clients"
 """The folder of clients' state, beside the checkpoints that refer to it."""
-METRICS, RANKS = "metrics.csv", "ranks.parquet"
-"""The history, and where each user's held-out items stand; the summary holds their checksums."""
+CONFIG, METRICS, RANKS = "config.yaml", "metrics.csv", "ranks.parquet"
+"""The settings, the history, and where each user's held-out items stand; the summary holds their checksums."""
 SCORED_AT_ONCE = 256
 """Users whom a reference scores in one operation."""
 PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
@@ -295,7 +295,7 @@ class Run:
         show_data(self.console, self.data)
         self.console.print(self._intent(), highlight=False)
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.directory / "config.yaml", self.config)
+        write_atomically(self.directory / CONFIG, self.config)
         if isinstance(self.logger, WandbLogger):
             self.logger.start(self.directory, yaml.safe_load(self.config))
         elif self.logger is not None:
@@ -343,7 +343,7 @@ class Run:
         found = self.ranked("test") if self.data.holds_out("test") else None
         if found is not None:
             write(rank_table(self.data, found), self.directory / RANKS)
-        written = [self.directory / name for name in (METRICS, RANKS)]
+        written = [self.directory / name for name in (CONFIG, METRICS, RANKS)]
         self.summary = {
             "run": self.header.run,
             "round": int(best["round"]),

@@ -53,7 +53,7 @@ def compare(
     check(
         *(
             f"{job.directory}: holds a run with other settings ({', '.join(job.differences())}); choose another "
-            "--output, or run it anew with --replace"
+            f"--output, or run it anew with --replace{f'. {damage}' if (damage := job.damage()) else ''}"
             for job in changed
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,13 +13,14 @@ from typing import Any, Literal
 import yaml
 
 from cgfedrec.centralized.reference import Reference
+from cgfedrec.checkpoint import flat, read_checkpoint
 from cgfedrec.config import CONTROL, dump, duplicate_keys, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
 from cgfedrec.files import DamagedError, file_digest, read_json
 from cgfedrec.methods import Local
 from cgfedrec.protocol import Protocol
-from cgfedrec.run import Run, open_run
+from cgfedrec.run import CONFIG, Run, open_run
 
 KEYS = ("title", "base", "data", "methods", "seeds", "metrics", "reference", "test", "published")
 OURS = ("config", "seed_everything", "ckpt_path", "run_dir")
@@ -60,7 +62,11 @@ class Job:
         return self.directory / "checkpoints" / "last.ckpt"
 
     def state(self) -> State:
-        """How far it is; ``changed`` if the folder holds a run with another config. What is damaged is not finished."""
+        """How far it is; ``changed`` if the folder holds a run with another config.
+
+        What is damaged does not count: a run whose results are damaged goes on from its checkpoint, and one whose
+        checkpoint is damaged too is new.
+        """
         ended, begun = (self.directory / "summary.json").exists(), self.checkpoint.exists()
         if not (ended or begun):
             return "new"
@@ -68,17 +74,23 @@ class Job:
             return "changed"
         if ended and not self.damage():
             return "finished"
-        return "started" if begun else "new"
+        return "started" if begun and not self.checkpoint_damage() else "new"
 
     def differences(self) -> list[str]:
         """Options in which the run in the folder differs; how a run is logged does not count."""
-        try:
-            stored = yaml.safe_load((self.directory / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError):
-            return ["config.yaml"]
-        there, here = (dict(_flat(config)) for config in (stored, yaml.safe_load(self.config)))
+        stored = self._stored()
+        if stored is None:
+            return []
+        there, here = (dict(flat(config)) for config in (stored, yaml.safe_load(self.config)))
         names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
         return [name for name in names if name.split(".")[0] != "logger"]
+
+    def _stored(self) -> dict[str, Any] | None:
+        """The config of the run in the folder, unless its file is damaged or gone: `damage` says so then."""
+        with suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
+            stored = yaml.safe_load((self.directory / CONFIG).read_text())
+            return stored if isinstance(stored, dict) else None
+        return None
 
     def summary(self) -> dict[str, Any]:
         """What the finished run wrote. Raises `DamagedError`, naming the file, if it is something else by now."""
@@ -86,15 +98,27 @@ class Job:
 
     def damage(self) -> str | None:
         """The problem with the results of a run, if some were damaged since they were written."""
+        if not (self.directory / "summary.json").exists():
+            return None
+        if self._stored() is None:
+            return f"{self.directory / CONFIG}: is damaged or missing"
         try:
             for name, digest in dict(self.summary()["files"]).items():
                 path = self.directory / str(name)
                 if not path.is_file() or file_digest(path) != digest:
                     return f"{path}: is damaged or missing: its checksum does not agree with summary.json"
-        except FileNotFoundError:
-            return None
         except (DamagedError, KeyError, TypeError, ValueError) as error:
             return str(error)
+        return None
+
+    def checkpoint_damage(self) -> str | None:
+        """The problem with the checkpoint from which the run would go on, if there is one and it is damaged."""
+        if not self.checkpoint.exists():
+            return None
+        try:
+            read_checkpoint(self.checkpoint)
+        except InputError as error:
+            return str(error).removeprefix("ckpt_path: ")
         return None
 
 
@@ -400,11 +424,3 @@ def _shown(config: Mapping[str, Any]) -> str:
 
 def _places(places: Sequence[str]) -> str:
     return places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
-
-
-def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(settings, dict):
-        yield prefix, settings
-        return
-    for key, value in settings.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else key)

@@ -21,6 +21,7 @@ from rich.progress import TaskID
 from cgfedrec.compare.plan import Job
 from cgfedrec.files import locked, remove_leftovers, write_atomically
 from cgfedrec.report import progress_bars
+from cgfedrec.run import CONFIG
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at the processes."""
@@ -84,7 +85,7 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
                 _drop_checkpoints(job, keep_checkpoints)  # of a run after which the comparison was killed
                 continue
             waiting.append(job)
-            if problem := job.damage():
+            for problem in filter(None, (job.damage(), job.checkpoint_damage())):
                 console.print(f"{problem}; {job.name} is run again", highlight=False, soft_wrap=True)
         whole = progress.add_task("runs", total=len(jobs), completed=ended.skipped, what="")
         running: list[_Running] = []
@@ -133,23 +134,29 @@ def reason(directory: Path) -> str:
 
 
 def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: TaskID) -> _Running:
-    resume = job.state() == "started"
-    if job.state() == "changed":  # the plan was told to replace it
-        shutil.rmtree(job.directory)
+    state = job.state()
+    keep_checkpoints |= state != "changed" and (job.directory / KEPT).exists()
+    if state in ("new", "changed"):  # what is there is damaged, or the comparison was told to replace it
+        shutil.rmtree(job.directory, ignore_errors=True)
     job.directory.mkdir(parents=True, exist_ok=True)
     (job.directory / "summary.json").unlink(missing_ok=True)  # damaged, or the job would be finished
     if keep_checkpoints:
         (job.directory / KEPT).touch()
-    config = job.directory / "config.yaml"  # which the run writes again, word for word
+    config = job.directory / CONFIG  # which the run writes again, word for word
     write_atomically(config, job.config)
-    given = ["--config", config, *(["--ckpt_path", job.checkpoint] if resume else ["--run_dir", job.directory])]
-    command = [sys.executable, "-m", "cgfedrec.cli", "fit", *map(str, given)]
+    given = ["--config", config, *(["--ckpt_path", job.checkpoint] if state == "started" else ["--run_dir", job.directory])]
     threads = max(1, _cores() // processes)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CGFEDREC_FIT")}
     environment |= {"OMP_NUM_THREADS": str(threads)}
     output = (job.directory / OUTPUT).open("wb")
-    process = subprocess.Popen(  # in a session of its own, so that Ctrl-C reaches it through us, and once
-        command,
+    process = launch(["fit", *map(str, given)], output, environment, lock)
+    return _Running(job, process, output, task, time.monotonic())
+
+
+def launch(arguments: list[str], output: IO[bytes], environment: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
+    """Start a command line of ours that holds the comparison's lock as long as it works."""
+    return subprocess.Popen(  # in a session of its own, so that Ctrl-C reaches it through us, and once
+        [sys.executable, "-m", "cgfedrec.cli", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
@@ -157,7 +164,6 @@ def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: Ta
         pass_fds=(lock,),
         start_new_session=True,
     )
-    return _Running(job, process, output, task, time.monotonic())
 
 
 def _drop_checkpoints(job: Job, keep: bool) -> None:
