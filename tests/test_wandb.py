@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
+import wandb
 import yaml
 from wandb.proto import wandb_internal_pb2
 
@@ -25,6 +26,20 @@ BLOCK, HEADER, FILE_HEADER = 32_768, 7, 7
 
 
 def records(path: Path) -> list[Any]:
+    """What a run that has ended left in its file.
+
+    The service, a process of its own, writes the end of the file after `finish` has returned, so that is waited for.
+    """
+    deadline = time.monotonic() + 60
+    while True:
+        found = _records(path)
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        assert time.monotonic() < deadline, f"{path} has no end"
+        time.sleep(0.01)
+
+
+def _records(path: Path) -> list[Any]:
     """Read LevelDB-style blocks of records: CRC (4 bytes), length (2), kind (1), data."""
     data, at, found, parts = path.read_bytes(), FILE_HEADER, [], b""
     while at + HEADER <= len(data):
@@ -33,7 +48,7 @@ def records(path: Path) -> list[Any]:
             at += left
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
-        if kind == 0:
+        if kind == 0 or at + HEADER + length > len(data):  # still being written
             break
         parts += data[at + HEADER : at + HEADER + length]
         at += HEADER + length
@@ -76,6 +91,15 @@ def test_a_run_is_recorded_offline_without_a_key() -> None:
     steps = {r.metric.step_metric for r in found if r.WhichOneof("record_type") == "metric"}
     assert "round" in steps
     assert not [r for r in found if "best.ckpt" in str(r)], "nothing private leaves unasked"
+
+
+def test_a_run_that_the_caller_has_open_stays_the_callers() -> None:
+    with wandb.init(mode="offline", dir=str(Path.cwd()), settings=wandb.Settings(silent=True)) as theirs:
+        run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}, "run_dir": "run"})
+        assert wandb.run is theirs
+        assert not theirs.summary.keys()
+    assert run.summary["rounds"] == 3
+    assert len([row for row in history_of(Path("run")) if "val/ndcg@10" in row]) == 3
 
 
 def test_a_resumed_run_is_the_same_wandb_run() -> None:

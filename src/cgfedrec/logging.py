@@ -152,7 +152,8 @@ class WandbLogger(Logger):
             "dir": str(directory.absolute()),  # its service may have another working directory
             "config": dict(config),
         }
-        quiet = wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT)
+        # A run that the caller has open, as in a notebook, stays the caller's.
+        quiet = wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT, reinit="create_new")
         mode: Any = os.environ.get("WANDB_MODE") or ("offline" if self.offline else "online")
         try:
             self.run = wandb.init(**settings, mode=mode, settings=quiet)
