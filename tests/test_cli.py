@@ -191,7 +191,7 @@ def test_describe(ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--loop.roundz", "3"], "--loop.roundz"),
+        (["--loop.roundz", "3"], "loop.roundz: there is no such option; did you mean loop.rounds?"),
         (["--loop.rounds", "three"], "loop.rounds"),
         (["--loop.rounds", "0"], "loop.rounds: 0 is not positive"),
         (["--loop.rounds", "0", "--method.clusters", "1", "--data.negatives", "0"], "method.clusters: 1 is below 2"),

@@ -57,12 +57,13 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 
 
 def _fit(arguments: Arguments, options: list[str]) -> int:
+    from cgfedrec.layers import said
     from cgfedrec.report import console, show_result
     from cgfedrec.run import start
 
     warnings.filterwarnings("ignore", module="lightning")
     out = console()
-    run = start(options, console=out)
+    run = start(said(options=options), console=out)
     if run.interrupted:
         last = run.checkpoints / "last.ckpt"
         out.print(f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True)

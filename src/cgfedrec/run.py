@@ -26,22 +26,13 @@ from cgfedrec.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.checkpoint import BEST, LAST, Checkpoint, Header, changed, copy, link_or_copy, read_checkpoint
-from cgfedrec.config import (
-    Config,
-    as_options,
-    checkpoint_in,
-    dump,
-    instantiate,
-    is_file,
-    is_reference,
-    parse,
-    settings_in,
-)
+from cgfedrec.config import checkpoint_in, dump, instantiate, is_reference, parse, settings_in
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation import Ranked, evaluate, no_metric, rank_table, ranked, summarise
 from cgfedrec.files import LOCK, file_digest, locked, remove_leftovers, write_atomically, write_json
+from cgfedrec.layers import Config, Said, said
 from cgfedrec.logging import Forgiving, History, WandbLogger
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -73,18 +64,16 @@ def fit(*configs: Config, callbacks: Sequence[Any] = (), console: Console | None
         InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
         RunError: if training fails; the last good checkpoint is kept.
     """
-    return start(as_options(configs), callbacks, console, isinstance(configs[0], Mapping) if configs else True)
+    return start(said(configs), callbacks, console, not configs or isinstance(configs[0], Mapping))
 
 
 def start(
-    options: Sequence[str], callbacks: Sequence[Any] = (), console: Console | None = None, on_defaults: bool = False
+    given: Said, callbacks: Sequence[Any] = (), console: Console | None = None, on_quickstart: bool | None = None
 ) -> Run:
-    """Train as command-line options say. ``on_defaults``: they override the quickstart, whatever configs they name."""
-    checkpoint = checkpoint_in(options)
+    """Train as is said. ``on_quickstart``: see `parse`."""
+    checkpoint = checkpoint_in(given)
     state = read_checkpoint(checkpoint) if checkpoint else None
-    settings = parse(options, settings_in(state["config"], options) if state else None, on_defaults)
-    if settings.ckpt_path and Path(settings.ckpt_path) != checkpoint:
-        raise InputError(f"ckpt_path: {settings.ckpt_path} and {checkpoint} are both named; name one, as an option")
+    settings = parse(given, settings_in(state["config"], given) if state else None, on_quickstart)
     with run_folder(settings) as directory:
         to_train = not (state and _is_finished(state, settings))
         run = open_run(settings, directory, callbacks, console, to_train=to_train)
@@ -118,8 +107,8 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
     """
     path = Path(ckpt_path)
     state = read_checkpoint(path)
-    given = [*as_options([*configs, {"logger": None}]), *options]
-    settings = parse(given, settings_in(state["config"], given), True)
+    given = said([*configs, {"logger": None}], options)
+    settings = parse(given, settings_in(state["config"], given))
     if console:
         console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
     run = open_run(settings, path.parent, console=console, clients=path.parent / CLIENTS, to_train=False)
@@ -134,7 +123,7 @@ def open_run(settings: Namespace, directory: Path, *arguments: Any, **named: Any
 
 def open_data(options: Sequence[str], console: Console | None = None) -> FederatedDataModule:
     """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
-    settings = parse(options)
+    settings = parse(said(options=options))
     parts = instantiate(settings)
     data: FederatedDataModule = parts.data
     data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()))
@@ -491,8 +480,7 @@ def _directory(settings: Namespace) -> Path:
             else f"run_dir: {settings.ckpt_path} is in no run's folder checkpoints; say where the run is to go"
         )
         return Path(os.path.relpath(str(own)))
-    files = [Path(str(config)) for config in settings.config or [] if is_file(str(config))]
-    root = Path("runs") / (files[0].stem if files else "quickstart")
+    root = Path("runs") / (Path(settings.config[0]).stem if settings.config else "quickstart")
     number = max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=-1) + 1
     root.mkdir(parents=True, exist_ok=True)
     while True:
