@@ -30,7 +30,7 @@ from cgfedrec.layers import (
 )
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
-from cgfedrec.options import ERRORS, Option, completed, nearest, options_of, problems, shown
+from cgfedrec.options import ERRORS, Option, completed, nearest, no_mappings, options_of, problems, shown
 from cgfedrec.protocol import Protocol
 from cgfedrec.trust import settings_of
 from cgfedrec.yamlfile import read_yaml_file
@@ -40,8 +40,6 @@ from cgfedrec.yamlfile import read_yaml_file
 set_parsing_settings(instantiate_subclass_spec_in_any=False, unset_sentinel=True)
 
 COMPONENTS = ("fabric", "data", "protocol", "method", "loop", "logger")
-SECTIONS = ("fabric", "data", "protocol", "method", "loop")
-"""Options that are mappings; a logger may be null."""
 DEFAULTS: Layer = {
     "data": {"class_path": "cgfedrec.data.FederatedDataModule"},
     "method": {"class_path": CONTROLLED},
@@ -139,9 +137,8 @@ def parse(given: Said, base: Mapping[str, Any] | None = None, on_quickstart: boo
     _tell_of_variables(given, read, known, whole)
     check(
         *(
-            f"{name}: must be a mapping of its options, not {shown(spec[name])}{given.source((name,))}"
-            for name in SECTIONS
-            if not isinstance(spec.get(name, {}), dict)
+            f"{short(path)}: {problem}{given.source(path)}"
+            for path, problem in no_mappings(spec, known, ("data", "method"))
         )
     )
     try:
@@ -203,7 +200,10 @@ def _tell_of_variables(
         elif whole({other: read[other] for other in read if other != name}) == whole(read) and not (
             {short(path) for path, _ in leaves(layer)} <= spoken
         ):
-            warnings.warn(f"{name} has no effect here: a config or a checkpoint outranks it", stacklevel=3)
+            warnings.warn(
+                f"{name} has no effect here: a config or a checkpoint says otherwise, or another class is named",
+                stacklevel=3,
+            )
     for name in given.ignored:
         warnings.warn(f"{name} has no effect here: other configs are named", stacklevel=3)
 

@@ -210,7 +210,9 @@ def _shaped(option: Any, value: Any, text: bool) -> Layer:
     """One option in the form in which layers hold it; ``text``: as it was typed."""
     check(None if isinstance(option, str) else f"{option!r} is no option")
     group, *rest = option.split(".")
-    if text and (not rest or value.lstrip().startswith("{")):
+    if text and value.strip() == "null":  # as in a config
+        value = None
+    elif text and (not rest or value.lstrip().startswith("{")):
         value = _typed(option, value, group)
     for part in reversed(rest):
         value = {part: value}
@@ -274,8 +276,9 @@ def _joined(one: Layer, other: Layer, path: list[str]) -> Layer:
         elif isinstance(value, dict) and isinstance(before, str):
             before = {"class_path": before}
         if key in whole and isinstance(before, dict) != isinstance(value, dict):
-            place = short([*path, key])
-            raise InputError(f"{place}: a value and {place}.{'...'} cannot both hold; give one of them")
+            place, inner = short([*path, key]), before if isinstance(before, dict) else value
+            name = next((short(below) for below, _ in leaves(inner)), "")
+            raise InputError(f"{place}: null and {place}.{name} cannot both hold; give one of them")
         if isinstance(before, dict) and isinstance(value, dict):
             if _is_spec(before) != _is_spec(value):
                 before, value = _spec(before), _spec(value)

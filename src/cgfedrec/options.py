@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 import cgfedrec.centralized
 import cgfedrec.methods
-from cgfedrec.layers import CLASSES, Layer, same_class, short
+from cgfedrec.layers import CLASSES, Layer, leaves, same_class, short
 
 ERRORS = (ArgumentError, ImportError, TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError)
 """What the parser and the classes that it imports raise for a value that they do not take."""
@@ -100,6 +100,23 @@ def _with_defaults(option: Option, value: Any) -> Any:
     return {**(value if isinstance(value, dict) else {"class_path": name}), "init_args": {**own, **given}}
 
 
+def no_mappings(
+    spec: Layer, known: Mapping[str, Option], needed: Collection[str]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each place where a value stands for a whole group of options, and what is wrong with that.
+
+    Args:
+        spec: The settings.
+        known: Of `options_of`.
+        needed: Options that name a class, and may not be null.
+    """
+    groups = {name[:place] for name in known for place, letter in enumerate(name) if letter == "."}
+    for path, value in leaves(spec):
+        name = short(path)
+        if value != {} and (name in needed or name in groups - known.keys()) and path[-1] != "class_path":
+            yield path, f"must be a mapping of its options, not {shown(value)}"
+
+
 def nearest(name: str, names: Mapping[str, Any]) -> str:
     """A hint at what may have been meant, or nothing."""
     found = get_close_matches(name, names, 1)
@@ -123,8 +140,8 @@ def told(kind: Any) -> str:
         return ", ".join(map(shown, inner[:-1])) + f" or {shown(inner[-1])}" if len(inner) > 1 else shown(inner[0])
     if origin in (Union, UnionType):
         return " or ".join(map(told, inner))
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
-        return f"a list of {told(inner[0])}"
+    if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        return f"a list of {' and '.join(f'{told(one)}s'.removeprefix('a ') for one in inner if one is not Ellipsis)}"
     names = {NoneType: "null", int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names.get(kind) or str(getattr(kind, "__name__", kind))
 
@@ -166,9 +183,9 @@ def _wrong_class(
         return
     found = [wrong for key, inner in arguments.items() for wrong in _wrong(inner, (*path, "init_args", key), known)]
     yield from found
-    problem = None if found else option.problem(value)
-    if problem:
-        yield path, problem.strip().splitlines()[-1].strip() if "required" not in problem else problem
+    lines = [] if found else [line.strip(" -") for line in (option.problem(value) or "").splitlines() if line.strip()]
+    if lines:
+        yield path, next((line for line in lines if "required" in line), lines[-1])
 
 
 def _no_class(option: Option, name: Any) -> str:
@@ -176,7 +193,7 @@ def _no_class(option: Option, name: Any) -> str:
     if option.dest == "method":
         hint = f"; methods here: {', '.join([*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__])}"
     problem = option.problem({"class_path": name} if isinstance(name, str) else name) or ""
-    why = [line.strip(" -") for line in problem.splitlines() if "import" in line.lower() or "module" in line.lower()]
+    why = [line.strip(" -") for line in problem.splitlines() if "No module" in line or "has no attribute" in line]
     return f"{shown(name)} is no class that can stand here{hint}{f' ({why[-1]})' if why else ''}"
 
 
@@ -191,7 +208,7 @@ def _own(parser: ArgumentParser, prefix: str) -> dict[str, Option]:
 def _of_class(option: Option, spec: Any, name: str) -> dict[str, Option]:
     """The options of a class, and of classes that its own settings name or have by default."""
     found: dict[str, Option] = {}
-    made = _class(option, spec if isinstance(spec, str) else _class_path(spec))
+    made = _class(option, (spec if _takes_class(option) else None) if isinstance(spec, str) else _class_path(spec))
     if made is None:
         return found
     found = _own(_parser_of(made), f"{name}.")
@@ -209,8 +226,9 @@ def _of_class(option: Option, spec: Any, name: str) -> dict[str, Option]:
 def _takes_class(option: Option) -> bool:
     """Whether the values of an option name a class."""
     kinds = get_args(option.kind) if get_origin(option.kind) in (Union, UnionType) else (option.kind,)
-    plain = (int, float, bool, str, NoneType)
-    return any(kind not in plain and (isinstance(kind, type) or "Callable" in str(kind)) for kind in kinds)
+    if any(kind in (int, float, bool, str) for kind in kinds):
+        return False
+    return any(kind is not NoneType and (isinstance(kind, type) or "Callable" in str(kind)) for kind in kinds)
 
 
 def _class_path(spec: Any) -> str | None:
@@ -220,7 +238,7 @@ def _class_path(spec: Any) -> str | None:
 
 def _class(option: Option, name: Any) -> type | None:
     """The class that a value of an option names, if it can stand there."""
-    if not isinstance(name, str) or not _takes_class(option):
+    if not isinstance(name, str):
         return None
     with suppress(*ERRORS):
         parsed = option.parser.parse_object(
