@@ -213,7 +213,7 @@ def test_describe(ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--method.optimizer", "LBFGS"], "method.optimizer"),
         (["--method.optimizer", "Adafactor"], "computes over all clients of a cohort at once"),
         (["--method.optimizer.lr=-1"], "method.optimizer: Invalid learning rate"),
-        (["--method.reg", ".nan"], "method.reg: nan is not positive"),
+        (["--method.reg", ".nan"], "method.reg: nan is no number"),
         (["--seed_everything", "-1"], "seed_everything: -1 is not from 0"),
         (["--data.format.separator", ""], "separator: is empty"),
     ],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning import Fabric
 from lightning.fabric.loggers import Logger
+from lightning.fabric.strategies import SingleDeviceStrategy
 from rich.console import Console
 
 from cgfedrec import __version__
@@ -31,7 +33,7 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation import Ranked, evaluate, no_metric, rank_table, ranked, summarise
-from cgfedrec.files import LOCK, file_digest, locked, remove_leftovers, write_atomically, write_json
+from cgfedrec.files import LOCK, file_digest, locked, no_folder, remove_leftovers, write_atomically, write_json
 from cgfedrec.layers import Config, Said, said
 from cgfedrec.logging import Forgiving, History, WandbLogger
 from cgfedrec.loop import FederatedLoop
@@ -185,7 +187,11 @@ class Run:
             self._checkpoint,
         ]
         folder = clients or self.checkpoints / CLIENTS
-        self.loop.setup(_fabric(vars(parts.fabric), hooks), self.data, parts.method, folder, to_train)
+        fabric = _fabric(vars(parts.fabric), hooks)
+        try:
+            self.loop.setup(fabric, self.data, parts.method, folder, to_train)
+        except (MemoryError, RuntimeError, ArithmeticError) as error:
+            raise InputError(f"method: cannot be set up with these settings: {error or 'no memory is left'}") from error
 
     @property
     def checkpoints(self) -> Path:
@@ -303,6 +309,11 @@ class Run:
                 f"{error.what} is not finite; a lower learning rate or alignment may help. "
                 + (f"The last good checkpoint is in {self.checkpoints}" if self.checkpoints.exists() else "")
             ) from error
+        except MemoryError as error:
+            raise RunError(
+                f"round {self.loop.round}: no memory is left; smaller method.dim, data.batch_size, loop.cohort_size or "
+                "method.local_epochs need less"
+            ) from error
         finally:
             self.log.do(lambda logger: logger.finalize(status))
 
@@ -390,6 +401,7 @@ class ReferenceRun(Run):
         self.reference.device = _fabric(vars(parts.fabric), []).device
         self.loop.rounds = 1
         check(no_metric("loop.monitor", self.loop.monitor, self.data))
+        self.reference.check(self.data)
 
     def _intent(self) -> str:
         return f"{type(self.method).__name__}, a reference that sees everyone's data, in {self.directory}"
@@ -422,11 +434,21 @@ def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
     )
     try:
         fabric = Fabric(**arguments, callbacks=callbacks)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # of Lightning, or of a plugin: it may be any
         raise InputError(f"fabric: {error}") from error
+    strategy = fabric.strategy
+    check(
+        None
+        if isinstance(strategy, SingleDeviceStrategy) and fabric.world_size == 1
+        else f"fabric.devices, fabric.strategy: only one process and one device are supported, not "
+        f"{type(strategy).__name__} with {fabric.world_size}; leave the strategy at auto",
+        None
+        if strategy.precision.precision in PRECISIONS
+        else f"fabric.plugins: the precision {strategy.precision.precision} is not supported; choose 32-true or "
+        "bf16-mixed by fabric.precision",
+    )
     kind = fabric.device.type
     check(
-        "fabric.devices: only one process and one device are supported" if fabric.world_size > 1 else None,
         None if kind in ("cpu", "cuda") else f"fabric.accelerator: {kind} is not supported; choose cpu or cuda",
     )
     if kind == "cuda":  # a resumed run must end where the whole one would
@@ -444,16 +466,27 @@ def run_folder(settings: Namespace) -> Iterator[Path]:
     """
     directory = _directory(settings)
     existed = directory.exists()
+    before = {path.name for path in directory.glob("*")}
     try:
         with locked(directory, f"run_dir: a run is at work in {directory}; wait for it, or choose another"):
             _check_free(directory, settings)
             remove_leftovers(directory)
             remove_leftovers(directory / "checkpoints")
             yield directory
-    except BaseException:
+    except BaseException as error:
+        if not isinstance(error, RunError | KeyboardInterrupt):
+            _remove_begun(directory, before)
         if not existed or settings.run_dir is None:
             _remove_empty(directory)
         raise
+
+
+def _remove_begun(directory: Path, before: Collection[str]) -> None:
+    """Remove what a run wrote that did not come to the end of a round, and that was not there ``before``."""
+    if not (directory / "checkpoints" / LAST).exists() and not (directory / METRICS).exists():
+        for name in {"config.yaml", "wandb", "checkpoints"} - set(before):
+            path = directory / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _remove_empty(directory: Path) -> None:
@@ -470,7 +503,7 @@ def _directory(settings: Namespace) -> Path:
     """
     if settings.run_dir:
         directory = Path(settings.run_dir)
-        check(f"run_dir: {directory} is a file" if directory.is_file() else None)
+        check(no_folder("run_dir", directory))
         return directory
     if settings.ckpt_path:
         own = _folder_of(settings.ckpt_path)

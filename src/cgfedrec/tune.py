@@ -16,7 +16,7 @@ from rich.console import Console
 from cgfedrec.config import dump, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.files import locked, remove_leftovers, write_atomically
+from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
 from cgfedrec.layers import said
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -68,7 +68,7 @@ def tune(
     """
     check(f"--trials: {trials} is not positive" if trials < 1 else None)
     console, folder = console or quiet_console(), Path(output)
-    check(f"--output: {folder} is a file" if folder.is_file() else None)
+    check(no_folder("--output", folder))
     spec = read_space(Path(space))
     own: dict[str, Any] = yaml.safe_load(dump(parse(said(options=options))))
     _check_space(spec, own)
