@@ -20,7 +20,7 @@ import yaml
 
 import cgfedrec.centralized
 import cgfedrec.methods
-from cgfedrec.config import DEFAULTS, parse, parser
+from cgfedrec.config import DEFAULTS, dump, parse, parser
 from cgfedrec.errors import InputError
 from cgfedrec.layers import PREFIX, merged, said, variable_of
 from cgfedrec.options import Option, options_of
@@ -90,12 +90,8 @@ def problem_with(attempt: Attempt) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             done = run(attempt)
-            again = parse(said([yaml.safe_load(done.config)], (), {}))
-        shutil.rmtree(done.directory)
-        changed = (
-            again.as_dict().get("method") != parse(said([yaml.safe_load(done.config)], (), {})).as_dict()["method"]
-        )
-        return "its config does not say the same again" if changed else None
+            again = dump(parse(said([yaml.safe_load(done.config)], (), {})))
+        return None if again == done.config else f"its config does not say the same again: {again}"
     except InputError as error:
         left = [path.name for path in Path().iterdir() if path.name != "attempt.yaml"]
         told = "\n".join(error.problems)

@@ -16,7 +16,7 @@ from lightning.fabric.loggers import Logger
 
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.errors import InputError, check
+from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.layers import (
     CONTROLLED,
     PREFIX,
@@ -129,7 +129,11 @@ def parse(given: Said, base: Mapping[str, Any] | None = None, on_quickstart: boo
     above = [*([] if base is None else [layer_of(base, "ckpt_path")]), *(layer for _, layer in given.configs)]
 
     def whole(variables: Mapping[str, Layer]) -> Layer:
-        return merged(DEFAULTS, *below, *variables.values(), *above, given.options)
+        spec = merged(DEFAULTS, *below, *variables.values(), *above, given.options)
+        for group, default in DEFAULTS.items():  # a null that has been undone has taken the class with it
+            if isinstance(spec[group], dict):
+                spec[group] = {**default, **spec[group]}
+        return spec
 
     known = options_of(parser(False), whole(given.variables))
     read = {name: layer for name, layer in given.variables.items() if _is_known(layer, known)}
@@ -176,6 +180,26 @@ def checkpoint_in(given: Said) -> Path | None:
     return Path(path)
 
 
+def refuse_of_fit(given: Said, verb: str) -> None:
+    """Refuse what only ``fit`` can heed, or say of a variable that it has no effect.
+
+    Raises:
+        InputError: naming the options.
+    """
+    for variable, layer in given.variables.items():
+        if layer.keys() & {"ckpt_path", "run_dir"}:
+            _tell(f"{variable} has no effect on {verb}")
+    layers = [*given.configs, ("", given.options)]
+    check(
+        *(
+            f"{name}: {verb} cannot heed it{f' ({source})' if source else ''}"
+            for name in ("ckpt_path", "run_dir")
+            for source, layer in layers
+            if layer.get(name) is not None
+        )
+    )
+
+
 def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
     """Whether all that a layer says is of options that there are."""
     groups = {name[:place] for name in known for place, letter in enumerate(name) if letter == "."}
@@ -193,19 +217,17 @@ def _tell_of_variables(
     """Warn of variables that are no option's, and of those that something else puts out of use."""
     spoken = {short(path) for path, _ in leaves(given.options)}
     for name, layer in given.variables.items():
+        option, others = option_of(name), {other: read[other] for other in read if other != name}
         if name not in read:
-            warnings.warn(
-                f"{name} is not read: no option {option_of(name)}{nearest(option_of(name), known)}", stacklevel=3
-            )
-        elif whole({other: read[other] for other in read if other != name}) == whole(read) and not (
-            {short(path) for path, _ in leaves(layer)} <= spoken
-        ):
-            warnings.warn(
-                f"{name} has no effect here: a config or a checkpoint says otherwise, or another class is named",
-                stacklevel=3,
-            )
+            _tell(f"{name} is not read: there is no option {option}{nearest(option, known)}")
+        elif whole(others) == whole(read) and not {short(path) for path, _ in leaves(layer)} <= spoken:
+            _tell(f"{name} has no effect here: a config or a checkpoint says otherwise, or another class is named")
     for name in given.ignored:
-        warnings.warn(f"{name} has no effect here: other configs are named", stacklevel=3)
+        _tell(f"{name} has no effect here: other configs are named")
+
+
+def _tell(text: str) -> None:
+    warnings.warn(text, Notice, stacklevel=4)
 
 
 def _print_help(name: str, value: str) -> None:

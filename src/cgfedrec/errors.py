@@ -23,6 +23,10 @@ def printable(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+class Notice(UserWarning):
+    """What a user should know of what they gave, and that ends nothing."""
+
+
 class InputError(Exception):
     """What the user gave cannot be used; exit code 2. Holds every problem found, not only the first."""
 

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,7 +29,7 @@ from cgfedrec.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.checkpoint import BEST, LAST, Checkpoint, Header, changed, copy, link_or_copy, read_checkpoint
-from cgfedrec.config import checkpoint_in, dump, instantiate, is_reference, parse, settings_in
+from cgfedrec.config import checkpoint_in, dump, instantiate, is_reference, parse, refuse_of_fit, settings_in
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
@@ -110,6 +111,7 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
     path = Path(ckpt_path)
     state = read_checkpoint(path)
     given = said([*configs, {"logger": None}], options)
+    refuse_of_fit(given, "a checkpoint that is only used")
     settings = parse(given, settings_in(state["config"], given))
     if console:
         console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
@@ -125,7 +127,9 @@ def open_run(settings: Namespace, directory: Path, *arguments: Any, **named: Any
 
 def open_data(options: Sequence[str], console: Console | None = None) -> FederatedDataModule:
     """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
-    settings = parse(said(options=options))
+    given = said(options=options)
+    refuse_of_fit(given, "data describe")
+    settings = parse(given)
     parts = instantiate(settings)
     data: FederatedDataModule = parts.data
     data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()))
@@ -435,7 +439,9 @@ def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
     try:
         fabric = Fabric(**arguments, callbacks=callbacks)
     except Exception as error:  # of Lightning, or of a plugin: it may be any
-        raise InputError(f"fabric: {error}") from error
+        defaults = {name: parameter.default for name, parameter in signature(Fabric).parameters.items()}
+        given = [f"fabric.{name}" for name, value in arguments.items() if value not in (defaults[name], "cpu", 1)]
+        raise InputError(f"{', '.join(given) or 'fabric'}: {error}") from error
     strategy = fabric.strategy
     check(
         None

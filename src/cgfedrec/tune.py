@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
-from cgfedrec.config import dump, parse
+from cgfedrec.config import dump, parse, refuse_of_fit
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
@@ -70,7 +70,9 @@ def tune(
     console, folder = console or quiet_console(), Path(output)
     check(no_folder("--output", folder))
     spec = read_space(Path(space))
-    own: dict[str, Any] = yaml.safe_load(dump(parse(said(options=options))))
+    given = said(options=options)
+    refuse_of_fit(given, "tune")
+    own: dict[str, Any] = yaml.safe_load(dump(parse(given)))
     _check_space(spec, own)
     run = _open(own, folder)
     check(None if run.data.part_size(Part.VAL) else "data.split: holds nothing out for validation")
