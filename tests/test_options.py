@@ -98,7 +98,7 @@ def problem_with(attempt: Attempt) -> str | None:
         above, _, last = attempt.option.rpartition(".")
         named = attempt.option in told or (above.count(".") and above in told) or f"{last}:" in told
         if attempt.option == "data.path":
-            named = attempt.value.strip('"') in told
+            named = named or attempt.value.strip('"') in told
         if left:
             return f"left {left} behind: {told}"
         return None if named else f"does not name the option: {told}"

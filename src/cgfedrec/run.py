@@ -446,7 +446,7 @@ def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
     check(
         None
         if isinstance(strategy, SingleDeviceStrategy) and fabric.world_size == 1
-        else f"fabric.devices, fabric.strategy: only one process and one device are supported, not "
+        else f"fabric.devices, fabric.num_nodes, fabric.strategy: only one process and one device are supported, not "
         f"{type(strategy).__name__} with {fabric.world_size}; leave the strategy at auto",
         None
         if strategy.precision.precision in PRECISIONS
