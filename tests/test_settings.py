@@ -16,8 +16,8 @@ import cgfedrec
 from cgfedrec.cli import main
 from cgfedrec.config import parse
 from cgfedrec.errors import InputError
-from cgfedrec.layers import Config, said
 from cgfedrec.run import start
+from cgfedrec.sources import Config, said
 from tests.conftest import ROOT, TINY
 
 BILLION = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(

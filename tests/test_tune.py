@@ -22,7 +22,7 @@ from cgfedrec.config import parse
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.evaluation import Ranked, ranked
-from cgfedrec.layers import said
+from cgfedrec.sources import said
 from cgfedrec.tune import read_space, with_values
 from tests.conftest import ROOT, TINY
 

@@ -81,9 +81,9 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 
 
 def _fit(arguments: Arguments, options: list[str]) -> int:
-    from cgfedrec.layers import said
     from cgfedrec.report import console, show_result
     from cgfedrec.run import start
+    from cgfedrec.sources import said
 
     warnings.filterwarnings("ignore", module="lightning")
     out = console()

@@ -17,21 +17,12 @@ from lightning.fabric.loggers import Logger
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, Notice, check
-from cgfedrec.layers import (
-    CONTROLLED,
-    PREFIX,
-    Layer,
-    Said,
-    layer_of,
-    leaves,
-    merged,
-    option_of,
-    short,
-)
+from cgfedrec.layers import CONTROLLED, Layer, leaves, merged, short
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
 from cgfedrec.options import ERRORS, Option, completed, nearest, no_mappings, options_of, problems, shown
 from cgfedrec.protocol import Protocol
+from cgfedrec.sources import PREFIX, Said, layer_of, option_of
 from cgfedrec.trust import settings_of
 from cgfedrec.yamlfile import read_yaml_file
 

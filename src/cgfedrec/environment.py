@@ -1,7 +1,7 @@
 """Environment variables: every option of every command has one, and one that nobody reads is told.
 
 The variable of ``--top_k`` of ``recommend`` is CGFEDREC_RECOMMEND_TOP_K. The settings of a run are options of ``fit``
-wherever they are taken, and their variables begin with `cgfedrec.layers.PREFIX`; `cgfedrec.layers` reads those.
+wherever they are taken, and their variables begin with `cgfedrec.sources.PREFIX`; `cgfedrec.sources` reads those.
 """
 
 from __future__ import annotations

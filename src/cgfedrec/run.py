@@ -35,13 +35,13 @@ from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation import Ranked, evaluate, no_metric, rank_table, ranked, summarise
 from cgfedrec.files import LOCK, file_digest, locked, no_folder, remove_leftovers, write_atomically, write_json
-from cgfedrec.layers import Config, Said, said
 from cgfedrec.logging import Forgiving, History, WandbLogger
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.recommend import recommend, write
 from cgfedrec.report import quiet_console, show_data, tracker
 from cgfedrec.server import NotFiniteError, Server
+from cgfedrec.sources import Config, Said, said
 from cgfedrec.store import ClientStore
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")

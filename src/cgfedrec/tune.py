@@ -17,12 +17,12 @@ from cgfedrec.config import dump, parse, refuse_of_fit
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
-from cgfedrec.layers import said
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.report import progress_bars, quiet_console
 from cgfedrec.run import Run, open_run
 from cgfedrec.server import NotFiniteError
+from cgfedrec.sources import said
 from cgfedrec.study import distribution, open_study, save_study
 from cgfedrec.yamlfile import read_yaml_file
 

@@ -15,10 +15,11 @@ from cgfedrec.config import dump, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
 from cgfedrec.files import DamagedError, file_digest, read_json
-from cgfedrec.layers import CONTROL, Layer, layer_of, merged, said, same_class
+from cgfedrec.layers import CONTROL, Layer, merged, same_class
 from cgfedrec.methods import Local
 from cgfedrec.protocol import Protocol
 from cgfedrec.run import Run, open_run
+from cgfedrec.sources import layer_of, said
 from cgfedrec.yamlfile import read_yaml_file
 
 KEYS = ("title", "base", "data", "methods", "seeds", "metrics", "reference", "test", "published")
