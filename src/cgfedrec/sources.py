@@ -186,7 +186,7 @@ def _typed(option: str, value: str) -> Any:
         if value.lstrip().startswith("{"):
             raise
         return value
-    return tree if isinstance(tree, dict) else value
+    return tree if tree is None or isinstance(tree, dict) else value
 
 
 def _at(layer: Any, path: Sequence[str]) -> bool:
