@@ -6,7 +6,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test stops lint format notebooks bench leak labels clean
+.PHONY: help setup fit test stops options lint format notebooks bench leak labels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(INSTALLED_DEV)  ## run all tests
 
 stops: $(INSTALLED_DEV)  ## kill runs before every single write, and see that they go on (long)
 	CGFEDREC_ALL_STOPS=1 $(BIN)/python -m pytest -n 2 tests/test_stops.py tests/test_tune.py
+
+options: $(INSTALLED_DEV)  ## try every option of every method with values of every kind (long)
+	CGFEDREC_ALL_OPTIONS=1 $(BIN)/python -m pytest -n 2 tests/test_options.py
 
 lint: $(INSTALLED_DEV)  ## check style and types
 	$(BIN)/ruff check .

@@ -150,7 +150,7 @@ def test_without_validation_all_epochs_are_trained(make_data: MakeData) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EASE(0), "method.lambda_: 0 is not positive"),
+        (lambda: EASE(0), "method.lambda_: 0 is below 1e-06"),
         (lambda: MF(dim=0, epochs=-1), "method.dim: 0 is not positive\nmethod.epochs: -1 is not positive"),
         (lambda: MF(weight_decay=-1), "method.weight_decay: -1 is below 0"),
         (lambda: LightGCN(layers=-1), "method.layers: -1 is below 0"),

@@ -192,7 +192,7 @@ def test_describe(ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--loop.roundz", "3"], "--loop.roundz"),
+        (["--loop.roundz", "3"], "loop.roundz: there is no such option; did you mean loop.rounds?"),
         (["--loop.rounds", "three"], "loop.rounds"),
         (["--loop.rounds", "0"], "loop.rounds: 0 is not positive"),
         (["--loop.rounds", "0", "--method.clusters", "1", "--data.negatives", "0"], "method.clusters: 1 is below 2"),
@@ -214,7 +214,7 @@ def test_describe(ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--method.optimizer", "LBFGS"], "method.optimizer"),
         (["--method.optimizer", "Adafactor"], "computes over all clients of a cohort at once"),
         (["--method.optimizer.lr=-1"], "method.optimizer: Invalid learning rate"),
-        (["--method.reg", ".nan"], "method.reg: nan is not positive"),
+        (["--method.reg", ".nan"], "method.reg: nan is no number"),
         (["--seed_everything", "-1"], "seed_everything: -1 is not from 0"),
         (["--data.format.separator", ""], "separator: is empty"),
     ],

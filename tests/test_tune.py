@@ -20,6 +20,7 @@ from cgfedrec.config import parse
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.evaluation import Ranked, ranked
+from cgfedrec.sources import said
 from cgfedrec.tune import read_space, with_values
 from tests.commands import Command
 from tests.conftest import ROOT, TINY
@@ -169,7 +170,7 @@ def test_every_shipped_space_fits_its_method(path: Path) -> None:
     config = {"method": {"class_path": f"cgfedrec.{package}.{name}"}}
     for option, entry in read_space(path).items():
         for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
-            parse(["--config", yaml.safe_dump(with_values(config, {option: value}))])
+            parse(said([with_values(config, {option: value})]))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
@@ -183,7 +184,7 @@ def test_every_shipped_sweep_runs_fit_by_validation(path: Path, monkeypatch: pyt
             name: entry.get("values", [entry.get("min"), entry.get("max")])
             for name, entry in sweep["parameters"].items()
         }
-        settings = parse([*options, *(f"--{name}={values[place]}" for name, values in ends.items())])
+        settings = parse(said(options=[*options, *(f"--{name}={values[place]}" for name, values in ends.items())]))
         assert sweep["metric"] == {"name": settings.loop.monitor, "goal": "maximize"}
         assert settings.logger.class_path.endswith("WandbLogger")
         for name, values in ends.items():

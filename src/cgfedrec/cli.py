@@ -15,8 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cgfedrec import __version__
-from cgfedrec.errors import InputError, RunError, printable
+from cgfedrec.environment import Verbs, tell_of_unread, with_variables
+from cgfedrec.errors import InputError, Notice, RunError, printable
 
+TAKE_SETTINGS = ("fit", "test", "recommend", "tune", "data")
+"""Commands that take the settings of a run."""
+_shown = warnings.formatwarning
 EPILOG = """examples:
   cgfedrec fit                                     train on the embedded data set
   cgfedrec fit --data.path ratings.csv             train on a table with columns user, item, timestamp
@@ -25,13 +29,24 @@ EPILOG = """examples:
   cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
   cgfedrec compare --config configs/compare/quick.yaml                       methods side by side, and a report
 
+Every option has an environment variable, which the command line outranks: CGFEDREC_RECOMMEND_TOP_K for --top_k of
+recommend. The settings of a run have theirs from fit wherever they are taken: CGFEDREC_FIT_LOOP__ROUNDS for
+--loop.rounds; see fit --help.
+
 exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments, options = _parser().parse_known_args(argv)
+    warnings.formatwarning = _warning
+    parser, verbs = _parser()
+    try:
+        argv = with_variables(argv, verbs, os.environ)
+    except InputError as error:
+        return _fail(Arguments(traceback=False), 2, *error.problems)
+    arguments, options = parser.parse_known_args(argv)
+    tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
     try:
         code: int = arguments.run(arguments, options)
         return code
@@ -48,6 +63,15 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(arguments, 1, f"{type(error).__name__}: {error} (cgfedrec --traceback shows where)")
 
 
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as it is shown: ours as we show errors, others with the line that they come from."""
+    if issubclass(category, Notice):
+        return f"warning: {printable(str(message))}\n"
+    return _shown(message, category, filename, lineno, line)
+
+
 def _fail(arguments: Arguments, code: int, *problems: str) -> int:
     if arguments.traceback:
         traceback.print_exc()
@@ -59,10 +83,11 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 def _fit(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.report import console, show_result
     from cgfedrec.run import start
+    from cgfedrec.sources import said
 
     warnings.filterwarnings("ignore", module="lightning")
     out = console()
-    run = start(options, console=out)
+    run = start(said(options=options), console=out)
     if run.interrupted:
         last = run.checkpoints / "last.ckpt"
         out.print(f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True)
@@ -168,7 +193,8 @@ def _column(text: str) -> str | int:
     return int(text) if text.isdigit() else text
 
 
-def _parser() -> ArgumentParser:
+def _parser() -> tuple[ArgumentParser, Verbs]:
+    """The parser of the command line, and those of all commands."""
     parser = ArgumentParser(
         "cgfedrec",
         description="Train recommenders on interactions that never leave their owners.",
@@ -179,6 +205,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cgfedrec {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers: dict[tuple[str, ...], ArgumentParser] = {(): parser}
 
     def verb(
         of: object, name: str, run: Callable[[Arguments, list[str]], int], help: str, own_help: bool = False
@@ -186,7 +213,9 @@ def _parser() -> ArgumentParser:
         added: ArgumentParser = of.add_parser(  # type: ignore[attr-defined]
             name, help=help, description=help, add_help=not own_help, allow_abbrev=False
         )
-        added.set_defaults(run=run)
+        words = (name,) if of is verbs else ("data", name)
+        added.set_defaults(run=run, words=words)
+        parsers[words] = added
         return added
 
     verb(verbs, "fit", _fit, "train a federation", own_help=True)
@@ -236,7 +265,7 @@ def _parser() -> ArgumentParser:
     fetch.add_argument("name", help="such as ml-100k; a wrong name lists all")
     fetch.add_argument("--dir", default="data", help="where to (%(default)s)")
     fetch.add_argument("--url", help="take the archive from elsewhere; its checksum must still agree")
-    return parser
+    return parser, parsers
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cgfedrec.errors import InputError, check
+from cgfedrec.errors import LARGEST, InputError, check, not_between
 from cgfedrec.messages import Broadcast, Upload
 
 ALIGNMENT = 64
@@ -155,6 +155,13 @@ def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) 
 
     try:
         together, made = trial(slice(0, 2))
+        check(
+            *(
+                not_between(f"method.optimizer.{name}", value, -LARGEST)
+                for name, value in made.defaults.items()
+                if isinstance(value, float)
+            )
+        )
         alone = torch.cat([trial(slice(client, client + 1))[0] for client in range(2)])
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"method.optimizer: {error}") from error

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter, shared_start
-from cgfedrec.errors import check, not_positive
+from cgfedrec.errors import check, no_count, not_positive
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.method import Method
+from cgfedrec.method import MOST_DIM, MOST_EPOCHS, Method
 from cgfedrec.random import Stream, normal
 from cgfedrec.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.table import OptimizerCallable
@@ -85,8 +85,8 @@ class FactorMethod(Method):
         init_scale: float = 0.1,
     ) -> None:
         check(
-            not_positive("method.dim", dim),
-            not_positive("method.local_epochs", local_epochs),
+            no_count("method.dim", dim, most=MOST_DIM),
+            no_count("method.local_epochs", local_epochs, most=MOST_EPOCHS),
             not_positive("method.init_scale", init_scale),
         )
         super().__init__(local_epochs)

@@ -174,6 +174,17 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True).encode()
 
 
+def no_folder(option: str, folder: Path) -> str | None:
+    """The problem with a folder that is to be written into, and may be there or not."""
+    shown, name = f"{option}: {str(folder)[:80]}", os.fsencode(folder)
+    if b"\0" in name or len(name) >= 4096 or any(len(part) > 255 for part in name.split(b"/")):
+        return f"{shown}... is no name that a folder can have"
+    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        return f"{shown} is a file" if above == folder.absolute() else f"{shown} lies below {above}, which is a file"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"{shown}: nothing may be written into {above}"
+
+
 @contextmanager
 def locked(folder: Path, problem: str) -> Iterator[int]:
     """Hold a folder's lock, which the operating system gives back however its holder ends.

@@ -16,10 +16,14 @@ import polars as pl
 import torch
 from lightning.fabric.loggers import Logger
 
+from cgfedrec.errors import check
 from cgfedrec.files import append, write_atomically
 from cgfedrec.history import Row
 from cgfedrec.loop import FederatedLoop
 
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+"""What Weights & Biases takes for ``WANDB_MODE``."""
+_NOT_IN_PROJECTS = "/\\#?%:"
 INIT_TIMEOUT = 20.0
 """Seconds that Weights & Biases may take to answer before a run goes on offline."""
 
@@ -116,6 +120,14 @@ class WandbLogger(Logger):
         offline: bool | None = None,
         log_checkpoint: bool = False,
     ) -> None:
+        mode = os.environ.get("WANDB_MODE") or "online"
+        check(
+            f"logger.project: {project!r} must have from 1 to 128 characters, and none of {' '.join(_NOT_IN_PROJECTS)}"
+            if not 0 < len(project) <= 128 or set(project) & set(_NOT_IN_PROJECTS)
+            else None,
+            "logger.name: is empty" if name == "" else None,
+            None if mode in MODES else f"WANDB_MODE: no {mode!r}; choose one of {', '.join(MODES)}",
+        )
         self.project = project
         self._name = name
         self.offline = not _has_key() if offline is None else offline

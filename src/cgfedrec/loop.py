@@ -16,7 +16,7 @@ from torch import Tensor
 from cgfedrec.capacity import Demand, Place, plan
 from cgfedrec.client import Batch, forget, narrow
 from cgfedrec.data.module import FederatedDataModule, Stage
-from cgfedrec.errors import check, not_positive
+from cgfedrec.errors import check, no_count, not_positive
 from cgfedrec.evaluation import Ranked, no_metric, ranked, summarise
 from cgfedrec.history import Growing, Row, rows_of
 from cgfedrec.messages import Broadcast, Upload
@@ -59,17 +59,14 @@ class FederatedLoop:
         monitor: str = "val/ndcg@10",
         patience: int | None = 10,
     ) -> None:
-        positive: dict[str, int | None] = {
-            "rounds": rounds,
-            "participants": participants,
-            "cohort_size": None if cohort_size == "auto" else cohort_size,
-            "evaluate_every": evaluate_every,
-            "checkpoint_every": checkpoint_every,
-            "patience": patience,
-        }
         check(
-            *(not_positive(f"loop.{name}", value) for name, value in positive.items()),
-            None if 0 < participation <= 1 else f"loop.participation: {participation} must be above 0 and at most 1",
+            no_count("loop.rounds", rounds),
+            no_count("loop.participants", participants, or_none=True),
+            None if cohort_size == "auto" else no_count("loop.cohort_size", cohort_size),
+            no_count("loop.evaluate_every", evaluate_every),
+            no_count("loop.checkpoint_every", checkpoint_every),
+            no_count("loop.patience", patience, or_none=True),
+            not_positive("loop.participation", participation, 1),
             "loop.participants: give either this or loop.participation, not both"
             if participants is not None and participation != 1
             else None,

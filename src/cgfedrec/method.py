@@ -7,6 +7,11 @@ from abc import ABC, abstractmethod
 from cgfedrec.client import Client
 from cgfedrec.server import Server
 
+MOST_DIM = 2**16
+"""Numbers in an embedding, or in a layer of a network."""
+MOST_EPOCHS = 10_000
+"""Passes over a client's samples in one round; all their batches are drawn before."""
+
 
 class Recommender:
     """What ``--method`` names: a federated `Method`, or a centralised reference."""

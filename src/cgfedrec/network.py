@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgfedrec.method import MOST_DIM
 from cgfedrec.rows import VECTOR, baddbmm
+
+MOST_LAYERS = 32
+"""Hidden layers of a network."""
 
 SCORED_AT_ONCE = 2**16
 """Items, over all clients of a cohort, whose hidden layers are held at a time in scoring."""
@@ -19,7 +23,8 @@ Layer = tuple[Tensor, Tensor]
 
 def not_layers(option: str, sizes: Sequence[int]) -> str | None:
     """The problem with sizes of hidden layers, of which there must be one or more."""
-    return None if sizes and min(sizes) >= 1 else f"{option}: {sizes} must be one size or more, each positive"
+    fit = 0 < len(sizes) <= MOST_LAYERS and min(sizes) >= 1 and max(sizes) <= MOST_DIM
+    return None if fit else f"{option}: {sizes} must be from 1 to {MOST_LAYERS} sizes, each from 1 to {MOST_DIM:,}"
 
 
 def num_weights(shapes: Sequence[tuple[int, int]]) -> int:

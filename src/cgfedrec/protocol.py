@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from cgfedrec.errors import check
+from cgfedrec.errors import check, no_count
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,9 @@ class Protocol:
             f"protocol.name: {self.name!r} is unknown; choose strict or reference"
             if self.name not in ("strict", "reference")
             else None,
-            f"protocol.num_candidates: {self.num_candidates} is not positive" if self.num_candidates < 1 else None,
-            f"protocol.cutoffs: {list(self.cutoffs)} must be one or more positive numbers"
-            if not self.cutoffs or min(self.cutoffs) < 1
-            else None,
+            no_count("protocol.num_candidates", self.num_candidates),
+            None if self.cutoffs else "protocol.cutoffs: name one or more",
+            *(no_count("protocol.cutoffs", cutoff) for cutoff in self.cutoffs),
         )
         object.__setattr__(self, "cutoffs", tuple(sorted(set(self.cutoffs))))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +21,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning import Fabric
 from lightning.fabric.loggers import Logger
+from lightning.fabric.strategies import SingleDeviceStrategy
 from rich.console import Console
 
 from cgfedrec import __version__
@@ -26,28 +29,19 @@ from cgfedrec.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.checkpoint import BEST, LAST, Checkpoint, Header, changed, copy, link_or_copy, read_checkpoint
-from cgfedrec.config import (
-    Config,
-    as_options,
-    checkpoint_in,
-    dump,
-    instantiate,
-    is_file,
-    is_reference,
-    parse,
-    settings_in,
-)
+from cgfedrec.config import checkpoint_in, dump, instantiate, is_reference, parse, refuse_of_fit, settings_in
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation import Ranked, evaluate, no_metric, rank_table, ranked, summarise
-from cgfedrec.files import LOCK, file_digest, locked, remove_leftovers, write_atomically, write_json
+from cgfedrec.files import LOCK, file_digest, locked, no_folder, remove_leftovers, write_atomically, write_json
 from cgfedrec.logging import Forgiving, History, WandbLogger
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.recommend import recommend, write
 from cgfedrec.report import quiet_console, show_data, tracker
 from cgfedrec.server import NotFiniteError, Server
+from cgfedrec.sources import Config, Said, said
 from cgfedrec.store import ClientStore
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
@@ -73,18 +67,16 @@ def fit(*configs: Config, callbacks: Sequence[Any] = (), console: Console | None
         InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
         RunError: if training fails; the last good checkpoint is kept.
     """
-    return start(as_options(configs), callbacks, console, isinstance(configs[0], Mapping) if configs else True)
+    return start(said(configs), callbacks, console, not configs or isinstance(configs[0], Mapping))
 
 
 def start(
-    options: Sequence[str], callbacks: Sequence[Any] = (), console: Console | None = None, on_defaults: bool = False
+    given: Said, callbacks: Sequence[Any] = (), console: Console | None = None, on_quickstart: bool | None = None
 ) -> Run:
-    """Train as command-line options say. ``on_defaults``: they override the quickstart, whatever configs they name."""
-    checkpoint = checkpoint_in(options)
+    """Train as is said. ``on_quickstart``: see `parse`."""
+    checkpoint = checkpoint_in(given)
     state = read_checkpoint(checkpoint) if checkpoint else None
-    settings = parse(options, settings_in(state["config"], options) if state else None, on_defaults)
-    if settings.ckpt_path and Path(settings.ckpt_path) != checkpoint:
-        raise InputError(f"ckpt_path: {settings.ckpt_path} and {checkpoint} are both named; name one, as an option")
+    settings = parse(given, settings_in(state["config"], given) if state else None, on_quickstart)
     with run_folder(settings) as directory:
         to_train = not (state and _is_finished(state, settings))
         run = open_run(settings, directory, callbacks, console, to_train=to_train)
@@ -118,8 +110,9 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
     """
     path = Path(ckpt_path)
     state = read_checkpoint(path)
-    given = [*as_options([*configs, {"logger": None}]), *options]
-    settings = parse(given, settings_in(state["config"], given), True)
+    given = said([*configs, {"logger": None}], options)
+    refuse_of_fit(given, "a checkpoint that is only used")
+    settings = parse(given, settings_in(state["config"], given))
     if console:
         console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
     run = open_run(settings, path.parent, console=console, clients=path.parent / CLIENTS, to_train=False)
@@ -134,7 +127,9 @@ def open_run(settings: Namespace, directory: Path, *arguments: Any, **named: Any
 
 def open_data(options: Sequence[str], console: Console | None = None) -> FederatedDataModule:
     """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
-    settings = parse(options)
+    given = said(options=options)
+    refuse_of_fit(given, "data describe")
+    settings = parse(given)
     parts = instantiate(settings)
     data: FederatedDataModule = parts.data
     data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()))
@@ -196,7 +191,11 @@ class Run:
             self._checkpoint,
         ]
         folder = clients or self.checkpoints / CLIENTS
-        self.loop.setup(_fabric(vars(parts.fabric), hooks), self.data, parts.method, folder, to_train)
+        fabric = _fabric(vars(parts.fabric), hooks)
+        try:
+            self.loop.setup(fabric, self.data, parts.method, folder, to_train)
+        except (MemoryError, RuntimeError, ArithmeticError) as error:
+            raise InputError(f"method: cannot be set up with these settings: {error or 'no memory is left'}") from error
 
     @property
     def checkpoints(self) -> Path:
@@ -314,6 +313,11 @@ class Run:
                 f"{error.what} is not finite; a lower learning rate or alignment may help. "
                 + (f"The last good checkpoint is in {self.checkpoints}" if self.checkpoints.exists() else "")
             ) from error
+        except MemoryError as error:
+            raise RunError(
+                f"round {self.loop.round}: no memory is left; smaller method.dim, data.batch_size, loop.cohort_size or "
+                "method.local_epochs need less"
+            ) from error
         finally:
             self.log.do(lambda logger: logger.finalize(status))
 
@@ -401,6 +405,7 @@ class ReferenceRun(Run):
         self.reference.device = _fabric(vars(parts.fabric), []).device
         self.loop.rounds = 1
         check(no_metric("loop.monitor", self.loop.monitor, self.data))
+        self.reference.check(self.data)
 
     def _intent(self) -> str:
         return f"{type(self.method).__name__}, a reference that sees everyone's data, in {self.directory}"
@@ -433,11 +438,23 @@ def _fabric(arguments: dict[str, Any], callbacks: list[Any]) -> Fabric:
     )
     try:
         fabric = Fabric(**arguments, callbacks=callbacks)
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"fabric: {error}") from error
+    except Exception as error:  # of Lightning, or of a plugin: it may be any
+        defaults = {name: parameter.default for name, parameter in signature(Fabric).parameters.items()}
+        given = [f"fabric.{name}" for name, value in arguments.items() if value not in (defaults[name], "cpu", 1)]
+        raise InputError(f"{', '.join(given) or 'fabric'}: {error}") from error
+    strategy = fabric.strategy
+    check(
+        None
+        if isinstance(strategy, SingleDeviceStrategy) and fabric.world_size == 1
+        else f"fabric.devices, fabric.num_nodes, fabric.strategy: only one process and one device are supported, not "
+        f"{type(strategy).__name__} with {fabric.world_size}; leave the strategy at auto",
+        None
+        if strategy.precision.precision in PRECISIONS
+        else f"fabric.plugins: the precision {strategy.precision.precision} is not supported; choose 32-true or "
+        "bf16-mixed by fabric.precision",
+    )
     kind = fabric.device.type
     check(
-        "fabric.devices: only one process and one device are supported" if fabric.world_size > 1 else None,
         None if kind in ("cpu", "cuda") else f"fabric.accelerator: {kind} is not supported; choose cpu or cuda",
     )
     if kind == "cuda":  # a resumed run must end where the whole one would
@@ -455,16 +472,27 @@ def run_folder(settings: Namespace) -> Iterator[Path]:
     """
     directory = _directory(settings)
     existed = directory.exists()
+    before = {path.name for path in directory.glob("*")}
     try:
         with locked(directory, f"run_dir: a run is at work in {directory}; wait for it, or choose another"):
             _check_free(directory, settings)
             remove_leftovers(directory)
             remove_leftovers(directory / "checkpoints")
             yield directory
-    except BaseException:
+    except BaseException as error:
+        if not isinstance(error, RunError | KeyboardInterrupt):
+            _remove_begun(directory, before)
         if not existed or settings.run_dir is None:
             _remove_empty(directory)
         raise
+
+
+def _remove_begun(directory: Path, before: Collection[str]) -> None:
+    """Remove what a run wrote that did not come to the end of a round, and that was not there ``before``."""
+    if not (directory / "checkpoints" / LAST).exists() and not (directory / METRICS).exists():
+        for name in {"config.yaml", "wandb", "checkpoints"} - set(before):
+            path = directory / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _remove_empty(directory: Path) -> None:
@@ -481,7 +509,7 @@ def _directory(settings: Namespace) -> Path:
     """
     if settings.run_dir:
         directory = Path(settings.run_dir)
-        check(f"run_dir: {directory} is a file" if directory.is_file() else None)
+        check(no_folder("run_dir", directory))
         return directory
     if settings.ckpt_path:
         own = _folder_of(settings.ckpt_path)
@@ -491,8 +519,7 @@ def _directory(settings: Namespace) -> Path:
             else f"run_dir: {settings.ckpt_path} is in no run's folder checkpoints; say where the run is to go"
         )
         return Path(os.path.relpath(str(own)))
-    files = [Path(str(config)) for config in settings.config or [] if is_file(str(config))]
-    root = Path("runs") / (files[0].stem if files else "quickstart")
+    root = Path("runs") / (Path(settings.config[0]).stem if settings.config else "quickstart")
     number = max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=-1) + 1
     root.mkdir(parents=True, exist_ok=True)
     while True:

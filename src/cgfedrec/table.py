@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter, shared_start
-from cgfedrec.errors import check, checked_with, not_positive
+from cgfedrec.errors import check, checked_with, no_count, not_between, not_positive
 from cgfedrec.messages import Broadcast, Labels, Upload
-from cgfedrec.method import Method
+from cgfedrec.method import MOST_DIM, MOST_EPOCHS, Method
 from cgfedrec.random import Stream, uniform
 from cgfedrec.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.structure.clusters import KMeansKind
@@ -135,10 +135,10 @@ class TableMethod(Method):
         head: Head = "shared",
     ) -> None:
         check(
-            not_positive("method.dim", dim),
+            no_count("method.dim", dim, most=MOST_DIM),
             not_positive("method.lr_eta", lr_eta),
-            not_positive("method.table_lr", table_lr),
-            not_positive("method.local_epochs", local_epochs),
+            not_positive("method.table_lr", table_lr, or_none=True),
+            no_count("method.local_epochs", local_epochs, most=MOST_EPOCHS),
             not_positive("method.init_scale", init_scale),
         )
         super().__init__(local_epochs)
@@ -186,9 +186,9 @@ class AlignedMethod(TableMethod):
         **kwargs: Any,
     ) -> None:
         with checked_with(
-            f"method.clusters: {clusters} is below 2" if clusters < 2 else None,
-            None if reg == 0 else not_positive("method.reg", reg),
-            not_positive("method.temperature", temperature),
+            no_count("method.clusters", clusters, 2),
+            not_between("method.reg", reg, 0),
+            not_between("method.temperature", temperature, 1e-3, 1e6),
         ):
             super().__init__(**kwargs)
         self.clusters = clusters

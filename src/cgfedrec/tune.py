@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
+from jsonargparse import Namespace
 from rich.console import Console
 
-from cgfedrec.config import dump, duplicate_keys, parse
+from cgfedrec.config import dump, parse, refuse_of_fit
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.files import locked, remove_leftovers, write_atomically
+from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.report import progress_bars, quiet_console
 from cgfedrec.run import Run, open_run
 from cgfedrec.server import NotFiniteError
+from cgfedrec.sources import said
 from cgfedrec.study import distribution, open_study, save_study
+from cgfedrec.yamlfile import read_yaml_file
 
 if TYPE_CHECKING:
     import optuna
@@ -65,9 +68,11 @@ def tune(
     """
     check(f"--trials: {trials} is not positive" if trials < 1 else None)
     console, folder = console or quiet_console(), Path(output)
-    check(f"--output: {folder} is a file" if folder.is_file() else None)
+    check(no_folder("--output", folder))
     spec = read_space(Path(space))
-    own: dict[str, Any] = yaml.safe_load(dump(parse(options)))
+    given = said(options=options)
+    refuse_of_fit(given, "tune")
+    own: dict[str, Any] = yaml.safe_load(dump(parse(given)))
     _check_space(spec, own)
     run = _open(own, folder)
     check(None if run.data.part_size(Part.VAL) else "data.split: holds nothing out for validation")
@@ -119,7 +124,7 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
         f"{', median pruning' if prune else ''}.\n# {monitor} {best.value:.4f}; no test item was ranked.\n"
     )
     path = folder / "best.yaml"
-    write_atomically(path, stated + dump(parse(["--config", yaml.safe_dump(with_values(own, best.params))])))
+    write_atomically(path, stated + dump(_parsed(with_values(own, best.params))))
     console.print(f"{monitor} {best.value:.4f} with {_written(best.params)}\n{path}", highlight=False, soft_wrap=True)
     return path
 
@@ -127,13 +132,10 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
 def read_space(path: Path) -> dict[str, Any]:
     """Read a search space: each option's choices, or its range. Raises `InputError` with every problem."""
     try:
-        space = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--space: {path}: {error}") from error
-    check(
-        None if isinstance(space, dict) and space else f"--space: {path}: holds no options",
-        *duplicate_keys(path),
-    )
+        space = read_yaml_file(path)
+    except InputError as error:
+        raise InputError(f"--space: {problem}" for problem in error.problems) from error
+    check(None if isinstance(space, dict) and space else f"--space: {path}: holds no options")
     check(*(f"--space: {name}: {problem}" for name, entry in space.items() if (problem := _problem(entry))))
     return {str(name): entry for name, entry in space.items()}
 
@@ -173,8 +175,8 @@ def _check_space(space: Mapping[str, Any], own: dict[str, Any]) -> None:
             continue
         for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
             try:
-                parse(["--config", yaml.safe_dump(with_values(own, {option: value}))])
-            except (InputError, TypeError, ValueError) as error:
+                _parsed(with_values(own, {option: value}))
+            except InputError as error:
                 problems.append(f"--space: {option}: {error}")
                 break
     check(*problems)
@@ -245,9 +247,14 @@ def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = 
     callbacks = [_Reporter(trial)] if trial else []
     if trial:
         folder.mkdir(parents=True, exist_ok=True)
-    settings = parse(["--config", yaml.safe_dump(dict(config))])
+    settings = _parsed(config)
     settings.logger = None
     return open_run(settings, folder, callbacks)
+
+
+def _parsed(config: Mapping[str, Any]) -> Namespace:
+    """The settings of a whole config, whatever the environment says."""
+    return parse(said([config], environment={}))
 
 
 class _Reporter:

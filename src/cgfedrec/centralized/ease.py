@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.errors import check, not_positive
+from cgfedrec.errors import RunError, check, not_between
 
 
 class EASE(Reference):
@@ -24,14 +24,17 @@ class EASE(Reference):
     """
 
     def __init__(self, lambda_: float = 200.0) -> None:
-        check(not_positive("method.lambda_", lambda_))
+        check(not_between("method.lambda_", lambda_, 1e-6, 1e12))
         self.lambda_ = lambda_
 
     def fit(self, data: FederatedDataModule) -> Self:
         self.interactions = data.training_matrix()
         gram = torch.from_numpy((self.interactions.T @ self.interactions).toarray()).to(self.device)
         gram.diagonal().add_(self.lambda_)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        try:
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        except RuntimeError as error:
+            raise RunError(f"the weights cannot be computed ({error}); a larger method.lambda_ may help") from error
         self.weights = inverse.div_(-inverse.diagonal())
         self.weights.fill_diagonal_(0)
         return self

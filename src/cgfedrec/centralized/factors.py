@@ -13,8 +13,9 @@ from torch.optim import Adam
 
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.errors import RunError, check, not_positive
+from cgfedrec.errors import RunError, check, no_count, not_between, not_positive
 from cgfedrec.evaluation import evaluate, no_metric
+from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, bits, normal
 
 SCORED_AT_ONCE = 256
@@ -62,18 +63,15 @@ class Factors(Reference):
         patience: int | None,
         monitor: str,
     ) -> None:
-        positive = {
-            "dim": dim,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "lr": lr,
-            "init_scale": init_scale,
-            "evaluate_every": evaluate_every,
-            "patience": patience,
-        }
         check(
-            *(not_positive(f"method.{name}", value) for name, value in positive.items()),
-            None if 0 <= weight_decay < float("inf") else f"method.weight_decay: {weight_decay} is below 0",
+            no_count("method.dim", dim, most=MOST_DIM),
+            no_count("method.epochs", epochs),
+            no_count("method.batch_size", batch_size),
+            not_positive("method.lr", lr),
+            not_between("method.weight_decay", weight_decay, 0),
+            not_positive("method.init_scale", init_scale),
+            no_count("method.evaluate_every", evaluate_every),
+            no_count("method.patience", patience, or_none=True),
         )
         self.dim = dim
         self.epochs = epochs
@@ -84,6 +82,9 @@ class Factors(Reference):
         self.evaluate_every = evaluate_every
         self.patience = patience
         self.monitor = monitor
+
+    def check(self, data: FederatedDataModule) -> None:
+        check(no_metric("method.monitor", self.monitor, data) if data.holds_out("val") else None)
 
     @abstractmethod
     def loss(self, logits: Tensor) -> Tensor:
@@ -97,8 +98,8 @@ class Factors(Reference):
         return table
 
     def fit(self, data: FederatedDataModule) -> Self:
+        self.check(data)
         measured = data.holds_out("val")
-        check(no_metric("method.monitor", self.monitor, data) if measured else None)
         self.setup(data)
         self.num_users = data.num_users
         places = np.arange(data.num_users + data.num_items)[:, None], np.arange(self.dim)

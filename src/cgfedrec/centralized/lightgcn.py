@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cgfedrec.centralized.factors import Factors, bpr
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.errors import checked_with
+from cgfedrec.errors import checked_with, no_count
 
 
 class LightGCN(Factors):
@@ -48,7 +48,7 @@ class LightGCN(Factors):
         patience: int | None = 10,
         monitor: str = "val/ndcg@10",
     ) -> None:
-        with checked_with(None if layers >= 0 else f"method.layers: {layers} is below 0"):
+        with checked_with(no_count("method.layers", layers, 0, 100)):
             super().__init__(dim, epochs, batch_size, lr, weight_decay, init_scale, evaluate_every, patience, monitor)
         self.layers = layers
 

@@ -23,12 +23,14 @@ class Reference(Recommender, ABC):
 
     device = torch.device("cpu")
 
+    def check(self, data: FederatedDataModule) -> None:
+        """Raise `InputError` for settings that do not fit the data, before anything is written."""
+
     @abstractmethod
     def fit(self, data: FederatedDataModule) -> Self:
         """Learn from everyone's training interactions.
 
         Raises:
-            InputError: for settings that do not fit the data.
             RunError: if fitting fails.
         """
 

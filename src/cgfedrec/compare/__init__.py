@@ -11,6 +11,7 @@ from cgfedrec.compare.report import show, write_report
 from cgfedrec.compare.results import Results, failures
 from cgfedrec.compare.runner import Ended, run_all
 from cgfedrec.errors import check
+from cgfedrec.files import no_folder
 from cgfedrec.report import quiet_console
 
 __all__ = ["Ended", "Plan", "Results", "compare", "read_plan"]
@@ -46,7 +47,7 @@ def compare(
     folder = Path(output) if output else Path("runs") / "compare" / path.stem
     check(
         f"--processes: {processes} is not positive" if processes < 1 else None,
-        f"--output: {folder} is a file" if folder.is_file() else None,
+        no_folder("--output", folder),
     )
     plan = read_plan(path, folder)
     changed = [] if replace else [job for job in plan.jobs if job.state() == "changed"]

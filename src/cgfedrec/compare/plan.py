@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +13,16 @@ import yaml
 
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.checkpoint import flat, read_checkpoint
-from cgfedrec.config import CONTROL, dump, duplicate_keys, parse
+from cgfedrec.config import dump, parse
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
 from cgfedrec.files import DamagedError, file_digest, read_json
+from cgfedrec.layers import CONTROL, Layer, merged, same_class
 from cgfedrec.methods import Local
 from cgfedrec.protocol import Protocol
 from cgfedrec.run import CONFIG, Run, open_run
+from cgfedrec.sources import layer_of, said
+from cgfedrec.yamlfile import read_yaml_file
 
 KEYS = ("title", "base", "data", "methods", "seeds", "metrics", "reference", "test", "published")
 OURS = ("config", "seed_everything", "ckpt_path", "run_dir")
@@ -202,7 +204,8 @@ def read_plan(path: Path, output: Path) -> Plan:
         *(f"{path}: {name}: name one or more" for name in ("methods", "data") if not given.get(name)),
         *_wrong_names(methods, data),
         *_ours("base", base),
-        *(problem for kind in (methods, data) for name, entry in kind.items() for problem in _ours(name, entry)),
+        *(problem for name, entry in data.items() for problem in _ours(name, entry)),
+        *(problem for name, entry in methods.items() for problem in _ours(name, entry, True)),
         None if _is_list_of(seeds, int) and min(seeds) >= 0 else f"seeds: {seeds} is no list of different numbers",
         None if _is_list_of(metrics, str) else f"metrics: {metrics} is no list of names such as ndcg@10",
         None if test in ("t", "wilcoxon") else f"test: {test!r} is unknown; choose t or wilcoxon",
@@ -212,19 +215,21 @@ def read_plan(path: Path, output: Path) -> Plan:
     check(
         *(f"metrics: {name!r} is none of hr@k, ndcg@k, mrr@k" for name in metrics if not _is_metric(name)),
     )
-    base = {"logger": None} | base
+    base = layer_of({"logger": None} | base, "base")
     problems: dict[str, list[str]] = {}
     jobs, facts, kinds, settings = list[Job](), dict[str, Facts](), dict[str, Kind](), dict[tuple[str, str], str]()
     notes = []
-    if not any(_is_local(_merged(base, _method_of(entry, problems, name))) for name, entry in methods.items()):
-        free = next(name for name in (CONTROL, f"{CONTROL} (control)") if name not in methods)
-        methods[free] = {"method": {"class_path": "cgfedrec.methods.Local"}}
+    if not any(_is_local(merged(base, _method_of(entry, problems, name))) for name, entry in methods.items()):
+        free = next(name for name in (Local.__name__, f"{Local.__name__} (control)") if name not in methods)
+        methods[free] = {"method": {"class_path": CONTROL}}
         notes.append(f"{free} is added: the control in which nobody collaborates")
     for dataset, of_data in data.items():
         for method, entry in methods.items():
             where = f"{dataset}/{method}"
             try:
-                run, config = _open(_merged(base, of_data, _method_of(entry, problems, where)), seeds[0], output)
+                run, config = _open(
+                    merged(base, layer_of(of_data, dataset), _method_of(entry, problems, where)), seeds[0], output
+                )
             except InputError as error:
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(where)
@@ -258,10 +263,10 @@ def read_plan(path: Path, output: Path) -> Plan:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        given = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config: {path}: {error}") from error
-    check(None if isinstance(given, dict) else f"--config: {path} holds no options", *duplicate_keys(path))
+        given = read_yaml_file(path)
+    except InputError as error:
+        raise InputError(f"--config: {problem}" for problem in error.problems) from error
+    check(None if isinstance(given, dict) else f"--config: {path} holds no options")
     return dict(given)
 
 
@@ -281,14 +286,14 @@ def _wrong_names(*sections: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _ours(name: str, entry: Any) -> Iterator[str]:
-    if isinstance(entry, str):
+def _ours(name: str, entry: Any, may_name_a_config: bool = False) -> Iterator[str]:
+    if isinstance(entry, str) and may_name_a_config:
         return
     if not isinstance(entry, dict):
-        yield f"{name}: must be overrides of a run's config, or the path of one"
+        yield f"{name}: must be overrides of a run's config{', or the path of one' if may_name_a_config else ''}"
         return
     for key in OURS:
-        if key in entry and not (key == "config" and name != "base"):
+        if key in entry and not (key == "config" and may_name_a_config):
             yield f"{name}.{key}: is set by the comparison" + ("; see seeds" if key == "seed_everything" else "")
 
 
@@ -322,50 +327,33 @@ def _is_metric(name: str) -> bool:
     return kind in ("hr", "ndcg", "mrr") and k.isdigit()
 
 
-def _method_of(entry: Any, problems: dict[str, list[str]], where: str) -> dict[str, Any]:
+def _method_of(entry: Any, problems: dict[str, list[str]], where: str) -> Layer:
     """A method's overrides, with what another config says of a method where it names one."""
     own = {"config": entry} if isinstance(entry, str) else dict(entry)
     named = own.pop("config", None)
     if named is None:
-        return own
+        return layer_of(own, where)
     try:
         other = _read(Path(named))
     except InputError as error:
         for problem in error.problems:
             problems.setdefault(problem.removeprefix("--config: "), []).append(where)
-        return own
+        return layer_of(own, where)
+    other = layer_of(other, str(named))
     arguments = (other.get("data") or {}).get("init_args") or {}
     training = {name: arguments[name] for name in OF_TRAINING if name in arguments}
     taken = {"method": other["method"]} if "method" in other else {}
-    return _merged(taken, {"data": {"init_args": training}} if training else {}, own)
+    return merged(taken, {"data": {"init_args": training}} if training else {}, layer_of(own, where))
 
 
-def _merged(*configs: Mapping[str, Any]) -> dict[str, Any]:
-    """Later ones over earlier ones; the arguments of a class never become those of another."""
-    whole: dict[str, Any] = {}
-    for config in configs:
-        for key, value in config.items():
-            before = whole.get(key)
-            if isinstance(before, dict) and isinstance(value, dict) and not _other_class(before, value):
-                whole[key] = _merged(before, value)
-            else:
-                whole[key] = deepcopy(value)
-    return whole
-
-
-def _other_class(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    return "class_path" in before and "class_path" in now and before["class_path"] != now["class_path"]
-
-
-def _is_local(config: Mapping[str, Any]) -> bool:
+def _is_local(config: Layer) -> bool:
     method = config.get("method")
-    name = method.get("class_path", "") if isinstance(method, dict) else method
-    return str(name).rpartition(".")[2] == Local.__name__
+    return isinstance(method, dict) and same_class(method.get("class_path"), CONTROL)
 
 
 def _open(config: Mapping[str, Any], seed: int, output: Path) -> tuple[Run, dict[str, Any]]:
     """Set a run up, which checks its settings against its data, and give its whole config. Nothing is written."""
-    settings = parse(["--config", yaml.safe_dump({**config, "seed_everything": seed})])
+    settings = parse(said([{**config, "seed_everything": seed}], environment={}))
     whole: dict[str, Any] = yaml.safe_load(dump(settings))
     settings.logger = None
     return open_run(settings, output / "never written"), whole

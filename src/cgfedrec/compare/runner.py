@@ -144,7 +144,8 @@ def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: Ta
         (job.directory / KEPT).touch()
     config = job.directory / CONFIG  # which the run writes again, word for word
     write_atomically(config, job.config)
-    given = ["--config", config, *(["--ckpt_path", job.checkpoint] if state == "started" else ["--run_dir", job.directory])]
+    goes_on = state == "started"
+    given = ["--config", config, *(["--ckpt_path", job.checkpoint] if goes_on else ["--run_dir", job.directory])]
     threads = max(1, _cores() // processes)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CGFEDREC_FIT")}
     environment |= {"OMP_NUM_THREADS": str(threads)}

@@ -20,7 +20,7 @@ from cgfedrec.client import Batch
 from cgfedrec.data.ratings import Format, Interactions, read
 from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign
 from cgfedrec.data.synthetic import Synthetic, Track, untold
-from cgfedrec.errors import check, not_positive
+from cgfedrec.errors import check, no_count
 from cgfedrec.protocol import Protocol
 from cgfedrec.random import Stream, bits, distinct
 
@@ -121,9 +121,9 @@ class FederatedDataModule(LightningDataModule):
             else None,
             f"data.min_interactions: {min_interactions} is below {fewest}, which split {split} needs"
             if min_interactions < fewest
-            else None,
-            not_positive("data.negatives", negatives),
-            not_positive("data.batch_size", batch_size),
+            else no_count("data.min_interactions", min_interactions),
+            no_count("data.negatives", negatives),
+            no_count("data.batch_size", batch_size),
             f"data.format.timestamp_column: split {split} needs times; choose the split random or none"
             if path is not None and format.timestamp_column is None and split in NEEDS_TIME
             else None,

@@ -23,7 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cgfedrec.data.ratings import Interactions
-from cgfedrec.errors import check
+from cgfedrec.errors import check, no_count, not_between
 from cgfedrec.random import Stream, bits, normal, uniform
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -66,15 +66,18 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         check(
-            f"synthetic.users: {self.users} is not positive" if self.users < 1 else None,
-            f"synthetic.groups: {self.groups} must be from 1 to items ({self.items})"
+            no_count("data.synthetic.users", self.users, most=2**24),
+            no_count("data.synthetic.items", self.items, most=2**24),
+            f"data.synthetic.groups: {self.groups} must be from 1 to items ({self.items})"
             if not 1 <= self.groups <= self.items
             else None,
-            f"synthetic.tastes: {self.tastes} must be from 1 to groups ({self.groups})"
+            f"data.synthetic.tastes: {self.tastes} must be from 1 to groups ({self.groups})"
             if not 1 <= self.tastes <= self.groups
             else None,
-            f"synthetic.focus: {self.focus} is no probability" if not 0 <= self.focus <= 1 else None,
-            f"synthetic.interactions: {self.interactions} must be from {FEWEST} to half of items ({self.items})"
+            not_between("data.synthetic.focus", self.focus, 0, 1),
+            not_between("data.synthetic.skew", self.skew, 0, 10),
+            None if self.seed is None else no_count("data.synthetic.seed", self.seed, 0, 2**63 - 1),
+            f"data.synthetic.interactions: {self.interactions} must be from {FEWEST} to half of items ({self.items})"
             if not FEWEST <= self.interactions <= self.items // 2
             else None,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cgfedrec.errors import checked_with, not_positive
+from cgfedrec.errors import checked_with, no_count
 from cgfedrec.structure.clusters import ClusterServer
 from cgfedrec.table import AlignedMethod
 
@@ -31,7 +31,7 @@ class CGFedRec(AlignedMethod):
         silent_rounds: int = 1,
         **kwargs: Any,
     ) -> None:
-        with checked_with(not_positive("method.silent_rounds", silent_rounds)):
+        with checked_with(no_count("method.silent_rounds", silent_rounds)):
             super().__init__(clusters, **kwargs)
         self.labels: Literal["clustered", "permuted", "frozen"] = labels
         self.silent_rounds = silent_rounds

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim import SGD
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import checked_with, not_positive
+from cgfedrec.errors import checked_with, no_count
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, SparseRows, Upload
+from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, normal
 from cgfedrec.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
 from cgfedrec.server import MeanServer
@@ -176,10 +177,11 @@ class CoLR(FactorMethod):
         init_scale: float | None = None,
     ) -> None:
         with checked_with(
-            not_positive("method.rank", rank),
+            no_count("method.rank", rank),
             f"method.rank: {rank} is more than method.dim, {dim}" if rank > dim > 0 else None,
         ):
-            super().__init__(dim, optimizer, local_epochs, max(dim, 1) ** -0.5 if init_scale is None else init_scale)
+            scale = min(max(dim, 1), MOST_DIM) ** -0.5 if init_scale is None else init_scale
+            super().__init__(dim, optimizer, local_epochs, scale)
         self.rank = rank
 
     def client_settings(self, num_items: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
 from cgfedrec.early_stop import EarlyStop
-from cgfedrec.errors import checked_with, not_positive
+from cgfedrec.errors import checked_with, no_count, not_between, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.mailbox import Mailbox
 from cgfedrec.messages import Broadcast, Upload
@@ -289,12 +289,13 @@ class FedCA(FactorMethod):
         directions: int = 4,
         tolerance: float = 1e-4,
     ) -> None:
-        at_least_zero = {"alpha": alpha, "beta": beta, "tolerance": tolerance}
         with checked_with(
-            None if 0 < share <= 1 else f"method.share: {share} must be above 0 and at most 1",
-            None if 0 <= own <= 1 else f"method.own: {own} must be between 0 and 1",
-            *(not_positive(f"method.{name}", value) for name, value in at_least_zero.items() if value != 0),
-            not_positive("method.directions", directions),
+            not_positive("method.share", share, 1),
+            not_between("method.own", own, 0, 1),
+            not_between("method.alpha", alpha, 0, 1e6),
+            not_between("method.beta", beta, 0, 1e6),
+            not_between("method.tolerance", tolerance, 0),
+            no_count("method.directions", directions),
             f"method.directions: {directions} is more than method.dim, {dim}" if directions > dim > 0 else None,
         ):
             super().__init__(dim, optimizer, local_epochs, init_scale)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cgfedrec.client import aligned, empty_parameter
-from cgfedrec.errors import checked_with, not_positive
+from cgfedrec.errors import checked_with, no_count, not_between, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.random import Stream, laplace
@@ -193,8 +193,8 @@ class FedCIA(FactorMethod):
     ) -> None:
         with checked_with(
             not_positive("method.lr", lr),
-            None if noise == 0 else not_positive("method.noise", noise),
-            not_positive("method.fit_steps", fit_steps),
+            not_between("method.noise", noise, 0),
+            no_count("method.fit_steps", fit_steps),
             not_positive("method.fit_lr", fit_lr),
             f"method.distance: no {distance!r}; choose norm or squared"
             if distance not in ("norm", "squared")

@@ -15,9 +15,9 @@ from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput, empty_parameter, shared_start
 from cgfedrec.early_stop import EarlyStop
-from cgfedrec.errors import check, not_positive
+from cgfedrec.errors import check, no_count, not_between, not_positive
 from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.method import Method
+from cgfedrec.method import MOST_DIM, MOST_EPOCHS, Method
 from cgfedrec.random import Stream, uniform
 from cgfedrec.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.server import TableServer
@@ -188,12 +188,17 @@ class FedRAP(Method):
         tolerance: float = 1e-4,
         init_scale: float = 1.0,
     ) -> None:
-        positive = {"dim": dim, "lr": lr, "table_lr": table_lr, "lr_decay": lr_decay, "init_scale": init_scale}
-        positive["local_epochs"] = local_epochs
-        at_least_zero = {"weight_decay": weight_decay, "apart": apart, "sparse": sparse, "tolerance": tolerance}
         check(
-            *(not_positive(f"method.{name}", value) for name, value in positive.items()),
-            *(not_positive(f"method.{name}", value) for name, value in at_least_zero.items() if value != 0),
+            no_count("method.dim", dim, most=MOST_DIM),
+            not_positive("method.lr", lr),
+            not_positive("method.table_lr", table_lr),
+            not_positive("method.lr_decay", lr_decay, 10),
+            not_positive("method.init_scale", init_scale),
+            no_count("method.local_epochs", local_epochs, most=MOST_EPOCHS),
+            not_between("method.weight_decay", weight_decay, 0),
+            not_between("method.apart", apart, 0),
+            not_between("method.sparse", sparse, 0),
+            not_between("method.tolerance", tolerance, 0),
             f"method.ramp: no {ramp!r}; choose paper or constant" if ramp not in ("paper", "constant") else None,
         )
         super().__init__(local_epochs)

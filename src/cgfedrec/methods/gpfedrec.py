@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, check_elementwise, empty_parameter
-from cgfedrec.errors import check, checked_with, not_positive
+from cgfedrec.errors import check, checked_with, not_between, not_positive
 from cgfedrec.factors import FactorClient, FactorMethod
 from cgfedrec.mailbox import Mailbox
 from cgfedrec.messages import Broadcast, Upload
@@ -250,12 +250,12 @@ class GPFedRec(FactorMethod):
         with checked_with(
             not_positive("method.lr_eta", lr_eta),
             f"method.lr_eta: {lr_eta} is not above 1: give method.user_lr" if user_lr is None and lr_eta <= 1 else None,
-            not_positive("method.user_lr", user_lr),
-            not_positive("method.table_lr", table_lr),
+            not_positive("method.user_lr", user_lr, or_none=True),
+            not_positive("method.table_lr", table_lr, or_none=True),
             not_layers("method.hidden", hidden),
-            None if reg == 0 else not_positive("method.reg", reg),
+            not_between("method.reg", reg, 0),
             not_positive("method.threshold", threshold),
-            None if noise == 0 else not_positive("method.noise", noise),
+            not_between("method.noise", noise, 0),
         ):
             super().__init__(dim, optimizer, local_epochs, init_scale)
         self.lr_eta = lr_eta
