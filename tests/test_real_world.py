@@ -77,6 +77,7 @@ def spark(folder: Path) -> None:
         frame()[part * 28 : (part + 1) * 28].write_parquet(folder / name)
         (folder / f".{name}.crc").write_bytes(b"crc\x00")
     (folder / "_SUCCESS").touch()
+    (folder / "._part.parquet").write_bytes(b"what a Mac adds")
 
 
 def zipped(*names: str, content: str | None = None) -> Callable[[Path], None]:
@@ -284,6 +285,12 @@ REFUSED: dict[str, tuple[str, str | bytes | Callable[[Path], None], list[str], l
         ["two columns have the same name, 'item'"],
     ),
     "too many fields": ("a.csv", text([*PLAIN[:9], (1, 1, 1, 1)]), [], ["a.csv, line 11: 4 fields, expected 3"]),
+    "too many fields in a table of numbers, one of them read by nobody": (
+        "a.csv",
+        text([*((*row, 5) for row in PLAIN[:9]), (1, 1, 1, 1, 1)], names=(*NAMES, "rating")),
+        [],
+        ["a.csv, line 11: 5 fields, expected 4"],
+    ),
     "a quote within a word": ("a.csv", with_third({20: '12" mix'}, ","), [], ["line 22", "data.format.quoted false"]),
     "a word behind a quote": ("a.csv", with_third({20: '"Weird" one'}, ","), [], ["line 22"]),
     "a quote without an end": ("a.csv", with_third({20: '"Half open'}, ","), [], ["line 22", "never ends"]),
@@ -424,6 +431,16 @@ def test_another_item_held_out_is_noticed(checkpoint: Path, capsys: pytest.Captu
     path = put(Path("a.csv"), text([(*row[:2], START if row == latest else row[2]) for row in PLAIN]))
     assert run("recommend", "--ckpt_path", checkpoint, "--data.path", path) == 2
     assert "trained on other data" in capsys.readouterr().err
+
+
+def test_one_cut_in_time_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
+    """Times of which floats are the same."""
+    said = []
+    for start in (0, 10**18):
+        path = put(Path("a.csv"), text([(user, item, start + (time - START) // 97) for user, item, time in PLAIN]))
+        assert run("data", "describe", "--data.path", path, "--data.split", "temporal") == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
 
 
 ODD = [
