@@ -177,8 +177,9 @@ class FederatedDataModule(LightningDataModule):
     def _read(self) -> Interactions:
         if self.path is None:
             return self.synthetic.draw(self.seed, self.track)
-        size = Path(self.path).stat().st_size if Path(self.path).is_file() else 0
-        (found,) = (read(path, self.format) for path in self.track([self.path], f"reading {self.path}, {size:,} bytes"))
+        file = Path(self.path)
+        size = f", {file.stat().st_size:,} bytes" if file.is_file() else ""
+        (found,) = (read(path, self.format) for path in self.track([self.path], f"reading {self.path}{size}"))
         return found
 
     def _drop(self, data: Interactions) -> Interactions:
