@@ -193,8 +193,8 @@ def test_of_two_runs_in_one_folder_the_second_is_refused() -> None:
 def test_two_runs_that_start_at_once_do_not_share_a_folder() -> None:
     Path("config.yaml").write_text(yaml.safe_dump(TINY))
     both = [Command("fit", "--config", "config.yaml", "--run_dir", "run") for _ in range(2)]
-    errors = [one.communicate(timeout=200)[1] for one in both]
-    codes = [one.returncode for one in both]
+    codes = [one.wait(timeout=200) for one in both]
+    errors = [one.stderr for one in both]
     assert sorted(codes) == [0, 2], errors
     assert "run_dir: " in errors[codes.index(2)]
     assert files.read_json(Path("run/summary.json"))["rounds"] == 3

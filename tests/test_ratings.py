@@ -7,7 +7,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cgfedrec.data.ratings import Format, read
+from cgfedrec.data import Format
+from cgfedrec.data.ratings import read
+from cgfedrec.data.source import Quotes, check_text, find
 from cgfedrec.errors import InputError
 
 POSITIONS = Format(header=False, user_column=0, item_column=1, timestamp_column=2)
@@ -178,7 +180,6 @@ def test_odd_text_with_double_colons(tmp_path: Path) -> None:
     (tmp_path / "a.dat").write_bytes(b"1::\xff::3\n")
     for text, message in (
         (None, "not UTF-8"),
-        ("\n1::2::3\n", "line 1: is blank"),
         ("user::user::t\n1::2::3\n", "same name"),
     ):
         if text is not None:
@@ -192,3 +193,28 @@ def test_double_colons_with_a_wrong_number_of_fields(tmp_path: Path) -> None:
         read(write(tmp_path / "a.dat", "1::a::10\n2::b::20::9\n"), POSITIONS)
     with pytest.raises(InputError, match="line 2: the time is missing"):
         read(write(tmp_path / "a.dat", "1::a::10\n2::b\n"), POSITIONS)
+
+
+@pytest.mark.parametrize("chunk", [4, 5, 7, 64])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('\ufeff"1",é,10\r\n1,"b""é\n"\r\n'.encode(), None),
+        (b'1,a,10\n"1",b"b",10\n', "line 2: a quote that neither"),
+        (b'1,a,10\n1,"b"b,10\n', "line 2: a quote that neither"),
+        (b'1,a,10\n1,"b",10\n1,"c"",10\n1,d,10\n', "line 3: a quoted field begins that never ends"),
+        ("1,é,10\n1,é,10\n1,".encode() + b"\xe9,10\n", "line 3: not UTF-8"),
+        ("1,é,10\n1,é,10\n1,é".encode()[:-1], "line 3: not UTF-8"),
+    ],
+)
+def test_a_text_is_checked_whatever_is_read_at_once(
+    text: bytes, message: str | None, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgfedrec.data.source.CHUNK", chunk)
+    (tmp_path / "a.csv").write_bytes(text)
+    found = find(tmp_path / "a.csv", POSITIONS)
+    if message is None:
+        assert check_text(found, POSITIONS, ",") == Quotes(True, 1)
+        return
+    with pytest.raises(InputError, match=message):
+        check_text(found, POSITIONS, ",")

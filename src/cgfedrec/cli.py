@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = with_variables(argv, verbs, os.environ)
     except InputError as error:
         return _fail(Arguments(traceback=False), 2, *error.problems)
-    arguments, options = parser.parse_known_args(argv)
+    arguments, options = parser.parse_known_args(_with_ids_joined(argv))
     tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
     try:
         code: int = arguments.run(arguments, options)
@@ -70,6 +70,24 @@ def _warning(
     if issubclass(category, Notice):
         return f"warning: {printable(str(message))}\n"
     return _shown(message, category, filename, lineno, line)
+
+
+def _with_ids_joined(argv: list[str]) -> list[str]:
+    """``--user -a -b`` as ``--user=-a --user=-b``: argparse takes a word that begins with a dash for an option.
+
+    The word behind ``--user`` is an id, whatever it is, and so are those that follow, up to one that begins with two
+    dashes.
+    """
+    if "recommend" not in argv:
+        return argv
+    joined, ids = list[str](), 0
+    for word in argv:
+        if ids and (ids == 1 or not word.startswith("--")):
+            joined, ids = [*joined, f"--user={word}"], 2
+        else:
+            ids = int(word == "--user")
+            joined += [] if ids else [word]
+    return joined + ["--user"] * (ids == 1)
 
 
 def _fail(arguments: Arguments, code: int, *problems: str) -> int:
@@ -113,20 +131,26 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
     if output and output.suffix not in (".csv", ".parquet"):
         raise InputError(f"--output: {output} must end in .csv or .parquet")
 
-    from cgfedrec.data import Format
-    from cgfedrec.recommend import with_titles, write
+    from cgfedrec.recommend import SHOWN, ItemsFormat, with_titles, without_any, write
     from cgfedrec.report import console, show_recommendations
     from cgfedrec.run import load
 
     run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
     table = run.recommend(arguments.user, arguments.top_k)
     if arguments.items:
-        layout = Format(
-            arguments.items_separator, not arguments.items_no_header, item_column=_column(arguments.items_id)
+        layout = ItemsFormat(
+            arguments.items_separator,
+            not arguments.items_no_header,
+            item_column=_column(arguments.items_id),
+            quoted=None if arguments.items_quoted is None else arguments.items_quoted == "true",
+            encoding=arguments.items_encoding,
         )
         table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
-        if table["title"].null_count() == len(table):
+        if len(table) and table["title"].null_count() == len(table):
             print(f"warning: no id in {printable(arguments.items)} is among the recommended items", file=sys.stderr)
+    if full := without_any(run.loop, table, arguments.user):
+        names = ", ".join(full[:SHOWN]) + (f" and {len(full) - SHOWN:,} more" if len(full) > SHOWN else "")
+        print(f"nothing to recommend to user {printable(names)}: every item is theirs already", file=sys.stderr)
     if output:
         write(table, output)
         console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
@@ -237,6 +261,12 @@ def _parser() -> tuple[ArgumentParser, Verbs]:
     recommend.add_argument(
         "--items_separator", metavar="TEXT", help="its separator, by default told from the file name"
     )
+    recommend.add_argument(
+        "--items_quoted",
+        choices=("true", "false"),
+        help="whether its fields may stand in double quotes; by default where the separator is , ; or |",
+    )
+    recommend.add_argument("--items_encoding", default="utf-8", metavar="NAME", help="such as latin-1 (%(default)s)")
     recommend.add_argument("--items_no_header", action="store_true", help="its first line is an item already")
     compare = verb(verbs, "compare", _compare, "run methods side by side, measured alike, and report on them")
     compare.add_argument("--config", required=True, metavar="FILE", help="methods, data, seeds and a base for all runs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from cgfedrec.data.ratings import Column, Format, column_of, read_table
+from cgfedrec.data.ids import as_ids
+from cgfedrec.data.layout import Column, Format
+from cgfedrec.data.tables import Table, read_table
 from cgfedrec.errors import InputError, check, not_positive
 from cgfedrec.evaluation import best
 from cgfedrec.files import write_atomically
@@ -31,7 +34,8 @@ def recommend(loop: FederatedLoop, users: Sequence[Any] | None = None, top_k: in
         top_k: How many items for each; fewer where the catalogue ends.
 
     Returns:
-        Columns ``user``, ``rank``, ``item``, ``score``, ``source`` (``model`` or ``popularity``).
+        Columns ``user``, ``rank``, ``item``, ``score``, ``source`` (``model`` or ``popularity``). A user who has every
+        item has no row; `without_any` names them.
 
     Raises:
         InputError: for users that are not in the data.
@@ -63,25 +67,62 @@ def recommend(loop: FederatedLoop, users: Sequence[Any] | None = None, top_k: in
     return pl.concat(tables)
 
 
+def without_any(loop: FederatedLoop, table: pl.DataFrame, users: Sequence[Any] | None = None) -> list[str]:
+    """The ids of those users for whom `recommend` found nothing, since they have every item."""
+    asked = map(str, loop.data.known_ids if users is None else dict.fromkeys(users))
+    served = set(map(str, table["user"].unique()))
+    return [user for user in asked if user not in served]
+
+
+@dataclass(frozen=True)
+class ItemsFormat(Format):
+    """How a file of items is laid out, as the options of `cgfedrec recommend` say."""
+
+    def option(self, name: str) -> str:
+        """How an option is called."""
+        return {"item_column": "--items_id", "title_column": "--items_title"}.get(name, f"--items_{name}")
+
+
 def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: Column) -> pl.DataFrame:
     """Add ``title``, from a table of items in a file; null where an item is not in it.
 
     Raises:
-        InputError: if the file or a column is not there.
+        InputError: if the file cannot be read or a column is not there, naming the line or the column.
     """
-    titles = read_table(path, layout, "utf8-lossy")
-    item, title = (
-        column_of(path, titles, name, column)
-        for name, column in (("item", layout.item_column), ("title", title_column))
+    given = read_table(path, layout)
+    ids, titles = (
+        given.column(layout.option(name), column)
+        for name, column in (("item_column", layout.item_column), ("title_column", title_column))
     )
-    lookup = titles.select(pl.col(item).cast(pl.String).alias("key"), pl.col(title).alias("title")).unique(
-        "key", keep="first"
-    )
+    keys = _keys(given, ids, table["item"].dtype)
+    _refuse_lost_item(given, layout, table["item"])
+    check(f"{path}: the title is of type {titles.dtype}, expected text" if titles.dtype.is_nested() else None)
+    lookup = pl.DataFrame({"key": keys, "title": titles.cast(pl.String, strict=False)}).drop_nulls("key")
     return (
         table.with_columns(pl.col("item").cast(pl.String).alias("key"))
-        .join(lookup, "key", "left", maintain_order="left")
+        .join(lookup.unique("key", keep="first"), "key", "left", maintain_order="left")
         .drop("key")
     )
+
+
+def _keys(given: Table, ids: pl.Series, ours: pl.DataType) -> pl.Series:
+    """The ids of a table of items as text; where ours are whole numbers, so are theirs that have no fraction."""
+    try:
+        keys = as_ids(ids).cast(pl.String)
+    except ValueError as error:
+        raise InputError(f"{given.path}: the item {error}") from error
+    return keys.str.replace(r"^(-?\d+)\.0+$", "${1}") if ours.is_integer() else keys
+
+
+def _refuse_lost_item(given: Table, layout: Format, items: pl.Series) -> None:
+    """Refuse a first line that was taken for names, but names an item that is looked for."""
+    if given.place == "line" and layout.header and isinstance(layout.item_column, int):
+        name = given.names[layout.item_column]
+        if name in items.cast(pl.String):
+            raise InputError(
+                f"{given.path}: its first line was taken for the names of columns, but {name!r} is an item; give "
+                "--items_no_header"
+            )
 
 
 def write(table: pl.DataFrame, path: Path) -> None:

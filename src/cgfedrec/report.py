@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,10 +21,11 @@ from rich.progress import (
     TimeRemainingColumn,
     track,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.ratings import BREAKS
 from cgfedrec.data.split import Part
 from cgfedrec.data.synthetic import Track
 from cgfedrec.errors import printable
@@ -32,8 +35,12 @@ if TYPE_CHECKING:
     from cgfedrec.run import Run
 
 METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
+KEPT = ("rows", BREAKS)
+"""Of a report, what is not left out."""
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 USERS_SHOWN = 10
+LEFT_BY_A_RUN = ("metrics.csv", "ranks.parquet", "summary.json", "config.yaml", "checkpoints")
+"""As far as they are there: a split that holds nothing out has no ranks."""
 LONG = 3.0
 """Seconds of work after which it is said, where there is no terminal for a bar, how long it will take."""
 
@@ -63,10 +70,12 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
     total = int(counts.sum())
     density = total / (data.num_users * data.num_items)
     name = data.path or "embedded data"
-    dropped = ", ".join(f"{count:,} {what}" for what, count in data.report.items() if what != "rows" and count)
+    dropped = ", ".join(f"{count:,} {what}" for what, count in data.report.items() if what not in KEPT and count)
+    breaks = data.report.get(BREAKS, 0)
     console.print(
         f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
-        + (f"; left out: {dropped}" if dropped else ""),
+        + (f"; left out: {dropped}" if dropped else "")
+        + (f"; {breaks:,} {BREAKS}" if breaks else ""),
         highlight=False,
         soft_wrap=True,
     )
@@ -139,9 +148,9 @@ def show_result(console: Console, run: Run) -> None:
             f"{nbytes(summary['bytes/down'])} down",
             highlight=False,
         )
+    left = [name for name in LEFT_BY_A_RUN if (run.directory / name).exists()]
     console.print(
-        f"{summary['seconds']:.1f} s; metrics.csv, ranks.parquet, summary.json, config.yaml"
-        f"{' and checkpoints' if federated else ''} are in {run.directory}",
+        f"{summary['seconds']:.1f} s; {', '.join(left)} are in {run.directory}",
         highlight=False,
         soft_wrap=True,
     )
@@ -151,9 +160,14 @@ def show_recommendations(console: Console, table: pl.DataFrame) -> None:
     """A table of recommendations; of many users, the first."""
     users = table["user"].unique(maintain_order=True)
     shown = table.filter(pl.col("user").is_in(users.head(USERS_SHOWN).implode()))
-    printed = Table(*shown.columns)
+    printed = Table(
+        *(Column(name, overflow="fold") for name in shown.columns)
+    )  # ids are whole, on more lines if need be
     for row in shown.iter_rows(named=True):
         printed.add_row(*map(_cell, row.values()))
+    if not console.is_terminal:  # nothing limits a line there
+        unlimited = console.options.update(max_width=sys.maxsize)
+        console.width = max(console.width, Measurement.get(console, unlimited, printed).maximum)
     console.print(printed)
     if len(users) > USERS_SHOWN:
         console.print(f"{len(users) - USERS_SHOWN:,} more users: --output FILE.csv writes all, --user ID chooses")

@@ -17,7 +17,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from cgfedrec.client import Batch
-from cgfedrec.data.ratings import Format, Interactions, read
+from cgfedrec.data.layout import Format
+from cgfedrec.data.ratings import Interactions, read
 from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign
 from cgfedrec.data.synthetic import Synthetic, Track, untold
 from cgfedrec.errors import check, no_count
@@ -89,7 +90,8 @@ class FederatedDataModule(LightningDataModule):
     """A table of interactions, split into the private data of each client.
 
     Args:
-        path: CSV, TSV, ``::``-separated text (.dat) or Parquet, gzipped or not; by default the embedded data set.
+        path: CSV, TSV, ``::``-separated text (.dat) or Parquet, gzipped or alone in a zip, or a folder of Parquet
+            parts; by default the embedded data set.
         format: How that file is laid out.
         synthetic: The embedded data set, used where there is no path.
         split: What is held out. ``leave_one_out``: a user's latest item for test, the one before it for validation;
@@ -175,8 +177,9 @@ class FederatedDataModule(LightningDataModule):
     def _read(self) -> Interactions:
         if self.path is None:
             return self.synthetic.draw(self.seed, self.track)
-        size = Path(self.path).stat().st_size if Path(self.path).is_file() else 0
-        (found,) = (read(path, self.format) for path in self.track([self.path], f"reading {self.path}, {size:,} bytes"))
+        file = Path(self.path)
+        size = f", {file.stat().st_size:,} bytes" if file.is_file() else ""
+        (found,) = (read(path, self.format) for path in self.track([self.path], f"reading {self.path}{size}"))
         return found
 
     def _drop(self, data: Interactions) -> Interactions:
@@ -202,6 +205,13 @@ class FederatedDataModule(LightningDataModule):
             f"{self.negatives - 1} of the {len(kept.item_ids)} items or more"
             if not roomy.any()
             else None,
+        )
+        check(
+            f"{self.path or 'embedded data'}: of {len(usable)} users, {int((~trained).sum())} have nothing to train "
+            f"on, and the others have all but {self.negatives - 1} of the {len(kept.item_ids)} items or more "
+            "(data.negatives)"
+            if not usable.any()
+            else None
         )
         self._part = part[usable[owners]]
         kept = kept.keep_users(usable)

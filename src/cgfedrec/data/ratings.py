@@ -1,71 +1,40 @@
-"""Read a table of interactions from CSV, TSV, ``::``-separated text or Parquet, and refuse what cannot be read."""
+"""From a table in a file to interactions: typed, numbered, without duplicates; what cannot be read is refused."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cgfedrec.data.catalog import CATALOG
+from cgfedrec.data.ids import as_ids
+from cgfedrec.data.layout import Format
+from cgfedrec.data.source import find
+from cgfedrec.data.tables import (
+    HEADERS,
+    OVERLONG,
+    SHOWN,
+    Table,
+    Text,
+    is_parquet,
+    missing,
+    more_like_these,
+    open_text,
+    position,
+    read_parquet,
+    read_text,
+)
+from cgfedrec.data.times import as_times
 from cgfedrec.errors import InputError, check
 
-Column = int | str
-SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a file of interactions is laid out.
-
-    Args:
-        separator: Between fields of a text file; by default told from the file name: a tab for .tsv and .data, ``::``
-            for .dat, else a comma.
-        header: Whether the first line of a text file holds the names of the columns.
-        user_column: Name, or position counted from 0, of the column that holds user ids.
-        item_column: The same for item ids.
-        rating_column: The same for ratings; only needed with a threshold.
-        timestamp_column: The same for the time of an interaction: numbers, or ISO dates. ``null`` for none.
-        threshold: An interaction counts as positive from this rating on; by default every one does. Items rated below
-            it are known to their user: they are never recommended, nor candidates in a ranking, but can be negatives.
-        bad_rows: ``error`` refuses a file with rows that cannot be read, ``drop`` leaves them out and counts them.
-    """
-
-    separator: str | None = None
-    header: bool = True
-    user_column: Column = "user"
-    item_column: Column = "item"
-    rating_column: Column | None = None
-    timestamp_column: Column | None = "timestamp"
-    threshold: float | None = None
-    bad_rows: Literal["error", "drop"] = "error"
-
-    def __post_init__(self) -> None:
-        for name in ("rating_column", "timestamp_column"):
-            if getattr(self, name) in ("null", "None"):  # how a null on the command line arrives where text is allowed
-                object.__setattr__(self, name, None)
-        check(
-            "threshold: needs rating_column, the column that it applies to"
-            if self.threshold is not None and self.rating_column is None
-            else None,
-            "separator: is empty" if self.separator == "" else None,
-        )
-
-    def wanted(self) -> dict[str, Column | None]:
-        """The columns that are read, by what they are for; ``None`` for one that is not."""
-        return {
-            "user": self.user_column,
-            "item": self.item_column,
-            "rating": self.rating_column if self.threshold is not None else None,
-            "time": self.timestamp_column,
-        }
+BREAKS = "line ends within quotes"
+"""Counted in the report, though nothing is lost by them: in a file with a stray quote they hold what should be rows."""
+_EXPECTED = {"user": "an id", "item": "an id", "rating": "a number", "time": "a number or an ISO date"}
 
 
 @dataclass
@@ -164,173 +133,121 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
         InputError: naming the file, the column or the lines, and what would be right.
     """
     path, layout = Path(path), layout or Format()
-    numbers = _read_numbers(path, layout)
-    if numbers is not None:
-        return _encode(path, layout, numbers, lambda rows: rows)
-    table = read_table(path, layout)
-    wanted = layout.wanted()
-    check(*(_missing(path, table.columns, name, column) for name, column in wanted.items()))
-    raw = table.select(
-        pl.col(column_of(path, table, name, column)).alias(name)
-        for name, column in wanted.items()
-        if column is not None
-    )
-    blank = table.select(pl.all_horizontal(pl.all().is_null())).to_series()  # how a blank line reads
-    first = 2 if layout.header and path.suffix != ".parquet" else 1
-
-    def lines_of(rows: pl.Series) -> pl.Series:
-        """The line on which each row begins: quoted fields may hold line breaks."""
-        if path.suffix == ".parquet":
-            return rows + first
-        breaks = table.select(pl.sum_horizontal(pl.all().str.count_matches("\n", literal=True).fill_null(0)))
-        return rows + first + breaks.to_series().cum_sum().shift(1, fill_value=0).gather(rows)
-
-    try:
-        return _encode(path, layout, raw.with_row_index("row").filter(~blank), lines_of)
-    except pl.exceptions.PolarsError as error:
-        what = "ids, ratings or times of a type that is not supported"
-        raise InputError(f"{path}: {what} ({_first_line(error)})") from error
+    if is_parquet(path):
+        return _read_table(read_parquet(path, layout), layout)
+    source = find(path, layout)
+    if source.is_parquet:
+        return _read_table(read_parquet(path, layout, source), layout)
+    text = open_text(source, layout)
+    places = _places(path, text.names, layout)
+    numbers = _read_numbers(text, places)
+    if numbers is None:
+        data = _read_table(read_text(text), layout)
+    else:
+        lines = pl.Series(dtype=pl.UInt32)  # no row is bad
+        data = _encode(Table(path, text.names, numbers, lines, "line"), layout)
+    check(_lost_row(text, places, data))
+    if text.breaks:
+        data.report[BREAKS] = text.breaks
+    return data
 
 
-def _read_numbers(path: Path, layout: Format) -> pl.DataFrame | None:
+def _places(path: Path, names: list[str], layout: Format) -> dict[str, int]:
+    """Where the columns stand that are read, by what they are for. Raises `InputError` if one does not."""
+    wanted = {name: column for name, column in layout.wanted().items() if column is not None}
+    check(*(missing(path, names, layout.option(_option(name)), column) for name, column in wanted.items()))
+    return {name: position(names, column) for name, column in wanted.items()}
+
+
+def _option(name: str) -> str:
+    return "timestamp_column" if name == "time" else f"{name}_column"
+
+
+def _read_table(table: Table, layout: Format) -> Interactions:
+    places = _places(table.path, list(table.names), layout)
+    fields = table.fields.select(pl.col(str(place)).alias(name) for name, place in places.items())
+    return _encode(replace(table, fields=fields), layout)
+
+
+def _read_numbers(text: Text, places: Mapping[str, int]) -> pl.DataFrame | None:
     """The wanted columns, if every field of them is a number, as in most large files; else nothing.
 
     Ids are whole numbers then, written without sign or leading zeros. Read twice in passing, such a file takes a third
     of the memory that its text would.
     """
-    separator = layout.separator or _separator(path)
-    if path.suffix == ".parquet" or not path.is_file() or len(separator.encode()) != 1:
+    if not text.single:
         return None
+    lines = text.scan()
     try:
-        lines = pl.scan_csv(path, has_header=layout.header, separator=separator, infer_schema=False, glob=False)
-        names = lines.collect_schema().names()
-        wanted = layout.wanted()
-        if any(_missing(path, names, name, column) for name, column in wanted.items()):
-            return None
-        fields = lines.select(
-            pl.col(column if isinstance(column, str) else names[column]).alias(name)
-            for name, column in wanted.items()
-            if column is not None
-        )
-        kinds = {name: pl.Float64 if name == "rating" else pl.Int64 for name in fields.collect_schema().names()}
-        as_numbers = {name: pl.col(name).cast(kind, strict=False) for name, kind in kinds.items()}
+        columns = lines.collect_schema().names()
+        as_numbers = {
+            name: pl.col(columns[place]).cast(pl.Float64 if name == "rating" else pl.Int64, strict=False).alias(name)
+            for name, place in places.items()
+        }
         good = [
-            number.is_not_null().all() & (number.cast(pl.String) == pl.col(name)).all()
+            number.is_not_null().all() & (number.cast(pl.String) == pl.col(columns[places[name]])).all()
             if name in ("user", "item")
             else number.is_not_null().all() & ~(number.is_nan().any() if name == "rating" else False)
             for name, number in as_numbers.items()
         ]
-        if not fields.select(pl.all_horizontal(good)).collect(engine="streaming").item():
+        # A row with too many fields is found only if all columns are read.
+        others = [pl.col(name).null_count() for name in columns]
+        found = lines.select(pl.all_horizontal(good).alias("good"), *others).collect(engine="streaming")
+        if not found["good"].item():
             return None
-        return fields.select(*as_numbers.values()).with_row_index("row").collect(engine="streaming")
+        return lines.select(*as_numbers.values()).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError):
         return None  # the reader of texts says what is wrong
 
 
-def read_table(path: Path, layout: Format, encoding: Literal["utf8", "utf8-lossy"] = "utf8") -> pl.DataFrame:
-    """The file as it stands: text files as strings. Raises `InputError` if it cannot be read."""
-    if not path.is_file():
-        known = path.parent.name in CATALOG
-        raise InputError(
-            f"{path}: no such file" + (f"; see cgfedrec data download {path.parent.name}" if known else "")
+def _lost_row(text: Text, places: Mapping[str, int], data: Interactions) -> str | None:
+    """The problem with names of columns that nobody asked for by name, and that read like an interaction."""
+    if not text.header or not all(isinstance(column, int | None) for column in text.layout.wanted().values()):
+        return None
+    values = {name: pl.Series([text.first[place]], dtype=pl.String) for name, place in places.items()}
+    typed = [_typed(name, values[name]).null_count() == 0 for name in ("rating", "time") if name in values]
+    ids = {"user": data.user_ids, "item": data.item_ids}
+    whole = [as_ids(values[name]).dtype.is_integer() for name, known in ids.items() if known.dtype.is_integer()]
+    again = [values[name][0] in known for name, known in ids.items() if not known.dtype.is_integer()]
+    if all(typed) if typed else all(whole) and (whole or any(again)):
+        return (
+            f"{text.source.path}, line {text.blank + 1}: was taken for the names of columns, but reads like an "
+            f"interaction ({', '.join(text.first)}); set {text.layout.option('header')} false, or give columns by name"
         )
-    if path.suffix == ".parquet":
-        try:
-            return pl.read_parquet(path, glob=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{path}: not a Parquet file ({_first_line(error)})") from error
-    separator = layout.separator or _separator(path)
-    single = len(separator.encode()) == 1
-    try:
-        table = pl.read_csv(
-            path,
-            has_header=layout.header and single,
-            separator=separator if single else "\x1f",
-            quote_char='"' if single else None,
-            infer_schema=False,
-            encoding=encoding,
-            glob=False,
-        )
-    except pl.exceptions.NoDataError as error:
-        raise InputError(f"{path}: the file is empty") from error
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(_why_unreadable(path, separator, error)) from error
-    return table if single else _split_fields(path, table, separator, layout.header)
-
-
-def _split_fields(path: Path, lines: pl.DataFrame, separator: str, header: bool) -> pl.DataFrame:
-    """Text whose separator has several characters, which the CSV reader does not know."""
-    fields = lines.to_series().str.split(separator)
-    if fields[0] is None:
-        raise InputError(f"{path}, line 1: is blank")
-    width = len(fields[0])
-    counts = fields.list.len()
-    wrong = (counts > width).arg_true().to_list()
-    if wrong:
-        raise InputError(f"{path}, line {wrong[0] + 1}: {counts[wrong[0]]} fields, expected {width}")
-    names = fields[0].to_list() if header else [f"column_{i + 1}" for i in range(width)]
-    if len(set(names)) < width:
-        raise InputError(f"{path}, line 1: two columns have the same name, of {', '.join(names)}")
-    return (fields.slice(1) if header else fields).list.to_struct(fields=names).struct.unnest()
-
-
-def _why_unreadable(path: Path, separator: str, error: Exception) -> str:
-    """Find the line that the CSV reader stumbled over, which it does not name."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, delimiter=separator if len(separator) == 1 else "\x1f", strict=True)
-            width = None
-            for row in reader:
-                width = width or len(row)
-                if len(row) > width:
-                    return f"{path}, line {reader.line_num}: {len(row)} fields, expected {width}"
-    except UnicodeDecodeError as broken:
-        return f"{path}: not UTF-8 text (byte {broken.start}: {broken.reason}); convert it, or check that it is text"
-    except (csv.Error, OSError, EOFError) as broken:
-        return f"{path}: {broken}"
-    return f"{path}: {_first_line(error)}"
-
-
-def _separator(path: Path) -> str:
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    return {".tsv": "\t", ".data": "\t", ".dat": "::"}.get(suffixes[-1] if suffixes else "", ",")
-
-
-def column_of(path: Path, table: pl.DataFrame, name: str, column: Column) -> str:
-    """The name of the column that an option means. Raises `InputError` if there is none."""
-    check(_missing(path, table.columns, name, column))
-    return column if isinstance(column, str) else table.columns[column]
-
-
-def _missing(path: Path, columns: Sequence[str], name: str, column: Column | None) -> str | None:
-    option = "timestamp_column" if name == "time" else f"{name}_column"
-    found = f"the file has {len(columns)} columns: {', '.join(columns)}"
-    if isinstance(column, str) and column not in columns:
-        advice = ", or set it to null with a split that needs no time (random or none)" if name == "time" else ""
-        return f"{path}: no column {column!r}; {found}. Give {option} a name or a position from 0{advice}"
-    if isinstance(column, int) and not 0 <= column < len(columns):
-        return f"{path}: no column at position {column}; {found}. Give {option} a position from 0 to {len(columns) - 1}"
     return None
 
 
-def _encode(path: Path, layout: Format, raw: pl.DataFrame, lines_of: Callable[[pl.Series], pl.Series]) -> Interactions:
+def _typed(name: str, column: pl.Series) -> pl.Series:
+    """A column as what it is for, null where it is not. Raises `ValueError` for types that cannot be that."""
+    if name in ("user", "item"):
+        return as_ids(column)
+    if name == "time":
+        return as_times(column)
+    if column.dtype.is_nested() or column.dtype.is_temporal():
+        raise ValueError(f"is of type {column.dtype}, expected numbers")
+    return column.cast(pl.Float64, strict=False).fill_nan(None)
+
+
+def _encode(given: Table, layout: Format) -> Interactions:
     """Typed, checked, without duplicates, ids as numbers."""
+    path, raw = given.path, given.fields
+    left_out = sum(given.left_out.values())
     if raw.is_empty():
-        raise InputError(f"{path}: no rows")
-    table = raw.with_columns(_id(raw["user"]), _id(raw["item"]))
-    if "rating" in raw.columns:
-        table = table.with_columns(raw["rating"].cast(pl.Float64, strict=False).fill_nan(None))
-    if "time" in raw.columns:
-        table = table.with_columns(_time(raw["time"]))
-    values = [name for name in table.columns if name != "row"]
-    unreadable = table.select(pl.any_horizontal(pl.col(values).is_null())).to_series()
+        raise InputError(f"{path}: no rows" + (f" but {left_out} that cannot be read" if left_out else ""))
+    columns, problems = [], []
+    for column in raw.iter_columns():
+        try:
+            columns.append(_typed(column.name, column).alias(column.name))
+        except (ValueError, pl.exceptions.PolarsError) as error:
+            problems.append(f"{path}: the {column.name} {error}")
+    check(*problems)
+    table = pl.DataFrame(columns)
+    unreadable = table.select(pl.any_horizontal(pl.all().is_null())).to_series()
     if unreadable.any() and layout.bad_rows == "error":
-        bad = raw.filter(unreadable).with_columns(lines_of(raw.filter(unreadable)["row"]).alias("line"))
-        raise InputError(_unreadable(path, bad, table.filter(unreadable), values, int(unreadable.sum())))
+        raise InputError(_unreadable(given, layout, table, unreadable))
     kept = table.filter(~unreadable) if unreadable.any() else table
     if kept.is_empty():
-        raise InputError(f"{path}: none of its {len(table)} rows can be read")
+        raise InputError(f"{path}: none of its {len(table) + left_out} rows can be read")
     (user_ids, users), (item_ids, items) = (_numbered(kept[name]) for name in ("user", "item"))
     order = by_user_and_item(users, items, len(user_ids), len(item_ids))
     again = (np.diff(users[order]) == 0) & (np.diff(items[order]) == 0)
@@ -352,8 +269,9 @@ def _encode(path: Path, layout: Format, raw: pl.DataFrame, lines_of: Callable[[p
         times,
         positive,
         {
-            "rows": len(table),
-            "unreadable rows": int(unreadable.sum()),
+            "rows": len(table) + left_out,
+            "unreadable rows": int(unreadable.sum()) + given.left_out.get(OVERLONG, 0),
+            HEADERS: given.left_out.get(HEADERS, 0),
             "duplicates": int(again.sum()),
             "below the threshold": int((~positive).sum()),
         },
@@ -374,51 +292,11 @@ def _numbered(ids: pl.Series) -> tuple[pl.Series, NDArray[np.integer[Any]]]:
     return different, different.search_sorted(ids).to_numpy().astype(kind)
 
 
-def _id(ids: pl.Series) -> pl.Series:
-    """Ids of any type, as whole numbers where nothing is lost by it, else as text."""
-    if ids.dtype.is_integer() and ids.dtype != pl.UInt64:
-        return ids.cast(pl.Int64)
-    text = ids.cast(pl.String)
-    text = text.set(text.str.strip_chars() == "", None)
-    numbers = text.cast(pl.Int64, strict=False)
-    return numbers if (numbers.cast(pl.String) == text).all() and numbers.null_count() == text.null_count() else text
-
-
-def _time(times: pl.Series) -> pl.Series:
-    """Numbers as they are, dates as microseconds since 1970 (UTC where they name no zone)."""
-    if times.dtype.is_numeric():
-        return times.fill_nan(None) if times.dtype.is_float() else times
-    if times.dtype.is_temporal():
-        return times.cast(pl.Datetime("us")).cast(pl.Int64)
-    present = len(times) - times.null_count()
-    for number in (pl.Int64, pl.Float64):
-        numbers = times.cast(number, strict=False)
-        if number == pl.Float64:
-            numbers = numbers.fill_nan(None)
-        if len(numbers) - numbers.null_count() >= present / 2:
-            return numbers
-    text = times.str.strip_chars().str.replace(" ", "T", literal=True)
-    zoned = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", strict=False, time_unit="us")
-    readings = [zoned.dt.replace_time_zone(None)] + [
-        text.str.to_datetime(layout, strict=False, time_unit="us")
-        for layout in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M")
-    ]
-    readings.append(text.str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us")))
-    return pl.select(pl.coalesce(readings).cast(pl.Int64)).to_series().alias(times.name)
-
-
-def _unreadable(path: Path, raw: pl.DataFrame, table: pl.DataFrame, values: list[str], count: int) -> list[str]:
-    right = {"user": "an id", "item": "an id", "rating": "a number", "time": "a number or an ISO date"}
-    place = "row" if path.suffix == ".parquet" else "line"
-    problems = []
-    for given, parsed in zip(raw.head(SHOWN).iter_rows(named=True), table.iter_rows(named=True), strict=False):
-        wrong = next(name for name in values if parsed[name] is None)
-        what = "is missing" if given[wrong] is None else f"is {given[wrong]!r}, expected {right[wrong]}"
-        problems.append(f"{path}, {place} {given['line']}: the {wrong} {what}")
-    if count > SHOWN:
-        problems.append(f"{path}: {count - SHOWN} more rows like these; bad_rows: drop leaves them out")
-    return problems
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _unreadable(given: Table, layout: Format, table: pl.DataFrame, unreadable: pl.Series) -> list[str]:
+    problems, path = [], given.path
+    for row in unreadable.arg_true().head(SHOWN):
+        wrong = next(name for name in table.columns if table[name][row] is None)
+        value = given.fields[wrong][row]
+        what = "is missing" if value is None else f"is {value!r}, expected {_EXPECTED[wrong]}"
+        problems.append(f"{path}, {given.place} {given.lines[row]}: the {wrong} {what}")
+    return problems + more_like_these(path, layout, int(unreadable.sum()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ def assign(
         return np.zeros(len(data.users), np.int8)
     if split == "temporal":
         assert data.times is not None
-        cuts = np.quantile(data.times, fractions)
+        cuts = _quantiles(data.times, fractions)
         return np.searchsorted(cuts, data.times, side="right").astype(np.int8)
     # Whoever has the latest time comes last; among equal times, whoever has the higher number of ``later``.
     levels: list[NDArray[Any]] = []
@@ -60,6 +61,12 @@ def assign(
         parts[left[latest]] = part
         left = left[~latest]
     return parts
+
+
+def _quantiles(times: NDArray[Any], fractions: tuple[float, float]) -> NDArray[Any]:
+    """The first times behind these shares of all: times that occur, since a mean of two would round large ones."""
+    places = [math.ceil(round(fraction * (len(times) - 1), 6)) for fraction in fractions]
+    return np.partition(times, places)[places]
 
 
 def _last_of_each(users: NDArray[Any], levels: list[NDArray[Any]]) -> NDArray[np.bool_]:

@@ -1,0 +1,54 @@
+"""Ids of users and items, of any type."""
+
+from __future__ import annotations
+
+import polars as pl
+
+EXACT = 2**53
+"""From here on neighbouring whole numbers are one and the same float."""
+
+
+def as_ids(ids: pl.Series) -> pl.Series:
+    """Ids as whole numbers (int64) where nothing is lost by it, else as text; null where there is none.
+
+    Floats and decimals without a fraction are whole numbers: so does a table hold its ids once one of them was missing.
+    Text is taken as it stands: ``7``, ``007`` and ``7.0`` are three ids.
+
+    Raises:
+        ValueError: for types that are no ids, and for floats that cannot tell ids apart.
+    """
+    kind = ids.dtype
+    if kind.is_integer() and kind not in (pl.UInt64, pl.Int128, pl.UInt128):
+        return ids.cast(pl.Int64)
+    if kind.is_nested() or kind == pl.Object:
+        raise ValueError(f"is of type {kind}, expected numbers or text")
+    if kind.is_float() or kind.is_decimal():
+        return _of_fractions(ids)
+    text = ids.cast(pl.String, strict=False)
+    text = text.set(text.str.strip_chars() == "", None)
+    numbers = text.cast(pl.Int64, strict=False)
+    return numbers if (numbers.cast(pl.String) == text).all() and numbers.null_count() == text.null_count() else text
+
+
+def beyond_exact(numbers: pl.Series) -> str | None:
+    """The problem with floats of which neighbours are the same; none for others."""
+    if not numbers.dtype.is_float():
+        return None
+    far = numbers.filter(numbers.abs() >= EXACT)
+    if far.is_empty():
+        return None
+    return f"holds floats beyond 2^53, such as {far[0]:.0f}, which stand for several whole numbers; write whole ones"
+
+
+def _of_fractions(ids: pl.Series) -> pl.Series:
+    present = ids
+    if ids.dtype.is_float():
+        present = ids.set(~ids.is_finite(), None)  # NaN is how pandas spells a missing number
+    if problem := beyond_exact(present):
+        raise ValueError(problem)
+    whole = present.cast(pl.Int64, strict=False)
+    same = whole.cast(present.dtype) == present
+    if same.all() and whole.null_count() == present.null_count():
+        return whole
+    either = pl.select(pl.when(same).then(whole.cast(pl.String)).otherwise(present.cast(pl.String)))
+    return either.to_series().alias(ids.name)

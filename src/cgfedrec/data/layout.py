@@ -1,0 +1,83 @@
+"""How a file of interactions is laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cgfedrec.errors import check
+
+Column = int | str
+QUOTED = (",", ";", "|")
+"""Separators of files in which quotes hold a field together, unless ``quoted`` says otherwise."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a file of interactions is laid out.
+
+    Args:
+        separator: Between fields of a text file; by default told from the file name: a tab for .tsv and .data, ``::``
+            for .dat, else a comma.
+        header: Whether the first line of a text file holds the names of the columns.
+        user_column: Name, or position counted from 0, of the column that holds user ids.
+        item_column: The same for item ids.
+        rating_column: The same for ratings; only needed with a threshold.
+        timestamp_column: The same for the time of an interaction: numbers, or ISO dates. ``null`` for none.
+        threshold: An interaction counts as positive from this rating on; by default every one does. Items rated below
+            it are known to their user: they are never recommended, nor candidates in a ranking, but can be negatives.
+        bad_rows: ``error`` refuses a file with rows that cannot be read, ``drop`` leaves them out and counts them.
+        quoted: Whether a field of a text file may stand in double quotes, and then hold separators and line ends. By
+            default where the separator is ``,``, ``;`` or ``|``; elsewhere a quote is a character like any other.
+        encoding: Of a text file: utf-8, latin-1, cp1252, utf-16 or another that Python knows.
+    """
+
+    separator: str | None = None
+    header: bool = True
+    user_column: Column = "user"
+    item_column: Column = "item"
+    rating_column: Column | None = None
+    timestamp_column: Column | None = "timestamp"
+    threshold: float | None = None
+    bad_rows: Literal["error", "drop"] = "error"
+    quoted: bool | None = None
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        for name in ("rating_column", "timestamp_column"):
+            if getattr(self, name) in ("null", "None"):  # how a null on the command line arrives where text is allowed
+                object.__setattr__(self, name, None)
+        check(
+            "threshold: needs rating_column, the column that it applies to"
+            if self.threshold is not None and self.rating_column is None
+            else None,
+            f"{self.option('separator')}: is empty" if self.separator == "" else None,
+            f"{self.option('encoding')}: {self.encoding!r} is none that Python knows; utf-8, latin-1, cp1252 and "
+            "utf-16 are the usual ones"
+            if not _is_encoding(self.encoding)
+            else None,
+            f"{self.option('quoted')}: needs a separator of one character, not {self.separator!r}"
+            if self.quoted and len((self.separator or ",").encode()) != 1
+            else None,
+        )
+
+    def option(self, name: str) -> str:
+        """How an option of these is called where the user gives it."""
+        return f"data.format.{name}"
+
+    def wanted(self) -> dict[str, Column | None]:
+        """The columns that are read, by what they are for; ``None`` for one that is not."""
+        return {
+            "user": self.user_column,
+            "item": self.item_column,
+            "rating": self.rating_column if self.threshold is not None else None,
+            "time": self.timestamp_column,
+        }
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        return False
+    return True
