@@ -187,6 +187,11 @@ def test_what_a_run_writes_is_taken(honest: dict[str, Any]) -> None:
     assert cgfedrec.load(write(honest)).loop.round == 1
 
 
+def test_a_class_of_ours_may_be_named_by_its_own_module(honest: dict[str, Any]) -> None:
+    path = write(honest, at("method.class_path", "cgfedrec.methods.cgfedrec.CGFedRec"))
+    assert cgfedrec.load(path).loop.round == 1
+
+
 def test_a_method_of_ones_own_is_named_again_or_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     source = "from cgfedrec.methods import PFedRec\n\n\nclass Mine(PFedRec):\n    pass\n"
     Path("mymethod.py").write_text(source)

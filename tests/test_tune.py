@@ -206,6 +206,17 @@ def test_a_damaged_study_is_refused_and_one_of_before_too(capsys: pytest.Capture
     assert "before 0.2" in capsys.readouterr().err
 
 
+def test_a_study_of_other_data_is_not_gone_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{user},{(user * 7 + place * place) % 60},{place}" for user in range(20) for place in range(8)]
+    data = {"init_args": {"path": "ratings.csv", "negatives": 1}}
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG | {"data": data}))
+    for text in (rows, rows[:-1]):
+        Path("ratings.csv").write_text("user,item,timestamp\n" + "\n".join(text) + "\n")
+        code = tune(1)
+        assert code == (0 if text is rows else 2)
+    assert "out holds a study of another config, space or data" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("prune", [False, True])
 def test_a_study_that_is_stopped_between_any_two_writes_comes_to_the_same(
     prune: bool, monkeypatch: pytest.MonkeyPatch

@@ -16,25 +16,30 @@ import yaml
 
 import cgfedrec.centralized
 import cgfedrec.methods
+from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 
 LONGEST = 2**20
 """Characters of a checkpoint's settings; ours have some two thousand."""
 DEEPEST = 24
 """Levels of a checkpoint's settings; ours have five."""
+_OFFERED: dict[str, list[type]] = {
+    "cgfedrec.methods": [getattr(cgfedrec.methods, name) for name in cgfedrec.methods.__all__],
+    "cgfedrec.centralized": [getattr(cgfedrec.centralized, name) for name in cgfedrec.centralized.__all__],
+    "cgfedrec.data": [FederatedDataModule],
+    "torch.optim": [
+        kind
+        for kind in vars(torch.optim).values()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    ],
+}
 CLASSES = frozenset(
-    [
-        *(f"cgfedrec.methods.{name}" for name in cgfedrec.methods.__all__),
-        *(f"cgfedrec.centralized.{name}" for name in cgfedrec.centralized.__all__),
-        "cgfedrec.data.FederatedDataModule",
-        *(
-            f"torch.optim.{name}"
-            for name, kind in vars(torch.optim).items()
-            if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-        ),
-    ]
+    f"{place}.{kind.__name__}"
+    for package, kinds in _OFFERED.items()
+    for kind in kinds
+    for place in (package, kind.__module__)
 )
-"""What any checkpoint may name."""
+"""What any checkpoint may name: each class by its own module, and by the package that offers it."""
 SECTIONS: dict[str, type | tuple[type, ...]] = {
     "seed_everything": int,
     "fabric": dict,

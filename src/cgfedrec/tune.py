@@ -76,7 +76,7 @@ def tune(
     _check_space(spec, own)
     run = _open(own, folder)
     check(None if run.data.part_size(Part.VAL) else "data.split: holds nothing out for validation")
-    budget = {"config": own, "space": spec, "prune": prune}
+    budget = {"config": own, "space": spec, "prune": prune, "data": run.header.fingerprint}
     optuna = _optuna()
     pruner = optuna.pruners.NopPruner()
     if prune:
