@@ -18,7 +18,7 @@ from tests.commands import cgfedrec
 
 CPU = torch.device("cpu")
 TABLE = {"table": torch.zeros(1, 1682, 32)}
-ML_100K = Demand(943, 943, 100, True, 1682, 100_000, TABLE, TABLE, "float32", 2, 11, 1, sees_single_uploads=False)
+ML_100K = Demand(943, 943, 100, True, 1682, 100_000, TABLE, TABLE, "float32", 0, 2, 11, 1, sees_single_uploads=False)
 LARGE = replace(
     ML_100K,
     users=100_000,
@@ -77,7 +77,7 @@ def test_cohorts_size_themselves(workers: int) -> None:
 
 def test_the_command_line_refuses_before_anything_is_written() -> None:
     huge: list[str | int] = ["--data.init_args.synthetic.users", 3000, "--data.init_args.synthetic.items", 4000]
-    done = cgfedrec("fit", *huge, "--method.init_args.dim", 10**6, "--loop.store", "memory")
+    done = cgfedrec("fit", *huge, "--method.init_args.dim", 65_536, "--loop.store", "memory")
     assert done.returncode == 2
     assert "loop.store: memory needs about" in done.stderr
     assert "are available" in done.stderr
@@ -156,6 +156,7 @@ import cgfedrec
 run = cgfedrec.fit({
     "data.init_args.synthetic.users": 600, "data.init_args.synthetic.items": 2000, "method": "FedMF",
     "method.init_args.dim": 64, "loop.rounds": 2, "loop.store": sys.argv[1], "run_dir": "run", "logger": None,
+    "method.init_args.optimizer": sys.argv[2],
 })
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(run.loop.capacity.memory, int(peak.split()[1]) * 1024)
@@ -163,11 +164,10 @@ print(run.loop.capacity.memory, int(peak.split()[1]) * 1024)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process took")
-@pytest.mark.parametrize("store", ["memory", "disk"])
-def test_a_run_takes_the_memory_that_it_states(store: str) -> None:
+@pytest.mark.parametrize(("store", "optimizer"), [("memory", "Adam"), ("disk", "Adam"), ("memory", "SGD")])
+def test_a_run_takes_the_memory_that_it_states(store: str, optimizer: str) -> None:
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, store], capture_output=True, text=True, env=one_thread, check=True
-    )
+    line = [sys.executable, "-c", MEASURED, store, f"torch.optim.{optimizer}"]
+    done = subprocess.run(line, capture_output=True, text=True, env=one_thread, check=True)
     stated, peak = (int(number) for number in done.stdout.split()[-2:])
     assert peak == pytest.approx(stated, rel=0.1)

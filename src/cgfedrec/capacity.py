@@ -24,7 +24,9 @@ SMALLEST, LARGEST = 16, 256
 COHORTS = 4
 """A worker's share of a round's cohorts, at least, so that workers end together."""
 COPIES = 4
-"""State of a cohort in training, in units of its parameters: these, gradients and two optimiser states."""
+"""What a cohort in training takes beside what its optimiser works with (`dense_copies`), in units of its parameters:
+these, what is read for the next one and written of the last, and what is sent. Measured.
+"""
 MODULES = 40 * 2**20
 """Bytes that a process takes for what it loads after it has its data: measured, with three methods."""
 GROWTH = 9 / 8
@@ -74,6 +76,7 @@ class Demand:
         example: Private tensors of any clients, or of none, `[clients, ...]`.
         upload: What they send, likewise.
         dtype: In which it is kept between rounds.
+        dense_copies: Tensors as large as a client's that its optimiser works with.
         workers: That train at a time.
         kept_rounds: For how many rounds the best checkpoint may keep what has been replaced since.
         checkpoint_every: For how many the last one may.
@@ -89,6 +92,7 @@ class Demand:
     example: Mapping[str, Tensor]
     upload: Mapping[str, Tensor]
     dtype: Dtype
+    dense_copies: int
     workers: int
     kept_rounds: int
     checkpoint_every: int
@@ -98,6 +102,11 @@ class Demand:
     def client(self) -> int:
         """Bytes of one client in training."""
         return _row_nbytes(self.example)
+
+    @property
+    def copies(self) -> int:
+        """What a client in training takes, in units of `client`."""
+        return COPIES + self.dense_copies
 
     @property
     def sent(self) -> int:
@@ -133,7 +142,7 @@ def cohort_size(demand: Demand, device: torch.device) -> int:
     """How many clients train together where nobody says: what fits the cache of a CPU or the memory of a GPU."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return max(1, min(demand.participants, free // (2 * (COPIES + 1) * demand.client)))
+        return max(1, min(demand.participants, free // (2 * (demand.copies + 1) * demand.client)))
     fitting = CACHE // max(demand.client, demand.sent)
     even = -(-demand.participants // (COHORTS * demand.workers))
     return min(max(SMALLEST, min(fitting, LARGEST)), even)
@@ -164,7 +173,7 @@ def plan(
     state = round(demand.clients * demand.kept)
     uploads = 2 * max(0, demand.sent - demand.client)  # beyond the tables that are sent as they are
     packed = 0 if demand.dtype == "float32" else 2 * demand.kept
-    cohort = size * (COPIES * demand.client + packed + uploads + 6 * 4 * demand.items)
+    cohort = size * (demand.copies * demand.client + packed + uploads + 6 * 4 * demand.items)
     working = demand.workers * cohort + INTERACTION * demand.interactions
     held = 2 * demand.participants * demand.sent if demand.sees_single_uploads else 0
     base = resident() + MODULES + working + held

@@ -22,6 +22,7 @@ from cgfedrec.history import Growing, Row, rows_of
 from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, bits
+from cgfedrec.rows import dense_copies
 from cgfedrec.server import NotFiniteError, Server
 from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
 from cgfedrec.workers import Worker, Workers
@@ -119,7 +120,9 @@ class FederatedLoop:
         self.workers = Workers(fabric, lambda: method.client(data.num_items, data.seed))
         with self.workers.one() as worker:
             example, upload = worker.client.private(), worker.client.upload().values  # of nobody yet: their shapes
-        demand = self._demand(example, upload)
+            # Fabric has wrapped the optimisers.
+            copies = max((dense_copies(wrapped.optimizer) for wrapped in worker.optimizers), default=0)
+        demand = self._demand(example, upload, copies)
         self.capacity = plan(demand, self._place, self._cohort_size, fabric.device, folder, to_train)
         self.cohort_size = self.capacity.cohort_size
         self._store_of = (data.order(), example, self.state_dtype, folder)
@@ -129,7 +132,7 @@ class FederatedLoop:
         else:
             self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*self._store_of)
 
-    def _demand(self, example: Mapping[str, Tensor], upload: Mapping[str, Tensor]) -> Demand:
+    def _demand(self, example: Mapping[str, Tensor], upload: Mapping[str, Tensor], copies: int) -> Demand:
         patience = self.rounds if self.patience is None else (self.patience + 1) * self.evaluate_every
         return Demand(
             self.data.num_users,
@@ -141,6 +144,7 @@ class FederatedLoop:
             example,
             upload,
             self.state_dtype,
+            copies,
             self.workers.number,
             kept_rounds=min(self.rounds, patience),
             checkpoint_every=self.checkpoint_every,

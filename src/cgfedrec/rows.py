@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from cgfedrec.client import Batch
@@ -134,6 +134,25 @@ def by_rows(optimizer: Optimizer) -> Optimizer:
         _fuse(groups)
     optimizer.register_step_pre_hook(lambda *_: _densify(groups))
     return optimizer
+
+
+def dense_copies(optimizer: Optimizer) -> int:
+    """How many tensors as large as its parameters an optimiser of `by_rows` works with.
+
+    They are gradients, as they come and made dense, and its own state. One that steps on rows alone needs none. Of one
+    that cannot be made anew to find out, as many are taken as Adam has.
+    """
+    if isinstance(optimizer, _RowSGD):
+        return 0
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.ones(2)
+    try:
+        trial = type(optimizer)([parameter], **optimizer.defaults)
+        trial.step()
+    except (TypeError, ValueError, RuntimeError):
+        return 2 + 2
+    own = trial.state[parameter].values()
+    return 2 + sum(isinstance(value, Tensor) and value.shape == parameter.shape for value in own)
 
 
 def _fuse(groups: list[dict[str, Any]]) -> None:
