@@ -276,7 +276,7 @@ REFUSED: dict[str, tuple[str, str | bytes | Callable[[Path], None], list[str], l
         "a.csv",
         text([(*row, 1) for row in PLAIN], names=(*NAMES, "item")),
         [],
-        ["two columns have the same name, 'item'", "1 and 3"],
+        ["two columns have the same name, 'item'", "1 or 3"],
     ),
     "the same in double colons": (
         "a.dat",

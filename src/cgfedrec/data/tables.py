@@ -56,8 +56,8 @@ def missing(path: Path, names: Sequence[str], option: str, column: Column | None
         advice = ", or set it to null with a split that needs no time (random or none)" if timeless else ""
         return f"{path}: no column {column!r}; {found}. Give {option} a name or a position from 0{advice}"
     if isinstance(column, str) and names.count(column) > 1:
-        places = " and ".join(str(place) for place, name in enumerate(names) if name == column)
-        return f"{path}: two columns have the same name, {column!r}; give {option} a position, {places}"
+        places = " or ".join(str(place) for place, name in enumerate(names) if name == column)
+        return f"{path}: two columns have the same name, {column!r}; give {option} its position from 0, {places}"
     if isinstance(column, int) and not 0 <= column < len(names):
         return f"{path}: no column at position {column}; {found}. Give {option} a position from 0 to {len(names) - 1}"
     return None
