@@ -328,6 +328,17 @@ def test_runs_that_start_together_do_not_share_a_directory(tiny: str) -> None:
     assert all((Path("runs/tiny") / n / "summary.json").exists() for n in "01")
 
 
+def test_a_last_step_that_diverges_is_found_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """One step in one round: its loss is finite, and what it leaves is not."""
+    wild = ["--method", "FedNCF", "--method.optimizer.lr", "1e30", "--method.local_epochs", "1", "--loop.rounds", "1"]
+    once = ["--data.batch_size", "100000", "--data.synthetic.users", "60", "--logger", "null", "--run_dir", "run"]
+    for split in ("leave_one_out", "none"):
+        assert run("fit", *wild, *once, "--data.split", split) == 1
+        assert "the score is not finite" in errors(capsys)
+        assert not Path("run/summary.json").exists()
+        assert not Path("run/checkpoints").exists()
+
+
 def test_other_loggers_need_not_keep_hyperparameters(tiny: str) -> None:
     logger = "lightning.fabric.loggers.CSVLogger"
     assert run("fit", "--config", tiny, "--logger", logger, "--logger.root_dir", "logs", "--run_dir", "run") == 0

@@ -215,7 +215,11 @@ class FederatedLoop:
             return
         loss, alignment = seen.double().mean(0).tolist()
         row: Row = {"round": self.round, "train/loss": loss, "train/alignment": alignment}
-        row |= self.evaluate("val") if self.data.holds_out("val") else {}
+        if self.data.holds_out("val"):
+            row |= self.evaluate("val")
+        elif self.round == self.rounds:  # nothing is ranked, and nothing else tells that the last step has diverged
+            for _ in self.workers.map(self.score, self.store.known.nonzero().squeeze(1).split(self.cohort_size)):
+                pass
         row |= {
             "bytes/up": self.bytes_up,
             "bytes/down": self.bytes_down,
@@ -232,12 +236,21 @@ class FederatedLoop:
         return ranked(self.data, stage, self.score, self.cohort_size, self.workers.map)
 
     def score(self, users: Tensor) -> Tensor:
-        """Each user's scores of all items by their own client, `[users, items]`."""
+        """Each user's scores of all items by their own client, `[users, items]`.
+
+        Raises:
+            NotFiniteError: naming the clients with a score that is not finite. A loss tells of a step once the next one
+                is taken; of the last one it is the scores that tell.
+        """
         with self.workers.one() as worker:
             self.store.load(worker.client, users, to_train=False)
             if worker.client.scores_after == "aggregation" and (broadcast := self.server.broadcast(users)):
                 worker.client.receive(broadcast)
-            return worker.client.score()
+            scores = worker.client.score()
+        finite = scores.isfinite().all(1)
+        if not finite.all():
+            raise NotFiniteError("score", users[~finite.cpu()].tolist())
+        return scores
 
     @property
     def history(self) -> list[Row]:

@@ -127,6 +127,6 @@ class NotFiniteError(RunError):
     """Something that must be a number is not; ``clients`` are the internal numbers of those where it shows."""
 
     def __init__(self, what: str, clients: list[int]) -> None:
-        super().__init__(what)
+        super().__init__(f"the {what} of {len(clients)} clients is not finite: the state has diverged")
         self.what = what
         self.clients = clients
