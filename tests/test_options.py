@@ -21,11 +21,12 @@ import yaml
 import cgfedrec.centralized
 import cgfedrec.methods
 from cgfedrec.config import DEFAULTS, dump, parse, parser
+from cgfedrec.environment import PREFIX
 from cgfedrec.errors import InputError
 from cgfedrec.layers import merged
 from cgfedrec.options import Option, options_of
 from cgfedrec.run import Run, start
-from cgfedrec.sources import PREFIX, said, variable_of
+from cgfedrec.sources import said, variable_of
 from tests.conftest import TINY
 
 SAMPLE = 20

@@ -16,13 +16,14 @@ from lightning.fabric.loggers import Logger
 
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.errors import InputError, Notice, check
+from cgfedrec.environment import PREFIX
+from cgfedrec.errors import InputError, Notice, check, nearest
 from cgfedrec.layers import CONTROLLED, Layer, leaves, merged, short
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
-from cgfedrec.options import ERRORS, Option, completed, nearest, no_mappings, options_of, problems, shown
+from cgfedrec.options import ERRORS, Option, completed, groups_of, no_mappings, options_of, problems, shown
 from cgfedrec.protocol import Protocol
-from cgfedrec.sources import PREFIX, Said, layer_of, option_of
+from cgfedrec.sources import Said, layer_of, option_of
 from cgfedrec.trust import settings_of
 from cgfedrec.yamlfile import read_yaml_file
 
@@ -193,7 +194,7 @@ def refuse_of_fit(given: Said, verb: str) -> None:
 
 def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
     """Whether all that a layer says is of options that there are."""
-    groups = {name[:place] for name in known for place, letter in enumerate(name) if letter == "."}
+    groups = groups_of(known)
     for path, _ in leaves(layer):
         names = [short(path[: end + 1]) for end, part in enumerate(path) if part != "class_path"]
         taken_whole = any(name in known and name not in groups for name in names)

@@ -1,7 +1,7 @@
 """Environment variables: every option of every command has one, and one that nobody reads is told.
 
 The variable of ``--top_k`` of ``recommend`` is CGFEDREC_RECOMMEND_TOP_K. The settings of a run are options of ``fit``
-wherever they are taken, and their variables begin with `cgfedrec.sources.PREFIX`; `cgfedrec.sources` reads those.
+wherever they are taken, and their variables begin with `PREFIX`; `cgfedrec.sources` reads those.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import shlex
 import warnings
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 
-from cgfedrec.errors import InputError, Notice
+from cgfedrec.errors import InputError, Notice, nearest
 
 Verbs = Mapping[tuple[str, ...], ArgumentParser]
 """The parser of each command's own options, by the words that call it; of none, those before any command."""
-SETTINGS = "CGFEDREC_FIT_"
+PREFIX = "CGFEDREC_FIT_"
+"""Of the variables of a run's settings."""
 _OTHERS = ("CGFEDREC_DATA", "CGFEDREC_PARITY", "CGFEDREC_ALL_STOPS", "CGFEDREC_ALL_OPTIONS")
 """Those of the tests and benchmarks."""
 
@@ -42,10 +42,9 @@ def tell_of_unread(verb: tuple[str, ...], verbs: Verbs, environment: Mapping[str
     for name in sorted(environment):
         if not name.startswith("CGFEDREC_") or name in known:
             continue
-        if not name.startswith(SETTINGS):
-            meant = get_close_matches(name, known, 1)
-            hint = f"; did you mean {meant[0]}?" if meant else ""
-            warnings.warn(f"{name} is not read: no option has this variable{hint}", Notice, stacklevel=2)
+        if not name.startswith(PREFIX):
+            text = f"{name} is not read: no option has this variable{nearest(name, known)}"
+            warnings.warn(text, Notice, stacklevel=2)
         elif not takes_settings and verb == ("compare",):
             warnings.warn(f"{name} has no effect on compare: its config says all of every run", Notice, stacklevel=2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -37,6 +38,12 @@ class InputError(Exception):
 
 class RunError(Exception):
     """A run that started well has failed; exit code 1. The last good checkpoint stays."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at which of these names may have been meant, or nothing."""
+    found = get_close_matches(name, list(names), 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def check(*problems: str | None) -> None:

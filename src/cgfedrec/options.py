@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from inspect import Parameter, signature
 from pkgutil import resolve_name
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 
 import cgfedrec.centralized
 import cgfedrec.methods
+from cgfedrec.errors import nearest
 from cgfedrec.layers import CLASSES, Layer, leaves, same_class, short
 
 ERRORS = (ArgumentError, ImportError, TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError)
@@ -100,6 +100,11 @@ def _with_defaults(option: Option, value: Any) -> Any:
     return {**(value if isinstance(value, dict) else {"class_path": name}), "init_args": {**own, **given}}
 
 
+def groups_of(names: Iterable[str]) -> set[str]:
+    """The names under which options stand: ``method`` and ``method.optimizer`` for ``method.optimizer.lr``."""
+    return {name[:place] for name in names for place, letter in enumerate(name) if letter == "."}
+
+
 def no_mappings(
     spec: Layer, known: Mapping[str, Option], needed: Collection[str]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -110,17 +115,11 @@ def no_mappings(
         known: Of `options_of`.
         needed: Options that name a class, and may not be null.
     """
-    groups = {name[:place] for name in known for place, letter in enumerate(name) if letter == "."}
+    groups = groups_of(known)
     for path, value in leaves(spec):
         name = short(path)
         if value != {} and (name in needed or name in groups - known.keys()) and path[-1] != "class_path":
             yield path, f"must be a mapping of its options, not {shown(value)}"
-
-
-def nearest(name: str, names: Mapping[str, Any]) -> str:
-    """A hint at what may have been meant, or nothing."""
-    found = get_close_matches(name, names, 1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def shown(value: Any) -> str:

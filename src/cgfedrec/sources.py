@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cgfedrec.environment import PREFIX
 from cgfedrec.errors import InputError, check
 from cgfedrec.layers import CLASSES, Layer, joined, shaped
 from cgfedrec.trust import import_paths, meta_keys
 from cgfedrec.yamlfile import is_file, read_yaml, read_yaml_file
 
 Config = str | os.PathLike[str] | Mapping[str, Any]
-PREFIX = "CGFEDREC_FIT_"
 _GROUPS = (*CLASSES, "protocol", "fabric", "loop")
 
 
