@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 import cgfedrec
-from cgfedrec.config import quickstart
+from cgfedrec.settings.parser import quickstart
 
 METRICS = ("test/ndcg@10", "test/hr@10")
 

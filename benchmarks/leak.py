@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 from cgfedrec.data import FederatedDataModule, Format
-from cgfedrec.evaluation import evaluate
+from cgfedrec.evaluation.ranking import evaluate
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import Local
 from cgfedrec.protocol import Protocol

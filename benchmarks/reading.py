@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.once import status
-from cgfedrec.run import open_data
+from cgfedrec.run.api import open_data
 
 
 def write(path: Path, rows: int) -> None:

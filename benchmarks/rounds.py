@@ -24,17 +24,17 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
-import cgfedrec.loop
 from benchmarks import baseline, threads
 from benchmarks.leak import ratings
-from cgfedrec.checkpoint import Header, write_checkpoint
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.kit.table import TableMethod
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedRec
 from cgfedrec.protocol import Protocol
+from cgfedrec.run.checkpoint import Header, write_checkpoint
 from cgfedrec.server import MeanServer, Server
 from cgfedrec.structure.contrast import contrast
-from cgfedrec.table import TableMethod
+from cgfedrec.train import train
 
 PUBLISHED = {"round, aligned": 178.0, "round, not aligned": 8.7, "draw negatives": 2.4, "evaluate": 0.6}
 """Seconds that the published code takes on 2 cores for all 943 clients."""
@@ -111,8 +111,8 @@ def parts(loop: FederatedLoop, state: dict[str, Any]) -> dict[str, float]:
     """Where the threads' time goes in one round."""
     clock, server, data = Clock(), loop.server, loop.data
     with (
-        patch("cgfedrec.table.contrast", clock.wrap("align", contrast)),
-        patch("cgfedrec.loop.train", clock.wrap("train", cgfedrec.loop.train)),
+        patch("cgfedrec.kit.table.contrast", clock.wrap("align", contrast)),
+        patch("cgfedrec.loop.train", clock.wrap("train", train)),
         patch.object(data, "draw", clock.wrap("shuffle and cut", data.draw)),
         patch.object(server, "reduce", clock.wrap("upload", server.reduce)),
         patch.object(server, "update", clock.wrap("cluster", server.update)),

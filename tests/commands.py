@@ -19,7 +19,15 @@ from typing import Any
 from tests.stopper import stop_before
 
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["cgfedrec.run", "cgfedrec.compare", "cgfedrec.recommend", "cgfedrec.tune", "optuna"])
+_FORKED.set_forkserver_preload(
+    [
+        "cgfedrec.run.api",
+        "cgfedrec.experiments.compare",
+        "cgfedrec.run.recommend",
+        "cgfedrec.experiments.tune",
+        "optuna",
+    ]
+)
 
 
 class Command:

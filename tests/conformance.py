@@ -13,16 +13,17 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.capacity import Place
 from cgfedrec.centralized.popularity import Popularity
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.errors import InputError
-from cgfedrec.evaluation import evaluate
-from cgfedrec.loop import FederatedLoop, train
-from cgfedrec.messages import Upload
+from cgfedrec.evaluation.ranking import evaluate
+from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import Local
 from cgfedrec.protocol import Protocol
+from cgfedrec.simulation.capacity import Place
+from cgfedrec.train import train
+from cgfedrec.wire.messages import Upload
 
 MakeData = Callable[..., FederatedDataModule]
 OPTIMIZERS = {

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from cgfedrec import capacity
-from cgfedrec.capacity import Demand, available_memory, cohort_size, plan
 from cgfedrec.errors import InputError
+from cgfedrec.simulation import capacity
+from cgfedrec.simulation.capacity import Demand, available_memory, cohort_size, plan
 from tests.commands import cgfedrec
 
 CPU = torch.device("cpu")

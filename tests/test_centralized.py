@@ -14,7 +14,7 @@ from cgfedrec.centralized.factors import bpr, logistic
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule, Format, Synthetic
 from cgfedrec.errors import InputError, RunError
-from cgfedrec.evaluation import evaluate
+from cgfedrec.evaluation.ranking import evaluate
 from tests.conftest import require_data
 
 MakeData = Callable[..., FederatedDataModule]

@@ -7,11 +7,11 @@ import torch
 from lightning import Fabric
 
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.messages import Upload
 from cgfedrec.method import Method
 from cgfedrec.methods import CoFedRec
 from cgfedrec.methods.cofedrec import GroupServer, before_elbow, similar
 from cgfedrec.structure.contrast import contrast
+from cgfedrec.wire.messages import Upload
 from tests.conformance import Conformance, trained
 
 

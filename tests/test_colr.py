@@ -12,10 +12,11 @@ from lightning import Fabric
 from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
-from cgfedrec.messages import SparseRows, Upload
 from cgfedrec.method import Method
 from cgfedrec.methods import CoLR
 from cgfedrec.methods.colr import CoLRClient, CoLRServer, change, random_basis
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.values import SparseRows
 from tests.conformance import Conformance, trained
 
 

@@ -20,11 +20,11 @@ import yaml
 from scipy import stats
 
 from cgfedrec.cli import main
-from cgfedrec.compare import read_plan
-from cgfedrec.compare.plot import linear_ticks, log_ticks
-from cgfedrec.compare.statistics import holm, interval, paired_test, pareto, per_user
 from cgfedrec.errors import InputError
-from cgfedrec.metrics import MRR, NDCG, NO_RANK, HitRate
+from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate
+from cgfedrec.experiments.compare import read_plan
+from cgfedrec.experiments.compare.plot import linear_ticks, log_ticks
+from cgfedrec.experiments.compare.statistics import holm, interval, paired_test, pareto, per_user
 from tests.commands import Command
 from tests.conftest import ROOT, TINY
 
@@ -61,7 +61,7 @@ def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(arguments: list[str], output: object, environment: dict[str, str], lock: object) -> Command:
         return Command(*arguments, environment=environment)
 
-    monkeypatch.setattr("cgfedrec.compare.runner.launch", launch)
+    monkeypatch.setattr("cgfedrec.experiments.compare.runner.launch", launch)
 
 
 class Page(HTMLParser):

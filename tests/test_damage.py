@@ -14,8 +14,8 @@ import yaml
 
 import cgfedrec
 from cgfedrec import files
-from cgfedrec.checkpoint import Header, link_or_copy, read_checkpoint, write_checkpoint
 from cgfedrec.errors import InputError, RunError
+from cgfedrec.run.checkpoint import Header, link_or_copy, read_checkpoint, write_checkpoint
 from tests.commands import Command
 from tests.commands import cgfedrec as command
 from tests.conftest import TINY
@@ -216,7 +216,7 @@ def test_a_run_that_moves_may_be_killed_on_its_way(monkeypatch: pytest.MonkeyPat
 
         with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", dies)
-            patched.setattr(cgfedrec.run.Run, "fit", lambda self: None)
+            patched.setattr(cgfedrec.Run, "fit", lambda self: None)
             try:
                 cgfedrec.fit(more)
                 break

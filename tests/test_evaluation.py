@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cgfedrec.data import FederatedDataModule, Synthetic
-from cgfedrec.evaluation import rank_table, ranked
+from cgfedrec.evaluation.ranking import rank_table, ranked
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])

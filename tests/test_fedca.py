@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
-from cgfedrec.messages import Upload
 from cgfedrec.method import Method
 from cgfedrec.methods import FedCA
 from cgfedrec.methods.fedca import (
@@ -24,6 +23,7 @@ from cgfedrec.methods.fedca import (
     project_to_simplex,
     similarity,
 )
+from cgfedrec.wire.messages import Upload
 from tests.conformance import OPTIMIZERS, Conformance, trained
 
 

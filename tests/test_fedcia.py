@@ -11,10 +11,10 @@ from torch import nn
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.messages import Upload
 from cgfedrec.method import Method
 from cgfedrec.methods import FedCIA
 from cgfedrec.methods.fedcia import Distance, FedCIAClient, KeptAdam, SimilarityServer, fit
+from cgfedrec.wire.messages import Upload
 from tests.conformance import Conformance, trained
 
 

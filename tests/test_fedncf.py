@@ -7,14 +7,14 @@ import pytest
 import torch
 from lightning import Fabric
 
-import cgfedrec.network
+import cgfedrec.kit.network
 from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
-from cgfedrec.messages import Upload
+from cgfedrec.kit.network import filled, layers_of
 from cgfedrec.methods import FedNCF
 from cgfedrec.methods.fedncf import FedNCFClient
-from cgfedrec.network import filled, layers_of
+from cgfedrec.wire.messages import Upload
 from tests.conformance import Conformance, ran, same, trained
 
 
@@ -38,14 +38,14 @@ class TestFedNCF(Conformance):
         loop = trained(self.method(), data, 5)
         users = torch.tensor([3, 1])
         whole = loop.score(users)
-        monkeypatch.setattr(cgfedrec.network, "SCORED_AT_ONCE", 14)
+        monkeypatch.setattr(cgfedrec.kit.network, "SCORED_AT_ONCE", 14)
         torch.testing.assert_close(loop.score(users), whole)
 
     def test_rows_that_are_not_filled_up_do_not_depend_on_where_it_ran(
         self, long_data: FederatedDataModule, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As those of a method that knows nothing of vectors: a cohort is aligned, wherever the store has it."""
-        monkeypatch.setattr(cgfedrec.network, "VECTOR", 1)
+        monkeypatch.setattr(cgfedrec.kit.network, "VECTOR", 1)
         method = self.method(dim=33, hidden=(17,))
         assert method.client(10, 0).start(torch.arange(1))["network"].shape[1] % 16
         memory = ran(method, long_data, [("memory", 1, 3)], {})

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.early_stop import EarlyStop
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.kit.early_stop import EarlyStop
 from cgfedrec.methods import FedRAP
 from cgfedrec.methods.fedrap import FedRAPClient, FedRAPServer
+from cgfedrec.wire.messages import Broadcast, Upload
 from tests.conformance import Conformance, trained
 
 BATCH = Batch(

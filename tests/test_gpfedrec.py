@@ -11,12 +11,13 @@ from torch import Tensor
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
-from cgfedrec.loop import FederatedLoop, train
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import GPFedRec, gpfedrec
 from cgfedrec.methods.gpfedrec import GraphServer
 from cgfedrec.server import NotFiniteError
+from cgfedrec.train import train
+from cgfedrec.wire.messages import Broadcast, Upload
 from tests.conformance import Conformance, trained
 
 

@@ -9,11 +9,11 @@ from lightning import Fabric
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
+from cgfedrec.kit.table import TableClient
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.messages import Broadcast, Upload
 from cgfedrec.methods import CGFedRec
 from cgfedrec.server import NotFiniteError
-from cgfedrec.table import TableClient
+from cgfedrec.wire.messages import Broadcast, Upload
 from tests.conformance import trained
 
 MakeData = Callable[..., FederatedDataModule]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from cgfedrec.mailbox import Mailbox
+from cgfedrec.kit.gather import Mailbox
 
 
 def waiting(mailbox: Mailbox, *users: int) -> dict[int, float]:

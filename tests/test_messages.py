@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgfedrec.messages import Broadcast, Labels, SparseRows, Upload
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Labels, SparseRows
 
 
 @given(st.integers(1, 300), st.integers(2, 1000), st.integers(0, 2**32))

@@ -15,11 +15,13 @@ from lightning import Fabric
 from cgfedrec.client import ALIGNMENT, aligned, empty_parameter
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
-from cgfedrec.loop import FederatedLoop, train
-from cgfedrec.messages import Broadcast, Labels
+from cgfedrec.kit.rows import baddbmm, bmm, by_rows
+from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, FedMF, Local, PFedRec
-from cgfedrec.rows import baddbmm, bmm, by_rows
+from cgfedrec.train import train
+from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.values import Labels
 from tests.conformance import OPTIMIZERS, Conformance, MakeData, trained
 from tests.conftest import ROOT
 

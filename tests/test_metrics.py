@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
-from cgfedrec.metrics import MRR, NDCG, NO_RANK, HitRate, RankingMetric, Recommended, rank, rank_sampled
+from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate, RankingMetric, Recommended, rank, rank_sampled
 
 CUTOFFS = (1, 3, 10)
 

@@ -20,13 +20,14 @@ import yaml
 
 import cgfedrec.centralized
 import cgfedrec.methods
-from cgfedrec.config import DEFAULTS, dump, parse, parser
-from cgfedrec.environment import PREFIX
 from cgfedrec.errors import InputError
-from cgfedrec.layers import merged
-from cgfedrec.options import Option, options_of
-from cgfedrec.run import Run, start
-from cgfedrec.sources import said, variable_of
+from cgfedrec.run.api import start
+from cgfedrec.run.run import Run
+from cgfedrec.settings.environment import PREFIX
+from cgfedrec.settings.layers import merged
+from cgfedrec.settings.options import Option, options_of
+from cgfedrec.settings.parser import DEFAULTS, dump, parse, parser
+from cgfedrec.settings.sources import said, variable_of
 from tests.conftest import TINY
 
 SAMPLE = 20
@@ -68,7 +69,7 @@ def base(method: str, option: str) -> dict[str, Any]:
     own = {name: value for name, value in SMALL.items() if f"method.{name}" in options(method)}
     whole = {**deepcopy(TINY), "method": {"class_path": method, "init_args": own}, "run_dir": "run"}
     if option.startswith("logger"):
-        whole["logger"] = {"class_path": "cgfedrec.logging.WandbLogger", "init_args": {"offline": True}}
+        whole["logger"] = {"class_path": "cgfedrec.run.loggers.WandbLogger", "init_args": {"offline": True}}
     return whole
 
 
@@ -114,7 +115,7 @@ def problem_with(attempt: Attempt) -> str | None:
 @pytest.mark.parametrize("method", CLASSES, ids=lambda path: path.rpartition(".")[2])
 def test_every_value_is_taken_or_refused_by_name(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "fit", lambda self: None)
-    monkeypatch.setattr("cgfedrec.config.quickstart", lambda: Path("nowhere.yaml"))
+    monkeypatch.setattr("cgfedrec.settings.parser.quickstart", lambda: Path("nowhere.yaml"))
     everything = list(attempts(method))
     if not os.environ.get("CGFEDREC_ALL_OPTIONS"):
         everything = random.Random(method).sample(everything, min(SAMPLE, len(everything)))

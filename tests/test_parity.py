@@ -16,11 +16,11 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.client import Batch
-from cgfedrec.loop import train
-from cgfedrec.messages import Broadcast, Labels
+from cgfedrec.kit.table import TableClient
 from cgfedrec.server import MeanServer
-from cgfedrec.table import TableClient
-from cgfedrec.workers import Worker
+from cgfedrec.train import Worker, train
+from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.values import Labels
 from tests.conftest import ROOT
 
 FOLDER = Path(os.environ.get("CGFEDREC_PARITY", ROOT.parent / "shared" / "parity"))

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 import cgfedrec as cgfedrec_package
-from cgfedrec.checkpoint import read_checkpoint
 from cgfedrec.files import read_json
+from cgfedrec.run.checkpoint import read_checkpoint
 from tests.commands import Command, cgfedrec
 from tests.conftest import TINY
 

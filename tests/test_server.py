@@ -5,9 +5,10 @@ import pytest
 import torch
 from lightning import Fabric
 
-from cgfedrec.messages import Broadcast, Labels, Upload
 from cgfedrec.server import MeanServer, NotFiniteError
 from cgfedrec.structure.clusters import ClusterServer
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Labels
 
 
 def blobs(clusters: int = 6, size: int = 30, seed: int = 0, spread: float = 0.05) -> tuple[torch.Tensor, np.ndarray]:

@@ -14,10 +14,10 @@ from jsonargparse import Namespace
 
 import cgfedrec
 from cgfedrec.cli import main
-from cgfedrec.config import parse
 from cgfedrec.errors import InputError
-from cgfedrec.run import start
-from cgfedrec.sources import Config, said
+from cgfedrec.run.api import start
+from cgfedrec.settings.parser import parse
+from cgfedrec.settings.sources import Config, said
 from tests.conftest import ROOT, TINY
 
 BILLION = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -138,7 +138,7 @@ def test_an_optimiser_starts_from_its_own_defaults() -> None:
 
 
 def test_a_logger_starts_from_its_own_defaults() -> None:
-    ours = {"logger": {"class_path": "cgfedrec.logging.WandbLogger", "init_args": {"name": "ours"}}}
+    ours = {"logger": {"class_path": "cgfedrec.run.loggers.WandbLogger", "init_args": {"name": "ours"}}}
     csv = ["--logger", "lightning.fabric.loggers.CSVLogger", "--logger.root_dir", "logs"]
     found = settings(ours, options=csv).logger
     assert (found.init_args.name, found.init_args.root_dir) == ("lightning_logs", "logs")
@@ -361,7 +361,7 @@ def test_what_only_fit_heeds_is_refused_elsewhere(capsys: pytest.CaptureFixture[
         (["--method", "EASE", "--method.lambda_", "1e-30"], "method.lambda_: 1e-30 is below"),
         (["--method.local_epochs", "1000000000"], "method.local_epochs: 1000000000 is more than"),
         (["--logger", "WandbLogger", "--logger.project", "a/b"], "logger"),
-        (["--logger", "cgfedrec.logging.WandbLogger", "--logger.project", "a/b"], "logger.project: 'a/b'"),
+        (["--logger", "cgfedrec.run.loggers.WandbLogger", "--logger.project", "a/b"], "logger.project: 'a/b'"),
         (["--fabric.strategy", "lightning.fabric.strategies.DDPStrategy"], "fabric.strategy"),
         (["--fabric.strategy", "{class_path: lightning.fabric.strategies.DDPStrategy}"], "fabric.strategy"),
         (["--fabric.plugins", "{class_path: lightning.fabric.plugins.DoublePrecision}"], "fabric.plugins: "),
@@ -399,7 +399,7 @@ def test_a_logger_that_cannot_start_leaves_no_run_behind(existed: bool, monkeypa
     if existed:
         Path("run").mkdir()
         Path("run/config.yaml").write_text("loop: {rounds: 1}\n")
-    monkeypatch.setattr("cgfedrec.logging.WandbLogger.start", refuse)
+    monkeypatch.setattr("cgfedrec.run.loggers.WandbLogger.start", refuse)
     with pytest.raises(OSError, match="no such service"):
         cgfedrec.fit({name: value for name, value in TINY.items() if name != "logger"}, {"run_dir": "run"})
     left = sorted(path.name for path in Path().rglob("*") if path.name != ".lock")

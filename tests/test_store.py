@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cgfedrec.errors import RunError
 from cgfedrec.files import DamagedError
-from cgfedrec.store import ClientStore, DiskStore, MemoryStore, OpenedStore
-from cgfedrec.table import TableClient
+from cgfedrec.kit.table import TableClient
+from cgfedrec.simulation.store import ClientStore, DiskStore, MemoryStore, OpenedStore
 
 USERS, ITEMS, DIM = 23, 7, 4
 Kind = Callable[..., ClientStore]

@@ -15,9 +15,9 @@ import torch
 import yaml
 
 import cgfedrec
-from cgfedrec.checkpoint import Header, read_checkpoint, write_checkpoint
 from cgfedrec.errors import InputError
-from cgfedrec.trust import settings_of
+from cgfedrec.run.checkpoint import Header, read_checkpoint, write_checkpoint
+from cgfedrec.settings.trust import settings_of
 from tests.commands import cgfedrec as command
 from tests.conftest import TINY
 
@@ -53,8 +53,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "a plugin": (at("fabric.plugins", ["evil.Evil"]), "evil.Evil"),
     "a method of another module": (at("method.class_path", "evil.Evil"), "--method evil.Evil"),
     "a method through a module of ours": (
-        at("method.class_path", "cgfedrec.compare.runner.subprocess.Popen"),
-        "cgfedrec.compare.runner.subprocess.Popen",
+        at("method.class_path", "cgfedrec.experiments.compare.runner.subprocess.Popen"),
+        "cgfedrec.experiments.compare.runner.subprocess.Popen",
     ),
     "a method that is a file": (at("method", "evil.yaml"), "'method'"),
     "an optimiser of another module": (at("method.init_args.optimizer", {"class_path": "evil.Evil"}), "evil.Evil"),
@@ -241,7 +241,7 @@ def test_a_continuation_logs_and_goes_where_its_own_call_says(honest: dict[str, 
     "config",
     [
         {"fabric": {"strategy": DDP}},
-        {"logger": {"class_path": "cgfedrec.logging.WandbLogger", "init_args": {"project": POPEN}}},
+        {"logger": {"class_path": "cgfedrec.run.loggers.WandbLogger", "init_args": {"project": POPEN}}},
         {"logger": {"class_path": "lightning.pytorch.loggers.CometLogger", "init_args": {"tags": POPEN}}},
         {
             "logger": {

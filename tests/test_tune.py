@@ -16,12 +16,12 @@ import yaml
 import cgfedrec.centralized
 import cgfedrec.methods
 from cgfedrec.cli import main
-from cgfedrec.config import parse
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
-from cgfedrec.evaluation import Ranked, ranked
-from cgfedrec.sources import said
-from cgfedrec.tune import read_space, with_values
+from cgfedrec.evaluation.ranking import Ranked, ranked
+from cgfedrec.experiments.tune import read_space, with_values
+from cgfedrec.settings.parser import parse
+from cgfedrec.settings.sources import said
 from tests.commands import Command
 from tests.conftest import ROOT, TINY
 

@@ -19,7 +19,7 @@ import yaml
 from wandb.proto import wandb_internal_pb2
 
 import cgfedrec
-from cgfedrec.logging import WandbLogger
+from cgfedrec.run.loggers import WandbLogger
 from tests.conftest import TINY
 
 BLOCK, HEADER, FILE_HEADER = 32_768, 7, 7
@@ -67,7 +67,7 @@ def history_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_is_recorded_offline_without_a_key() -> None:
-    run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}, "run_dir": "run"})
+    run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"}, "run_dir": "run"})
     assert isinstance(run.logger, WandbLogger)
     assert run.logger.offline
     (path,) = Path("run").glob("wandb/offline-run-*/run-*.wandb")
@@ -95,7 +95,7 @@ def test_a_run_is_recorded_offline_without_a_key() -> None:
 
 def test_a_run_that_the_caller_has_open_stays_the_callers() -> None:
     with wandb.init(mode="offline", dir=str(Path.cwd()), settings=wandb.Settings(silent=True)) as theirs:
-        run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}, "run_dir": "run"})
+        run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"}, "run_dir": "run"})
         assert wandb.run is theirs
         assert "test/ndcg@10" not in dict(theirs.summary)
     assert run.summary["rounds"] == 3
@@ -103,7 +103,7 @@ def test_a_run_that_the_caller_has_open_stays_the_callers() -> None:
 
 
 def test_a_resumed_run_is_the_same_wandb_run() -> None:
-    logger = {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}}
+    logger = {"logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"}}
     cgfedrec.fit(TINY, logger, {"run_dir": "run", "loop": {"rounds": 1}})
     cgfedrec.fit(TINY, logger, {"ckpt_path": "run/checkpoints/last.ckpt", "loop": {"rounds": 2}})
     assert len({path.name for path in Path("run").glob("wandb/offline-run-*/run-*.wandb")}) == 1
@@ -120,15 +120,15 @@ def test_online_only_where_a_key_is_configured(key: str | None, offline: bool, m
 def test_a_key_without_a_network_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("cgfedrec.logging.INIT_TIMEOUT", 3.0)
+    monkeypatch.setattr("cgfedrec.run.loggers.INIT_TIMEOUT", 3.0)
     with pytest.warns(UserWarning, match="logged offline"):
-        run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.logging.WandbLogger"}, "run_dir": "run"})
+        run = cgfedrec.fit(TINY, {"logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"}, "run_dir": "run"})
     assert run.summary["rounds"] == 3
     assert len([row for row in history_of(Path("run")) if "val/ndcg@10" in row]) == 3
 
 
 def test_the_best_checkpoint_is_an_artifact_when_asked_for() -> None:
-    logger = {"class_path": "cgfedrec.logging.WandbLogger", "init_args": {"log_checkpoint": True}}
+    logger = {"class_path": "cgfedrec.run.loggers.WandbLogger", "init_args": {"log_checkpoint": True}}
     cgfedrec.fit(TINY, {"logger": logger, "run_dir": "run"})
     (path,) = Path("run").glob("wandb/offline-run-*/run-*.wandb")
     artifacts = [r for r in records(path) if r.WhichOneof("record_type") in ("artifact", "request")]
@@ -137,7 +137,7 @@ def test_the_best_checkpoint_is_an_artifact_when_asked_for() -> None:
 
 def test_a_service_that_dies_is_said_once_and_ends_nothing() -> None:
     """Through the command line, so that what happens when the process ends is seen too."""
-    logger = {"class_path": "cgfedrec.logging.WandbLogger"}
+    logger = {"class_path": "cgfedrec.run.loggers.WandbLogger"}
     settings = {**TINY, "loop": {"rounds": 200, "patience": None}, "logger": logger}
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     line = [sys.executable, "-m", "cgfedrec.cli", "fit", "--config", "config.yaml", "--run_dir", "run"]

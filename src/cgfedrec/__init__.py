@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgfedrec.run import Run as Run
-    from cgfedrec.run import fit as fit
-    from cgfedrec.run import load as load
+    from cgfedrec.run.api import fit as fit
+    from cgfedrec.run.api import load as load
+    from cgfedrec.run.run import Run as Run
 
 __version__ = "0.2.0"
 
-_PUBLIC = {"fit": "run", "load": "run", "Run": "run"}
+_PUBLIC = {"fit": "run.api", "load": "run.api", "Run": "run.run"}
 __all__ = ["Run", "__version__", "fit", "load"]
 
 

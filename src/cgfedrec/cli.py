@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cgfedrec import __version__
-from cgfedrec.environment import Verbs, tell_of_unread, with_variables
 from cgfedrec.errors import InputError, Notice, RunError, printable
+from cgfedrec.settings.environment import Verbs, tell_of_unread, with_variables
 
 TAKE_SETTINGS = ("fit", "test", "recommend", "tune", "data")
 """Commands that take the settings of a run."""
@@ -99,9 +99,9 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 
 
 def _fit(arguments: Arguments, options: list[str]) -> int:
-    from cgfedrec.report import console, show_result
-    from cgfedrec.run import start
-    from cgfedrec.sources import said
+    from cgfedrec.run.api import start
+    from cgfedrec.run.console import console, show_result
+    from cgfedrec.settings.sources import said
 
     warnings.filterwarnings("ignore", module="lightning")
     out = console()
@@ -115,8 +115,8 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
 
 
 def _test(arguments: Arguments, options: list[str]) -> int:
-    from cgfedrec.report import console, show_metrics
-    from cgfedrec.run import load
+    from cgfedrec.run.api import load
+    from cgfedrec.run.console import console, show_metrics
 
     run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
     metrics = run.test()
@@ -131,9 +131,9 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
     if output and output.suffix not in (".csv", ".parquet"):
         raise InputError(f"--output: {output} must end in .csv or .parquet")
 
-    from cgfedrec.recommend import SHOWN, ItemsFormat, with_titles, without_any, write
-    from cgfedrec.report import console, show_recommendations
-    from cgfedrec.run import load
+    from cgfedrec.run.api import load
+    from cgfedrec.run.console import console, show_recommendations
+    from cgfedrec.run.recommend import SHOWN, ItemsFormat, with_titles, without_any, write
 
     run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
     table = run.recommend(arguments.user, arguments.top_k)
@@ -161,8 +161,8 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
 
 def _compare(arguments: Arguments, options: list[str]) -> int:
     _no_more(options)
-    from cgfedrec.compare import compare
-    from cgfedrec.report import console
+    from cgfedrec.experiments.compare import compare
+    from cgfedrec.run.console import console
 
     warnings.filterwarnings("ignore", module="lightning")
     out = console()
@@ -180,8 +180,8 @@ def _compare(arguments: Arguments, options: list[str]) -> int:
 
 
 def _tune(arguments: Arguments, options: list[str]) -> int:
-    from cgfedrec.report import console
-    from cgfedrec.tune import tune
+    from cgfedrec.experiments.tune import tune
+    from cgfedrec.run.console import console
 
     warnings.filterwarnings("ignore", module="lightning")
     given = [text for config in arguments.config for text in ("--config", config)] + options
@@ -190,8 +190,8 @@ def _tune(arguments: Arguments, options: list[str]) -> int:
 
 
 def _describe(arguments: Arguments, options: list[str]) -> int:
-    from cgfedrec.report import console, show_data
-    from cgfedrec.run import open_data
+    from cgfedrec.run.api import open_data
+    from cgfedrec.run.console import console, show_data
 
     out = console()
     show_data(out, open_data(options, out), details=True)
@@ -202,7 +202,7 @@ def _download(arguments: Arguments, options: list[str]) -> int:
     _no_more(options)
 
     from cgfedrec.data.catalog import download
-    from cgfedrec.report import console
+    from cgfedrec.run.console import console
 
     download(arguments.name, Path(arguments.dir), console(), arguments.url)
     return 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cgfedrec.errors import LARGEST, InputError, check, not_between
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, Upload
 
 ALIGNMENT = 64
 """Bytes: a multiple of this is where torch begins a new tensor."""

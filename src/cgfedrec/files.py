@@ -2,7 +2,7 @@
 
 Every file that a run, a comparison or a search writes goes through here, so a kill or a full disk at any moment leaves
 the file before or the file after, and never a part of one. Checksums are XXH3: they find damage, and are no defence
-against somebody who writes a file on purpose; `cgfedrec.trust` is.
+against somebody who writes a file on purpose; `cgfedrec.settings.trust` is.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +13,19 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.capacity import Demand, Place, plan
-from cgfedrec.client import Batch, forget, narrow
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, no_count, not_positive
-from cgfedrec.evaluation import Ranked, no_metric, ranked, summarise
+from cgfedrec.evaluation.ranking import Ranked, no_metric, ranked, summarise
 from cgfedrec.history import Growing, Row, rows_of
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.kit.rows import dense_copies
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, bits
-from cgfedrec.rows import dense_copies
 from cgfedrec.server import NotFiniteError, Server
-from cgfedrec.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
-from cgfedrec.workers import Worker, Workers
+from cgfedrec.simulation.capacity import Demand, Place, plan
+from cgfedrec.simulation.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
+from cgfedrec.simulation.workers import Workers
+from cgfedrec.train import train
+from cgfedrec.wire.messages import Broadcast, Upload
 
 
 class FederatedLoop:
@@ -313,44 +313,3 @@ class FederatedLoop:
         """
         self.store = OpenedStore(*self._store_of)
         self.load_state_dict(state)
-
-
-def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
-    """Train a cohort on its batches, each optimiser taking a step on each, in order.
-
-    Args:
-        fabric: Owns device and precision.
-        worker: Its client holds the cohort; its optimisers start afresh.
-        batches: Of one round, in order.
-
-    Returns:
-        `[clients, 2]`: each client's mean loss and mean alignment, weighted by batch length, as the last optimiser
-        saw them.
-
-    Raises:
-        NotFiniteError: naming the clients whose loss is not finite.
-    """
-    forget(worker.optimizers)
-    cohort = worker.client.private()
-    losses, alignments, seen = torch.zeros(3, len(worker.client.users), device=fabric.device)
-    active = len(seen)
-    for batch in fabric.to_device(batches):
-        if len(batch.items) < active:
-            active = len(batch.items)
-            narrow(worker.client, worker.optimizers, active)
-        for step, optimizer in enumerate(worker.optimizers):
-            with fabric.autocast():
-                output = worker.module.training_step(batch, step)
-            fabric.backward(output.loss.sum())
-            optimizer.step()
-            optimizer.zero_grad()
-        seen[:active] += batch.sizes
-        losses[:active] += output.loss.detach() * batch.sizes
-        if output.alignment is not None:
-            alignments[:active] += output.alignment * batch.sizes
-        del output  # or its graph would hold on to the shapes that parameters have now
-    worker.client.load(worker.client.users, cohort)
-    means: Tensor = (torch.stack((losses, alignments), dim=1) / seen[:, None]).cpu()
-    if not means.isfinite().all():
-        raise NotFiniteError("training loss", worker.client.users[~means.isfinite().all(1)].tolist())
-    return means

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +11,19 @@ from lightning import Fabric
 from torch import Tensor, nn
 
 from cgfedrec.errors import RunError
-from cgfedrec.mailbox import Growing
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, Upload
+
+
+class Growing(nn.Module):
+    """A module with buffers whose length changes from round to round: it takes those of any length."""
+
+    grows: tuple[str, ...] = ()
+    """Their names."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.grows:
+            setattr(self, name, self.get_buffer(name).new_empty(state_dict[prefix + name].shape))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Server(Growing):

@@ -14,7 +14,7 @@ from torch.optim import Adam
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.errors import RunError, check, no_count, not_between, not_positive
-from cgfedrec.evaluation import evaluate, no_metric
+from cgfedrec.evaluation.ranking import evaluate, no_metric
 from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, bits, normal
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from cgfedrec.errors import checked_with, no_count
+from cgfedrec.structure.alignment import AlignedMethod
 from cgfedrec.structure.clusters import ClusterServer
-from cgfedrec.table import AlignedMethod
 
 
 class CGFedRec(AlignedMethod):

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.mailbox import Mailbox
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.kit.gather import Mailbox
+from cgfedrec.kit.table import TableClient
 from cgfedrec.random import Stream, bits, integers
+from cgfedrec.structure.alignment import AlignedMethod
 from cgfedrec.structure.clusters import ClusterServer, KMeansKind
-from cgfedrec.table import AlignedMethod, TableClient
+from cgfedrec.wire.messages import Broadcast, Upload
 
 
 class CoFedRecClient(TableClient):

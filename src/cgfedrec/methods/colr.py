@@ -17,13 +17,14 @@ from torch.optim import SGD
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import checked_with, no_count
-from cgfedrec.factors import FactorClient, FactorMethod
-from cgfedrec.messages import Broadcast, SparseRows, Upload
+from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
+from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, normal
-from cgfedrec.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
 from cgfedrec.server import MeanServer
-from cgfedrec.table import OptimizerCallable
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import SparseRows
 
 
 def random_basis(seed: int, round: int, rank: int, dim: int) -> Tensor:

@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
-from cgfedrec.early_stop import EarlyStop
 from cgfedrec.errors import checked_with, no_count, not_between, not_positive
-from cgfedrec.factors import FactorClient, FactorMethod
-from cgfedrec.mailbox import Mailbox
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.kit.early_stop import EarlyStop
+from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.gather import Mailbox
+from cgfedrec.kit.rows import bmm
+from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.random import Stream, uniform
-from cgfedrec.rows import bmm
 from cgfedrec.server import NotFiniteError, Server
-from cgfedrec.table import OptimizerCallable
+from cgfedrec.wire.messages import Broadcast, Upload
 
 
 class FedCAClient(FactorClient):

@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from cgfedrec.client import aligned, empty_parameter
 from cgfedrec.errors import checked_with, no_count, not_between, not_positive
-from cgfedrec.factors import FactorClient, FactorMethod
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.kit.factors import FactorClient, FactorMethod
 from cgfedrec.random import Stream, laplace
 from cgfedrec.server import TableServer
+from cgfedrec.wire.messages import Broadcast, Upload
 
 Distance = Literal["norm", "squared"]
 

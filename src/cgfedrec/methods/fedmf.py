@@ -5,7 +5,7 @@ The user vector stays with its client; the item table goes up, is averaged, and 
 
 from __future__ import annotations
 
-from cgfedrec.factors import FactorMethod
+from cgfedrec.kit.factors import FactorMethod
 from cgfedrec.server import TableServer
 
 

@@ -17,12 +17,12 @@ from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import checked_with
-from cgfedrec.factors import FactorClient, FactorMethod
-from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.network import filled, layers_of, not_layers, num_weights, perceptron, row_length, score_in_chunks
-from cgfedrec.rows import baddbmm, by_rows, rows_of
+from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.network import filled, layers_of, not_layers, num_weights, perceptron, row_length, score_in_chunks
+from cgfedrec.kit.rows import baddbmm, by_rows, rows_of
+from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.server import TableServer
-from cgfedrec.table import OptimizerCallable
+from cgfedrec.wire.messages import Broadcast, Upload
 
 
 class FedNCFClient(FactorClient):

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput, empty_parameter, shared_start
-from cgfedrec.early_stop import EarlyStop
 from cgfedrec.errors import check, no_count, not_between, not_positive
-from cgfedrec.messages import Broadcast, Upload
+from cgfedrec.kit.early_stop import EarlyStop
+from cgfedrec.kit.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.method import MOST_DIM, MOST_EPOCHS, Method
 from cgfedrec.random import Stream, uniform
-from cgfedrec.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.server import TableServer
+from cgfedrec.wire.messages import Broadcast, Upload
 
 Ramp = Literal["paper", "constant"]
 

@@ -21,14 +21,14 @@ from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, check_elementwise, empty_parameter
 from cgfedrec.errors import check, checked_with, not_between, not_positive
-from cgfedrec.factors import FactorClient, FactorMethod
-from cgfedrec.mailbox import Mailbox
-from cgfedrec.messages import Broadcast, Upload
-from cgfedrec.network import filled, layers_of, not_layers, perceptron, row_length, score_in_chunks
+from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.gather import Mailbox
+from cgfedrec.kit.network import filled, layers_of, not_layers, perceptron, row_length, score_in_chunks
+from cgfedrec.kit.rows import by_rows, rows_of
+from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.random import Stream, laplace
-from cgfedrec.rows import by_rows, rows_of
 from cgfedrec.server import NotFiniteError, TableServer
-from cgfedrec.table import OptimizerCallable
+from cgfedrec.wire.messages import Broadcast, Upload
 
 COMPARED_AT_ONCE = 2**22
 """Values, of all clients' tables, that the server holds side by side."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cgfedrec.messages import Upload
+from cgfedrec.kit.table import TableClient, TableMethod
 from cgfedrec.server import Server
-from cgfedrec.table import TableClient, TableMethod
+from cgfedrec.wire.messages import Upload
 
 
 class LocalClient(TableClient):

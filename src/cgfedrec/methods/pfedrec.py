@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cgfedrec.messages import Broadcast
+from cgfedrec.kit.table import TableClient, TableMethod
 from cgfedrec.server import TableServer
-from cgfedrec.table import TableClient, TableMethod
+from cgfedrec.wire.messages import Broadcast
 
 
 class PFedRecClient(TableClient):

@@ -13,9 +13,10 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from cgfedrec.messages import Broadcast, Labels
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import MeanServer
+from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.values import Labels
 
 KMeansKind = Literal["minibatch", "full"]
 BATCH = 1024

@@ -1,0 +1,1 @@
+"""How well held-out items are ranked."""

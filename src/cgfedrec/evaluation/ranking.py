@@ -1,0 +1,114 @@
+"""Rank held-out items by any scorer, federated or not, and average the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from cgfedrec.data.module import FederatedDataModule, Stage
+from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate, Recommended, rank, rank_sampled
+
+SHOWN = 10
+"""Length of the list whose coverage and popularity are reported."""
+
+Scorer = Callable[[Tensor], Tensor]
+"""Users `[users]` to their scores of all items `[users, items]`."""
+
+
+class Ranked(NamedTuple):
+    """Where every user's held-out items stand, and what is recommended to them."""
+
+    users: Tensor
+    """`[users]`"""
+    ranks: Tensor
+    """`[users, relevant]`, from 1, `NO_RANK` where a user has fewer relevant items than another."""
+    items: Tensor
+    """`[users, relevant]`: which item has each rank, -1 where there is none."""
+    shown: Tensor
+    """`[shown]`: the items that head all lists, one list after another."""
+
+
+def evaluate(
+    data: FederatedDataModule, stage: Stage, scorer: Scorer, cohort_size: int, each: Callable[..., Iterable[Any]] = map
+) -> dict[str, float]:
+    """Metrics of ``stage`` under the data's protocol, named like ``val/ndcg@10``; ``each`` may work in parallel."""
+    return summarise(data, stage, ranked(data, stage, scorer, cohort_size, each))
+
+
+def ranked(
+    data: FederatedDataModule, stage: Stage, scorer: Scorer, cohort_size: int, each: Callable[..., Iterable[Any]] = map
+) -> Ranked:
+    """Rank the held-out items of all users who have some."""
+
+    def rank_cohort(users: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
+        ranks = (
+            rank(scores, cohort.relevant, cohort.candidates)
+            if cohort.sampled is None
+            else rank_sampled(scores, cohort.relevant, cohort.sampled)
+        )
+        values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
+        return users, ranks, _best_first(scores, cohort.relevant), items[values.isfinite()]
+
+    users, ranks, relevant, shown = zip(*each(rank_cohort, data.ranked(stage, cohort_size)), strict=True)
+    return Ranked(torch.cat(users), _stacked(ranks, NO_RANK), _stacked(relevant, -1), torch.cat(shown))
+
+
+def _best_first(scores: Tensor, relevant: Tensor) -> Tensor:
+    """Each user's relevant items in the order in which `rank` gives their ranks, the -1 of those with fewer last."""
+    own = scores.gather(1, relevant.clamp_min(0)).masked_fill(relevant < 0, -torch.inf)
+    own = own.where(~own.isnan(), -torch.inf)
+    return relevant.gather(1, own.argsort(dim=1, descending=True, stable=True))
+
+
+def _stacked(cohorts: Sequence[Tensor], fill: int) -> Tensor:
+    """Rows of several cohorts, `[users, relevant]` each, one under another, padded to the longest."""
+    longest = max(rows.shape[1] for rows in cohorts)
+    padding = (rows.new_full((len(rows), longest - rows.shape[1]), fill) for rows in cohorts)  # F.pad rounds `NO_RANK`
+    return torch.cat([torch.cat(pair, dim=1) for pair in zip(cohorts, padding, strict=True)])
+
+
+def rank_table(data: FederatedDataModule, ranked: Ranked) -> pl.DataFrame:
+    """A row for each held-out item, users in the order of the data: columns ``user``, ``item`` (original ids), ``rank``
+    (from 1).
+    """
+    users, places = ranked.ranks.ne(NO_RANK).nonzero(as_tuple=True)
+    numbers = ranked.users[users]
+    order = numbers.argsort(stable=True)
+    users, places, numbers = users[order], places[order], numbers[order]
+    return pl.DataFrame(
+        {
+            "user": data.user_ids[numbers.numpy()],
+            "item": data.item_ids[ranked.items[users, places].numpy()],
+            "rank": ranked.ranks[users, places].numpy(),
+        }
+    )
+
+
+def summarise(data: FederatedDataModule, stage: Stage, ranked: Ranked) -> dict[str, float]:
+    """The metrics of what `ranked` found."""
+    cutoffs = data.protocol.cutoffs
+    recommended = Recommended(data.popularity, min(SHOWN, data.num_items))
+    recommended.update(ranked.shown)
+    results: dict[str, Tensor] = {}
+    for metric in (HitRate(cutoffs), NDCG(cutoffs), MRR(cutoffs)):
+        metric.update(ranked.ranks)
+        results |= metric.compute()
+    results |= recommended.compute()
+    return {f"{stage}/{name}": value.item() for name, value in results.items()}
+
+
+def no_metric(option: str, name: str, data: FederatedDataModule) -> str | None:
+    """The problem with an option that must name a validation metric of the data's protocol."""
+    names = [f"val/{metric.name}@{k}" for metric in (HitRate, NDCG, MRR) for k in data.protocol.cutoffs]
+    return None if name in names else f"{option}: no {name!r}; choose one of {', '.join(names)}"
+
+
+def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` best candidates of each user and their scores, `[users, k]`, best first."""
+    top = torch.where(candidates, scores.nan_to_num(nan=-torch.inf), -torch.inf).topk(k)
+    return top.values, top.indices

@@ -1,0 +1,262 @@
+"""What a comparison found: a row a run, everyone's ranks, and a table a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+
+from cgfedrec.experiments.compare.plan import Job, Kind, Plan
+from cgfedrec.experiments.compare.runner import reason
+from cgfedrec.experiments.compare.statistics import Interval, holm, interval, paired_test, pareto, per_user
+from cgfedrec.files import write_atomically
+
+POPULARITY = "Popularity"
+RUN = ("data", "method", "seed")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means over seeds, round by round, as far as all seeds went.
+
+    Attributes:
+        rounds, bytes: `[rounds]`, what it took so far; the bytes up and down of all clients together.
+        values, low, high: `[rounds]`, the monitored validation metric, and its range over seeds.
+        best: Where the mean is highest.
+    """
+
+    rounds: list[float]
+    bytes: list[float]
+    values: list[float]
+    low: list[float]
+    high: list[float]
+
+    @property
+    def best(self) -> int:
+        return max(range(len(self.values)), key=self.values.__getitem__)
+
+
+@dataclass
+class Row:
+    """A method on a data set.
+
+    Attributes:
+        method: Its name.
+        kind: What it is.
+        seeds: How many finished.
+        metrics: Mean and interval over seeds of each shown metric.
+        over_control: Of the first metric, the mean over users of the difference from the control, with its interval.
+        p: That the first metric differs from the reference's only by chance, corrected; ``None`` for the reference.
+        best_round, bytes, seconds: Means over seeds.
+        front: Whether some of its rounds are on the Pareto front of bytes and the monitored metric.
+        published: What papers report.
+    """
+
+    method: str
+    kind: Kind
+    seeds: int
+    metrics: dict[str, Interval]
+    over_control: Interval | None = None
+    p: float | None = None
+    best_round: float | None = None
+    bytes: float | None = None
+    seconds: float | None = None
+    front: bool = False
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data set's results.
+
+    Attributes:
+        data: Its name.
+        rows: Federated methods and controls first, best first among their kind; then those that see all data.
+        reference: The method against which the others are tested, if any run of it finished.
+        curves: Of each method that has rounds.
+        front: The Pareto front of bytes and the monitored metric: (method, place in its curve), by rising bytes.
+        missing: Runs that did not finish, and why.
+    """
+
+    data: str
+    rows: list[Row]
+    reference: str | None
+    curves: dict[str, Curve]
+    front: list[tuple[str, int]]
+    missing: dict[str, str]
+
+
+class Results:
+    """All that the finished runs of a plan found.
+
+    Args:
+        plan: Whose folder is read.
+        failed: Why runs failed, by name.
+    """
+
+    def __init__(self, plan: Plan, failed: Mapping[str, str] | None = None) -> None:
+        self.plan = plan
+        self.failed = dict(failed or {})
+        self.finished = [job for job in plan.jobs if job.state() == "finished"]
+
+    @cached_property
+    def runs(self) -> pl.DataFrame:
+        """A row a run: data, method, seed, status, best round, all metrics, bytes, seconds."""
+        return pl.DataFrame([self._run(job) for job in self.plan.jobs], infer_schema_length=None)
+
+    def _run(self, job: Job) -> dict[str, Any]:
+        row: dict[str, Any] = {"data": job.data, "method": job.method, "seed": job.seed}
+        row["kind"] = self.plan.kinds[job.method]
+        row["protocol"] = self.plan.facts[job.data].protocol.name
+        if job not in self.finished:
+            missing = "failed" if job.name in self.failed else "missing"
+            return row | {"status": missing, "error": self.failed.get(job.name, "")}
+        summary = job.summary()
+        row |= {"status": "finished", "error": "", "best_round": summary.get("best_round")}
+        row |= {"rounds": summary.get("rounds"), "seconds": summary.get("seconds")}
+        row |= {f"bytes/{way}": summary.get(f"bytes/{way}") for way in ("up", "down", "total")}
+        return row | {k: v for k, v in summary.items() if k.startswith(("test/", "val/", "popularity/test/"))}
+
+    @cached_property
+    def ranks(self) -> pl.DataFrame:
+        """A row for each held-out item of each run: data, method, seed, user, item, rank."""
+        frames = [
+            pl.read_parquet(job.directory / "ranks.parquet").select(
+                pl.lit(job.data).alias("data"),
+                pl.lit(job.method).alias("method"),
+                pl.lit(job.seed).alias("seed"),
+                pl.col("user", "item").cast(pl.String),
+                pl.col("rank").cast(pl.Int64),
+            )
+            for job in self.finished
+        ]
+        return pl.concat(frames) if frames else pl.DataFrame(schema=[*RUN, "user", "item", "rank"])
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """One for each data set, in the plan's order."""
+        return [self._table(data) for data in self.plan.facts]
+
+    def _table(self, data: str) -> Table:
+        runs = self.runs.filter(pl.col("data") == data)
+        done = runs.filter(pl.col("status") == "finished")
+        published = self.plan.published.get(data, {})
+        rows = [
+            self._row(method, kind, mine, published.get(method, {}))
+            for method, kind in self.plan.kinds.items()
+            if len(mine := done.filter(pl.col("method") == method))
+        ]
+        first = self.plan.metrics[0]
+        rows.sort(key=lambda row: (row.kind == "centralised", -row.metrics[first].mean))
+        reference = self._reference(rows)
+        self._test(data, rows, reference)
+        if rows and POPULARITY not in self.plan.kinds:
+            rows.append(self._popularity(done))
+        curves = {row.method: curve for row in rows if (curve := self._curve(data, row.method))}
+        costs = [(method, place) for method, curve in curves.items() for place in range(len(curve.values))]
+        costs = [(method, place) for method, place in costs if self.plan.kinds[method] != "centralised"]
+        front = pareto(
+            [curves[method].bytes[place] for method, place in costs],
+            [curves[method].values[place] for method, place in costs],
+        )
+        on_front = [costs[place] for place in front]
+        for row in rows:
+            row.front = any(method == row.method for method, _ in on_front)
+        names = (f"{data}/{method}/{seed}" for method, seed in runs.select("method", "seed").iter_rows())
+        finished = {job.name for job in self.finished}
+        missing = {name: self.failed.get(name, "has not run") for name in names if name not in finished}
+        return Table(data, rows, reference, curves, on_front, missing)
+
+    def _row(self, method: str, kind: Kind, runs: pl.DataFrame, published: Mapping[str, float]) -> Row:
+        def mean(column: str) -> float | None:
+            value = runs[column].mean() if column in runs.columns else None
+            return None if value is None else float(value)  # type: ignore[arg-type]
+
+        return Row(
+            method,
+            kind,
+            len(runs),
+            {metric: interval(runs[f"test/{metric}"].to_numpy()) for metric in self.plan.metrics},
+            best_round=None if kind == "centralised" else mean("best_round"),
+            bytes=None if kind == "centralised" else mean("bytes/total"),
+            seconds=mean("seconds"),
+            published=published,
+        )
+
+    def _popularity(self, runs: pl.DataFrame) -> Row:
+        """What every run measures of it, once for each seed."""
+        seeds = runs.unique("seed", keep="first", maintain_order=True)
+        metrics = {name: interval(seeds[f"popularity/test/{name}"].to_numpy()) for name in self.plan.metrics}
+        return Row(POPULARITY, "centralised", len(seeds), metrics)
+
+    def _reference(self, rows: Sequence[Row]) -> str | None:
+        methods = [row.method for row in rows]
+        if self.plan.reference in methods:
+            return self.plan.reference
+        eligible = [row.method for row in rows if row.kind == "federated"] or methods
+        return eligible[0] if eligible and self.plan.reference is None else None
+
+    def _test(self, data: str, rows: Sequence[Row], reference: str | None) -> None:
+        """Fill in what pairs each user's values with those of the control and the reference, over the seeds of both."""
+        values = per_user(self.ranks.filter(pl.col("data") == data), self.plan.metrics[0], ("method", "seed"))
+
+        def pairs(first: str, second: str) -> pl.DataFrame:
+            mine, theirs = (values.filter(pl.col("method") == name) for name in (first, second))
+            both = mine.join(theirs, ["seed", "user"], suffix="_other")
+            return both.group_by("user").agg(pl.col("value", "value_other").mean()).sort("user")
+
+        control, tested = self.plan.control, [row for row in rows if reference and row.method != reference]
+        for row in rows:
+            both = pairs(row.method, control)
+            if row.method != control and len(both):
+                row.over_control = interval((both["value"] - both["value_other"]).to_numpy())
+        p_values = []
+        for row in tested:
+            both = pairs(row.method, str(reference))
+            p_values.append(paired_test(both["value"].to_numpy(), both["value_other"].to_numpy(), self.plan.test))
+        for row, p in zip(tested, holm(p_values) if p_values else [], strict=True):
+            row.p = p
+
+    def _curve(self, data: str, method: str) -> Curve | None:
+        monitor = self.plan.facts[data].monitor
+        needed = ["round", "bytes/total", monitor]
+        histories = []
+        for job in self.finished:
+            path = job.directory / "metrics.csv"
+            if (job.data, job.method) == (data, method) and path.exists():
+                history = pl.read_csv(path, infer_schema_length=None)
+                if not set(needed) <= set(history.columns):
+                    return None
+                histories.append(history.select(needed))
+        if not histories:
+            return None
+        values = pl.col(monitor)
+        means = (
+            pl.concat(histories, how="vertical_relaxed")
+            .group_by("round")
+            .agg(pl.len(), pl.col("bytes/total").mean(), values.mean(), low=values.min(), high=values.max())
+            .filter(pl.col("len") == len(histories))
+            .sort("round")
+        )
+        columns = ("round", "bytes/total", monitor, "low", "high")
+        return Curve(*(means[name].cast(pl.Float64).to_list() for name in columns)) if len(means) else None
+
+    def write(self) -> list[Path]:
+        """Write ``results.csv``, ``results.parquet`` and ``ranks.parquet``, each in one atomic step."""
+        writers: dict[str, Callable[[BinaryIO], object]] = {
+            "results.csv": self.runs.write_csv,
+            "results.parquet": self.runs.write_parquet,
+            "ranks.parquet": self.ranks.write_parquet,
+        }
+        for name, write in writers.items():
+            write_atomically(self.plan.directory / name, write)
+        return [self.plan.directory / name for name in writers]
+
+
+def failures(jobs: Sequence[Job]) -> dict[str, str]:
+    """Why the unfinished runs of an earlier comparison failed, from what they printed."""
+    return {job.name: why for job in jobs if job.state() != "finished" and (why := reason(job.directory))}

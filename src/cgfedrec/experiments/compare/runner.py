@@ -1,0 +1,210 @@
+"""Run what a comparison still lacks: each run in a process of its own, some side by side."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from rich.console import Console
+from rich.progress import TaskID
+
+from cgfedrec.experiments.compare.plan import Job
+from cgfedrec.files import locked, remove_leftovers, write_atomically
+from cgfedrec.run.console import progress_bars
+from cgfedrec.run.folder import CONFIG
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks at the processes."""
+KEPT = ".keep_checkpoints"
+"""In the folder of a run whose checkpoints were asked for, so that a later comparison does not drop them."""
+OUTPUT = "output.log"
+"""In a run's folder: what its process printed."""
+
+
+@dataclass
+class Ended:
+    """How the runs ended.
+
+    Attributes:
+        skipped: How many were finished already.
+        failed: The names of those that failed, and why.
+        signal: What stopped the comparison, if anything did.
+    """
+
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    signal: int | None = None
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    task: TaskID
+    started: float
+
+
+def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints: bool, console: Console) -> Ended:
+    """Run, resume or skip every job, and go on past those that fail.
+
+    SIGINT and SIGTERM are handed to the runs, which end their round, save and stop; a second one kills them.
+
+    Args:
+        jobs: In the order in which they are to start.
+        folder: Of the comparison; locked against a second one.
+        processes: How many run side by side; each gets its share of the cores.
+        keep_checkpoints: Whether those of finished runs stay.
+        console: Where progress is shown.
+
+    Raises:
+        InputError: if another comparison, or a run that it left behind, still works in the folder.
+    """
+    busy = f"--output: a comparison, or a run that one left behind, is at work in {folder}"
+    with (
+        locked(folder, busy) as lock,
+        _signals() as signals,
+        progress_bars(console, "what", remaining=False) as progress,
+    ):
+        remove_leftovers(folder)
+        ended = Ended()
+        waiting = []
+        for job in jobs:
+            if job.state() == "finished":
+                ended.skipped += 1
+                _drop_checkpoints(job, keep_checkpoints)  # of a run after which the comparison was killed
+                continue
+            waiting.append(job)
+            for problem in filter(None, (job.damage(), job.checkpoint_damage())):
+                console.print(f"{problem}; {job.name} is run again", highlight=False, soft_wrap=True)
+        whole = progress.add_task("runs", total=len(jobs), completed=ended.skipped, what="")
+        running: list[_Running] = []
+        passed_on = 0
+        while running or (waiting and not signals):
+            while waiting and len(running) < processes and not signals:
+                job = waiting.pop(0)
+                running.append(
+                    _start(job, processes, lock, keep_checkpoints, progress.add_task(job.name, total=None, what=""))
+                )
+            if len(signals) > passed_on:
+                for one in running:
+                    one.process.send_signal(signals[0] if not passed_on else signal.SIGKILL)
+                passed_on = len(signals)
+            time.sleep(LOOK_EVERY)
+            for one in list(running):
+                code = one.process.poll()
+                if code is None:
+                    progress.update(one.task, what=_last_row(one.job.directory))
+                    continue
+                running.remove(one)
+                one.output.close()
+                progress.remove_task(one.task)
+                seconds = f"{time.monotonic() - one.started:.1f} s"
+                if one.job.state() == "finished":
+                    progress.advance(whole)
+                    _drop_checkpoints(one.job, keep_checkpoints)
+                    console.print(f"{one.job.name}: done in {seconds}", highlight=False)
+                elif not signals:
+                    progress.advance(whole)
+                    ended.failed[one.job.name] = reason(one.job.directory) or f"ended with exit code {code}"
+                    console.print(f"{one.job.name}: FAILED: {ended.failed[one.job.name]}", highlight=False)
+        ended.signal = signals[0] if signals else None
+    return ended
+
+
+def reason(directory: Path) -> str:
+    """What the process of a run that failed said last."""
+    try:
+        lines = (directory / OUTPUT).read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.removeprefix("error: ").strip() for line in lines if line.strip()]
+    errors = [line.removeprefix("error: ").strip() for line in lines if line.startswith("error: ")]
+    return (errors or said or [""])[-1]
+
+
+def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: TaskID) -> _Running:
+    state = job.state()
+    keep_checkpoints |= state != "changed" and (job.directory / KEPT).exists()
+    if state in ("new", "changed"):  # what is there is damaged, or the comparison was told to replace it
+        shutil.rmtree(job.directory, ignore_errors=True)
+    job.directory.mkdir(parents=True, exist_ok=True)
+    (job.directory / "summary.json").unlink(missing_ok=True)  # damaged, or the job would be finished
+    if keep_checkpoints:
+        (job.directory / KEPT).touch()
+    config = job.directory / CONFIG  # which the run writes again, word for word
+    write_atomically(config, job.config)
+    goes_on = state == "started"
+    given = ["--config", config, *(["--ckpt_path", job.checkpoint] if goes_on else ["--run_dir", job.directory])]
+    threads = max(1, _cores() // processes)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CGFEDREC_FIT")}
+    environment |= {"OMP_NUM_THREADS": str(threads)}
+    output = (job.directory / OUTPUT).open("wb")
+    process = launch(["fit", *map(str, given)], output, environment, lock)
+    return _Running(job, process, output, task, time.monotonic())
+
+
+def launch(arguments: list[str], output: IO[bytes], environment: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
+    """Start a command line of ours that holds the comparison's lock as long as it works."""
+    return subprocess.Popen(  # in a session of its own, so that Ctrl-C reaches it through us, and once
+        [sys.executable, "-m", "cgfedrec.cli", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        pass_fds=(lock,),
+        start_new_session=True,
+    )
+
+
+def _drop_checkpoints(job: Job, keep: bool) -> None:
+    """Unless they are to be kept, or an earlier comparison was told to keep them."""
+    if not (keep or (job.directory / KEPT).exists()):
+        shutil.rmtree(job.checkpoint.parent, ignore_errors=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that have come in, in place of what they would do."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        print(
+            f"\n{signal.Signals(number).name}: the runs end their round and save; once more to kill them",
+            file=sys.stderr,
+        )
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _last_row(directory: Path) -> str:
+    """How far a run is, from the last line of its history."""
+    try:
+        lines = (directory / "metrics.csv").read_text().splitlines()
+    except OSError:
+        return ""
+    row = dict(zip(lines[0].split(","), lines[-1].split(","), strict=False)) if len(lines) > 1 else {}
+    metric = ""
+    with suppress(KeyError, ValueError):  # the last line may be half written
+        metric = f"  val/ndcg@10 {float(row['val/ndcg@10']):.4f}"
+    return f"round {row['round']}{metric}" if "round" in row else ""

@@ -1,0 +1,91 @@
+"""How sure a comparison is: intervals over seeds, paired tests over users, correction, and the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import stats
+
+Values = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A mean and the half-width of its interval, which is ``None`` for a single value."""
+
+    mean: float
+    half: float | None
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - (self.half or 0)
+
+    @property
+    def high(self) -> float:
+        return self.mean + (self.half or 0)
+
+
+def interval(values: Sequence[float] | Values, level: float = 0.95) -> Interval:
+    """The mean of independent values and its interval by Student's t."""
+    array = np.asarray(values, float)
+    if len(array) < 2:
+        return Interval(float(array.mean()), None, len(array))
+    half = stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5
+    return Interval(float(array.mean()), float(half), len(array))
+
+
+def paired_test(first: Values, second: Values, kind: Literal["t", "wilcoxon"] = "t") -> float:
+    """The two-sided p-value that pairs differ only by chance; 1 where no pair differs.
+
+    Args:
+        first: `[users]`.
+        second: `[users]`, of the same users in the same order.
+        kind: ``t``, of the mean difference; ``wilcoxon``, of the signed ranks of those that differ.
+    """
+    if len(first) < 2 or np.array_equal(first, second):
+        return 1.0
+    return float((stats.ttest_rel if kind == "t" else stats.wilcoxon)(first, second).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that keep the chance of any false alarm among all at their level."""
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return [float(value) for value in corrected]
+
+
+def pareto(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
+    """The points that no other beats in cost or gain without losing in the other, by rising cost."""
+    front: list[int] = []
+    for place in sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i])):
+        if not front or gains[place] > gains[front[-1]]:
+            front.append(place)
+    return front
+
+
+def per_user(ranks: pl.DataFrame, metric: str, by: Sequence[str] = ()) -> pl.DataFrame:
+    """Each user's value of a metric: columns ``by``, ``user``, ``value``.
+
+    Args:
+        ranks: A row for each held-out item: columns ``user``, ``rank`` (from 1) and those of ``by``.
+        metric: Such as ``ndcg@10``; as `cgfedrec.evaluation.metrics` defines it.
+        by: Columns that tell one run from another.
+    """
+    name, _, cutoff = metric.partition("@")
+    k, rank, first = int(cutoff), pl.col("rank"), pl.col("rank").min()
+    gain = {
+        "hr": (first <= k).cast(pl.Float64),
+        "mrr": pl.when(first <= k).then(1 / first).otherwise(0.0),
+        "ndcg": pl.when(rank <= k).then(1 / (rank + 1).log(2)).otherwise(0.0).sum(),
+    }[name]
+    users = ranks.group_by(*by, "user", maintain_order=True).agg(gain.alias("value"), pl.len().alias("relevant"))
+    if name == "ndcg":  # relative to the best possible
+        best = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[users["relevant"].to_numpy().clip(max=k).astype(int) - 1]
+        users = users.with_columns(pl.col("value") / pl.Series(best, dtype=pl.Float64))
+    return users.drop("relevant")

@@ -1,0 +1,1 @@
+"""A run: started, resumed, watched, opened again."""

@@ -1,0 +1,102 @@
+"""What the command line and Python start: train, resume, open a checkpoint, open data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.run.checkpoint import read_checkpoint
+from cgfedrec.run.console import quiet_console, tracker
+from cgfedrec.run.folder import CLIENTS, run_folder
+from cgfedrec.run.reference import ReferenceRun
+from cgfedrec.run.run import Run
+from cgfedrec.settings.parser import checkpoint_in, instantiate, is_reference, parse, refuse_of_fit, settings_in
+from cgfedrec.settings.sources import Config, Said, said
+
+
+def fit(*configs: Config, callbacks: Sequence[Any] = (), console: Console | None = None) -> Run:
+    """Train, as `cgfedrec fit` does.
+
+    Args:
+        configs: YAML files and mappings of options, later ones overriding earlier ones. Where the first is a mapping,
+            it overrides the quickstart. ``ckpt_path`` and ``run_dir`` are options too.
+        callbacks: Objects with some of the hooks that `cgfedrec.run.callbacks` names.
+        console: Where progress and results are shown; by default nowhere.
+
+    Raises:
+        InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
+        RunError: if training fails; the last good checkpoint is kept.
+    """
+    return start(said(configs), callbacks, console, not configs or isinstance(configs[0], Mapping))
+
+
+def start(
+    given: Said, callbacks: Sequence[Any] = (), console: Console | None = None, on_quickstart: bool | None = None
+) -> Run:
+    """Train as is said. ``on_quickstart``: see `parse`."""
+    checkpoint = checkpoint_in(given)
+    state = read_checkpoint(checkpoint) if checkpoint else None
+    settings = parse(given, settings_in(state["config"], given) if state else None, on_quickstart)
+    with run_folder(settings) as directory:
+        to_train = not (state and _is_finished(state, settings))
+        run = open_run(settings, directory, callbacks, console, to_train=to_train)
+        if state and checkpoint:
+            run.restore(state, checkpoint)
+            run.adopt(checkpoint)
+        del state  # it maps the checkpoint
+        run.fit()
+    return run
+
+
+def _is_finished(state: Mapping[str, Any], settings: Namespace) -> bool:
+    """Whether the last round is behind a checkpoint, so that all that is left is to report."""
+    round = state["loop"].get("round")
+    return isinstance(round, int) and round >= settings.loop.rounds
+
+
+def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), console: Console | None = None) -> Run:
+    """Open a checkpoint, to test it or to ask for recommendations.
+
+    It is read as data: it imports nothing but what `cgfedrec.settings.trust` lists and what these overrides name.
+
+    Args:
+        ckpt_path: A checkpoint of `fit`.
+        configs: Overrides of the config that it was trained with: where the data now lie, say.
+        options: The same as command-line options.
+        console: Where it is said which data are read; by default nowhere.
+
+    Raises:
+        InputError: if the checkpoint cannot be read, or the data are not those that it was trained on.
+    """
+    path = Path(ckpt_path)
+    state = read_checkpoint(path)
+    given = said([*configs, {"logger": None}], options)
+    refuse_of_fit(given, "a checkpoint that is only used")
+    settings = parse(given, settings_in(state["config"], given))
+    if console:
+        console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
+    run = open_run(settings, path.parent, console=console, clients=path.parent / CLIENTS, to_train=False)
+    run.restore(state)
+    return run
+
+
+def open_run(settings: Namespace, directory: Path, *arguments: Any, **named: Any) -> Run:
+    """The `Run`, or where the settings name a reference the `ReferenceRun`, of these arguments."""
+    return (ReferenceRun if is_reference(settings) else Run)(settings, directory, *arguments, **named)
+
+
+def open_data(options: Sequence[str], console: Console | None = None) -> FederatedDataModule:
+    """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
+    given = said(options=options)
+    refuse_of_fit(given, "data describe")
+    settings = parse(given)
+    parts = instantiate(settings)
+    data: FederatedDataModule = parts.data
+    data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()))
+    data.setup()
+    return data

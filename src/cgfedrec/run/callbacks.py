@@ -1,0 +1,90 @@
+"""What happens at the end of a round: early stopping, polite interruption, progress.
+
+A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, users)`,
+`on_round_end(loop)` and `on_federation_end(loop)`; Fabric calls those that it has, in the order in which they were
+given.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+
+from rich.console import Console
+from torch import Tensor
+
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.run.console import progress_bars
+
+
+class EarlyStopping:
+    """Ends training when the monitored metric has not improved for ``loop.patience`` evaluations."""
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        self.on_round_end(loop)
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        """Judge by the history alone, so that a resumed run stops where the whole one would have."""
+        if loop.patience is not None and loop.since_best >= loop.patience:
+            loop.should_stop = True
+
+
+class Interrupt:
+    """On SIGINT or SIGTERM, lets the round end and be saved, then stops; on a second one, stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.signal:
+                raise SystemExit(128 + number)
+            self.signal = signal.Signals(number)
+            loop.should_stop = True
+            print(
+                f"\n{self.signal.name}: ending round {loop.round}, then saving; once more to stop at once",
+                file=sys.stderr,
+            )
+
+        here = threading.current_thread() is threading.main_thread()  # the only one that may handle signals
+        self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if here}
+
+    def on_federation_end(self, loop: FederatedLoop) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class ProgressBar:
+    """Shows rounds, clients and the monitored metric: bars on a terminal, a line an evaluated round elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = progress_bars(console, "metric")
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        self.progress.start()
+        self.rounds = self.progress.add_task("rounds", total=loop.rounds, completed=loop.round, metric="")
+        self.clients = self.progress.add_task("clients", total=len(loop.sample()), metric="")
+
+    def on_cohort_end(self, loop: FederatedLoop, users: Tensor) -> None:
+        self.progress.advance(self.clients, len(users))
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        self.progress.reset(self.clients)
+        row = loop.history[-1] if loop.history else {}
+        if row.get("round") != loop.round:
+            self.progress.update(self.rounds, completed=loop.round)
+            return
+        metric = f"{loop.monitor} {row[loop.monitor]:.4f}" if loop.monitor in row else ""
+        self.progress.update(self.rounds, completed=loop.round, metric=metric)
+        if not self.console.is_terminal:
+            loss = f"train/loss {row['train/loss']:.4f}"
+            loss += f" (alignment {row['train/alignment']:.4f})" if row["train/alignment"] else ""
+            self.console.print(
+                f"round {loop.round}/{loop.rounds}  {loss}  {metric}  {row['time/round']:.2f} s", highlight=False
+            )
+
+    def on_federation_end(self, loop: FederatedLoop) -> None:
+        self.progress.stop()

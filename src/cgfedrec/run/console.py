@@ -1,0 +1,207 @@
+"""What a person reads on the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.ratings import BREAKS
+from cgfedrec.data.split import Part
+from cgfedrec.data.synthetic import Track
+from cgfedrec.errors import printable
+from cgfedrec.protocol import Protocol
+
+if TYPE_CHECKING:
+    from cgfedrec.run.run import Run
+
+METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
+KEPT = ("rows", BREAKS)
+"""Of a report, what is not left out."""
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)
+USERS_SHOWN = 10
+LEFT_BY_A_RUN = ("metrics.csv", "ranks.parquet", "summary.json", "config.yaml", "checkpoints")
+"""As far as they are there: a split that holds nothing out has no ranks."""
+LONG = 3.0
+"""Seconds of work after which it is said, where there is no terminal for a bar, how long it will take."""
+
+
+def console(stderr: bool = False) -> Console:
+    """Where a command shows what it does: ids, titles and paths as they are, whatever brackets they hold, but with
+    nothing in them that a terminal would obey.
+    """
+    return _Escaping(markup=False, emoji=False, stderr=stderr)
+
+
+class _Escaping(Console):
+    """Every text that is printed, in a table or by itself, passes here."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+def quiet_console() -> Console:
+    """One that shows nothing."""
+    return Console(quiet=True)
+
+
+def show_data(console: Console, data: FederatedDataModule, details: bool = False) -> None:
+    """Users, items, interactions and what was left out; in ``details``, also how they are spread and split."""
+    counts = data.interactions_per_user()
+    total = int(counts.sum())
+    density = total / (data.num_users * data.num_items)
+    name = data.path or "embedded data"
+    dropped = ", ".join(f"{count:,} {what}" for what, count in data.report.items() if what not in KEPT and count)
+    breaks = data.report.get(BREAKS, 0)
+    console.print(
+        f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
+        + (f"; left out: {dropped}" if dropped else "")
+        + (f"; {breaks:,} {BREAKS}" if breaks else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not details:
+        return
+    table = Table("", *(f"{q:.0%}" for q in QUANTILES), title="quantiles", title_justify="left")
+    for what, values in (("interactions of a user", counts), ("users of an item", data.users_per_item())):
+        table.add_row(what, *(f"{value:,.0f}" for value in np.quantile(values, QUANTILES)))
+    console.print(table)
+    table = Table("rows", "count", title="what was read and left out", title_justify="left")
+    for what, count in data.report.items():
+        table.add_row("read" if what == "rows" else what, f"{count:,}")
+    for part in Part:
+        table.add_row(f"for {part.name.lower()} ({data.split})", f"{data.part_size(part):,}")
+    console.print(table)
+
+
+def tracker(console: Console) -> Track:
+    """What tells of long work: a bar on a terminal, elsewhere one line, once it is sure to take long."""
+
+    def told(parts: Sequence[Any], what: str) -> Iterator[Any]:
+        started, said = time.perf_counter(), False
+        for number, part in enumerate(parts):
+            yield part
+            seconds = time.perf_counter() - started
+            if seconds > LONG and not said and number + 1 < len(parts):
+                said = True
+                whole = seconds / (number + 1) * len(parts)
+                console.print(f"{what}: about {whole:,.0f} s", highlight=False, soft_wrap=True)
+
+    def shown(parts: Sequence[Any], what: str) -> Iterable[Any]:
+        if not console.is_terminal:
+            return told(parts, what)
+        return track(parts, escape(printable(what)), console=console, transient=True)
+
+    return shown
+
+
+def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Protocol) -> None:
+    """Test metrics beside those of popularity, and validation metrics where there are any."""
+    columns = {"val/": "validation", "test/": "test", "popularity/test/": "test, popularity"}
+    present = {prefix: title for prefix, title in columns.items() if any(name.startswith(prefix) for name in metrics)}
+    table = Table(
+        "", *present.values(), title=f"{protocol.name} protocol, {protocol.ranking} candidates", title_justify="left"
+    )
+    for short, long in METRICS.items():
+        for k in protocol.cutoffs:
+            cells = (metrics.get(f"{prefix}{short}@{k}") for prefix in present)
+            table.add_row(f"{long}@{k}", *("" if cell is None else f"{cell:.4f}" for cell in cells))
+    if present:
+        console.print(table)
+    if protocol.leaks:
+        console.print(
+            "The reference protocol leaks: training negatives avoid the held-out items. Compare with "
+            "cgfedrec.methods.Local under the same protocol, and with protocol: strict."
+        )
+
+
+def show_result(console: Console, run: Run) -> None:
+    """The end of a run: metrics, communication, and where everything is."""
+    summary = run.summary
+    show_metrics(console, summary, run.data.protocol)
+    metric = run.loop.monitor.replace("val/", "test/")
+    if metric in summary and summary[metric] <= summary[f"popularity/{metric}"]:
+        console.print(f"{metric} is not above that of popularity: these settings do not serve these data (yet)")
+    federated = "bytes/up" in summary  # a reference has no rounds, sends nothing and leaves no checkpoint
+    if federated:
+        console.print(
+            f"best round {summary['best_round']} of {summary['rounds']}; {nbytes(summary['bytes/up'])} up, "
+            f"{nbytes(summary['bytes/down'])} down",
+            highlight=False,
+        )
+    left = [name for name in LEFT_BY_A_RUN if (run.directory / name).exists()]
+    console.print(
+        f"{summary['seconds']:.1f} s; {', '.join(left)} are in {run.directory}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def show_recommendations(console: Console, table: pl.DataFrame) -> None:
+    """A table of recommendations; of many users, the first."""
+    users = table["user"].unique(maintain_order=True)
+    shown = table.filter(pl.col("user").is_in(users.head(USERS_SHOWN).implode()))
+    printed = Table(
+        *(Column(name, overflow="fold") for name in shown.columns)
+    )  # ids are whole, on more lines if need be
+    for row in shown.iter_rows(named=True):
+        printed.add_row(*map(_cell, row.values()))
+    if not console.is_terminal:  # nothing limits a line there
+        unlimited = console.options.update(max_width=sys.maxsize)
+        console.width = max(console.width, Measurement.get(console, unlimited, printed).maximum)
+    console.print(printed)
+    if len(users) > USERS_SHOWN:
+        console.print(f"{len(users) - USERS_SHOWN:,} more users: --output FILE.csv writes all, --user ID chooses")
+    if (shown["source"] == "popularity").any():
+        console.print("source popularity: this user has no model, and is shown what is popular among the others")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return str(value).replace("\n", "\\n").replace("\t", "\\t")  # an id or a title has one line
+
+
+def nbytes(number: float, digits: int = 1) -> str:
+    """A number of bytes as people write it, with so many decimals beyond plain bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.{digits}f} {unit}"
+        number /= 1000
+    return f"{number:.{digits}f} TB"
+
+
+def progress_bars(console: Console, field: str, remaining: bool = True) -> Progress:
+    """Bars for long work, on a terminal alone: done of all, time, and a task's ``field`` behind it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        *([TimeRemainingColumn()] if remaining else []),
+        TextColumn(f"{{task.fields[{field}]}}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

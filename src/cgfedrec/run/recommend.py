@@ -1,0 +1,143 @@
+"""Recommendations in the users' and items' original ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from cgfedrec.data.ids import as_ids
+from cgfedrec.data.layout import Column, Format
+from cgfedrec.data.tables import Table, read_table
+from cgfedrec.errors import InputError, check, not_positive
+from cgfedrec.evaluation.ranking import best
+from cgfedrec.files import write_atomically
+from cgfedrec.loop import FederatedLoop
+
+SHOWN = 5
+
+
+def recommend(loop: FederatedLoop, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
+    """The best items for users, without any that they are known to have.
+
+    A user that training dropped, or who never took part in it, has no model: such users are shown what is popular
+    among the others, and ``source`` says so.
+
+    Args:
+        loop: A federation.
+        users: Original ids; by default everybody in the data.
+        top_k: How many items for each; fewer where the catalogue ends.
+
+    Returns:
+        Columns ``user``, ``rank``, ``item``, ``score``, ``source`` (``model`` or ``popularity``). A user who has every
+        item has no row; `without_any` names them.
+
+    Raises:
+        InputError: for users that are not in the data.
+    """
+    data = loop.data
+    check(not_positive("top_k", top_k), "user: names nobody" if users is not None and not len(users) else None)
+    known = _numbers(data.known_ids, users)
+    client = data.client_numbers()[known]
+    trained = (client >= 0) & loop.store.known.numpy()[client]
+    tables = []
+    for start in range(0, len(known), loop.cohort_size):
+        part = slice(start, start + loop.cohort_size)
+        scores = data.popularity.float().repeat(len(known[part]), 1)
+        chosen = torch.from_numpy(trained[part])
+        if chosen.any():
+            scores[chosen] = loop.score(torch.from_numpy(client[part])[chosen]).cpu()
+        values, items = best(scores, ~data.owned(known[part]), min(top_k, data.num_items))
+        tables.append(
+            pl.DataFrame(
+                {
+                    "user": data.known_ids[np.repeat(known[part], items.shape[1])],
+                    "rank": np.tile(np.arange(1, items.shape[1] + 1), len(items)),
+                    "item": data.item_ids[items.flatten().numpy()],
+                    "score": values.flatten().numpy(),
+                    "source": np.where(np.repeat(trained[part], items.shape[1]), "model", "popularity"),
+                }
+            ).filter(pl.col("score").is_finite())
+        )
+    return pl.concat(tables)
+
+
+def without_any(loop: FederatedLoop, table: pl.DataFrame, users: Sequence[Any] | None = None) -> list[str]:
+    """The ids of those users for whom `recommend` found nothing, since they have every item."""
+    asked = map(str, loop.data.known_ids if users is None else dict.fromkeys(users))
+    served = set(map(str, table["user"].unique()))
+    return [user for user in asked if user not in served]
+
+
+@dataclass(frozen=True)
+class ItemsFormat(Format):
+    """How a file of items is laid out, as the options of `cgfedrec recommend` say."""
+
+    def option(self, name: str) -> str:
+        """How an option is called."""
+        return {"item_column": "--items_id", "title_column": "--items_title"}.get(name, f"--items_{name}")
+
+
+def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: Column) -> pl.DataFrame:
+    """Add ``title``, from a table of items in a file; null where an item is not in it.
+
+    Raises:
+        InputError: if the file cannot be read or a column is not there, naming the line or the column.
+    """
+    given = read_table(path, layout)
+    ids, titles = (
+        given.column(layout.option(name), column)
+        for name, column in (("item_column", layout.item_column), ("title_column", title_column))
+    )
+    keys = _keys(given, ids, table["item"].dtype)
+    _refuse_lost_item(given, layout, table["item"])
+    check(f"{path}: the title is of type {titles.dtype}, expected text" if titles.dtype.is_nested() else None)
+    lookup = pl.DataFrame({"key": keys, "title": titles.cast(pl.String, strict=False)}).drop_nulls("key")
+    return (
+        table.with_columns(pl.col("item").cast(pl.String).alias("key"))
+        .join(lookup.unique("key", keep="first"), "key", "left", maintain_order="left")
+        .drop("key")
+    )
+
+
+def _keys(given: Table, ids: pl.Series, ours: pl.DataType) -> pl.Series:
+    """The ids of a table of items as text; where ours are whole numbers, so are theirs that have no fraction."""
+    try:
+        keys = as_ids(ids).cast(pl.String)
+    except ValueError as error:
+        raise InputError(f"{given.path}: the item {error}") from error
+    return keys.str.replace(r"^(-?\d+)\.0+$", "${1}") if ours.is_integer() else keys
+
+
+def _refuse_lost_item(given: Table, layout: Format, items: pl.Series) -> None:
+    """Refuse a first line that was taken for names, but names an item that is looked for."""
+    if given.place == "line" and layout.header and isinstance(layout.item_column, int):
+        name = given.names[layout.item_column]
+        if name in items.cast(pl.String):
+            raise InputError(
+                f"{given.path}: its first line was taken for the names of columns, but {name!r} is an item; give "
+                "--items_no_header"
+            )
+
+
+def write(table: pl.DataFrame, path: Path) -> None:
+    """Write a table as CSV or Parquet, by the suffix of ``path``, in one atomic step."""
+    write_atomically(path, table.write_parquet if path.suffix == ".parquet" else table.write_csv)
+
+
+def _numbers(known_ids: pl.Series, users: Sequence[Any] | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if users is None:
+        return np.arange(len(known_ids))
+    numbers = {str(user): number for number, user in enumerate(known_ids)}
+    unknown = [str(user) for user in users if str(user) not in numbers]
+    if unknown:
+        raise InputError(
+            [f"user: {user!r} is not in the data of this checkpoint" for user in unknown[:SHOWN]]
+            + ([f"user: {len(unknown) - SHOWN} more are not in the data"] if len(unknown) > SHOWN else [])
+        )
+    return np.array([numbers[str(user)] for user in users], np.int64)

@@ -1,0 +1,1 @@
+"""What a user says of a run, and how it becomes objects."""

@@ -1,0 +1,1 @@
+"""What makes one machine hold a whole federation."""

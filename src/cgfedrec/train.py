@@ -1,0 +1,64 @@
+"""One cohort's local training in one round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Fabric
+from torch import Tensor
+
+from cgfedrec.client import Batch, Client, forget, narrow
+from cgfedrec.server import NotFiniteError
+
+
+class Worker(NamedTuple):
+    """What one thread trains with."""
+
+    client: Client
+    module: Any
+    """The client as set up by Fabric, which owns device and precision."""
+    optimizers: Sequence[Any]
+    """Its optimisers, likewise."""
+
+
+def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
+    """Train a cohort on its batches, each optimiser taking a step on each, in order.
+
+    Args:
+        fabric: Owns device and precision.
+        worker: Its client holds the cohort; its optimisers start afresh.
+        batches: Of one round, in order.
+
+    Returns:
+        `[clients, 2]`: each client's mean loss and mean alignment, weighted by batch length, as the last optimiser
+        saw them.
+
+    Raises:
+        NotFiniteError: naming the clients whose loss is not finite.
+    """
+    forget(worker.optimizers)
+    cohort = worker.client.private()
+    losses, alignments, seen = torch.zeros(3, len(worker.client.users), device=fabric.device)
+    active = len(seen)
+    for batch in fabric.to_device(batches):
+        if len(batch.items) < active:
+            active = len(batch.items)
+            narrow(worker.client, worker.optimizers, active)
+        for step, optimizer in enumerate(worker.optimizers):
+            with fabric.autocast():
+                output = worker.module.training_step(batch, step)
+            fabric.backward(output.loss.sum())
+            optimizer.step()
+            optimizer.zero_grad()
+        seen[:active] += batch.sizes
+        losses[:active] += output.loss.detach() * batch.sizes
+        if output.alignment is not None:
+            alignments[:active] += output.alignment * batch.sizes
+        del output  # or its graph would hold on to the shapes that parameters have now
+    worker.client.load(worker.client.users, cohort)
+    means: Tensor = (torch.stack((losses, alignments), dim=1) / seen[:, None]).cpu()
+    if not means.isfinite().all():
+        raise NotFiniteError("training loss", worker.client.users[~means.isfinite().all(1)].tolist())
+    return means
