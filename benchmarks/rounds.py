@@ -35,6 +35,7 @@ from cgfedrec.run.checkpoint import Header, write_checkpoint
 from cgfedrec.server import MeanServer, Server
 from cgfedrec.structure.contrast import contrast
 from cgfedrec.train import train
+from cgfedrec.wire.values import Field
 
 PUBLISHED = {"round, aligned": 178.0, "round, not aligned": 8.7, "draw negatives": 2.4, "evaluate": 0.6}
 """Seconds that the published code takes on 2 cores for all 943 clients."""
@@ -54,7 +55,7 @@ class Unaligned(TableMethod):
     """PFedRec's client, and a server that averages."""
 
     def server(self, num_items: int, seed: int) -> Server:
-        return MeanServer({"table": (num_items, self.dim)}, seed)
+        return MeanServer({"table": Field((num_items, self.dim))}, seed)
 
 
 METHODS: dict[str, Callable[[], TableMethod]] = {
@@ -101,9 +102,9 @@ def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
     drawn = {int(users[0]): data._samples(users.numpy(), 2) for users in cohorts}
     with patch.object(data, "_samples", lambda users, _: drawn[int(users[0])]):
         started = time.perf_counter()
-        for upload, _, _ in loop.workers.map(loop.train, cohorts):
-            loop.server.aggregate(upload)
-        loop.server.update(loop.fabric, 2)
+        for part, *_ in loop.workers.map(loop.train, cohorts):
+            loop.server.aggregate(part)
+        loop.server.update(torch.cat(cohorts), 2)
         return time.perf_counter() - started
 
 

@@ -24,6 +24,7 @@ from cgfedrec.protocol import Protocol
 from cgfedrec.simulation.capacity import Place
 from cgfedrec.train import train
 from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.wire import Wire
 
 MakeData = Callable[..., FederatedDataModule]
 OPTIMIZERS = {
@@ -166,7 +167,7 @@ class Conformance:
                 for value in private.values():
                     value[torch.arange(len(users)) != row] *= 3
                 worker.client.load(users, private)
-                worker.client.receive(loop.server.broadcast(users))
+                worker.client.receive(loop.server.broadcast(users, 3), 3)
                 train(fabric, worker, data.draw(users, 3, 1))
                 uploads.append({name: value[row].clone() for name, value in worker.client.upload().values.items()})
         for name, value in uploads[0].items():
@@ -185,20 +186,21 @@ class Conformance:
             client = worker.client
         upload = client.upload()
         messages = upload.pack()
-        assert sum(map(len, messages)) == upload.nbytes or not upload.values
-        for name, value in Upload.unpack(upload.clients, messages, upload.expected).values.items():
-            assert value.equal(upload.values[name])
-        broadcast = loop.server.broadcast(client.users)
-        if broadcast is None:
+        arrived_up, nbytes_up = Wire().up(upload, loop.server.expects)
+        assert nbytes_up == sum(map(len, messages)) or not upload.values
+        for received in (arrived_up, Upload.unpack(upload.clients, messages, loop.server.expects)):
+            assert all(value.equal(upload.values[name]) for name, value in received.values.items())
+        broadcast = loop.server.broadcast(client.users, loop.round + 1)
+        arrived, nbytes = Wire().down(broadcast, len(client.users))
+        if broadcast is None or arrived is None:
             return
-        arrived, nbytes = broadcast.deliver(len(client.users))
-        client.receive(arrived)
+        client.receive(arrived, loop.round + 1)
         own = [] if broadcast.own is None else broadcast.own.pack()
         assert nbytes == len(client.users) * len(broadcast.pack()) + sum(map(len, own))
-        for name, received in arrived.values.items():
+        for name, value in arrived.values.items():
             sent = broadcast.values[name]
-            assert isinstance(received, Tensor) == isinstance(sent, Tensor)
-            ours, theirs = (one if isinstance(one, Tensor) else one.values for one in (received, sent))
+            assert isinstance(value, Tensor) == isinstance(sent, Tensor)
+            ours, theirs = (one if isinstance(one, Tensor) else one.values for one in (value, sent))
             assert ours.equal(theirs)
 
     def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:

@@ -12,8 +12,7 @@ from cgfedrec.errors import InputError
 from cgfedrec.kit.table import TableClient
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedRec
-from cgfedrec.server import NotFiniteError
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from tests.conformance import trained
 
 MakeData = Callable[..., FederatedDataModule]
@@ -35,7 +34,7 @@ def test_bytes_are_those_of_the_packed_messages(make_data: MakeData, monkeypatch
 
     monkeypatch.setattr(CGFedRec, "client_class", Wire)
     loop = trained(method(), data, 7)
-    labels = loop.server.broadcast(torch.tensor([0]))
+    labels = loop.server.broadcast(torch.tensor([0]), 4)
     welcome = loop.server.welcome()
     assert labels is not None
     assert welcome is not None
@@ -152,8 +151,8 @@ def test_settings_are_checked_against_the_data(make_data: MakeData) -> None:
 
 def test_labels_reach_the_clients_as_packed(make_data: MakeData) -> None:
     loop = trained(method(), make_data(), 7)
-    broadcast = loop.server.broadcast(torch.tensor([0]))
+    broadcast = loop.server.broadcast(torch.tensor([0]), 4)
     assert broadcast is not None
     with loop.workers.one() as worker:
-        worker.client.receive(Broadcast.unpack(broadcast.pack(), broadcast.values))
+        worker.client.receive(Broadcast.unpack(broadcast.pack(), broadcast.fields), 4)
         assert worker.client.labels.equal(loop.server.labels)  # type: ignore[operator, arg-type]

@@ -61,7 +61,7 @@ class TestCGFedRec(Conformance):
         for broadcast in (None, Broadcast({"labels": Labels(labels, 6)})):
             with loop.workers.one() as worker:
                 loop.store.load(worker.client, users)
-                worker.client.receive(broadcast)
+                worker.client.receive(broadcast, 2)
                 train(fabric, worker, batches * 5)
                 unit = torch.nn.functional.normalize(worker.client.private()["table"], dim=2)
             same = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool)

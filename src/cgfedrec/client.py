@@ -61,10 +61,13 @@ class Client(LightningModule, ABC):
     """Whether clients score with what they had after training, or with what the server made of it since."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
+    seed: int
+    """Of what only clients may know: their noise, their private heads, the user vectors with which they start."""
 
     def __init__(self) -> None:
         super().__init__()
         self.users = torch.empty(0, dtype=torch.int64)
+        self._welcomed: int | None = None
 
     @abstractmethod
     def start(self, users: Tensor) -> dict[str, Tensor]:
@@ -80,11 +83,24 @@ class Client(LightningModule, ABC):
     def configure_optimizers(self) -> list[Optimizer]:
         """The optimisers that take one step each, in this order, on every batch."""
 
-    def receive(self, broadcast: Broadcast | None) -> None:
-        """Take what the server sent; ``None`` before it has anything to say.
+    def welcome(self, broadcast: Broadcast | None) -> None:
+        """Take what the server sends once, when a client first takes part: the seed of the start that all share."""
+        if broadcast is not None:
+            seed = broadcast.values["seed"]
+            assert isinstance(seed, Tensor)
+            self._welcomed = int(seed)
 
-        Called after `load`, and so before every round; it may change the private state in place. What it keeps for each
-        client, a training step cuts to the first of them, as many as its batch has.
+    @property
+    def shared_seed(self) -> int:
+        """Of the start that all clients share. A client that no server has welcomed starts from its own seed."""
+        return self.seed if self._welcomed is None else self._welcomed
+
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
+        """Take what the server sent for a round, from 1; ``None`` where it has nothing to say.
+
+        Called after `load`, and so before every round; it may change the private state in place. What is kept here for
+        each client of the cohort has a row for all of them. The batches of a round may be of its first clients alone:
+        `training_step` then takes as many rows as its batch has.
         """
 
     def upload(self) -> Upload:

@@ -10,7 +10,7 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.client import Batch, Client, forget, narrow
-from cgfedrec.server import NotFiniteError
+from cgfedrec.wire.messages import NotFiniteError
 
 
 class Worker(NamedTuple):

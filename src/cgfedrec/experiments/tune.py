@@ -22,10 +22,10 @@ from cgfedrec.method import Method
 from cgfedrec.run.api import open_run
 from cgfedrec.run.console import progress_bars, quiet_console
 from cgfedrec.run.run import Run
-from cgfedrec.server import NotFiniteError
 from cgfedrec.settings.parser import dump, parse, refuse_of_fit
 from cgfedrec.settings.sources import said
 from cgfedrec.settings.yamlfile import read_yaml_file
+from cgfedrec.wire.messages import NotFiniteError
 
 if TYPE_CHECKING:
     import optuna

@@ -40,7 +40,7 @@ class FactorClient(Client):
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """One initial table for all and a user vector of one's own, N(0, init_scale^2)."""
-        table = shared_start(self.seed, self.init_scale, self.num_items, self.dim)
+        table = shared_start(self.shared_seed, self.init_scale, self.num_items, self.dim)
         drawn = normal(self.seed, Stream.START, users.numpy()[:, None] + 1, np.arange(self.dim))
         return {
             "user": torch.from_numpy(drawn).float() * self.init_scale,
@@ -53,7 +53,7 @@ class FactorClient(Client):
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         return StepOutput(linear_loss(rows_of(self.table, batch.items), self.user, None, batch))
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """The server's table replaces the client's."""
         if broadcast is not None:
             self.table.data.copy_(broadcast.values["table"])  # type: ignore[arg-type]

@@ -68,9 +68,11 @@ class TableClient(Client):
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """One initial table for all, N(0, init_scale^2); heads uniform as `torch.nn.Linear` draws them."""
-        table = shared_start(self.seed, self.init_scale, self.num_items, self.dim)
-        owner = users.numpy() if self.head == "private" else np.full(len(users), -1)
-        drawn = uniform(self.seed, Stream.START, owner[:, None] + 1, np.arange(self.dim + 1))
+        table = shared_start(self.shared_seed, self.init_scale, self.num_items, self.dim)
+        owners, seed = np.zeros(len(users), np.int64), self.shared_seed
+        if self.head == "private":
+            owners, seed = users.numpy() + 1, self.seed
+        drawn = uniform(seed, Stream.START, owners[:, None], np.arange(self.dim + 1))
         head = torch.from_numpy((2 * drawn - 1) * self.dim**-0.5).float()
         return {
             "table": table.expand(len(users), -1, -1),
@@ -97,7 +99,7 @@ class TableClient(Client):
         alignment = contrast(self.table, self.labels, self.temperature, kind=self.contrast)
         return StepOutput(loss + self.reg * alignment, alignment.detach())
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         labels = None if broadcast is None else broadcast.values["labels"]
         self.labels = labels.values.to(self.table.device) if isinstance(labels, Labels) else None
 

@@ -12,28 +12,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.kit.gather import Mailbox
+from cgfedrec.kit.gather import GatherServer, Mailbox
 from cgfedrec.kit.table import TableClient
 from cgfedrec.random import Stream, bits, integers
 from cgfedrec.structure.alignment import AlignedMethod
 from cgfedrec.structure.clusters import ClusterServer, KMeansKind
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast
 
 
 class CoFedRecClient(TableClient):
     """A `TableClient` that aligns to the labels, and starts from its group's table if there is one for it."""
 
-    def receive(self, broadcast: Broadcast | None) -> None:
-        super().receive(broadcast)
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
+        super().receive(broadcast, round)
         if broadcast is not None and broadcast.own is not None:
             places, tables = broadcast.own.of(self.users, "table")
             self.table.data[places] = tables.to(self.table.device)
 
 
-class GroupServer(ClusterServer):
+class GroupServer(GatherServer, ClusterServer):
     """Clusters the mean item table; then finds one group of clients, and averages their tables (`similar`).
 
     One of the round's participants and one of the clusters are drawn at random. A group's table waits for each of its
@@ -47,30 +46,22 @@ class GroupServer(ClusterServer):
         seed: Of the shared start, of k-means and of the draws.
     """
 
-    sees_single_uploads = True
-
     def __init__(self, num_items: int, dim: int, clusters: int, kmeans: KMeansKind, seed: int) -> None:
         super().__init__(num_items, dim, clusters, kmeans, seed=seed)
-        self.uploads: list[Upload] = []
         self.groups = Mailbox("table", num_items, dim)
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
         """Labels for all, and for those who were in a group since they last took part its mean table."""
-        broadcast = super().broadcast(users)
+        broadcast = super().broadcast(users, round)
         return broadcast and replace(broadcast, own=self.groups.of(users))
 
-    def reduce(self, upload: Upload) -> Upload:
-        return upload
-
-    def aggregate(self, upload: Upload) -> None:
-        super().aggregate(super().reduce(upload))
-        self.uploads.append(upload)
-
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Average, cluster, find the group; report besides what `ClusterServer` does how large the group is."""
-        report = super().update(fabric, round)
-        tables = [upload.values["table"] for upload in self.uploads]
-        users = torch.cat([upload.clients for upload in self.uploads])
+        uploads = self.take_uploads()
+        for upload in uploads:
+            ClusterServer.aggregate(self, upload)
+        report = super().update(users, round)
+        tables = [upload.values["table"] for upload in uploads]
         used = self.labels.unique()
         one, cluster = integers(bits(self.seed, Stream.GROUPS, round, [0, 1]), [len(users), len(used)]).tolist()
         group = similar(torch.cat([table[:, self.labels == used[cluster]] for table in tables]), one)
@@ -79,7 +70,6 @@ class GroupServer(ClusterServer):
         members = users[group.to(users.device)]
         self.groups.discard(users)  # who took part has received what waited
         self.groups.put(members, (total / group.sum()).float()[None], torch.zeros_like(members))
-        self.uploads = []
         return report | {"group/clients": float(group.sum())}
 
 

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Fabric
 from torch import Tensor
 from torch.optim import SGD
 
-from cgfedrec.client import Batch, StepOutput, empty_parameter
+from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import checked_with, no_count
 from cgfedrec.kit.factors import FactorClient, FactorMethod
 from cgfedrec.kit.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
@@ -23,8 +22,8 @@ from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, normal
 from cgfedrec.server import MeanServer
-from cgfedrec.wire.messages import Broadcast, Upload
-from cgfedrec.wire.values import SparseRows
+from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.values import Field, SparseRows
 
 
 def random_basis(seed: int, round: int, rank: int, dim: int) -> Tensor:
@@ -66,7 +65,7 @@ class CoLRClient(FactorClient):
         }
 
     def _basis_of(self, round: int) -> Tensor:
-        return random_basis(self.seed, round, self.rank, self.dim).to(self.table.device)
+        return random_basis(self.shared_seed, round, self.rank, self.dim).to(self.table.device)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [by_rows(self.optimizer([self.user, self.factor]))]
@@ -76,17 +75,15 @@ class CoLRClient(FactorClient):
         rows = baddbmm(frozen, rows_of(self.factor, batch.items), self.basis.detach())
         return StepOutput(linear_loss(rows, self.user, None, batch))
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """Bring W up to date and begin the next A; who missed a round has received W as it was before the last one."""
-        round = 1
         if broadcast is not None:
-            factor, last = broadcast.values["factor"], int(broadcast.values["round"])  # type: ignore[arg-type]
+            factor = broadcast.values["factor"]
             assert isinstance(factor, SparseRows)
             if broadcast.own is not None:
                 missed = torch.isin(self.users, broadcast.own.clients).to(self.table.device)
                 self.table.data[missed] = broadcast.own.values["table"].to(self.table.device)
-            self.table.data += change(factor.values.to(self.table.device), self._basis_of(last))
-            round = last + 1
+            self.table.data += change(factor.values.to(self.table.device), self._basis_of(round - 1))
         self.factor.data.zero_()
         self.basis.data.copy_(self._basis_of(round))
 
@@ -113,41 +110,34 @@ class CoLRServer(MeanServer):
 
     grows = ("up_to_date",)
     table: Tensor
-    rounds: Tensor
     up_to_date: Tensor
 
     def __init__(self, num_items: int, seed: int, start: Tensor, rank: int) -> None:
-        super().__init__({"factor": (num_items, rank)}, seed)
+        super().__init__({"factor": Field((num_items, rank), sparse=True)}, seed)
         self.register_buffer("table", start.clone())
-        self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("up_to_date", torch.empty(0, dtype=torch.int64))
-        self._seen: list[Tensor] = []
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
-        if not self.rounds:
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
+        if round == 1:
             return None
         missed = users[~torch.isin(users, self.up_to_date.cpu())]
         own = Upload(missed, {"table": self.table.expand(len(missed), -1, -1)}) if len(missed) else None
-        return Broadcast({"factor": SparseRows(self.mean("factor")), "round": self.rounds.int()}, own)
+        return Broadcast({"factor": SparseRows(self.mean("factor"))}, own)
 
-    def reduce(self, upload: Upload) -> Upload:
-        touched = SparseRows(upload.values["factor"]).touched
-        return super().reduce(Upload(upload.clients, {**upload.values, "touched": touched.float()}))
+    def reduce(self, upload: Upload) -> Sum:
+        """The sums of the rows of A, and how many clients touched each."""
+        touched = SparseRows(upload.values["factor"]).touched  # [clients, items]
+        return Upload(upload.clients, {**upload.values, "touched": touched.float()}).sum()
 
-    def aggregate(self, upload: Upload) -> None:
-        super().aggregate(upload)
-        self._seen.append(upload.clients)
-
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
-        if self.rounds:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
+        if round > 1:
             factor = self.mean("factor")
-            basis = random_basis(self.seed, int(self.rounds), factor.shape[1], self.table.shape[1])
+            basis = random_basis(self.seed, round - 1, factor.shape[1], self.table.shape[1])
             self.table += change(factor, basis.to(factor.device))
-        touched = self.sums["touched"]
-        self.mean("factor").copy_(self.sums["factor"] / touched.clamp_min(1)[:, None])
-        self.rounds.fill_(round)
-        self.up_to_date, self._seen = torch.cat(self._seen).to(self.table.device), []
-        self.sums, self.participants = {}, 0
+        sums = self.take_sum().values
+        touched = sums["touched"]
+        self.mean("factor").copy_(sums["factor"] / touched.clamp_min(1)[:, None])
+        self.up_to_date = users.to(self.table.device)
         return {"items/touched": float((touched > 0).double().mean())}
 
 
@@ -189,5 +179,5 @@ class CoLR(FactorMethod):
         return super().client_settings(num_items) | {"rank": self.rank}
 
     def server(self, num_items: int, seed: int) -> CoLRServer:
-        start = self.client(num_items, seed).start(torch.tensor([0]))["table"][0]
+        start = shared_start(seed, self.init_scale, num_items, self.dim)
         return CoLRServer(num_items, seed, start, self.rank)

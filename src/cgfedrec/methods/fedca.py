@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import Fabric
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
@@ -19,12 +18,11 @@ from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import checked_with, no_count, not_between, not_positive
 from cgfedrec.kit.early_stop import EarlyStop
 from cgfedrec.kit.factors import FactorClient, FactorMethod
-from cgfedrec.kit.gather import Mailbox
+from cgfedrec.kit.gather import GatherServer, Mailbox
 from cgfedrec.kit.rows import bmm
 from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.random import Stream, uniform
-from cgfedrec.server import NotFiniteError, Server
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 
 
 class FedCAClient(FactorClient):
@@ -94,9 +92,9 @@ class FedCAClient(FactorClient):
         self.stop.observe(loss.detach(), batch)
         return StepOutput(loss)
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """A mix, where there is one, draws the client's table towards it."""
-        self.round = 1 if broadcast is None else int(broadcast.values["rounds"]) + 1  # type: ignore[arg-type]
+        self.round = round
         self.seen.data.zero_()
         self.stop = EarlyStop(len(self.users), self.tolerance, self.table.device)
         if broadcast is not None and broadcast.own is not None:
@@ -107,7 +105,7 @@ class FedCAClient(FactorClient):
         """The table, the leading directions of its trained rows and the number of samples, all zero, and so not sent,
         from clients whose turn it is not.
         """
-        turn = torch.from_numpy(uniform(self.seed, Stream.MIXES, self.round, self.users.numpy()) < self.share)
+        turn = torch.from_numpy(uniform(self.shared_seed, Stream.MIXES, self.round, self.users.numpy()) < self.share)
         if not self.table.isfinite().all():
             bad = ~self.table.detach().flatten(1).isfinite().all(1).cpu()
             raise NotFiniteError("uploaded table", self.users[bad].tolist())
@@ -140,7 +138,7 @@ def leading_directions(table: Tensor, seen: Tensor, number: int) -> Tensor:
     return rising.flip(1)[:, :number].contiguous()
 
 
-class MixServer(Server):
+class MixServer(GatherServer):
     """Mixes the tables of those whose turn it was, for each of them; a mix waits until its client takes part again.
 
     Args:
@@ -150,43 +148,36 @@ class MixServer(Server):
         beta: Weight of similarity.
     """
 
-    sees_single_uploads = True
     start: Tensor
-    rounds: Tensor
 
     def __init__(self, start: Tensor, seed: int, alpha: float, beta: float) -> None:
         super().__init__()
         self.seed, self.alpha, self.beta = seed, alpha, beta
         self.register_buffer("start", start, persistent=False)
-        self.register_buffer("rounds", torch.tensor(0))
         self.mixes = Mailbox("table", *start.shape)
-        self._participants: list[Tensor] = []
-        self._sent: list[Upload] = []
 
     def welcome(self) -> Broadcast:
         return Broadcast({"seed": torch.tensor(self.seed)})
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
-        if not self.rounds:
-            return None
-        return Broadcast({"rounds": self.rounds.int()}, self.mixes.of(users))
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
+        mixes = self.mixes.of(users)
+        return None if mixes is None else Broadcast(own=mixes)
 
-    def aggregate(self, upload: Upload) -> None:
+    def reduce(self, upload: Upload) -> Upload:
+        """The messages of those whose turn it was; those of all others are zero."""
         sent = upload.values["samples"].flatten() > 0
-        self._participants.append(upload.clients)
-        self._sent.append(Upload(upload.clients[sent.cpu()], {n: value[sent] for n, value in upload.values.items()}))
+        return Upload(upload.clients[sent.cpu()], {name: value[sent] for name, value in upload.values.items()})
 
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Mix, and report how many tables were, and the mean weight of a client's own in its mix."""
-        clients = torch.cat([upload.clients for upload in self._sent])
+        sent = self.take_uploads()
+        clients = torch.cat([upload.clients for upload in sent])
         table, directions, samples = (
-            torch.cat([upload.values[name] for upload in self._sent]) for name in ("table", "directions", "samples")
+            torch.cat([upload.values[name] for upload in sent]) for name in ("table", "directions", "samples")
         )
         weights = mix_weights(table - self.start, directions, samples.flatten(), self.alpha, self.beta)
-        self.mixes.discard(torch.cat(self._participants))  # who took part has received what waited
+        self.mixes.discard(users)  # who took part has received what waited
         self.mixes.put(clients, (weights.to(table.dtype) @ table.flatten(1)).view_as(table))
-        self.rounds.fill_(round)
-        self._participants, self._sent = [], []
         own = float(weights.diagonal().mean()) if len(clients) else 0.0
         return {"mixes/clients": float(len(clients)), "mixes/own": own}
 

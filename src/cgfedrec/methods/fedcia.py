@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,6 +19,7 @@ from cgfedrec.kit.factors import FactorClient, FactorMethod
 from cgfedrec.random import Stream, laplace
 from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Field
 
 Distance = Literal["norm", "squared"]
 
@@ -102,7 +102,7 @@ class FedCIAClient(FactorClient):
         moments = {"user_mean": user, "user_square": user, "table_mean": table, "table_square": table}
         return super().start(users) | moments | {"steps": torch.zeros_like(users)}
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         if broadcast is not None:
             target = aligned(broadcast.values["similarity"].to(self.table.device))  # type: ignore[union-attr]
             self.table.data = fit(self.table.data, target, self.fit_steps, self.fit_lr, self.distance)
@@ -148,8 +148,8 @@ def fit(table: Tensor, target: Tensor, steps: int, lr: float, distance: Distance
 class SimilarityServer(TableServer):
     """A `TableServer` of what is symmetric but for the noise, and of which it sends the symmetric part."""
 
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
-        report = super().update(fabric, round)
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
+        report = super().update(users, round)
         mean = self.mean("similarity")
         mean.copy_((mean + mean.T) / 2)
         return report
@@ -219,4 +219,4 @@ class FedCIA(FactorMethod):
         }
 
     def server(self, num_items: int, seed: int) -> SimilarityServer:
-        return SimilarityServer({"similarity": (num_items, num_items)}, seed)
+        return SimilarityServer({"similarity": Field((num_items, num_items))}, seed)

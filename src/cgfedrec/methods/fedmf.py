@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from cgfedrec.kit.factors import FactorMethod
 from cgfedrec.server import TableServer
+from cgfedrec.wire.values import Field
 
 
 class FedMF(FactorMethod):
     """FedMF (arXiv 1906.05108): item tables go up and down, user vectors stay."""
 
     def server(self, num_items: int, seed: int) -> TableServer:
-        return TableServer({"table": (num_items, self.dim)}, seed)
+        return TableServer({"table": Field((num_items, self.dim))}, seed)

@@ -23,6 +23,7 @@ from cgfedrec.kit.rows import baddbmm, by_rows, rows_of
 from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Field
 
 
 class FedNCFClient(FactorClient):
@@ -55,7 +56,7 @@ class FedNCFClient(FactorClient):
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """Embeddings as a `FactorClient`'s; one network for all, Xavier-uniform with biases of 0."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
+        generator = torch.Generator().manual_seed(self.shared_seed + 1)
         layers = []
         for inside, out in self.shapes:
             weight = nn.init.xavier_uniform_(torch.empty(out, inside), generator=generator)
@@ -79,9 +80,9 @@ class FedNCFClient(FactorClient):
         logits = baddbmm(bias, factors, of_factors * mine[:, :, None])
         return baddbmm(logits, hidden, of_hidden).squeeze(2)
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """The server's item table and network replace the client's."""
-        super().receive(broadcast)
+        super().receive(broadcast, round)
         if broadcast is not None:
             self.network.data.copy_(filled(broadcast.values["network"], self.shapes))  # type: ignore[arg-type]
 
@@ -126,7 +127,7 @@ class FedNCF(FactorMethod):
 
     def server(self, num_items: int, seed: int) -> TableServer:
         weights = num_weights(layer_shapes(self.dim, self.hidden))
-        return TableServer({"table": (num_items, 2 * self.dim), "network": (weights,)}, seed)
+        return TableServer({"table": Field((num_items, 2 * self.dim)), "network": Field((weights,))}, seed)
 
 
 def layer_shapes(dim: int, hidden: tuple[int, ...]) -> list[tuple[int, int]]:

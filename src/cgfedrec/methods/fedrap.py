@@ -21,6 +21,7 @@ from cgfedrec.method import MOST_DIM, MOST_EPOCHS, Method
 from cgfedrec.random import Stream, uniform
 from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Field
 
 Ramp = Literal["paper", "constant"]
 
@@ -79,8 +80,8 @@ class FedRAPClient(Client):
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """All clients begin alike: tables N(0, init_scale^2), the head uniform as `torch.nn.Linear` draws it."""
-        tables = shared_start(self.seed, self.init_scale, 2, self.num_items, self.dim)
-        drawn = uniform(self.seed, Stream.START, 0, range(self.dim + 1))
+        tables = shared_start(self.shared_seed, self.init_scale, 2, self.num_items, self.dim)
+        drawn = uniform(self.shared_seed, Stream.START, 0, range(self.dim + 1))
         head = torch.from_numpy((2 * drawn - 1) * self.dim**-0.5).float()
         return {
             "personal": tables[0].expand(len(users), -1, -1),
@@ -121,15 +122,16 @@ class FedRAPClient(Client):
         self.stop.observe(loss.detach(), batch)
         return StepOutput(torch.where(self._moving, loss, loss.detach()))
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """The server's table replaces the client's; how many rounds have been says how to weigh and to learn."""
-        rounds = 0
         if broadcast is not None:
-            common, rounds = broadcast.values["common"], int(broadcast.values["rounds"])  # type: ignore[arg-type]
-            self.common.data = common.to(self.common.device).repeat(len(self.users), 1, 1)  # type: ignore[union-attr]
-        self.strength = math.tanh(rounds / 10) if self.ramp == "paper" else 1.0
+            common = broadcast.values["common"]
+            assert isinstance(common, Tensor)
+            self.common.data = common.to(self.common.device).repeat(len(self.users), 1, 1)
+        before = round - 1
+        self.strength = math.tanh(before / 10) if self.ramp == "paper" else 1.0
         for group in self._groups:
-            group["lr"] = group["initial_lr"] * self.lr_decay**rounds
+            group["lr"] = group["initial_lr"] * self.lr_decay**before
         self.stop = EarlyStop(len(self.users), self.tolerance, self.common.device)
 
     def upload(self) -> Upload:
@@ -138,14 +140,6 @@ class FedRAPClient(Client):
     def score(self) -> Tensor:
         items = self.personal.detach() + self.common.detach()
         return bmm(self.head_weight.detach()[:, None], items.mT).squeeze(1)
-
-
-class FedRAPServer(TableServer):
-    """A `TableServer` that says besides how many rounds have been."""
-
-    def broadcast(self, users: Tensor) -> Broadcast | None:
-        means = super().broadcast(users)
-        return None if means is None else Broadcast({**means.values, "rounds": self.rounds})
 
 
 class FedRAP(Method):
@@ -229,5 +223,5 @@ class FedRAP(Method):
             init_scale=self.init_scale,
         )
 
-    def server(self, num_items: int, seed: int) -> FedRAPServer:
-        return FedRAPServer({"common": (num_items, self.dim)}, seed)
+    def server(self, num_items: int, seed: int) -> TableServer:
+        return TableServer({"common": Field((num_items, self.dim))}, seed)

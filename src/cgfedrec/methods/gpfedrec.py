@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning import Fabric
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, check_elementwise, empty_parameter
 from cgfedrec.errors import check, checked_with, not_between, not_positive
 from cgfedrec.kit.factors import FactorClient, FactorMethod
-from cgfedrec.kit.gather import Mailbox
+from cgfedrec.kit.gather import GatherServer, Mailbox
 from cgfedrec.kit.network import filled, layers_of, not_layers, perceptron, row_length, score_in_chunks
 from cgfedrec.kit.rows import by_rows, rows_of
 from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.random import Stream, laplace
-from cgfedrec.server import NotFiniteError, TableServer
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.server import TableServer
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
+from cgfedrec.wire.values import Field
 
 COMPARED_AT_ONCE = 2**22
 """Values, of all clients' tables, that the server holds side by side."""
@@ -76,7 +76,7 @@ class GPFedRecClient(FactorClient):
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """Embeddings as a `FactorClient`'s; one network for all, as `torch.nn.Linear` draws it."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
+        generator = torch.Generator().manual_seed(self.shared_seed + 1)
         layers = [
             (2 * torch.rand((inside + 1) * out, generator=generator) - 1) * inside**-0.5 for inside, out in self.shapes
         ]
@@ -100,15 +100,12 @@ class GPFedRecClient(FactorClient):
         """Logits of some items, `[clients, items]`, from their ``rows`` of the table, `[clients, items, dim]`."""
         return perceptron(layers_of(self.network, self.shapes), self.user, rows).squeeze(2)
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """The server's table replaces the client's; the client's own average becomes its target."""
-        super().receive(broadcast)
+        super().receive(broadcast, round)
         self.target = self.table.data.clone()
-        self.round = 1
-        if broadcast is None:
-            return
-        self.round = int(broadcast.values["round"]) + 1  # type: ignore[arg-type]
-        if broadcast.own is not None:
+        self.round = round
+        if broadcast is not None and broadcast.own is not None:
             places, targets = broadcast.own.of(self.users, "target")
             self.target[places] = targets.to(self.target.device)
 
@@ -128,7 +125,7 @@ class GPFedRecClient(FactorClient):
         return score_in_chunks(self._logits, self.table)
 
 
-class GraphServer(TableServer):
+class GraphServer(GatherServer, TableServer):
     """Averages each participant's table with its neighbours', and keeps the averages r_u and their mean.
 
     Two participants are neighbours if the cosine of their tables exceeds ``threshold`` times the mean cosine of all
@@ -142,30 +139,18 @@ class GraphServer(TableServer):
         seed: Of the shared start.
     """
 
-    sees_single_uploads = True
-
     def __init__(self, num_items: int, dim: int, threshold: float, seed: int) -> None:
-        super().__init__({"table": (num_items, dim)}, seed)
+        super().__init__({"table": Field((num_items, dim))}, seed)
         self.threshold = threshold
-        self.uploads: list[Upload] = []
         self.averages = Mailbox("target", num_items, dim)
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
         """The mean of all r_u for everyone, and a client's own r_u for those who have one."""
-        broadcast = super().broadcast(users)
-        if broadcast is None:
-            return None
-        return replace(broadcast, values={**broadcast.values, "round": self.rounds}, own=self.averages.of(users))
+        broadcast = super().broadcast(users, round)
+        return broadcast and replace(broadcast, own=self.averages.of(users))
 
-    def reduce(self, upload: Upload) -> Upload:
-        return upload
-
-    def aggregate(self, upload: Upload) -> None:
-        self.uploads.append(upload)
-
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Find the graph, average over it; report how many neighbours a participant has, itself included."""
-        users = torch.cat([upload.clients for upload in self.uploads])
         similarity = self._similarity(users)
         graph = neighbours(similarity, self.threshold)
         weights = (graph / graph.sum(1, keepdim=True)).float()
@@ -173,9 +158,9 @@ class GraphServer(TableServer):
         for items, tables in self._tables():
             targets[:, items] = (weights @ tables.flatten(1)).view_as(tables)
         self.averages.put(users, targets)
-        super().aggregate(super().reduce(Upload(users, {"table": targets})))
-        self.uploads = []
-        return super().update(fabric, round) | {"graph/neighbours": graph.sum(1).double().mean().item()}
+        self.take_uploads()
+        TableServer.aggregate(self, Upload(users, {"table": targets}))
+        return super().update(users, round) | {"graph/neighbours": graph.sum(1).double().mean().item()}
 
     def _similarity(self, users: Tensor) -> Tensor:
         """The cosine of any two participants' tables, `[clients, clients]`, in float64, for edges hang on it.

@@ -11,12 +11,13 @@ from typing import Any
 from cgfedrec.kit.table import TableClient, TableMethod
 from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.values import Field
 
 
 class PFedRecClient(TableClient):
     """A `TableClient` whose table starts each round as the server's."""
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         if broadcast is not None:
             self.table.data.copy_(broadcast.values["table"])  # type: ignore[arg-type]
 
@@ -35,4 +36,4 @@ class PFedRec(TableMethod):
         super().__init__(local_epochs=local_epochs, **kwargs)
 
     def server(self, num_items: int, seed: int) -> TableServer:
-        return TableServer({"table": (num_items, self.dim)}, seed)
+        return TableServer({"table": Field((num_items, self.dim))}, seed)

@@ -35,9 +35,10 @@ from cgfedrec.run.engine import engine
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.loggers import Forgiving, History, WandbLogger
 from cgfedrec.run.recommend import recommend, write
-from cgfedrec.server import NotFiniteError, Server
+from cgfedrec.server import Server
 from cgfedrec.settings.parser import dump, instantiate
 from cgfedrec.simulation.store import ClientStore
+from cgfedrec.wire.messages import NotFiniteError
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 SCORED_AT_ONCE = 256

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from lightning import Fabric
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
@@ -16,7 +15,7 @@ from torch import Tensor
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import MeanServer
 from cgfedrec.wire.messages import Broadcast
-from cgfedrec.wire.values import Labels
+from cgfedrec.wire.values import Field, Labels
 
 KMeansKind = Literal["minibatch", "full"]
 BATCH = 1024
@@ -42,7 +41,6 @@ class ClusterServer(MeanServer):
 
     centroids: Tensor
     labels: Tensor
-    rounds: Tensor
 
     def __init__(
         self,
@@ -55,7 +53,7 @@ class ClusterServer(MeanServer):
         seed: int = 0,
         freeze: bool = False,
     ) -> None:
-        super().__init__({"table": (num_items, dim)}, seed)
+        super().__init__({"table": Field((num_items, dim))}, seed)
         self.clusters = clusters
         self.kmeans = kmeans
         self.permute = permute
@@ -63,11 +61,10 @@ class ClusterServer(MeanServer):
         self.silent_rounds = silent_rounds
         self.register_buffer("centroids", torch.zeros(clusters, dim))
         self.register_buffer("labels", torch.full((num_items,), -1))
-        self.register_buffer("rounds", torch.tensor(0))
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
         """The label of every item, ceil(log2 K) bits each; nothing in the silent rounds."""
-        if self.rounds < self.silent_rounds:
+        if round <= self.silent_rounds:
             return None
         labels = self.labels
         if self.permute:
@@ -75,10 +72,9 @@ class ClusterServer(MeanServer):
             labels = labels[torch.from_numpy(order).to(labels.device)]
         return Broadcast({"labels": Labels(labels, self.clusters)})
 
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Average, cluster; report how many clusters are in use and which share of the labels has changed."""
-        super().update(fabric, round)
-        self.rounds.fill_(round)
+        super().update(users, round)
         before = self.labels.clone()
         if not (self.freeze and round > self.silent_rounds):
             self._cluster(round)
