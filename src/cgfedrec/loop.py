@@ -27,7 +27,7 @@ from cgfedrec.simulation.capacity import Demand, Place, plan
 from cgfedrec.simulation.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
 from cgfedrec.simulation.workers import Workers
 from cgfedrec.train import train
-from cgfedrec.wire.messages import NotFiniteError, Sum, Upload
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Sum, Upload
 from cgfedrec.wire.wire import Wire
 
 
@@ -133,6 +133,8 @@ class FederatedLoop:
             )
         )
         welcome, self._welcome_nbytes = self.wire.down(self.server.welcome(), 1)
+        if welcome is None:  # nobody greets: the start comes with the program, and a control has that of its method
+            welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
 
         def new_client() -> Client:
             """A worker's client. It remembers, for all whom it will hold, the one welcome that they receive."""

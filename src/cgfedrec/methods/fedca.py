@@ -23,6 +23,7 @@ from cgfedrec.kit.rows import bmm
 from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.random import Stream, uniform
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
+from cgfedrec.wire.values import Field
 
 
 class FedCAClient(FactorClient):
@@ -146,12 +147,20 @@ class MixServer(GatherServer):
         seed: Of the shared start, which goes down as this seed.
         alpha: Weight of complementarity.
         beta: Weight of similarity.
+        directions: How many leading directions a client sends.
     """
 
     start: Tensor
 
-    def __init__(self, start: Tensor, seed: int, alpha: float, beta: float) -> None:
-        super().__init__()
+    def __init__(self, start: Tensor, seed: int, alpha: float, beta: float, directions: int) -> None:
+        # Zeros are not sent, and so all that those send whose turn it is not is that they have nothing.
+        super().__init__(
+            {
+                "table": Field(tuple(start.shape), sparse=True),
+                "directions": Field((directions, start.shape[1]), sparse=True),
+                "samples": Field((1, 1), sparse=True),
+            }
+        )
         self.seed, self.alpha, self.beta = seed, alpha, beta
         self.register_buffer("start", start, persistent=False)
         self.mixes = Mailbox("table", *start.shape)
@@ -302,4 +311,5 @@ class FedCA(FactorMethod):
         return super().client_settings(num_items) | own
 
     def server(self, num_items: int, seed: int) -> MixServer:
-        return MixServer(shared_start(seed, self.init_scale, num_items, self.dim), seed, self.alpha, self.beta)
+        start = shared_start(seed, self.init_scale, num_items, self.dim)
+        return MixServer(start, seed, self.alpha, self.beta, self.directions)

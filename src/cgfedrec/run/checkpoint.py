@@ -248,5 +248,6 @@ def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
         "fabric": {"precision": "32-true" if precision in (None, 32, "32") else precision},
         "protocol": protocol.to_dict(),
         "data": data,
+        "wire": config["wire"],
         "loop": {name: config["loop"][name] for name in loop},
     }

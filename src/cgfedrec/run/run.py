@@ -101,7 +101,7 @@ class Run:
         folder = clients or self.checkpoints / CLIENTS
         fabric = engine(vars(parts.fabric), hooks)
         try:
-            self.loop.setup(fabric, self.data, parts.method, folder, to_train)
+            self.loop.setup(fabric, self.data, parts.method, folder, to_train, parts.wire)
         except (MemoryError, RuntimeError, ArithmeticError) as error:
             raise InputError(f"method: cannot be set up with these settings: {error or 'no memory is left'}") from error
 

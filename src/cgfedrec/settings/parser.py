@@ -26,12 +26,13 @@ from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, no_m
 from cgfedrec.settings.sources import Said, layer_of, option_of
 from cgfedrec.settings.trust import settings_of
 from cgfedrec.settings.yamlfile import read_yaml_file
+from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
 # Without the second, null would be taken for an option that was not given, and so never checked.
 set_parsing_settings(instantiate_subclass_spec_in_any=False, unset_sentinel=True)
 
-COMPONENTS = ("fabric", "data", "protocol", "method", "loop", "logger")
+COMPONENTS = ("fabric", "data", "protocol", "method", "wire", "loop", "logger")
 DEFAULTS: Layer = {
     "data": {"class_path": "cgfedrec.data.FederatedDataModule"},
     "method": {"class_path": CONTROLLED},
@@ -91,6 +92,7 @@ def parser(defaults: bool = True) -> ArgumentParser:
         Protocol, "protocol", help="How results are measured; --protocol strict or reference names it alone."
     )
     parser.add_subclass_arguments(Recommender, "method", default=named["method"])
+    parser.add_class_arguments(Wire, "wire")
     parser.add_class_arguments(FederatedLoop, "loop")
     parser.add_argument(
         "--logger",

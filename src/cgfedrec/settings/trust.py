@@ -46,12 +46,13 @@ SECTIONS: dict[str, type | tuple[type, ...]] = {
     "data": dict,
     "protocol": (dict, str),
     "method": dict,
+    "wire": dict,
     "loop": dict,
 }
 """The settings on which a trained state depends, and what each must be. Where a run goes and how it logs is none of a
 checkpoint's business: that is for the call that opens it to say.
 """
-IMPORTING = ("fabric", "method")
+IMPORTING = ("fabric", "method", "wire")
 """Sections in which the parser takes a text like ``a.b`` for the name of a class or a function, and imports it, and the
 path of a file for that of a config, and reads it.
 """

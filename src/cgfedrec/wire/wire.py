@@ -86,7 +86,7 @@ class Wire:
             return None, 0
         packed = broadcast.pack()
         arrived = Broadcast.unpack(packed, broadcast.fields)
-        nbytes = len(packed) * clients
+        nbytes = len(packed) * clients if broadcast.values else 0  # without values there is no message for all
         if broadcast.own is None:
             return arrived, nbytes
         frames = Frames.of(broadcast.own)
