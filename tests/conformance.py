@@ -196,12 +196,23 @@ class Conformance:
             return
         client.receive(arrived, loop.round + 1)
         own = [] if broadcast.own is None else broadcast.own.pack()
-        assert nbytes == len(client.users) * len(broadcast.pack()) + sum(map(len, own))
+        for_all = len(client.users) * len(broadcast.pack()) if broadcast.values else 0
+        assert nbytes == for_all + sum(map(len, own))
         for name, value in arrived.values.items():
             sent = broadcast.values[name]
             assert isinstance(value, Tensor) == isinstance(sent, Tensor)
             ours, theirs = (one if isinstance(one, Tensor) else one.values for one in (value, sent))
             assert ours.equal(theirs)
+
+    def test_a_server_leaves_what_arrives_as_it_is(self, data: FederatedDataModule) -> None:
+        """Values arrive in the memory of their clients, who go on to train in it."""
+        loop = trained(self.method(), data, 5)
+        with loop.workers.one() as worker:
+            arrived, _ = Wire().up(worker.client.upload(), loop.server.expects)
+        before = {name: value.clone() for name, value in arrived.values.items()}
+        loop.server.aggregate(loop.server.reduce(arrived))
+        loop.server.update(arrived.clients, loop.round + 1)
+        assert all(value.equal(before[name]) for name, value in arrived.values.items())
 
     def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 5)
