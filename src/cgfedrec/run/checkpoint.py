@@ -24,8 +24,8 @@ from cgfedrec.files import DamagedError, partial_of, sync_folder, write_atomical
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.protocol import Protocol
 
-FORMAT = 2
-"""Of checkpoints; one of another format is refused."""
+FORMAT = 3
+"""Of checkpoints, raised whenever what they hold changes: one of another format is refused, whatever its version."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 _TRAILER = struct.Struct("<16sQ8s")
 _MARK = b"CGFEDREC"
@@ -146,8 +146,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InputError(f"ckpt_path: {path} is no checkpoint")
     if state.get("format") != FORMAT:
-        wrote = f"cgfedrec {state.get('version')!s:.20}"
-        raise InputError(f"ckpt_path: {path} is of {wrote}; this is {__version__}, which cannot read it")
+        wrote = f"cgfedrec {state.get('version')!s:.20}, in format {state.get('format')!s:.20}"
+        raise InputError(f"ckpt_path: {path} is of {wrote}; this is {__version__}, which reads format {FORMAT} alone")
     if not (_is_whole(state) and _is_plain(state, length)):
         raise InputError(f"ckpt_path: {path} is no checkpoint of this version of cgfedrec")
     return state
