@@ -20,7 +20,7 @@ class Recommender:
     """What ``--method`` names: a federated `Method`, or a centralised reference.
 
     Either is a dataclass. Its fields are its settings, and the text below a field is the help of the option. A subclass
-    gives a setting another default by declaring the field again.
+    gives a setting another default by declaring the field again; without a text of its own it keeps the help.
     """
 
     def __post_init__(self) -> None:

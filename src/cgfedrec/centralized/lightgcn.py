@@ -29,13 +29,9 @@ class LightGCN(Factors):
     layers: int = 3
     """How often vectors are passed on; 0 is `MF` with BPR."""
     epochs: int = 400
-    """Passes over the training interactions, at most."""
     batch_size: int = 4096
-    """Positives in a batch, each with its negatives."""
     weight_decay: float = 1e-4
-    """Weight of half the squared norm of the trained vectors in a batch."""
     patience: int | None = 10
-    """Stop after this many evaluations without a better one; ``null`` for never."""
 
     def problems(self) -> Iterator[str | None]:
         yield no_count("method.layers", self.layers, 0, 100)

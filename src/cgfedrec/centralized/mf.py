@@ -17,13 +17,9 @@ class MF(Factors):
     loss: Literal["logistic", "bpr"] = "bpr"
     """``logistic``, binary cross-entropy as federated clients have it, or ``bpr``."""
     epochs: int = 200
-    """Passes over the training interactions, at most."""
     batch_size: int = 1024
-    """Positives in a batch, each with its negatives."""
     weight_decay: float = 1e-2
-    """Weight of half the squared norm of the vectors in a batch."""
     patience: int | None = 5
-    """Stop after this many evaluations without a better one; ``null`` for never."""
 
     def loss_of(self, logits: Tensor) -> Tensor:
         return bpr(logits) if self.loss == "bpr" else logistic(logits)

@@ -69,9 +69,8 @@ class FactorBase(Method):
     dim: int = 32
     """Size of an embedding."""
     local_epochs: int = 1
-    """Passes over a participant's own samples in each round."""
     init_scale: float = 0.1
-    """Standard deviation of every initial value."""
+    """Standard deviation of the initial embeddings."""
 
     client_class: ClassVar[type[FactorClient]]
 

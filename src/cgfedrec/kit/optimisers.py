@@ -1,7 +1,6 @@
-"""Optimisers with the rates with which methods begin.
+"""Optimisers with the rates with which methods begin. All that they leave open is as torch has it.
 
-A default that is a class of its own can be written to a config and read back, which a function around one cannot. All
-other options are torch's.
+A default that is a class can be written to a config and read back; a function around one cannot.
 """
 
 from __future__ import annotations
@@ -17,27 +16,14 @@ OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class TableSGD(SGD):
-    """SGD for a head and, at a rate of its own, an item table.
-
-    Args:
-        params: What it moves.
-        lr: Learning rate.
-        kwargs: As of `torch.optim.SGD`.
-    """
+    """SGD for a head or a network; a table beside it has a rate of its own."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.1, **kwargs: Any) -> None:
         super().__init__(params, lr, **kwargs)
 
 
 class LowRankSGD(SGD):
-    """SGD for a user vector and a factor of low rank.
-
-    Args:
-        params: What it moves.
-        lr: Learning rate.
-        weight_decay: Weight of half the squared norm of all that it moves.
-        kwargs: As of `torch.optim.SGD`.
-    """
+    """SGD for a user vector and a factor of low rank."""
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float = 0.5, weight_decay: float = 5e-4, **kwargs: Any
@@ -46,13 +32,7 @@ class LowRankSGD(SGD):
 
 
 class FactorAdam(Adam):
-    """Adam for a user vector and an item table.
-
-    Args:
-        params: What it moves.
-        lr: Learning rate.
-        kwargs: As of `torch.optim.Adam`.
-    """
+    """Adam for a user vector and an item table."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.01, **kwargs: Any) -> None:
         super().__init__(params, lr, **kwargs)

@@ -91,7 +91,6 @@ class TableMethod(Method):
     table_lr: float | None = None
     """Learning rate of the table."""
     local_epochs: int = 2
-    """Passes over a participant's own samples in each round."""
     init_scale: float = 1.0
     """Standard deviation of the initial table, which all clients share."""
     head: Head = "shared"

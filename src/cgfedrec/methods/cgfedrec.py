@@ -19,7 +19,6 @@ class CGFedRec(AlignedMethod):
     """CGFedRec (arXiv 2602.21957): tables go up, cluster labels come down."""
 
     clusters: int = 60
-    """K, the number of item clusters; at most the number of items."""
     labels: LabelsKind = "clustered"
     """``clustered``, or a control: ``permuted``, sent in a random order, shows whether it is the labels that help;
     ``frozen``, never found anew once the first have gone down, whether it helps to go on looking."""

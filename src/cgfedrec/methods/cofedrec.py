@@ -130,7 +130,6 @@ class CoFedRec(AlignedMethod):
     clusters: int = 30
     """K, the number of item clusters; at most the number of items. The published 30 is for ML-100K."""
     kmeans: KMeansKind = "full"
-    """``minibatch`` or ``full``, with centroids kept from round to round."""
 
     client_class: ClassVar[type[TableClient]] = CoFedRecClient
 

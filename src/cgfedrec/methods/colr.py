@@ -160,15 +160,13 @@ class CoLR(FactorMethod):
     """
 
     dim: int = 64
-    """Size of an embedding."""
     rank: int = 4
     """r, at most dim: of the change of the table in one round."""
     optimizer: OptimizerCallable = LowRankSGD
     """Optimiser of the user vector and of A."""
     local_epochs: int = 2
-    """Passes over a participant's own samples in each round."""
     init_scale: float | None = None  # type: ignore[assignment]
-    """Standard deviation of every initial value; 1 / sqrt(dim) where ``null``."""
+    """Standard deviation of the initial embeddings; 1 / sqrt(dim) where ``null``."""
 
     client_class: ClassVar[type[FactorClient]] = CoLRClient
 

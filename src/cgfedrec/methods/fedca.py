@@ -247,11 +247,9 @@ class FedCA(FactorMethod):
     """
 
     dim: int = 16
-    """Size of an embedding."""
     local_epochs: int = 10
     """Passes over a participant's own samples in each round, at most."""
     init_scale: float = 1.0
-    """Standard deviation of every initial value."""
     share: float = 0.1
     """How likely a participant exchanges its table in a round."""
     own: float = 0.9

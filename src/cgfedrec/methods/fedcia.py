@@ -159,7 +159,6 @@ class FedCIA(FactorBase):
     """
 
     dim: int = 256
-    """Size of an embedding."""
     lr: float = 0.01
     """Learning rate of Adam, whose state is kept from round to round."""
     noise: float = 0.001

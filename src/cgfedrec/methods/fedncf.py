@@ -31,11 +31,6 @@ class FedNCFClient(FactorClient):
 
     A user vector is p beside p', `[clients, 2 dim]`, a row of the item table q beside q', and ``network`` holds all
     layers one after another (`layers_of`), so that an optimiser moves them in one operation.
-
-    Args:
-        method: The settings.
-        num_items: n.
-        seed: Of the start.
     """
 
     method: FedNCF
@@ -100,7 +95,6 @@ class FedNCF(FactorMethod):
     optimizer: OptimizerCallable = Adam
     """Optimiser of embeddings and network."""
     init_scale: float = 0.01
-    """Standard deviation of every initial embedding."""
 
     client_class: ClassVar[type[FactorClient]] = FedNCFClient
 

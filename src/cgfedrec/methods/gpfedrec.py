@@ -203,8 +203,6 @@ class GPFedRec(FactorMethod):
     from one. Noise is added to what is sent alone; as all randomness here, it follows from the seed.
     """
 
-    dim: int = 32
-    """Size of a user vector and of an item embedding."""
     optimizer: OptimizerCallable = TableSGD
     """Optimiser of everything, with the learning rate of the network."""
     lr_eta: float = 80.0
@@ -223,7 +221,6 @@ class GPFedRec(FactorMethod):
     noise: float = 0.0
     """Scale of the Laplace noise on uploaded values; 0 for none."""
     init_scale: float = 1.0
-    """Standard deviation of the initial embeddings."""
 
     client_class: ClassVar[type[FactorClient]] = GPFedRecClient
 

@@ -27,7 +27,6 @@ class PFedRec(TableMethod):
     """PFedRec (arXiv 2301.08143): item tables go up and down, heads stay."""
 
     local_epochs: int = 1
-    """Passes over a participant's own samples in each round."""
 
     client_class: ClassVar[type[TableClient]] = PFedRecClient
 

@@ -21,11 +21,6 @@ class AlignedClient(TableClient):
     """A `TableClient` that pulls its embeddings of items with one label together.
 
     Once labels have arrived, the table's loss adds ``reg`` times `contrast` over all items, which it reports.
-
-    Args:
-        method: The settings.
-        num_items: n.
-        seed: Of the start.
     """
 
     method: AlignedMethod
