@@ -9,6 +9,7 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.method import Method
 from cgfedrec.methods import CoFedRec
 from cgfedrec.methods.cofedrec import GroupServer, before_elbow, similar
+from cgfedrec.structure.clusters import Clustering
 from cgfedrec.structure.contrast import contrast
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.wire import Wire
@@ -82,7 +83,7 @@ def test_the_elbow_is_farthest_from_the_chord(falling: list[int], before: int) -
 
 def test_a_group_s_table_waits_until_its_client_takes_part() -> None:
     """With equal tables all of a round's participants are a group; each round's table is another multiple."""
-    server = GroupServer(6, 4, 2, "full", seed=0)
+    server = GroupServer(6, 4, Clustering(2, "full"), seed=0)
     base, users = torch.randn(6, 4), torch.arange(7)
     waiting = []
     for round, (start, end) in enumerate([(0, 4), (3, 7), (0, 2), (2, 3)], 1):

@@ -9,9 +9,9 @@ from lightning import Fabric
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
-from cgfedrec.kit.table import TableClient
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedRec
+from cgfedrec.structure.alignment import AlignedClient
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from tests.conformance import trained
 
@@ -26,7 +26,7 @@ def test_bytes_are_those_of_the_packed_messages(make_data: MakeData, monkeypatch
     data = make_data()
     seen: dict[str, list[int]] = {"up": [], "down": []}
 
-    class Wire(TableClient):
+    class Wire(AlignedClient):
         def upload(self) -> Upload:
             upload = super().upload()
             seen["up"] += [len(message) for message in upload.pack()]
@@ -69,7 +69,7 @@ def test_those_who_never_took_part_stand_at_the_start(make_data: MakeData) -> No
 def test_the_mean_forgets_earlier_participants(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     uploads: list[Upload] = []
 
-    class Keep(TableClient):
+    class Keep(AlignedClient):
         def upload(self) -> Upload:
             upload = super().upload()
             uploads.append(Upload(self.users, {"table": upload.values["table"].clone()}))

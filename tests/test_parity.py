@@ -16,8 +16,9 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.client import Batch
-from cgfedrec.kit.table import TableClient
+from cgfedrec.methods.cgfedrec import CGFedRec
 from cgfedrec.server import MeanServer
+from cgfedrec.structure.alignment import AlignedClient
 from cgfedrec.train import Worker, train
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, Labels
@@ -78,21 +79,18 @@ class Reference:
         labels = self.tensor(f"round{round}/labels_used").long()
         return None if labels[0] < 0 else Broadcast({"labels": Labels(labels, self.config["clusters"])})
 
-    def client(self) -> TableClient:
+    def client(self) -> AlignedClient:
         config = self.config
         optimizer = partial(getattr(torch.optim, config["optimizer"]), lr=config["lr"])
         assert config["base_temperature"] == 0.5
-        return TableClient(
-            config["items"],
-            seed=0,
+        method = CGFedRec(
             dim=config["latent_dim"],
             optimizer=optimizer,
             table_lr=config["item_lr"],
-            init_scale=1.0,
-            head="shared",
             reg=config["reg"],
             temperature=config["temperature"],
         )
+        return AlignedClient(method, config["items"], seed=0)
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cgfedrec.server import MeanServer
-from cgfedrec.structure.clusters import ClusterServer
+from cgfedrec.structure.clusters import Clustering, ClusterServer
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from cgfedrec.wire.values import Field, Labels
 
@@ -61,7 +61,7 @@ def test_an_upload_that_is_not_finite_names_its_clients() -> None:
 @pytest.mark.parametrize("kmeans", ["minibatch", "full"])
 def test_planted_clusters_are_found_and_keep_their_names(kmeans: str) -> None:
     table, planted = blobs()
-    server = ClusterServer(len(table), 5, 6, kmeans, seed=0)  # type: ignore[arg-type]
+    server = ClusterServer(len(table), 5, Clustering(6, kmeans), seed=0)  # type: ignore[arg-type]
     assert server.broadcast(ONE, 1) is None
     seen = []
     for round in range(1, 5):
@@ -77,7 +77,7 @@ def test_planted_clusters_are_found_and_keep_their_names(kmeans: str) -> None:
 
 @pytest.mark.parametrize("kmeans", ["minibatch", "full"])
 def test_fewer_distinct_rows_than_clusters_leave_clusters_empty(kmeans: str) -> None:
-    server = ClusterServer(20, 5, 8, kmeans, seed=0)  # type: ignore[arg-type]
+    server = ClusterServer(20, 5, Clustering(8, kmeans), seed=0)  # type: ignore[arg-type]
     table = torch.eye(5)[torch.arange(20) % 3]
     for round in (1, 2):
         server.aggregate(server.reduce(Upload(ONE, {"table": table[None]})))
@@ -89,7 +89,9 @@ def test_fewer_distinct_rows_than_clusters_leave_clusters_empty(kmeans: str) -> 
 
 def test_permuted_labels_have_the_same_sizes_and_say_nothing() -> None:
     table, planted = blobs()
-    servers = [ClusterServer(len(table), 5, 6, permute=permute, seed=0) for permute in (False, True)]
+    servers = [
+        ClusterServer(len(table), 5, Clustering(6, labels=labels), seed=0) for labels in ("clustered", "permuted")
+    ]
     for server in servers:
         server.aggregate(server.reduce(Upload(ONE, {"table": table[None]})))
         server.update(ONE, 1)
@@ -101,7 +103,7 @@ def test_permuted_labels_have_the_same_sizes_and_say_nothing() -> None:
 
 def test_labels_go_down_after_the_silent_rounds() -> None:
     table, _ = blobs()
-    server = ClusterServer(len(table), 5, 6, silent_rounds=3, seed=0)
+    server = ClusterServer(len(table), 5, Clustering(6, silent_rounds=3), seed=0)
     heard = []
     for round in range(1, 5):
         server.aggregate(server.reduce(Upload(ONE, {"table": table[None]})))
@@ -112,11 +114,11 @@ def test_labels_go_down_after_the_silent_rounds() -> None:
 
 def test_the_state_of_a_server_is_all_it_needs() -> None:
     table, _ = blobs(spread=2.0)
-    servers = [ClusterServer(len(table), 5, 6, seed=0) for _ in range(2)]
+    servers = [ClusterServer(len(table), 5, Clustering(6), seed=0) for _ in range(2)]
     uploads = [Upload(ONE, {"table": table[None] + torch.randn(len(table), 5)}) for _ in range(4)]
     for round, upload in enumerate(uploads, 1):
         if round == 3:
-            servers[1] = ClusterServer(len(table), 5, 6, seed=0)
+            servers[1] = ClusterServer(len(table), 5, Clustering(6), seed=0)
             servers[1].load_state_dict(servers[0].state_dict())
         for server in servers:
             server.aggregate(server.reduce(upload))
@@ -133,7 +135,7 @@ def test_the_welcome_is_a_seed_and_not_a_table() -> None:
 
 
 def test_frozen_labels_are_those_that_went_down_first() -> None:
-    server = ClusterServer(60, 4, 5, silent_rounds=2, freeze=True)
+    server = ClusterServer(60, 4, Clustering(5, labels="frozen", silent_rounds=2), seed=0)
     generator = torch.Generator().manual_seed(0)
     sent = []
     for round in range(1, 6):

@@ -417,7 +417,7 @@ def test_no_memory_in_a_round_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bounds_hold_in_python_too() -> None:
     with pytest.raises(InputError) as refused:
-        cgfedrec.methods.PFedRec(dim=2**63, lr_eta=float("nan"), init_scale=None)
+        cgfedrec.methods.PFedRec(dim=2**63, lr_eta=float("nan"), init_scale=None)  # type: ignore[arg-type]
     assert str(refused.value).splitlines() == [
         "method.dim: 9223372036854775808 is more than 65,536",
         "method.lr_eta: nan is no number",

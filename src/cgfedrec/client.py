@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -42,8 +43,8 @@ class StepOutput(NamedTuple):
 
     loss: Tensor
     """`[clients]`, each client's loss; the cohort's is their sum, so that no client's gradient meets another's."""
-    alignment: Tensor | None = None
-    """`[clients]`, the part of the loss that pulls towards the server's structure, unweighted."""
+    reported: Mapping[str, Tensor] = MappingProxyType({})
+    """`[clients]` each: further values that are worth a look, by the names that `Client.reports` holds."""
 
 
 class Client(LightningModule, ABC):
@@ -59,6 +60,8 @@ class Client(LightningModule, ABC):
 
     scores_after: Literal["training", "aggregation"] = "training"
     """Whether clients score with what they had after training, or with what the server made of it since."""
+    reports: ClassVar[tuple[str, ...]] = ()
+    """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     seed: int

@@ -144,6 +144,7 @@ class FederatedLoop:
 
         self.workers = Workers(fabric, new_client)
         with self.workers.one() as worker:
+            self.reports = worker.client.reports
             example, upload = worker.client.private(), worker.client.upload().values  # of nobody yet: their shapes
             # Fabric has wrapped the optimisers.
             copies = max((dense_copies(wrapped.optimizer) for wrapped in worker.optimizers), default=0)
@@ -248,8 +249,9 @@ class FederatedLoop:
         """Evaluate if this round is to be, and add a row to the history."""
         if self.round % self.evaluate_every and self.round != self.rounds:
             return
-        loss, alignment = seen.double().mean(0).tolist()
-        row: Row = {"round": self.round, "train/loss": loss, "train/alignment": alignment}
+        names = ("loss", *self.reports)
+        means = seen.double().mean(0).tolist()
+        row: Row = {"round": self.round} | {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
         if self.data.holds_out("val"):
             row |= self.evaluate("val")
         elif self.round == self.rounds:  # nothing is ranked, and nothing else tells that the last step has diverged

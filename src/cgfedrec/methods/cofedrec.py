@@ -7,8 +7,8 @@ down in place of its clients' own; all others keep theirs.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,13 @@ from torch import Tensor
 from cgfedrec.kit.gather import GatherServer, Mailbox
 from cgfedrec.kit.table import TableClient
 from cgfedrec.random import Stream, bits, integers
-from cgfedrec.structure.alignment import AlignedMethod
-from cgfedrec.structure.clusters import ClusterServer, KMeansKind
+from cgfedrec.structure.alignment import AlignedClient, AlignedMethod
+from cgfedrec.structure.clusters import Clustering, ClusterServer, KMeansKind
 from cgfedrec.wire.messages import Broadcast
 
 
-class CoFedRecClient(TableClient):
-    """A `TableClient` that aligns to the labels, and starts from its group's table if there is one for it."""
+class CoFedRecClient(AlignedClient):
+    """An `AlignedClient` that starts from its group's table if there is one for it."""
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
         super().receive(broadcast, round)
@@ -41,13 +41,12 @@ class GroupServer(GatherServer, ClusterServer):
     Args:
         num_items: n.
         dim: d.
-        clusters: K, at most n.
-        kmeans: ``minibatch`` or ``full``.
+        clustering: The settings.
         seed: Of the shared start, of k-means and of the draws.
     """
 
-    def __init__(self, num_items: int, dim: int, clusters: int, kmeans: KMeansKind, seed: int) -> None:
-        super().__init__(num_items, dim, clusters, kmeans, seed=seed)
+    def __init__(self, num_items: int, dim: int, clustering: Clustering, seed: int) -> None:
+        super().__init__(num_items, dim, clustering, seed)
         self.groups = Mailbox("table", num_items, dim)
 
     def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
@@ -110,23 +109,20 @@ def before_elbow(falling: Tensor) -> int:
     return elbow + int(gap[elbow] > 0) if elbow else len(falling)
 
 
+@dataclass(frozen=True, kw_only=True)
 class CoFedRec(AlignedMethod):
     """CoFedRec (arXiv 2411.01690): tables go up; labels come down to all, a table of its own to one group a round.
 
     What the card leaves open is decided thus. The client that is drawn is itself of the group. Only clusters that have
     items are drawn. The mean table that is clustered, and the group, are of this round's participants alone.
-
-    Args:
-        clusters: K, the number of item clusters; at most the number of items. The published 30 is for ML-100K.
-        kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
-        kwargs: Settings of the alignment and of the client.
     """
 
-    client_class = CoFedRecClient
+    clusters: int = 30
+    """K, the number of item clusters; at most the number of items. The published 30 is for ML-100K."""
+    kmeans: KMeansKind = "full"
 
-    def __init__(self, clusters: int = 30, kmeans: KMeansKind = "full", **kwargs: Any) -> None:
-        super().__init__(clusters, kmeans=kmeans, **kwargs)
+    client_class: ClassVar[type[TableClient]] = CoFedRecClient
 
     def server(self, num_items: int, seed: int) -> GroupServer:
         self.check_clusters(num_items)
-        return GroupServer(num_items, self.dim, self.clusters, self.kmeans, seed)
+        return GroupServer(num_items, self.dim, Clustering(self.clusters, self.kmeans), seed)

@@ -7,18 +7,20 @@ is A alone, of which only the rows that training touched are not zero; what come
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
-from cgfedrec.errors import checked_with, no_count
+from cgfedrec.errors import no_count
 from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.optimisers import LowRankSGD, OptimizerCallable
 from cgfedrec.kit.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
-from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, normal
 from cgfedrec.server import MeanServer
@@ -42,33 +44,29 @@ class CoLRClient(FactorClient):
     """A `FactorClient` that trains its user vector p and A: item i scores sigmoid(p . (w_i + a_i B)).
 
     Args:
+        method: The settings.
         num_items: n.
         seed: Of the start, and of every round's B.
-        dim: d.
-        optimizer: Makes the optimiser.
-        init_scale: Standard deviation of the initial W and p.
-        rank: r, the columns of A.
     """
 
-    def __init__(
-        self, num_items: int, seed: int, dim: int, optimizer: OptimizerCallable, init_scale: float, rank: int
-    ) -> None:
-        super().__init__(num_items, seed, dim, optimizer, init_scale)
-        self.rank = rank
-        self.factor = empty_parameter(num_items, rank)
-        self.basis = empty_parameter(rank, dim)
+    method: CoLR
+
+    def __init__(self, method: CoLR, num_items: int, seed: int) -> None:
+        super().__init__(method, num_items, seed)
+        self.factor = empty_parameter(num_items, method.rank)
+        self.basis = empty_parameter(method.rank, method.dim)
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         return super().start(users) | {
-            "factor": torch.zeros(1, 1, 1).expand(len(users), self.num_items, self.rank),
+            "factor": torch.zeros(1, 1, 1).expand(len(users), self.num_items, self.method.rank),
             "basis": self._basis_of(1).cpu().expand(len(users), -1, -1),
         }
 
     def _basis_of(self, round: int) -> Tensor:
-        return random_basis(self.shared_seed, round, self.rank, self.dim).to(self.table.device)
+        return random_basis(self.shared_seed, round, self.method.rank, self.dim).to(self.table.device)
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [by_rows(self.optimizer([self.user, self.factor]))]
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [by_rows(self.method.optimizer([self.user, self.factor]))]
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         frozen = rows_of(self.table.detach(), batch.items)
@@ -141,6 +139,7 @@ class CoLRServer(MeanServer):
         return {"items/touched": float((touched > 0).double().mean())}
 
 
+@dataclass(frozen=True, kw_only=True)
 class CoLR(FactorMethod):
     """CoLR (arXiv 2401.03748): the touched rows of a low-rank change go up, the mean change comes down.
 
@@ -148,36 +147,30 @@ class CoLR(FactorMethod):
     Weight decay is the optimiser's, and so on A and the user vector, not on the frozen table. The card leaves open what
     a client receives; here it is what it lacks, as bytes: A of the last round, in sparse rows, and for one that missed
     it the table besides.
-
-    Args:
-        dim: Size of an embedding.
-        rank: r, at most dim: of the change of the table in one round.
-        optimizer: Optimiser of the user vector and of A.
-        local_epochs: Passes over a participant's own samples in each round.
-        init_scale: Standard deviation of every initial value; 1 / sqrt(dim) where ``null``.
     """
 
-    client_class = CoLRClient
+    dim: int = 64
+    rank: int = 4
+    """r, at most dim: of the change of the table in one round."""
+    optimizer: OptimizerCallable = LowRankSGD
+    """Optimiser of the user vector and of A."""
+    local_epochs: int = 2
+    init_scale: float | None = None  # type: ignore[assignment]
+    """Standard deviation of the initial embeddings; 1 / sqrt(dim) where ``null``."""
 
-    def __init__(
-        self,
-        dim: int = 64,
-        rank: int = 4,
-        optimizer: OptimizerCallable = lambda parameters: SGD(parameters, lr=0.5, weight_decay=5e-4),
-        local_epochs: int = 2,
-        init_scale: float | None = None,
-    ) -> None:
-        with checked_with(
-            no_count("method.rank", rank),
-            f"method.rank: {rank} is more than method.dim, {dim}" if rank > dim > 0 else None,
-        ):
-            scale = min(max(dim, 1), MOST_DIM) ** -0.5 if init_scale is None else init_scale
-            super().__init__(dim, optimizer, local_epochs, scale)
-        self.rank = rank
+    client_class: ClassVar[type[FactorClient]] = CoLRClient
 
-    def client_settings(self, num_items: int) -> dict[str, Any]:
-        return super().client_settings(num_items) | {"rank": self.rank}
+    def problems(self) -> Iterator[str | None]:
+        yield no_count("method.rank", self.rank)
+        if self.rank > self.dim > 0:
+            yield f"method.rank: {self.rank} is more than method.dim, {self.dim}"
+        yield from super().problems()
+
+    def scale(self) -> float:
+        if self.init_scale is None:
+            return float(min(max(self.dim, 1), MOST_DIM) ** -0.5)  # a dim out of bounds is refused under its own name
+        return self.init_scale
 
     def server(self, num_items: int, seed: int) -> CoLRServer:
-        start = shared_start(seed, self.init_scale, num_items, self.dim)
+        start = shared_start(seed, self.scale(), num_items, self.dim)
         return CoLRServer(num_items, seed, start, self.rank)

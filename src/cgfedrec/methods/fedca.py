@@ -8,19 +8,20 @@ mix.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
-from cgfedrec.errors import checked_with, no_count, not_between, not_positive
+from cgfedrec.errors import no_count, not_between, not_positive
 from cgfedrec.kit.early_stop import EarlyStop
 from cgfedrec.kit.factors import FactorClient, FactorMethod
 from cgfedrec.kit.gather import GatherServer, Mailbox
-from cgfedrec.kit.rows import bmm
-from cgfedrec.kit.table import OptimizerCallable
+from cgfedrec.kit.rows import bmm, by_rows
 from cgfedrec.random import Stream, uniform
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from cgfedrec.wire.values import Field
@@ -34,34 +35,18 @@ class FedCAClient(FactorClient):
     round.
 
     Args:
+        method: The settings.
         num_items: n.
         seed: Of the start, and of whose turn it is.
-        dim: d.
-        optimizer: Makes the optimiser.
-        init_scale: Standard deviation of every initial value.
-        share: How likely it is a client's turn.
-        own: Weight of a client's own table when a mix arrives.
-        directions: How many leading directions of its trained rows a client sends.
-        tolerance: Of the early stop.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        seed: int,
-        dim: int,
-        optimizer: OptimizerCallable,
-        init_scale: float,
-        share: float,
-        own: float,
-        directions: int,
-        tolerance: float,
-    ) -> None:
-        super().__init__(num_items, seed, dim, optimizer, init_scale)
-        self.share, self.own, self.directions, self.tolerance = share, own, directions, tolerance
+    method: FedCA
+
+    def __init__(self, method: FedCA, num_items: int, seed: int) -> None:
+        super().__init__(method, num_items, seed)
         self.seen = empty_parameter(num_items)
         self.round = 1
-        self.stop = EarlyStop(0, tolerance, self.device)
+        self.stop = EarlyStop(0, method.tolerance, self.device)
         self._moving = self.stop.active
         self._kept: tuple[Tensor, list[Tensor]] | None = None
 
@@ -69,11 +54,10 @@ class FedCAClient(FactorClient):
         return super().start(users) | {"seen": torch.zeros(1, 1).expand(len(users), self.num_items)}
 
     def configure_optimizers(self) -> list[Optimizer]:
-        optimizers = super().configure_optimizers()
-        for optimizer in optimizers:
-            optimizer.register_step_pre_hook(lambda *_: self._hold())
-            optimizer.register_step_post_hook(lambda *_: self._put_back())
-        return optimizers
+        optimizer = by_rows(self.method.optimizer([self.user, self.table]))
+        optimizer.register_step_pre_hook(lambda *_: self._hold())
+        optimizer.register_step_post_hook(lambda *_: self._put_back())
+        return [optimizer]
 
     def _hold(self) -> None:
         """Before a step, remember those who stand still: without a gradient, momentum would move them yet."""
@@ -97,23 +81,24 @@ class FedCAClient(FactorClient):
         """A mix, where there is one, draws the client's table towards it."""
         self.round = round
         self.seen.data.zero_()
-        self.stop = EarlyStop(len(self.users), self.tolerance, self.table.device)
+        self.stop = EarlyStop(len(self.users), self.method.tolerance, self.table.device)
         if broadcast is not None and broadcast.own is not None:
             places, mixes = broadcast.own.of(self.users, "table")
-            self.table.data[places] = mixes.to(self.table.device).lerp(self.table.data[places], self.own)
+            self.table.data[places] = mixes.to(self.table.device).lerp(self.table.data[places], self.method.own)
 
     def upload(self) -> Upload:
         """The table, the leading directions of its trained rows and the number of samples, all zero, and so not sent,
         from clients whose turn it is not.
         """
-        turn = torch.from_numpy(uniform(self.shared_seed, Stream.MIXES, self.round, self.users.numpy()) < self.share)
+        drawn = uniform(self.shared_seed, Stream.MIXES, self.round, self.users.numpy())
+        turn = torch.from_numpy(drawn < self.method.share)
         if not self.table.isfinite().all():
             bad = ~self.table.detach().flatten(1).isfinite().all(1).cpu()
             raise NotFiniteError("uploaded table", self.users[bad].tolist())
         turn = turn.to(self.table.device)[:, None, None]
         values = {
             "table": self.table.detach(),
-            "directions": leading_directions(self.table.detach(), self.seen.detach(), self.directions),
+            "directions": leading_directions(self.table.detach(), self.seen.detach(), self.method.directions),
             "samples": self.seen.detach().sum(1)[:, None, None],
         }
         return Upload(
@@ -249,6 +234,7 @@ def project_to_simplex(points: Tensor) -> Tensor:
     return (points - excess.gather(1, last)).clamp_min(0)
 
 
+@dataclass(frozen=True, kw_only=True)
 class FedCA(FactorMethod):
     """FedCA (arXiv 2406.03933), with matrix factorisation for its backbone.
 
@@ -259,56 +245,37 @@ class FedCA(FactorMethod):
     The published code departs from this in three ways: it subtracts the principal component of the start from that of
     each table, so that the start cancels, and with signs as they fall; it counts a similarity below -0.9 as -1; and it
     pairs directions greedily instead of taking principal angles.
-
-    Args:
-        dim: Size of an embedding.
-        optimizer: Optimiser of the user vector and the item table.
-        local_epochs: Passes over a participant's own samples in each round, at most.
-        init_scale: Standard deviation of every initial value.
-        share: How likely a participant exchanges its table in a round.
-        own: Weight of a client's own table when its mix arrives; the rest is the mix's.
-        alpha: Weight of complementarity in a mix.
-        beta: Weight of similarity in a mix.
-        directions: How many leading directions of clients' trained rows are compared, at most dim.
-        tolerance: A client stops early where its loss changes by less than this from one epoch to the next; 0 for
-            never.
     """
 
-    client_class = FedCAClient
+    dim: int = 16
+    local_epochs: int = 10
+    """Passes over a participant's own samples in each round, at most."""
+    init_scale: float = 1.0
+    share: float = 0.1
+    """How likely a participant exchanges its table in a round."""
+    own: float = 0.9
+    """Weight of a client's own table when its mix arrives; the rest is the mix's."""
+    alpha: float = 0.3
+    """Weight of complementarity in a mix."""
+    beta: float = 0.3
+    """Weight of similarity in a mix."""
+    directions: int = 4
+    """How many leading directions of clients' trained rows are compared, at most dim."""
+    tolerance: float = 1e-4
+    """A client stops early where its loss changes by less than this from one epoch to the next; 0 for never."""
 
-    def __init__(
-        self,
-        dim: int = 16,
-        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=0.01),
-        local_epochs: int = 10,
-        init_scale: float = 1.0,
-        share: float = 0.1,
-        own: float = 0.9,
-        alpha: float = 0.3,
-        beta: float = 0.3,
-        directions: int = 4,
-        tolerance: float = 1e-4,
-    ) -> None:
-        with checked_with(
-            not_positive("method.share", share, 1),
-            not_between("method.own", own, 0, 1),
-            not_between("method.alpha", alpha, 0, 1e6),
-            not_between("method.beta", beta, 0, 1e6),
-            not_between("method.tolerance", tolerance, 0),
-            no_count("method.directions", directions),
-            f"method.directions: {directions} is more than method.dim, {dim}" if directions > dim > 0 else None,
-        ):
-            super().__init__(dim, optimizer, local_epochs, init_scale)
-        self.share = share
-        self.own = own
-        self.alpha = alpha
-        self.beta = beta
-        self.directions = directions
-        self.tolerance = tolerance
+    client_class: ClassVar[type[FactorClient]] = FedCAClient
 
-    def client_settings(self, num_items: int) -> dict[str, Any]:
-        own = {"share": self.share, "own": self.own, "directions": self.directions, "tolerance": self.tolerance}
-        return super().client_settings(num_items) | own
+    def problems(self) -> Iterator[str | None]:
+        yield not_positive("method.share", self.share, 1)
+        yield not_between("method.own", self.own, 0, 1)
+        yield not_between("method.alpha", self.alpha, 0, 1e6)
+        yield not_between("method.beta", self.beta, 0, 1e6)
+        yield not_between("method.tolerance", self.tolerance, 0)
+        yield no_count("method.directions", self.directions)
+        if self.directions > self.dim > 0:
+            yield f"method.directions: {self.directions} is more than method.dim, {self.dim}"
+        yield from super().problems()
 
     def server(self, num_items: int, seed: int) -> MixServer:
         start = shared_start(seed, self.init_scale, num_items, self.dim)

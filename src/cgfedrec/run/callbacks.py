@@ -81,7 +81,9 @@ class ProgressBar:
         self.progress.update(self.rounds, completed=loop.round, metric=metric)
         if not self.console.is_terminal:
             loss = f"train/loss {row['train/loss']:.4f}"
-            loss += f" (alignment {row['train/alignment']:.4f})" if row["train/alignment"] else ""
+            seen = [f"{name} {row[f'train/{name}']:.4f}" for name in loop.reports if row[f"train/{name}"]]
+            if seen:
+                loss += f" ({', '.join(seen)})"
             self.console.print(
                 f"round {loop.round}/{loop.rounds}  {loss}  {metric}  {row['time/round']:.2f} s", highlight=False
             )

@@ -30,7 +30,10 @@ from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
 # Without the second, null would be taken for an option that was not given, and so never checked.
-set_parsing_settings(instantiate_subclass_spec_in_any=False, unset_sentinel=True)
+# The third reads the text below a field of a dataclass, which is where methods document their settings.
+set_parsing_settings(
+    instantiate_subclass_spec_in_any=False, unset_sentinel=True, docstring_parse_attribute_docstrings=True
+)
 
 COMPONENTS = ("fabric", "data", "protocol", "method", "wire", "loop", "logger")
 DEFAULTS: Layer = {

@@ -18,6 +18,7 @@ import cgfedrec.centralized
 import cgfedrec.methods
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
+from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
 
 LONGEST = 2**20
 """Characters of a checkpoint's settings; ours have some two thousand."""
@@ -27,6 +28,7 @@ _OFFERED: dict[str, list[type]] = {
     "cgfedrec.methods": [getattr(cgfedrec.methods, name) for name in cgfedrec.methods.__all__],
     "cgfedrec.centralized": [getattr(cgfedrec.centralized, name) for name in cgfedrec.centralized.__all__],
     "cgfedrec.data": [FederatedDataModule],
+    "cgfedrec.kit.optimisers": [TableSGD, LowRankSGD, FactorAdam],
     "torch.optim": [
         kind
         for kind in vars(torch.optim).values()
