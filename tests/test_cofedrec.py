@@ -11,8 +11,8 @@ from cgfedrec.method import Method
 from cgfedrec.methods import CoFedRec
 from cgfedrec.methods.cofedrec import GroupServer, before_elbow, similar
 from cgfedrec.structure.contrast import contrast
+from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Upload
-from tests.conformance import Conformance, trained
 
 
 class TestCoFedRec(Conformance):

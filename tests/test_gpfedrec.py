@@ -16,9 +16,9 @@ from cgfedrec.method import Method
 from cgfedrec.methods import GPFedRec, gpfedrec
 from cgfedrec.methods.gpfedrec import GraphServer
 from cgfedrec.server import NotFiniteError
+from cgfedrec.testing import Conformance, trained
 from cgfedrec.train import train
 from cgfedrec.wire.messages import Broadcast, Upload
-from tests.conformance import Conformance, trained
 
 
 class TestGPFedRec(Conformance):
