@@ -76,7 +76,15 @@ def baddbmm(added: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def bmm(left: Tensor, right: Tensor) -> Tensor:
-    """`torch.bmm`, in which one client alone is rounded as it would be among others: see `baddbmm`."""
+    """`torch.bmm`, in which one client alone is rounded as it would be among others: see `baddbmm`.
+
+    Args:
+        left: `[clients, rows, inside]`.
+        right: `[clients, inside, columns]`.
+
+    Returns:
+        `[clients, rows, columns]`
+    """
     if len(left) != 1:
         return torch.bmm(left, right)
     return torch.bmm(left.expand(2, -1, -1), right.expand(2, -1, -1))[:1]

@@ -25,6 +25,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.in
 
 
 def header(name: str, value: Value) -> bytes:
+    """What stands before a field's values: its name, how they are encoded, and their axes, such as `[items, dim]`."""
     encoded = name.encode()
     shape: tuple[int, ...]
     if isinstance(value, Labels):
@@ -40,6 +41,10 @@ def header(name: str, value: Value) -> bytes:
 
 
 def payload(value: Value) -> bytes:
+    """A field's values as bytes: labels `[items]` in a few bits each, rows that are sent, or a tensor `[...]` as it is.
+
+    Tensors on a GPU are copied to memory first.
+    """
     if isinstance(value, Labels):
         return _pack_bits(value.values.cpu().numpy(), value.bits)
     if isinstance(value, SparseRows):

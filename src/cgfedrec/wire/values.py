@@ -21,6 +21,12 @@ class Labels:
 
     @property
     def bits(self) -> int:
+        """How many bits a label takes: ceil(log2 K), and 1 where there is one cluster.
+
+        >>> import torch
+        >>> Labels(torch.tensor([59, 0, 7]), clusters=60).bits
+        6
+        """
         return max(1, (self.clusters - 1).bit_length())
 
 
