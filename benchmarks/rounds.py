@@ -1,5 +1,7 @@
 """A round of ML-100K, cgfedrec's against the plain way, in one run on the same data, batches and labels.
 
+The plain way is `examples/plain_cgfedrec.py`.
+
 943 clients, 2 local epochs, K = 60, the published settings. A round is train (batches shuffled and cut), aggregate and
 cluster; drawing negatives, evaluating 99 candidates a user and checkpointing are timed apart. The plain way trains all
 clients without alignment, and an even sample of them with it, its seconds scaled up by local batches. What both train
@@ -9,10 +11,11 @@ must end with the same parameters.
 from __future__ import annotations
 
 import copy
+import random
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -21,10 +24,11 @@ from unittest.mock import patch
 
 import polars as pl
 import torch
+from examples import plain_cgfedrec as twin
 from lightning import Fabric
 from torch import Tensor
 
-from benchmarks import baseline, threads
+from benchmarks import threads
 from benchmarks.leak import ratings
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.kit.table import TableMethod
@@ -123,40 +127,41 @@ def parts(loop: FederatedLoop, state: dict[str, Any]) -> dict[str, float]:
     return dict(clock.seconds)
 
 
+def plain_client(private: Mapping[str, Tensor]) -> twin.Client:
+    """The plain way's client, with the private state that one of ours has: a row of each value of the store."""
+    client = twin.Client(*private["table"].shape)
+    with torch.no_grad():
+        client.table.weight.copy_(private["table"])
+        client.head.weight.copy_(private["head_weight"][None])
+        client.head.bias.copy_(private["head_bias"][None])
+    return client
+
+
 def plain(
     data: FederatedDataModule, state: dict[str, Any], users: Sequence[int], labels: Tensor | None
 ) -> tuple[float, dict[str, Tensor]]:
     """The same round of some users the plain way: its seconds and their state after it."""
     place = {user: row for row, user in enumerate(state["store"]["users"].tolist())}
-    model = baseline.Scorer(data.num_items, 32)
-    batch_size, epochs = data.batch_size, []
+    clients, epochs = [], []
     for user in users:
         batches = data.draw(torch.tensor([user]), 2, 2)
-        items, targets = ([batch[index][0][batch.weights[0] > 0] for batch in batches] for index in (0, 1))
-        half = len(batches) // 2
-        epochs.append(
-            [
-                (torch.cat(items[part]).tolist(), torch.cat(targets[part]).tolist())
-                for part in (slice(half), slice(half, None))
-            ]
-        )
-    rows = state["store"]["rows"]
-    before = [
-        {
-            "table.weight": rows["table"][place[user]],
-            "head.weight": rows["head_weight"][place[user]][None],
-            "head.bias": rows["head_bias"][place[user]][None],
-        }
-        for user in users
-    ]
+        samples: list[twin.Samples] = [[], []]
+        for index, batch in enumerate(batches):
+            real = batch.weights[0] > 0  # the rest is padding
+            pairs = zip(batch.items[0, real].tolist(), batch.targets[0, real].tolist(), strict=True)
+            samples[2 * index // len(batches)] += pairs
+        epochs.append(samples)
+        clients.append(plain_client({name: rows[place[user]] for name, rows in state["store"]["rows"].items()}))
     started = time.perf_counter()
-    after = [
-        baseline.train(model, one, samples, labels, batch_size) for one, samples in zip(before, epochs, strict=True)
-    ]
-    baseline.aggregate(after)
+    for client, samples in zip(clients, epochs, strict=True):
+        twin.train(client, samples, labels, batch_size=data.batch_size)
+    twin.mean([client.table.weight for client in clients])
     seconds = time.perf_counter() - started
-    names = {"table": "table.weight", "head_weight": "head.weight", "head_bias": "head.bias"}
-    return seconds, {ours: torch.stack([one[theirs] for one in after]) for ours, theirs in names.items()}
+    return seconds, {
+        "table": torch.stack([client.table.weight.detach() for client in clients]),
+        "head_weight": torch.stack([client.head.weight.detach() for client in clients]),
+        "head_bias": torch.stack([client.head.bias.detach() for client in clients]),
+    }
 
 
 def check_equal(loop: FederatedLoop, users: Sequence[int], expected: dict[str, Tensor], what: str) -> None:
@@ -184,7 +189,9 @@ def apart(loop: FederatedLoop) -> dict[str, tuple[float | None, float]]:
     histories = [lists.items[a:b].tolist() for a, b in zip(lists.starts[:-1], lists.starts[1:], strict=True)]
     times: dict[str, list[float]] = defaultdict(list)
     with threads.on(1), stopwatch(times["plain draw"]):
-        baseline.draw(histories, data.num_items)
+        chance = random.Random(0)
+        for history in histories:
+            twin.draw(history, data.num_items, chance)
     cohorts = list(data.cohorts(everyone, loop.cohort_size))
     for _ in range(REPEATS):
         with stopwatch(times["draw"]):
@@ -196,13 +203,11 @@ def apart(loop: FederatedLoop) -> dict[str, tuple[float | None, float]]:
     ranking = data.ranking(everyone, "test")
     assert ranking.sampled is not None
     rows = loop.store.read(everyone)
-    states = [
-        {"table.weight": table, "head.weight": weight[None], "head.bias": bias[None]}
-        for table, weight, bias in zip(rows["table"], rows["head_weight"], rows["head_bias"], strict=True)
-    ]
+    clients = [plain_client({name: one[user] for name, one in rows.items()}) for user in everyone.tolist()]
+    asked = zip(clients, ranking.relevant[:, 0].tolist(), ranking.sampled.tolist(), strict=True)
     with threads.on(1), stopwatch(times["plain evaluate"]):
-        model = baseline.Scorer(data.num_items, 32)
-        theirs = baseline.evaluate(model, states, ranking.relevant[:, 0].tolist(), ranking.sampled.tolist())
+        hits = [twin.rank(client, target, sampled) < 10 for client, target, sampled in asked]
+    theirs = sum(hits) / len(hits)
     if abs(theirs - mine["test/hr@10"]) > 0.002:  # the plain way is indifferent to ties
         raise AssertionError(f"HR@10 differs: {theirs} and {mine['test/hr@10']}")
     loop.rounds = loop.round

@@ -18,10 +18,15 @@ for name in ("WANDB_API_KEY", "WANDB_MODE"):
 import torch  # noqa: E402, after the number of threads is set
 from lightning import Fabric  # noqa: E402
 
-from cgfedrec.data import FederatedDataModule, Synthetic  # noqa: E402
-from cgfedrec.protocol import Protocol  # noqa: E402
+pytest.register_assert_rewrite("cgfedrec.testing")
+
+from cgfedrec.data import FederatedDataModule  # noqa: E402
+from cgfedrec.testing import prepared  # noqa: E402, after pytest knows to rewrite its assertions
 
 torch.set_num_threads(1)
+
+MakeData = Callable[..., FederatedDataModule]
+"""The type of the fixture `make_data`."""
 
 DATA = Path(os.environ.get("CGFEDREC_DATA", ROOT.parent / "shared" / "data"))
 TINY: dict[str, Any] = {
@@ -59,17 +64,9 @@ def fabric() -> Fabric:
 
 
 @pytest.fixture
-def make_data() -> Callable[..., FederatedDataModule]:
+def make_data() -> MakeData:
     """A small data module; keywords are its arguments, beside `protocol` and `seed`."""
-
-    def make(protocol: Protocol | None = None, seed: int = 0, **arguments: Any) -> FederatedDataModule:
-        arguments.setdefault("synthetic", Synthetic(users=30, items=60, groups=6, interactions=12))
-        data = FederatedDataModule(**arguments)
-        data.attach(protocol or Protocol(), seed)
-        data.setup()
-        return data
-
-    return make
+    return prepared
 
 
 def require_data(name: str) -> Path:

@@ -15,9 +15,8 @@ from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule, Format, Synthetic
 from cgfedrec.errors import InputError, RunError
 from cgfedrec.evaluation.ranking import evaluate
-from tests.conftest import require_data
+from tests.conftest import MakeData, require_data
 
-MakeData = Callable[..., FederatedDataModule]
 PLANTED = Synthetic(users=200, items=100, groups=5, tastes=1, interactions=15)
 
 

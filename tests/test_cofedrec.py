@@ -11,9 +11,9 @@ from cgfedrec.methods import CoFedRec
 from cgfedrec.methods.cofedrec import GroupServer, before_elbow, similar
 from cgfedrec.structure.clusters import Clustering
 from cgfedrec.structure.contrast import contrast
+from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.wire import Wire
-from tests.conformance import Conformance, trained
 
 
 class TestCoFedRec(Conformance):

@@ -14,9 +14,9 @@ from cgfedrec.errors import InputError
 from cgfedrec.method import Method
 from cgfedrec.methods import CoLR
 from cgfedrec.methods.colr import CoLRClient, CoLRServer, change, random_basis
+from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.values import SparseRows
-from tests.conformance import Conformance, trained
 
 
 def server_of(rank: int = 2) -> CoLRServer:

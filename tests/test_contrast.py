@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgfedrec.structure import contrast as module
+from cgfedrec.structure import exact
 from cgfedrec.structure.contrast import contrast
-from cgfedrec.structure.prototypes import EPSILON
+from cgfedrec.structure.exact import EPSILON
 
 
 def oracle(table: Tensor, labels: Tensor, temperature: float, base_temperature: float) -> Tensor:
@@ -33,8 +33,8 @@ def oracle(table: Tensor, labels: Tensor, temperature: float, base_temperature: 
 def test_loss_and_gradient_are_autograd_s(
     items: int, clusters: int, temperature: float, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TILE", 32)
-    monkeypatch.setattr(module, "KEPT", kept)
+    monkeypatch.setattr(exact, "TILE", 32)
+    monkeypatch.setattr(exact, "KEPT", kept)
     generator = torch.Generator().manual_seed(items + clusters)
     table = torch.randn(2, items, 6, dtype=torch.float64, generator=generator).requires_grad_()
     labels = torch.randint(clusters, (items,), generator=generator)
@@ -84,8 +84,8 @@ def test_prototypes_are_exact_where_clusters_are_points_and_below_elsewhere() ->
     labels = torch.arange(40) % 5
     for spread in (0.0, 0.5):
         table = points[:, labels] + spread * torch.randn(1, 40, 6, dtype=torch.float64)
-        exact, coarse = (contrast(table, labels, kind=kind) for kind in ("exact", "prototypes"))
-        assert coarse.item() == pytest.approx(exact.item()) if spread == 0 else coarse < exact
+        fine, coarse = (contrast(table, labels, kind=kind) for kind in ("exact", "prototypes"))
+        assert coarse.item() == pytest.approx(fine.item()) if spread == 0 else coarse < fine
 
 
 def test_float32_is_close_to_float64() -> None:

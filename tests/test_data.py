@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from cgfedrec.data import FederatedDataModule, Format, Synthetic
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError
 from cgfedrec.protocol import Protocol
+from tests.conftest import MakeData
 
-MakeData = Callable[..., FederatedDataModule]
 POSITIONS = Format(header=False, user_column=0, item_column=1, timestamp_column=2)
 
 

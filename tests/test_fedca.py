@@ -23,8 +23,8 @@ from cgfedrec.methods.fedca import (
     project_to_simplex,
     similarity,
 )
+from cgfedrec.testing import OPTIMIZERS, Conformance, trained
 from cgfedrec.wire.messages import Upload
-from tests.conformance import OPTIMIZERS, Conformance, trained
 
 
 def test_the_projection_is_the_nearest_point_of_the_simplex() -> None:

@@ -13,9 +13,9 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import FedCIA
 from cgfedrec.methods.fedcia import Distance, FedCIAClient, KeptAdam, SimilarityServer, fit
+from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.values import Field
-from tests.conformance import Conformance, trained
 
 
 def test_kept_adam_is_adam_for_each_client_with_steps_of_its_own() -> None:

@@ -13,8 +13,8 @@ from cgfedrec.errors import InputError
 from cgfedrec.kit.network import filled, layers_of
 from cgfedrec.methods import FedNCF
 from cgfedrec.methods.fedncf import FedNCFClient
+from cgfedrec.testing import Conformance, ran, same, trained
 from cgfedrec.wire.messages import Upload
-from tests.conformance import Conformance, ran, same, trained
 
 
 class TestFedNCF(Conformance):

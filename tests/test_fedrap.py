@@ -13,8 +13,8 @@ from cgfedrec.kit.early_stop import EarlyStop
 from cgfedrec.methods import FedRAP
 from cgfedrec.methods.fedrap import FedRAPClient
 from cgfedrec.server import TableServer
+from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Broadcast, Upload
-from tests.conformance import Conformance, trained
 
 BATCH = Batch(
     torch.tensor([[0, 2, 2, 4], [1, 3, 0, 0]]),

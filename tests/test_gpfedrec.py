@@ -15,10 +15,10 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import GPFedRec, gpfedrec
 from cgfedrec.methods.gpfedrec import GraphServer
+from cgfedrec.testing import Conformance, trained
 from cgfedrec.train import train
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from cgfedrec.wire.wire import Wire
-from tests.conformance import Conformance, trained
 
 
 class TestGPFedRec(Conformance):

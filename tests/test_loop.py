@@ -1,21 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from lightning import Fabric
 
-from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedRec
 from cgfedrec.structure.alignment import AlignedClient
+from cgfedrec.testing import trained
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
-from tests.conformance import trained
-
-MakeData = Callable[..., FederatedDataModule]
+from tests.conftest import MakeData
 
 
 def method(**settings: Any) -> CGFedRec:

@@ -19,11 +19,11 @@ from cgfedrec.kit.rows import baddbmm, bmm, by_rows
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, FedMF, Local, PFedRec
+from cgfedrec.testing import OPTIMIZERS, Conformance, trained
 from cgfedrec.train import train
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Labels
-from tests.conformance import OPTIMIZERS, Conformance, MakeData, trained
-from tests.conftest import ROOT
+from tests.conftest import ROOT, MakeData
 
 MORE = OPTIMIZERS | {
     "AdamW": partial(torch.optim.AdamW, lr=0.01),

@@ -142,6 +142,6 @@ def test_one_millionth_in_the_log_sum_is_seen(monkeypatch: pytest.MonkeyPatch, f
     """The tolerance is tight enough: without the published code's 1e-6 the replay fails."""
     if not FILES:
         pytest.skip(f"no parity files in {FOLDER}")
-    monkeypatch.setattr("cgfedrec.structure.contrast.EPSILON", 0.0)
+    monkeypatch.setattr("cgfedrec.structure.exact.EPSILON", 0.0)
     with pytest.raises(AssertionError):
         test_every_round_ends_where_the_published_code_ends(FILES[0], False, 1000, fabric)

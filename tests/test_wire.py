@@ -20,11 +20,11 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, CoFedRec, CoLR, FedCIA, FedMF, FedRAP, GPFedRec, Local
 from cgfedrec.random import Stream, laplace, private_seed, shared_seed
+from cgfedrec.testing import trained
 from cgfedrec.wire.frames import Frames
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Step, Wire, WireError
-from tests.conformance import trained
 
 MakeData = Callable[..., FederatedDataModule]
 

@@ -1,7 +1,7 @@
 """What every method's step is made of: gather the rows of a batch, score them linearly, step on them alone.
 
-Batched over clients, with gradients written out: the operations are so small that autograd's own would take longer
-than they do.
+All of it is batched over clients. Gradients are written out by hand: these operations are so small that autograd would
+take longer to keep track of them than they take.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from cgfedrec.client import Batch
 from cgfedrec.kit.optimisers import STEPS_OF_SGD
 
 VECTOR = 16
-"""Numbers in the widest vector of a CPU."""
+"""How many float32 numbers the widest vector of a CPU holds."""
 
 
 def rows_of(table: Tensor, items: Tensor, gathered: Tensor | None = None) -> Tensor:
-    """Each client's rows of its own items. Their gradient is sparse: one value a row of the batch.
+    """Each client's rows of its own items. The table's gradient is sparse: it holds the rows of the batch, no others.
 
     Args:
         table: `[clients, items, dim]`.
@@ -36,31 +36,32 @@ def rows_of(table: Tensor, items: Tensor, gathered: Tensor | None = None) -> Ten
 
 
 class _RowsOf(torch.autograd.Function):
+    """Indexing would make the gradient a whole table, mostly zeros; this one stays as small as the batch."""
+
     @staticmethod
     def forward(ctx: Any, table: Tensor, items: Tensor, gathered: Tensor | None) -> Tensor:
         ctx.save_for_backward(items)
         ctx.shape = table.shape
         if gathered is not None:
-            return gathered.view_as(gathered)
+            return gathered.view_as(gathered)  # autograd wants a new tensor; a view costs nothing
+        # All tables as one, [clients * items, dim], of which one call fetches the rows of all clients.
         return torch.embedding(table.flatten(0, 1), _flat(items, table.shape[1]))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
-        (items,) = ctx.saved_tensors
+        (items,) = ctx.saved_tensors  # [clients, batch]
         clients = torch.arange(len(items), device=items.device)[:, None].expand_as(items)
-        places = torch.stack((clients.flatten(), items.flatten()))
-        return (
-            torch.sparse_coo_tensor(places, upstream[0].flatten(0, 1), ctx.shape, check_invariants=False),
-            None,
-            None,
-        )
+        places = torch.stack((clients.flatten(), items.flatten()))  # [2, clients * batch]
+        values = upstream[0].flatten(0, 1)  # [clients * batch, dim]
+        return torch.sparse_coo_tensor(places, values, ctx.shape, check_invariants=False), None, None
 
 
 def baddbmm(added: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """`torch.baddbmm`, in which one client alone is rounded as it would be among others.
 
-    For a single pair of matrices, of which one is a vector, torch takes another kernel than for several: such a pair
-    is computed twice.
+    For one pair of matrices torch may take another kernel than for several, namely where one of the two is a vector.
+    That kernel rounds in another way. So a client that is alone is computed twice, as two clients that are alike, and
+    one of the results is kept.
 
     Args:
         added: `[clients, rows, columns]`, or what expands to that along the last two axes.
@@ -77,7 +78,15 @@ def baddbmm(added: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def bmm(left: Tensor, right: Tensor) -> Tensor:
-    """`torch.bmm`, in which one client alone is rounded as it would be among others: see `baddbmm`."""
+    """`torch.bmm`, in which one client alone is rounded as it would be among others: see `baddbmm`.
+
+    Args:
+        left: `[clients, rows, inside]`.
+        right: `[clients, inside, columns]`.
+
+    Returns:
+        `[clients, rows, columns]`
+    """
     if len(left) != 1:
         return torch.bmm(left, right)
     return torch.bmm(left.expand(2, -1, -1), right.expand(2, -1, -1))[:1]
@@ -101,9 +110,12 @@ def linear_loss(rows: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch)
 
 
 class _LinearLoss(torch.autograd.Function):
+    """The loss's slope in the logits is sigmoid(logit) - target: all three gradients are products with it."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        logits = baddbmm(bias[:, None, None], weight[:, None], rows.mT).squeeze(1).float()
+        # [clients, 1, 1] + [clients, 1, dim] @ [clients, dim, batch]
+        logits = baddbmm(bias[:, None, None], weight[:, None], rows.mT).squeeze(1).float()  # [clients, batch]
         ctx.save_for_backward(rows, weight, (logits.sigmoid() - targets).mul_(weights))
         return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").sum(1)
 
@@ -111,21 +123,23 @@ class _LinearLoss(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, slope = ctx.saved_tensors
         wants_rows, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        slope = slope * upstream[0][:, None]
-        return (
-            slope[:, :, None] * weight[:, None] if wants_rows else None,
-            bmm(slope[:, None], rows)[:, 0] if wants_weight else None,
-            slope.sum(1) if wants_bias else None,
-            None,
-            None,
-        )
+        slope = slope * upstream[0][:, None]  # [clients, batch]
+        of_rows = of_weight = of_bias = None
+        if wants_rows:
+            of_rows = slope[:, :, None] * weight[:, None]  # [clients, batch, dim]
+        if wants_weight:
+            of_weight = bmm(slope[:, None], rows)[:, 0]  # [clients, dim]
+        if wants_bias:
+            of_bias = slope.sum(1)  # [clients]
+        return of_rows, of_weight, of_bias, None, None
 
 
 def by_rows(optimizer: Optimizer) -> Optimizer:
-    """The same optimiser, stepping only on the rows of a sparse gradient where that makes no difference: plain SGD.
+    """The same optimiser, which steps only on the rows of a sparse gradient where that makes no difference.
 
-    Momentum, decay and adaptive steps move every row in every step; they are given dense gradients. Adam passes over
-    all these rows once, unless it was told how (``fused``, ``foreach``), where by itself it would a dozen times.
+    Plain SGD is such a case. Momentum, decay and adaptive steps move every row in every step, so optimisers that have
+    them are given dense gradients. Adam is told to do its step in one pass over all rows (``fused``); by default it
+    takes a dozen. An Adam that was made with ``fused`` or ``foreach`` keeps what it was told.
     """
     groups = optimizer.param_groups
     steps_as_sgd = type(optimizer) in STEPS_OF_SGD
@@ -140,8 +154,8 @@ def by_rows(optimizer: Optimizer) -> Optimizer:
 def dense_copies(optimizer: Optimizer) -> int:
     """How many tensors as large as its parameters an optimiser of `by_rows` works with.
 
-    They are gradients, as they come and made dense, and its own state. One that steps on rows alone needs none. Of one
-    that cannot be made anew to find out, as many are taken as Adam has.
+    These are the gradient as it comes, the gradient made dense, and the optimiser's own state. An optimiser that steps
+    on rows alone needs none. One that cannot be made anew to be looked at is taken to have as much state as Adam.
     """
     if isinstance(optimizer, _RowSGD):
         return 0
@@ -157,9 +171,11 @@ def dense_copies(optimizer: Optimizer) -> int:
 
 
 def _fuse(groups: list[dict[str, Any]]) -> None:
-    """Let Adam work in one pass on parameters of which every client's share fills whole vectors.
+    """Let Adam do its step in one pass on the parameters for which that changes no result.
 
-    Its last elements, where they fill none, are rounded in another way, and so would depend on the cohort.
+    The fused step goes through a parameter vector by vector of the CPU. The last numbers, if they do not fill a vector,
+    are computed by other instructions, which round differently. Which client these belong to depends on the cohort. So
+    a parameter is fused only if each client's share of it is a whole number of vectors.
     """
     for group in list(groups):
         if (group["fused"], group["foreach"], group["differentiable"]) != (None, None, False):
@@ -174,6 +190,7 @@ def _fuse(groups: list[dict[str, Any]]) -> None:
 
 
 def _densify(groups: list[dict[str, Any]]) -> None:
+    """Make sparse gradients dense, for optimisers that take no others."""
     for group in groups:
         for parameter in group["params"]:
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -193,12 +210,14 @@ class _RowSGD(SGD):
                 if not gradient.is_sparse:
                     table.add_(gradient, alpha=-group["lr"])
                     continue
-                clients, items = gradient._indices()
-                change = gradient._values().mul_(-group["lr"])
-                places = (clients * table.shape[1] + items)[:, None].expand_as(change)
+                # The public methods want equal rows to be added up before, which means sorting them. Here they are
+                # added up as they are written.
+                clients, items = gradient._indices()  # [clients * batch] each
+                change = gradient._values().mul_(-group["lr"])  # [clients * batch, dim]
+                places = (clients * table.shape[1] + items)[:, None].expand_as(change)  # in [clients * items, dim]
                 table.view(-1, table.shape[2]).scatter_add_(0, places, change)
 
 
 def _flat(items: Tensor, num_items: int) -> Tensor:
-    """Where each client's items stand in the rows of all clients' tables."""
+    """Where each client's items, `[clients, batch]`, stand in all tables as one, `[clients * items, dim]`."""
     return items + torch.arange(0, len(items) * num_items, num_items, device=items.device)[:, None]

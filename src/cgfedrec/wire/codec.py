@@ -27,7 +27,13 @@ COUNT = 4
 
 
 def header(name: str, field: Field, count: int = 0) -> bytes:
-    """What stands before a field's values: its name, and how the values lie; of sparse rows, ``count`` of them."""
+    """What stands before a field's values: its name, how they are encoded, and their axes, such as `[items, dim]`.
+
+    Args:
+        name: Of the field.
+        field: What its values are like.
+        count: Of sparse rows, how many follow.
+    """
     encoded = name.encode()
     axes = field.shape
     if field.clusters is not None:

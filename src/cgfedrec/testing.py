@@ -1,14 +1,17 @@
-"""What every method must keep; the test class of a method inherits `Conformance`."""
+"""Tests that every method must pass, those of cgfedrec and those that others write.
+
+This module needs pytest, which cgfedrec itself does not: ``pip install cgfedrec[testing]``. To let pytest say which
+values made an assertion fail, put ``pytest.register_assert_rewrite("cgfedrec.testing")`` into your ``conftest.py``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, ClassVar
 
-import pytest
 import torch
 from lightning import Fabric
 from torch import Tensor
@@ -26,15 +29,21 @@ from cgfedrec.train import train
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.wire import Wire
 
-MakeData = Callable[..., FederatedDataModule]
+try:
+    import pytest
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("cgfedrec.testing needs pytest: pip install cgfedrec[testing]", name="pytest") from error
+
 OPTIMIZERS = {
     "SGD": partial(torch.optim.SGD, lr=0.1),
     "SGD with momentum and decay": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),
     "Adam": partial(torch.optim.Adam, lr=0.01),
 }
+"""Optimisers that a method with the setting ``optimizer`` is tried with."""
 TOLERANCE = 1e-6
+"""How far apart two tensors may lie that should be equal but for rounding, as a share of their norm."""
 Stretch = tuple[Place, int, int]
-"""Of a run: its store, its threads, and the round with which it ends."""
+"""A stretch of a run: the store it uses, its number of threads, and the round with which it ends."""
 VARIANTS: list[list[Stretch]] = [
     [("disk", 1, 3)],
     [("memory", 3, 3)],
@@ -43,12 +52,22 @@ VARIANTS: list[list[Stretch]] = [
     [("memory", 3, 2), ("disk", 1, 3)],
     [("disk", 1, 1), ("memory", 3, 3)],
 ]
-"""To be compared with a run in memory, on one thread, in one go: one thing changed, then any two."""
+"""Each is compared with a run in memory, on one thread, in one go: one thing is changed first, then any two."""
+
+
+def prepared(protocol: Protocol | None = None, seed: int = 0, **arguments: Any) -> FederatedDataModule:
+    """A small data set, split and ready to train on; ``arguments`` are those of `FederatedDataModule`."""
+    arguments.setdefault("synthetic", Synthetic(users=30, items=60, groups=6, interactions=12))
+    data = FederatedDataModule(**arguments)
+    data.attach(protocol or Protocol(), seed)
+    data.setup()
+    return data
 
 
 def trained(
     method: Method, data: FederatedDataModule, cohort_size: int, rounds: int = 3, **options: Any
 ) -> FederatedLoop:
+    """A federation after some rounds on the CPU; ``options`` are those of `FederatedLoop`."""
     loop = FederatedLoop(rounds=rounds, cohort_size=cohort_size, **options)
     loop.setup(Fabric(accelerator="cpu", devices=1), data, method, Path("clients"))
     loop.fit()
@@ -56,9 +75,10 @@ def trained(
 
 
 def ran(method: Method, data: FederatedDataModule, stretches: list[Stretch], options: dict[str, Any]) -> FederatedLoop:
-    """A run that was cut after each of some stretches, and went on from what a checkpoint holds."""
+    """A run in several stretches: it stops after each, and the next one goes on from what a checkpoint would hold."""
     state = None
     folder = Path(mkdtemp(dir="."))
+    threads_before = torch.get_num_threads()
     for store, threads, until in stretches:
         loop = FederatedLoop(rounds=until, cohort_size=5, store=store, **options)
         torch.set_num_threads(threads)
@@ -69,68 +89,97 @@ def ran(method: Method, data: FederatedDataModule, stretches: list[Stretch], opt
                 loop.load_state_dict(state)
             loop.fit()
         finally:
-            torch.set_num_threads(1)
+            torch.set_num_threads(threads_before)
         state = loop.state_dict()
     return loop
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
+    """The norm of the difference as a share of the norm of ``theirs``; both ``[...]``, of one shape."""
     ours, theirs = ours.double(), theirs.double()
     return float(((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item())
 
 
-def without_time(row: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if name != "time/round"}
-
-
 def same(ours: FederatedLoop, theirs: FederatedLoop, exactly: bool = True) -> None:
-    """Both ended with the same private states, server and metrics."""
-    assert ours.store.known.equal(theirs.store.known)
+    """Assert that two runs ended with the same private states, server and metrics: exactly, or within `TOLERANCE`."""
+
+    def assert_close(one: Tensor, other: Tensor, name: str) -> None:
+        if exactly:
+            assert one.equal(other), f"{name} differs by {distance(one, other):.1e} of its norm, and should not at all"
+        else:
+            assert distance(one, other) < TOLERANCE, f"{name} differs by {distance(one, other):.1e} of its norm"
+
+    assert ours.store.known.equal(theirs.store.known), "other clients have taken part"
     users = theirs.store.known.nonzero().squeeze(1)
+    ours_private = ours.store.read(users)
     for name, rows in theirs.store.read(users).items():
-        mine = ours.store.read(users)[name]
-        assert mine.equal(rows) if exactly else distance(mine, rows) < TOLERANCE, name
+        assert_close(ours_private[name], rows, f"the clients' {name}")
+    ours_server = ours.server.state_dict()
     for name, buffer in theirs.server.state_dict().items():
-        mine = ours.server.state_dict()[name]
-        assert mine.equal(buffer) if exactly else distance(mine, buffer) < TOLERANCE, name
+        assert_close(ours_server[name], buffer, f"the server's {name}")
+    untimed = {"time/round": 0.0}  # how long a round took is never the same twice
     for one, other in zip(ours.history, theirs.history, strict=True):
-        assert without_time(one) == pytest.approx(without_time(other), rel=1e-9 if exactly else 1e-4)
+        assert one | untimed == pytest.approx(other | untimed, rel=1e-9 if exactly else 1e-4)
 
 
 class Conformance:
-    """Inherit, say how the method is made and what may leave a client."""
+    """The tests of one method. Inherit, say how the method is made and what its clients send, and run pytest.
+
+        from cgfedrec.testing import Conformance
+
+        class TestMine(Conformance):
+            uploads = {"table"}
+
+            def method(self, **settings):
+                return Mine(**{"dim": 8} | settings)
+
+    Whatever else differs is said by the attributes below. Each test runs in an empty folder, on one thread.
+    """
 
     uploads: ClassVar[set[str]]
-    """Names of what a client sends."""
+    """The names of what a client sends: the keys of ``Client.upload().values``."""
     optimizers: ClassVar[dict[str, Any]] = OPTIMIZERS
-    """Choices of ``optimizer`` to try; none for a method without that setting."""
+    """What the setting ``optimizer`` is tried with; empty for a method without that setting."""
     exactly: ClassVar[bool] = True
-    """Whether training together is training alone bit for bit, and not within 1e-6 of the tensor's norm; store, threads
-    and interruptions must never show."""
+    """Whether clients trained together end bit for bit where each ends alone. A method whose operations do not allow
+    that says no, and must then keep within `TOLERANCE`. Store, threads and interruptions must never change a bit."""
     wrong: ClassVar[dict[str, Any]] = {"dim": 0}
-    """A setting that is refused."""
-    good: ClassVar[dict[str, Any]] = {}
-    """Settings with which it learns on the synthetic data of `test_it_learns`."""
-    good_rounds: ClassVar[int] = 20
-
+    """One setting with a value that must be refused."""
     odd: ClassVar[dict[str, Any]] = {"dim": 7}
-    """Settings with which the numbers of a client, or of a row, fill no whole vectors of a CPU."""
+    """Settings with which a client's numbers do not fill whole vectors of a CPU, where rounding may differ."""
+    good: ClassVar[dict[str, Any]] = {}
+    """Settings with which the method learns in `test_it_learns`; empty for a method that does not promise to."""
+    good_rounds: ClassVar[int] = 20
+    """How many rounds that takes."""
 
     def method(self, **settings: Any) -> Method:
+        """Make the method, small enough to train in a moment, with ``settings`` in place of its own."""
         raise NotImplementedError
 
-    @pytest.fixture
-    def data(self, make_data: MakeData) -> FederatedDataModule:
-        """Clients with one to several batches of 32, the last of which differ in length."""
-        return make_data(synthetic=Synthetic(users=14, items=60, groups=6, interactions=12), batch_size=32)
+    @pytest.fixture(autouse=True)
+    def _alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums by several threads depend on how many they are
+        monkeypatch.chdir(tmp_path)
+        yield
+        torch.set_num_threads(threads)
 
     @pytest.fixture
-    def long_data(self, make_data: MakeData) -> FederatedDataModule:
-        """More clients, with longer batches, the longest of which its client takes alone."""
-        synthetic = Synthetic(users=20, items=150, groups=6, interactions=40)
-        return make_data(synthetic=synthetic, batch_size=256)
+    def data(self) -> FederatedDataModule:
+        """Clients with one to several batches of 32, of which the last ones differ in length."""
+        return prepared(synthetic=Synthetic(users=14, items=60, groups=6, interactions=12), batch_size=32)
+
+    @pytest.fixture
+    def long_data(self) -> FederatedDataModule:
+        """More clients with longer batches. One client has the longest, and is a cohort of its own."""
+        return prepared(synthetic=Synthetic(users=20, items=150, groups=6, interactions=40), batch_size=256)
 
     def test_training_together_is_training_alone(self, data: FederatedDataModule) -> None:
+        """A client ends at the same place whether it trains alone, among five or with all, with every optimiser.
+
+        Otherwise it is not a federation that is simulated: something has passed from one client to another. Usual
+        causes are a mean over the clients axis, and an optimiser that moves clients whose batches are used up.
+        """
         for optimizer in self.optimizers.values() or [None]:
             settings = {} if optimizer is None else {"optimizer": optimizer}
             alone, *others = (trained(self.method(**settings), data, size) for size in (1, 5, 100))
@@ -138,7 +187,10 @@ class Conformance:
                 same(together, alone, self.exactly)
 
     def test_training_together_is_training_alone_for_many_samples_too(self, long_data: FederatedDataModule) -> None:
-        """Bit for bit where numbers of a row fill whole vectors of a CPU; elsewhere, as some CPUs round, nearly so."""
+        """The same with long batches, for which matrix products take other ways, and with odd sizes.
+
+        With odd sizes some CPUs round the end of a row in another way, so that nearly the same is enough.
+        """
         for settings, exactly in (({}, self.exactly), (self.odd, False)):
             alone, *others = (trained(self.method(**settings), long_data, size, rounds=2) for size in (1, 7, 100))
             for together in others:
@@ -146,7 +198,11 @@ class Conformance:
 
     @pytest.mark.parametrize("sizes", ["even", "odd"])
     def test_bits_do_not_depend_on_where_it_ran(self, sizes: str, long_data: FederatedDataModule) -> None:
-        """Store, threads and an interruption: each changed alone, and any two of them together; bit for bit."""
+        """Store, threads and an interruption change no bit, neither alone nor two of them together.
+
+        A run that was killed and resumed must end as one that was not, and a result must not depend on the machine's
+        memory. Usual causes: state that is in no buffer of the server and in no parameter of the client.
+        """
         method = self.method(**(self.odd if sizes == "odd" else {}))
         for variants, options in ((VARIANTS, {}), (VARIANTS[-3:], {"participants": 9})):
             whole = ran(method, long_data, [("memory", 1, 3)], options)
@@ -154,8 +210,12 @@ class Conformance:
                 print("where it ran: store, threads and until which round:", variant)  # pytest shows it of a failure
                 same(ran(method, long_data, variant, options), whole)
 
-    def test_an_upload_depends_on_its_own_client_only(self, data: FederatedDataModule, fabric: Fabric) -> None:
-        """Others' private state and others' interactions make no difference, nor does who else is there."""
+    def test_an_upload_depends_on_its_own_client_only(self, data: FederatedDataModule) -> None:
+        """What a client sends is the same with other neighbours in its cohort, and with none.
+
+        Private state and interactions of the others are changed here. If the upload changes too, it tells of them.
+        """
+        fabric = Fabric(accelerator="cpu", devices=1)
         loop = trained(self.method(), data, 100, rounds=2)
         user = int(loop.data.order()[3])
         (cohort,) = [users for users in data.cohorts(torch.arange(data.num_users), 100) if user in users]
@@ -174,13 +234,17 @@ class Conformance:
             assert uploads[1][name].equal(value) if self.exactly else distance(uploads[1][name], value) < TOLERANCE
 
     def test_what_leaves_a_client_is_what_may(self, data: FederatedDataModule) -> None:
-        """By name, and by size: nothing as long as the number of its own interactions or samples."""
+        """A client sends what `uploads` names and nothing else: everything else is private and stays where it is."""
         loop = trained(self.method(), data, 5)
         with loop.workers.one() as worker:
             upload = worker.client.upload()
         assert set(upload.values) == self.uploads
 
     def test_messages_survive_the_wire_and_are_as_long_as_they_say(self, data: FederatedDataModule) -> None:
+        """What arrives is what was sent, both ways, and the bytes that are reported are those of the messages.
+
+        Communication is what methods are compared by, so it is measured and never computed by a formula.
+        """
         loop = trained(self.method(), data, 5)
         with loop.workers.one() as worker:
             client = worker.client
@@ -215,6 +279,9 @@ class Conformance:
         assert all(value.equal(before[name]) for name, value in arrived.values.items())
 
     def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:
+        """Every item gets a finite score, `[clients, items]`, and a client alone gets the scores that it has among
+        others. The ranking is then over the whole catalogue, and not over what a client has seen.
+        """
         loop = trained(self.method(), data, 5)
         scores = loop.score(torch.tensor([3, 1]))
         assert scores.shape == (2, data.num_items)
@@ -222,15 +289,20 @@ class Conformance:
         assert distance(loop.score(torch.tensor([1])), scores[1:]) < 1e-5
 
     def test_a_wrong_setting_is_refused(self, data: FederatedDataModule) -> None:
+        """A value that cannot work is refused before any work, by an `InputError` that names ``method.<setting>``."""
         with pytest.raises(InputError, match=rf"method\.{next(iter(self.wrong))}"):
             trained(self.method(**self.wrong), data, 5)
 
-    def test_it_learns(self, make_data: MakeData) -> None:
-        """Well above popularity and above Local in strict, full ranking, where items lie in planted groups."""
+    def test_it_learns(self) -> None:
+        """NDCG@10 is half as high again as that of popularity, and as that of clients that learn alone.
+
+        Items lie in planted groups here, so that there is something to find. All items are ranked, and validation and
+        test items are never trained on. What does not beat both controls here has a mistake, or the wrong settings.
+        """
         if not self.good:
             pytest.skip("makes no such promise")
         synthetic = Synthetic(users=300, items=100, groups=8, tastes=1, focus=0.95, skew=0.2, interactions=15)
-        data = make_data(Protocol(), synthetic=synthetic)
+        data = prepared(Protocol(), synthetic=synthetic)
         scores = {}
         for name, method in {"ours": self.method(**self.good), "Local": Local(dim=16, lr_eta=1.0)}.items():
             loop = trained(method, data, 64, rounds=self.good_rounds, evaluate_every=self.good_rounds)
