@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.lists import Lists
-from cgfedrec.data.ratings import Interactions
 from cgfedrec.data.split import Part
 from cgfedrec.errors import check
 from cgfedrec.protocol import Protocol

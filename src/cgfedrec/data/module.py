@@ -18,9 +18,10 @@ from cgfedrec.client import Batch
 from cgfedrec.data.batches import Batches
 from cgfedrec.data.candidates import Candidates, RankingCohort
 from cgfedrec.data.dropping import drop_users, pool_problems
+from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.layout import Format
 from cgfedrec.data.lists import Lists
-from cgfedrec.data.ratings import Interactions, read
+from cgfedrec.data.ratings import read
 from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign
 from cgfedrec.data.synthetic import Synthetic, Track, untold
 from cgfedrec.errors import check, no_count

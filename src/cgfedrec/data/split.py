@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cgfedrec.data.ratings import Interactions
+from cgfedrec.data.interactions import Interactions
 from cgfedrec.random import Stream, bits
 
 SplitName = Literal["leave_one_out", "random", "temporal", "none"]

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cgfedrec.data.ratings import Interactions
+from cgfedrec.data.interactions import Interactions
 from cgfedrec.errors import check, no_count, not_between
 from cgfedrec.random import Stream, bits, normal, uniform
 
