@@ -22,15 +22,20 @@ class Quotes:
     """What is known of the quotes in a text."""
 
     any: bool = False
+    """Whether there are some."""
     breaks: int = 0
     """Line ends within quotes."""
 
 
 def check_text(source: Source, layout: Format, separator: str | None) -> Quotes:
-    """Go once through a text, and see that it can be read without a loss.
+    """Go through a text once, and see that it can be read without a loss.
 
-    In a text whose quotes are in order, every one begins a field, ends it, or stands doubled within it. Of any other
-    text, readers make what they like: rows vanish.
+    In a text whose quotes are in order, every one begins a field, ends it, or stands doubled within it. What a reader
+    makes of any other text is up to the reader, and rows may vanish in it.
+
+    The quotes are then opening and closing ones in turn, and a doubled one closes its field and opens it again. So it
+    is enough to look beside each: before an opening quote, and behind a closing one, stands a separator, a line end or
+    another quote.
 
     Args:
         source: The text.
@@ -41,8 +46,10 @@ def check_text(source: Source, layout: Format, separator: str | None) -> Quotes:
         InputError: where it is not UTF-8 or its quotes are out of order, with the line.
     """
     decoder, quotes = codecs.getincrementaldecoder("utf-8")(), Quotes()
-    opened, position, before = 0, 0, _LINE_END  # the last quote that opened a field; bytes before this chunk
-    inside = False
+    opened = 0  # where the last quote is that opened a field
+    position = 0  # of this chunk
+    before = _LINE_END  # the byte before it; the text begins like a line
+    inside = False  # whether this chunk begins within quotes
     with unpacking(source.path), source.open() as file:
         chunk = file.read(CHUNK)
         if b"\r" in chunk and _LINE_END not in chunk:
@@ -52,7 +59,10 @@ def check_text(source: Source, layout: Format, separator: str | None) -> Quotes:
             if not chunk.isascii() or decoder.getstate()[0]:
                 _decode(source, layout, decoder, chunk, position, last=not following)
             if separator and _QUOTE in chunk:
-                start = len(_BOM) if position == 0 and chunk.startswith(_BOM) else 0
+                start = 0
+                if position == 0 and chunk.startswith(_BOM):
+                    start = len(_BOM)
+                # The chunk, and one byte on either side of it.
                 window = np.frombuffer(before + chunk[start:] + (following[:1] or _LINE_END), np.uint8)
                 places = np.flatnonzero(window[1:-1] == ord(_QUOTE)) + 1
                 opens = np.arange(len(places)) % 2 == int(inside)
@@ -81,15 +91,18 @@ def check_text(source: Source, layout: Format, separator: str | None) -> Quotes:
 def _decode(
     source: Source, layout: Format, decoder: codecs.IncrementalDecoder, chunk: bytes, position: int, last: bool
 ) -> None:
-    pending = len(decoder.getstate()[0])
+    """Raise `InputError`, naming the line, if a chunk is not UTF-8."""
+    pending = len(decoder.getstate()[0])  # bytes of a character that the last chunk began
     try:
         decoder.decode(chunk, last)
     except UnicodeDecodeError as error:
-        utf16 = position == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encodings = "such as latin-1 or cp1252"
+        if position == 0 and chunk[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            encodings = "utf-16"
         raise InputError(
             f"{source.path}, line {_line_of(source, position - pending + error.start)}: not UTF-8 text (byte "
             f"0x{error.object[error.start]:02x}: {error.reason}); say what it is with {layout.option('encoding')}, "
-            f"{'utf-16' if utf16 else 'such as latin-1 or cp1252'}, or check that it is text"
+            f"{encodings}, or check that it is text"
         ) from error
 
 

@@ -28,9 +28,9 @@ class Source:
     path: Path
     """As the user gave it."""
     name: str
-    """Of the file within, without what only says how it is packed, in lower case: r.tsv of R.TSV.GZ."""
+    """The file's name in lower case, without an ending that only says how it is packed. For R.TSV.GZ it is r.tsv."""
     content: Path | bytes
-    """What polars reads."""
+    """What polars reads: a path if it can unpack the file itself, else its bytes."""
 
     @property
     def is_parquet(self) -> bool:
@@ -38,7 +38,7 @@ class Source:
         return self.name.endswith(".parquet")
 
     def open(self) -> BinaryIO:
-        """The bytes, unpacked."""
+        """The file's bytes, unpacked."""
         if isinstance(self.content, bytes):
             return io.BytesIO(self.content)
         if _begins(self.content).startswith(_GZIP):
@@ -47,19 +47,24 @@ class Source:
 
 
 def find(path: Path, layout: Format) -> Source:
-    """The source of a file, as UTF-8 where it is text in another encoding.
+    """The source of a file; a text in another encoding becomes UTF-8.
+
+    How a file is packed is told from its first bytes, since names may say anything.
 
     Raises:
         InputError: where it is no file, or packed in a way that is not read.
     """
     if not path.is_file():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {what}")
     start = _begins(path)
     packed = next((how for magic, how in _PACKED.items() if start.startswith(magic)), None)
     if packed:
         raise InputError(f"{path}: is packed with {packed}, which is not read; unpack it, or pack it with gzip")
     name = path.name.lower()
-    source = _only_member(path) if start.startswith(_ZIP) else Source(path, name.removesuffix(".gz"), path)
+    source = Source(path, name.removesuffix(".gz"), path)
+    if start.startswith(_ZIP):
+        source = _only_member(path)
     if source.is_parquet or codecs.lookup(layout.encoding).name == "utf-8":
         return source
     return _in_utf8(source, layout)
@@ -67,7 +72,7 @@ def find(path: Path, layout: Format) -> Source:
 
 @contextmanager
 def unpacking(path: Path) -> Iterator[None]:
-    """What a damaged archive does while it is read, in words."""
+    """Raise `InputError` where the body finds that a file cannot be unpacked, whatever the library raises then."""
     try:
         yield
     except (zlib.error, EOFError, gzip.BadGzipFile, zipfile.BadZipFile) as error:

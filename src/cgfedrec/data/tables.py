@@ -24,32 +24,43 @@ class Table:
 
     path: Path
     names: Sequence[str]
-    """Of its columns; two may be the same."""
+    """The names of its columns; two may have the same."""
     fields: pl.DataFrame
-    """A column for each, called by its position from 0: text, as it stands, or the types of Parquet."""
+    """One column for each, called by its position from 0: text as it stands, or values as Parquet has them."""
     lines: pl.Series
-    """`[rows]`: on which line of a text, or in which row of Parquet, each begins, from 1."""
+    """`[rows]`: the line of a text, or the row of Parquet, on which each row begins, from 1."""
     place: Literal["line", "row"]
+    """What `lines` counts."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Rows that are not among these, counted."""
+    """How many rows were left out, by why."""
 
     def column(self, option: str, column: Column) -> pl.Series:
-        """The column that an option means. Raises `InputError` if there is none."""
+        """The column that an option names, `[rows]`. Raises `InputError` if there is none."""
         check(missing(self.path, self.names, option, column))
         return self.fields.to_series(position(self.names, column))
 
 
 def position(names: Sequence[str], column: Column) -> int:
-    """Where a column stands, from 0, that is not `missing`."""
-    return column if isinstance(column, int) else names.index(column)
+    """The position, from 0, of a column that is there (`missing` says whether it is)."""
+    if isinstance(column, int):
+        return column
+    return names.index(column)
 
 
 def missing(path: Path, names: Sequence[str], option: str, column: Column | None) -> str | None:
-    """The problem with a column that is not there, or there twice; none for one that is, or that nobody wants."""
+    """The problem with a column that is not there, or there twice.
+
+    Args:
+        path: Of the file.
+        names: Of its columns.
+        option: That names the column.
+        column: A name, or a position from 0; ``None`` where nobody wants one, which is no problem.
+    """
     found = f"the file has {len(names)} columns: {', '.join(names)}"
     if isinstance(column, str) and column not in names:
-        timeless = option.endswith("timestamp_column")
-        advice = ", or set it to null with a split that needs no time (random or none)" if timeless else ""
+        advice = ""
+        if option.endswith("timestamp_column"):
+            advice = ", or set it to null with a split that needs no time (random or none)"
         return f"{path}: no column {column!r}; {found}. Give {option} a name or a position from 0{advice}"
     if isinstance(column, str) and names.count(column) > 1:
         places = " or ".join(str(place) for place, name in enumerate(names) if name == column)

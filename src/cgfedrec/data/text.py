@@ -18,6 +18,8 @@ from cgfedrec.data.source import Source, unpacking
 from cgfedrec.data.tables import HEADERS, OVERLONG, SHOWN, Table, first_line, more_like_these
 from cgfedrec.errors import InputError, check
 
+_LONGEST = 2**31 - 1
+"""Bytes of a field that Python's reader takes: its own limit is 128 KiB."""
 _SEPARATORS = {".tsv": "\t", ".data": "\t", ".dat": "::"}
 
 
@@ -46,8 +48,10 @@ class Text:
 
     @property
     def names(self) -> list[str]:
-        """Of the columns."""
-        return self.first if self.header else [f"column_{number + 1}" for number in range(len(self.first))]
+        """The names of the columns; where the file has none, such as polars gives them."""
+        if self.header:
+            return self.first
+        return [f"column_{number + 1}" for number in range(len(self.first))]
 
     @property
     def single(self) -> bool:
@@ -55,9 +59,11 @@ class Text:
         return len(self.separator.encode()) == 1
 
     def scan(self, truncate: bool = False) -> pl.LazyFrame:
-        """All rows behind the header, blank lines among them as rows without a value; for a `single` separator.
+        """All rows behind the header, for a `single` separator. A blank line is a row without a value.
 
-        Rows with too many fields raise only where every column is read, or lose what is too much with ``truncate``.
+        Args:
+            truncate: Whether rows with too many fields lose those that are too many. If not, polars raises once it
+                comes to such a row, but only if every column is read.
         """
         return pl.scan_csv(
             self.source.content,
@@ -71,9 +77,11 @@ class Text:
         )
 
     def rows(self) -> Iterator[tuple[int, list[str], int]]:
-        """Each row, a blank line being one without fields, between the numbers of lines before it and behind it.
+        """Every row of the file, one after another. It is slow: for where something is wrong.
 
-        Slow: for where something is wrong.
+        Yields:
+            How many lines come before the row, its fields (none in a blank line), and how many lines have been read
+            once it has.
         """
         with unpacking(self.source.path), self.source.open() as file:
             yield from _rows(file, self.separator, self.quote is not None)
@@ -83,29 +91,32 @@ def open_text(source: Source, layout: Format) -> Text:
     """See that a text can be read without a loss, and read its first row. Raises `InputError` if it cannot."""
     suffix = Path(source.name).suffix
     separator = layout.separator or _SEPARATORS.get(suffix, ",")
-    quoted = separator in QUOTED if layout.quoted is None else layout.quoted
-    check(
-        f"{source.path}: {layout.option('quoted')} needs a separator of one character, not {separator!r}"
-        if quoted and len(separator.encode()) != 1
-        else None
-    )
+    quoted = layout.quoted
+    if quoted is None:
+        quoted = separator in QUOTED
+    if quoted and len(separator.encode()) != 1:
+        check(f"{source.path}: {layout.option('quoted')} needs a separator of one character, not {separator!r}")
     quotes = check_text(source, layout, separator if quoted else None)
     with unpacking(source.path), source.open() as file:
         rows = _rows(file, separator, quotes.any)
         before, first, behind = next(((start, row, end) for start, row, end in rows if row), (0, [], 0))
-    check(f"{source.path}: the file is empty" if not first else None)
+    if not first:
+        check(f"{source.path}: the file is empty")
+    # Without quotes in it, polars need not look for any.
     quote = '"' if quotes.any else None
     return Text(source, layout, separator, quote, quotes.breaks, before, first, behind - before)
 
 
 def _rows(file: BinaryIO, separator: str, quoted: bool) -> Iterator[tuple[int, list[str], int]]:
+    """As `Text.rows`."""
     lines = io.TextIOWrapper(file, "utf-8-sig", newline="\n")
     if not quoted:
         for number, line in enumerate(lines):
             text = line.removesuffix("\n").removesuffix("\r")
-            yield number, text.split(separator) if text else [], number + 1
+            fields = text.split(separator) if text else []
+            yield number, fields, number + 1
         return
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(_LONGEST)
     reader, before = csv.reader(lines, delimiter=separator), 0
     for row in reader:
         yield before, row, reader.line_num
@@ -113,13 +124,22 @@ def _rows(file: BinaryIO, separator: str, quoted: bool) -> Iterator[tuple[int, l
 
 
 def read_text(text: Text) -> Table:
-    """A text file, fields as they stand: null where there is nothing."""
-    fields, overlong = _fields(text) if text.single else _split_fields(text)
+    """A text file, fields as they stand, null where there is nothing.
+
+    Raises:
+        InputError: if rows of it cannot be read, and may not be left out.
+    """
+    if text.single:
+        fields, overlong = _fields(text)
+    else:
+        fields, overlong = _split_fields(text)
     lines = _lines(text, fields)
-    kept = ~fields.select(pl.all_horizontal(pl.all().is_null())).to_series()  # how a blank line reads
-    kept = kept.scatter(overlong, False) if overlong else kept
+    kept = ~fields.select(pl.all_horizontal(pl.all().is_null())).to_series()  # a blank line has no fields
+    if overlong:
+        kept = kept.scatter(overlong, False)
     headers = 0
     if text.header:
+        # Files that were put together of several have a header in the middle.
         same = (pl.col(str(place)).eq_missing(name or None) for place, name in enumerate(text.first))
         again = fields.select(pl.all_horizontal(*same)).to_series() & kept
         headers, kept = int(again.sum()), kept & ~again
@@ -128,11 +148,12 @@ def read_text(text: Text) -> Table:
 
 
 def _fields(text: Text) -> tuple[pl.DataFrame, list[int]]:
-    """Every row behind the header, blank lines among them, and which of them have too many fields."""
+    """Every row behind the header, blank lines among them, and the places of those with too many fields."""
     overlong: list[int] = []
     try:
         table = text.scan().collect()
     except (pl.exceptions.PolarsError, OSError) as error:
+        # Polars says that a row is too long, but not which: look for it.
         overlong = _overlong(text)
         if not overlong:
             raise InputError(f"{text.source.path}: cannot be read ({first_line(error)})") from error
@@ -144,16 +165,23 @@ def _split_fields(text: Text) -> tuple[pl.DataFrame, list[int]]:
     """The same for a separator of several characters, which the CSV reader does not know."""
     with unpacking(text.source.path):
         lines = pl.read_lines(text.source.content).to_series().slice(text.blank)
-    lines = lines.str.strip_prefix("\ufeff") if text.blank == 0 else lines
+    if text.blank == 0:
+        lines = lines.str.strip_prefix("\ufeff")  # the byte order mark, which stands before the first line
     rows = lines.str.strip_suffix("\r").slice(1 if text.header else 0)
     fields, width = rows.set(rows == "", None).str.split(text.separator), len(text.first)
-    overlong = _overlong(text) if (fields.list.len() > width).any() else []
+    overlong: list[int] = []
+    if (fields.list.len() > width).any():
+        overlong = _overlong(text)
     table = pl.DataFrame({str(place): fields.list.get(place, null_on_oob=True) for place in range(width)})
     return table.with_columns(pl.all().replace("", None)), overlong
 
 
 def _overlong(text: Text) -> list[int]:
-    """Which rows behind the header have too many fields. Raises `InputError` where they may not be left out."""
+    """The places of the rows behind the header that have too many fields.
+
+    Raises:
+        InputError: naming the first of them, if they may not be left out.
+    """
     width, rows = len(text.first), islice(text.rows(), text.blank + int(text.header), None)
     found = [(number, line, len(row)) for number, (line, row, _) in enumerate(rows) if len(row) > width]
     if found and text.layout.bad_rows == "error":
@@ -165,10 +193,13 @@ def _overlong(text: Text) -> list[int]:
 
 
 def _lines(text: Text, fields: pl.DataFrame) -> pl.Series:
-    """The line on which each row begins: quoted fields may hold line ends."""
-    first = text.blank + (text.length if text.header else 0) + 1
+    """The line on which each row begins, `[rows]`."""
+    first = text.blank + 1
+    if text.header:
+        first += text.length
     lines = pl.int_range(first, first + len(fields), eager=True, dtype=pl.UInt32)
     if not text.breaks:
         return lines
+    # Quoted fields hold line ends, and each of them moves all rows behind it down by a line.
     breaks = fields.select(pl.sum_horizontal(pl.all().str.count_matches("\n", literal=True).fill_null(0)))
     return lines + breaks.to_series().cum_sum().shift(1, fill_value=0)
