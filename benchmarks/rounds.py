@@ -103,7 +103,7 @@ def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
     loop.server.load_state_dict(state["server"])
     loop.round = 2
     cohorts = list(data.cohorts(torch.arange(data.num_users), loop.cohort_size))
-    drawn = {int(users[0]): data._samples(users.numpy(), 2) for users in cohorts}
+    drawn = {int(users[0]): data.batches.samples(users.numpy(), 2, data.private_seed) for users in cohorts}
     with patch.object(data, "_samples", lambda users, _: drawn[int(users[0])]):
         started = time.perf_counter()
         for part, *_ in loop.workers.map(loop.train, cohorts):
@@ -195,7 +195,7 @@ def apart(loop: FederatedLoop) -> dict[str, tuple[float | None, float]]:
     cohorts = list(data.cohorts(everyone, loop.cohort_size))
     for _ in range(REPEATS):
         with stopwatch(times["draw"]):
-            list(loop.workers.map(lambda users: data._samples(users.numpy(), 3), cohorts))
+            list(loop.workers.map(lambda users: data.batches.samples(users.numpy(), 3, data.private_seed), cohorts))
     loop.evaluate("test")  # draws the candidates, once for all rounds
     for _ in range(REPEATS):
         with stopwatch(times["evaluate"]):

@@ -13,7 +13,8 @@ import torch
 
 from cgfedrec.data.ids import as_ids
 from cgfedrec.data.layout import Column, Format
-from cgfedrec.data.tables import Table, read_table
+from cgfedrec.data.reading import read_table
+from cgfedrec.data.tables import Table
 from cgfedrec.errors import InputError, check, not_positive
 from cgfedrec.evaluation.ranking import best
 from cgfedrec.files import write_atomically
