@@ -26,6 +26,7 @@ from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign
 from cgfedrec.data.synthetic import Synthetic, Track, untold
 from cgfedrec.errors import check, no_count
 from cgfedrec.protocol import Protocol
+from cgfedrec.random import private_seed
 
 Stage = Literal["val", "test"]
 
@@ -85,7 +86,7 @@ class FederatedDataModule(LightningDataModule):
         """
         self.protocol, self.seed, self.track = protocol, seed, track
         # Of negatives and of the order of samples, which are a client's own business.
-        self.private_seed = seed
+        self.private_seed = private_seed(seed)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and split. Raises `InputError` where the data cannot serve."""
