@@ -8,7 +8,7 @@ from lightning import Fabric
 
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.methods import CGFedRec
+from cgfedrec.methods import CGFedRec, CoFedRec, GPFedRec, Local
 from cgfedrec.structure.alignment import AlignedClient
 from cgfedrec.testing import trained
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
@@ -61,6 +61,21 @@ def test_those_who_never_took_part_stand_at_the_start(make_data: MakeData) -> No
         start = worker.client.start(strangers)
         loop.store.load(worker.client, strangers)
         assert all(value.equal(start[name]) for name, value in worker.client.private().items())
+
+
+def test_what_a_client_reports_is_a_column_and_nobody_else_has_it(make_data: MakeData) -> None:
+    columns = {}
+    for kind, settings in ((CGFedRec, {"clusters": 6}), (CoFedRec, {"clusters": 6}), (GPFedRec, {}), (Local, {})):
+        history = trained(kind(dim=8, lr_eta=2.0, **settings), make_data(), 7, rounds=3).history  # type: ignore[arg-type]
+        names = {name for row in history for name in row if name.startswith("train/")}
+        columns[kind.__name__] = {name: [row[name] for row in history] for name in names - {"train/loss"}}
+    assert columns["Local"] == {}
+    assert set(columns["GPFedRec"]) == {"train/distance"}
+    assert max(columns["GPFedRec"]["train/distance"]) > 0
+    for name in ("CGFedRec", "CoFedRec"):
+        assert set(columns[name]) == {"train/alignment"}
+        first, *others = columns[name]["train/alignment"]
+        assert first == 0 < min(others), "before labels have come, nothing is reported"
 
 
 def test_the_mean_forgets_earlier_participants(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
