@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,9 +31,7 @@ from cgfedrec.data.split import Part
 from cgfedrec.data.synthetic import Track
 from cgfedrec.errors import printable
 from cgfedrec.protocol import Protocol
-
-if TYPE_CHECKING:
-    from cgfedrec.run.run import Run
+from cgfedrec.units import nbytes
 
 METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 KEPT = ("rows", BREAKS)
@@ -134,11 +133,20 @@ def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Proto
         )
 
 
-def show_result(console: Console, run: Run) -> None:
-    """The end of a run: metrics, communication, and where everything is."""
-    summary = run.summary
-    show_metrics(console, summary, run.data.protocol)
-    metric = run.loop.monitor.replace("val/", "test/")
+def show_result(
+    console: Console, summary: Mapping[str, Any], protocol: Protocol, monitor: str, directory: Path
+) -> None:
+    """The end of a run: metrics, communication, and where everything is.
+
+    Args:
+        console: Where to.
+        summary: Of the run, as in its ``summary.json``.
+        protocol: By which it was measured.
+        monitor: The validation metric that chose the best round; its test value is compared with popularity's.
+        directory: The run's folder.
+    """
+    show_metrics(console, summary, protocol)
+    metric = monitor.replace("val/", "test/")
     if metric in summary and summary[metric] <= summary[f"popularity/{metric}"]:
         console.print(f"{metric} is not above that of popularity: these settings do not serve these data (yet)")
     federated = "bytes/up" in summary  # a reference has no rounds, sends nothing and leaves no checkpoint
@@ -148,9 +156,9 @@ def show_result(console: Console, run: Run) -> None:
             f"{nbytes(summary['bytes/down'])} down",
             highlight=False,
         )
-    left = [name for name in LEFT_BY_A_RUN if (run.directory / name).exists()]
+    left = [name for name in LEFT_BY_A_RUN if (directory / name).exists()]
     console.print(
-        f"{summary['seconds']:.1f} s; {', '.join(left)} are in {run.directory}",
+        f"{summary['seconds']:.1f} s; {', '.join(left)} are in {directory}",
         highlight=False,
         soft_wrap=True,
     )
@@ -181,15 +189,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return str(value).replace("\n", "\\n").replace("\t", "\\t")  # an id or a title has one line
-
-
-def nbytes(number: float, digits: int = 1) -> str:
-    """A number of bytes as people write it, with so many decimals beyond plain bytes."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.{digits}f} {unit}"
-        number /= 1000
-    return f"{number:.{digits}f} TB"
 
 
 def progress_bars(console: Console, field: str, remaining: bool = True) -> Progress:

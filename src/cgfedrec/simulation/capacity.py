@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cgfedrec.errors import check
 from cgfedrec.simulation.store import Dtype
+from cgfedrec.units import nbytes
 
 Place = Literal["auto", "memory", "disk"]
 CACHE = 32 * 2**20
@@ -33,6 +35,8 @@ GROWTH = 9 / 8
 """By which files are longer than what is in them."""
 INTERACTION = 500
 """Bytes for each interaction of the data, while they are drawn from, beside the data themselves."""
+gib = partial(nbytes, binary=True)
+"""Memory and disks are told in powers of two, as the operating system tells them."""
 
 
 @dataclass(frozen=True)
@@ -263,8 +267,3 @@ def free_disk(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     ours = [*folder.glob("*"), *folder.parent.glob("*.ckpt")]
     return shutil.disk_usage(existing).free + sum(path.stat().st_blocks * 512 for path in ours)
-
-
-def gib(nbytes: float) -> str:
-    """Bytes in the unit in which they are read most easily."""
-    return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.0f} MiB"
