@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.run.checkpoint import read_checkpoint
+from cgfedrec.run.checkpoint import State, read_checkpoint
 from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.run import Run
@@ -57,8 +56,11 @@ def start(
         InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
     """
     checkpoint = checkpoint_in(given)
-    state = read_checkpoint(checkpoint) if checkpoint else None
-    settings = parse(given, settings_in(state["config"], given) if state else None, on_quickstart)
+    state = base = None
+    if checkpoint:
+        state = read_checkpoint(checkpoint)
+        base = settings_in(state["config"], given)
+    settings = parse(given, base, on_quickstart)
     with run_folder(settings) as directory:
         to_train = not (state and _is_finished(state, settings))
         run = Run(settings, directory, callbacks, console, to_train=to_train)
@@ -68,7 +70,7 @@ def start(
         yield run
 
 
-def _is_finished(state: Mapping[str, Any], settings: Namespace) -> bool:
+def _is_finished(state: State, settings: Namespace) -> bool:
     """Whether the last round is behind a checkpoint, so that all that is left is to report."""
     round = state["loop"].get("round")
     return isinstance(round, int) and round >= settings.loop.rounds

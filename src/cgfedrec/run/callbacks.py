@@ -73,11 +73,12 @@ class ProgressBar:
 
     def on_round_end(self, loop: FederatedLoop) -> None:
         self.progress.reset(self.clients)
-        row = loop.history[-1] if loop.history else {}
-        if row.get("round") != loop.round:
+        if not loop.history or loop.history[-1]["round"] != loop.round:  # this round was not evaluated
             self.progress.update(self.rounds, completed=loop.round)
             return
-        metric = f"{loop.monitor} {row[loop.monitor]:.4f}" if loop.monitor in row else ""
+        row, metric = loop.history[-1], ""
+        if loop.monitor in row:
+            metric = f"{loop.monitor} {row[loop.monitor]:.4f}"
         self.progress.update(self.rounds, completed=loop.round, metric=metric)
         if not self.console.is_terminal:
             loss = f"train/loss {row['train/loss']:.4f}"

@@ -12,7 +12,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypedDict, cast
 
 import torch
 import xxhash
@@ -31,6 +31,18 @@ _CHUNK = 2**20
 _HEADER = {"format": int, "version": str, "run": str, "config": str, "method": str, "fingerprint": str, "loop": dict}
 
 
+class State(TypedDict):
+    """What `read_checkpoint` returns."""
+
+    format: int
+    version: str
+    run: str
+    config: str
+    method: str
+    fingerprint: str
+    loop: dict[str, Any]
+
+
 class Header(NamedTuple):
     """What a checkpoint says beside the state of the loop."""
 
@@ -44,7 +56,7 @@ class Header(NamedTuple):
     """Of the data (`FederatedDataModule.fingerprint`)."""
 
 
-def write_checkpoint(path: Path, header: Header, loop: Mapping[str, Any]) -> None:
+def write_checkpoint(path: Path, header: Header, loop: Mapping[str, object]) -> None:
     """Write one without building it in memory. Raises `RunError` where there is no room."""
     state = {"format": FORMAT, "version": __version__, **header._asdict(), "loop": dict(loop)}
 
@@ -91,7 +103,7 @@ def copy(source: Path, target: Path) -> None:
         write_atomically(target, lambda file: shutil.copyfileobj(opened, file), source.stat().st_size)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> State:
     """Read what `write_checkpoint` wrote, once all of it has been checked; nothing in the file is executed or imported.
 
     Tensors are mapped, and take memory as they are used.
@@ -118,7 +130,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"ckpt_path: {path} is of {wrote}; this is {__version__}, which cannot read it")
     if not (_is_whole(state) and _is_plain(state, length)):
         raise InputError(f"ckpt_path: {path} is no checkpoint of this version of cgfedrec")
-    return state
+    return cast(State, state)
 
 
 def _checked_length(path: Path) -> int:
@@ -152,7 +164,7 @@ def _what_else(path: Path) -> str:
     return f". Try {different[0]}"
 
 
-def _is_whole(state: Mapping[str, Any]) -> bool:
+def _is_whole(state: Mapping[str, object]) -> bool:
     return all(isinstance(state.get(name), kind) for name, kind in _HEADER.items()) and set(state) == set(_HEADER)
 
 
@@ -176,10 +188,13 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def flat(settings: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every setting by its dotted name."""
     if not isinstance(settings, dict):
         yield prefix, settings
         return
     for key, value in settings.items():
-        yield from flat(value, f"{prefix}.{key}" if prefix else key)
+        name = str(key)
+        if prefix:
+            name = f"{prefix}.{name}"
+        yield from flat(value, name)

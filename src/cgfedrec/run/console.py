@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -33,6 +33,7 @@ from cgfedrec.errors import printable
 from cgfedrec.protocol import Protocol
 from cgfedrec.units import nbytes
 
+T = TypeVar("T")
 METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 KEPT = ("rows", BREAKS)
 """Of a report, what is not left out."""
@@ -54,7 +55,7 @@ def console(stderr: bool = False) -> Console:
 class _Escaping(Console):
     """Every text that is printed, in a table or by itself, passes here."""
 
-    def render_str(self, text: str, **options: Any) -> Text:
+    def render_str(self, text: str, **options: Any) -> Text:  # rich has half a dozen, and they are its own
         return super().render_str(printable(text), **options)
 
 
@@ -71,13 +72,12 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
     name = data.path or "embedded data"
     dropped = ", ".join(f"{count:,} {what}" for what, count in data.report.items() if what not in KEPT and count)
     breaks = data.report.get(BREAKS, 0)
-    console.print(
-        f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
-        + (f"; left out: {dropped}" if dropped else "")
-        + (f"; {breaks:,} {BREAKS}" if breaks else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
+    told = f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
+    if dropped:
+        told += f"; left out: {dropped}"
+    if breaks:
+        told += f"; {breaks:,} {BREAKS}"
+    console.print(told, highlight=False, soft_wrap=True)
     if not details:
         return
     table = Table("", *(f"{q:.0%}" for q in QUANTILES), title="quantiles", title_justify="left")
@@ -95,7 +95,7 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
 def tracker(console: Console) -> Track:
     """What tells of long work: a bar on a terminal, elsewhere one line, once it is sure to take long."""
 
-    def told(parts: Sequence[Any], what: str) -> Iterator[Any]:
+    def told(parts: Sequence[T], what: str) -> Iterator[T]:
         started, said = time.perf_counter(), False
         for number, part in enumerate(parts):
             yield part
@@ -105,7 +105,7 @@ def tracker(console: Console) -> Track:
                 whole = seconds / (number + 1) * len(parts)
                 console.print(f"{what}: about {whole:,.0f} s", highlight=False, soft_wrap=True)
 
-    def shown(parts: Sequence[Any], what: str) -> Iterable[Any]:
+    def shown(parts: Sequence[T], what: str) -> Iterable[T]:
         if not console.is_terminal:
             return told(parts, what)
         return track(parts, escape(printable(what)), console=console, transient=True)
@@ -183,7 +183,7 @@ def show_recommendations(console: Console, table: pl.DataFrame) -> None:
         console.print("source popularity: this user has no model, and is shown what is popular among the others")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
@@ -192,13 +192,18 @@ def _cell(value: Any) -> str:
 
 
 def progress_bars(console: Console, field: str, remaining: bool = True) -> Progress:
-    """Bars for long work, on a terminal alone: done of all, time, and a task's ``field`` behind it."""
+    """Bars for long work, on a terminal alone: done of all, time, and a task's ``field`` behind it.
+
+    Args:
+        console: Where to.
+        field: The name of a text that every task has.
+        remaining: Whether the time that is left is guessed, too.
+    """
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    if remaining:
+        columns.append(TimeRemainingColumn())
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        *([TimeRemainingColumn()] if remaining else []),
+        *columns,
         TextColumn(f"{{task.fields[{field}]}}"),
         console=console,
         transient=True,

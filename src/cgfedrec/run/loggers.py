@@ -43,7 +43,7 @@ class Forgiving:
         self.logger = logger
         self.failed = False
 
-    def start(self, directory: Path, config: dict[str, Any]) -> None:
+    def start(self, directory: Path, config: dict[str, object]) -> None:
         """Begin a run with these settings, in this folder.
 
         What fails here is not forgiven: nothing has been trained yet, and the settings can be mended.
@@ -138,20 +138,22 @@ class WandbLogger(theirs.WandbLogger):
         log_checkpoint: bool = False,
     ) -> None:
         mode = os.environ.get("WANDB_MODE") or "online"
-        check(
-            f"logger.project: {project!r} must have from 1 to 128 characters, and none of {' '.join(_NOT_IN_PROJECTS)}"
-            if not 0 < len(project) <= 128 or set(project) & set(_NOT_IN_PROJECTS)
-            else None,
-            "logger.name: is empty" if name == "" else None,
-            None if mode in MODES else f"WANDB_MODE: no {mode!r}; choose one of {', '.join(MODES)}",
-        )
-        self.offline = offline
+        problems = []
+        if not 0 < len(project) <= 128 or set(project) & set(_NOT_IN_PROJECTS):
+            refused = " ".join(_NOT_IN_PROJECTS)
+            problems.append(f"logger.project: {project!r} must have from 1 to 128 characters, and none of {refused}")
+        if name == "":
+            problems.append("logger.name: is empty")
+        if mode not in MODES:
+            problems.append(f"WANDB_MODE: no {mode!r}; choose one of {', '.join(MODES)}")
+        check(*problems)
         if offline is None:
-            self.offline = not _has_key()
+            offline = not _has_key()
+        self.offline = offline
         self.log_checkpoint = log_checkpoint
-        super().__init__(name=name, project=project, offline=bool(self.offline))
+        super().__init__(name=name, project=project, offline=offline)
 
-    def start(self, directory: Path, config: Mapping[str, Any]) -> None:
+    def start(self, directory: Path, config: Mapping[str, object]) -> None:
         """Begin or, where ``directory`` holds the identity of an earlier part, continue a W&B run.
 
         Args:
@@ -196,7 +198,7 @@ class WandbLogger(theirs.WandbLogger):
         for name, found in values.items():
             self.experiment.log({name: wandb.Histogram(found.tolist()), "round": step})
 
-    def log_summary(self, history: list[Row], monitor: str, summary: Mapping[str, Any], best: Path) -> None:
+    def log_summary(self, history: list[Row], monitor: str, summary: Mapping[str, object], best: Path) -> None:
         """Log the table of final metrics, the curve of the monitored metric against bytes, and what was asked for.
 
         Args:

@@ -45,7 +45,9 @@ class ReferenceFit:
     @property
     def best(self) -> Row | None:
         """The only row, once there is one."""
-        return self.history[-1] if self.history else None
+        if not self.history:
+            return None
+        return self.history[-1]
 
     def fit(self) -> None:
         """Fit the reference and rank what is held out for validation.

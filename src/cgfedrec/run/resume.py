@@ -10,7 +10,17 @@ import yaml
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.protocol import Protocol
-from cgfedrec.run.checkpoint import BEST, LAST, Header, copy, flat, link_or_copy, read_checkpoint, write_checkpoint
+from cgfedrec.run.checkpoint import (
+    BEST,
+    LAST,
+    Header,
+    State,
+    copy,
+    flat,
+    link_or_copy,
+    read_checkpoint,
+    write_checkpoint,
+)
 from cgfedrec.run.folder import CLIENTS
 
 
@@ -50,7 +60,7 @@ class Checkpoints:
         if best:  # second, so that the best round is never ahead of the last, from which a run goes on
             link_or_copy(self.directory / LAST, self.directory / BEST)
 
-    def restore(self, loop: FederatedLoop, state: dict[str, Any], resumed: Path | None = None) -> None:
+    def restore(self, loop: FederatedLoop, state: State, resumed: Path | None = None) -> None:
         """Go to where a checkpoint was written.
 
         Args:
@@ -121,7 +131,7 @@ class Checkpoints:
         loop.open_state_dict(self._read_best(self.directory / BEST, int(best["round"]))["loop"])
         loop.history = history
 
-    def _read_best(self, path: Path, round: int) -> dict[str, Any]:
+    def _read_best(self, path: Path, round: int) -> State:
         """The checkpoint of the best round. Raises `InputError` if it is another, or another run's."""
         state = read_checkpoint(path)
         ours = (self.header.run, self.header.fingerprint, round)

@@ -23,7 +23,7 @@ from cgfedrec.files import write_atomically, write_json
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.callbacks import EarlyStopping, Interrupt, ProgressBar
-from cgfedrec.run.checkpoint import BEST, Header
+from cgfedrec.run.checkpoint import BEST, Header, State
 from cgfedrec.run.console import quiet_console, show_data, tracker
 from cgfedrec.run.engine import engine
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
@@ -138,7 +138,7 @@ class Run:
         """Every client's private state, after the same round."""
         return self.loop.store
 
-    def restore(self, state: dict[str, Any], resumed: Path | None = None) -> None:
+    def restore(self, state: State, resumed: Path | None = None) -> None:
         """Go to where a checkpoint was written.
 
         Args:
@@ -229,7 +229,9 @@ class Run:
 
     def _ranked(self) -> Ranked | None:
         """Where the state that is loaded ranks the test items, if there are any."""
-        return self.training.ranked("test") if self.data.holds_out("test") else None
+        if not self.data.holds_out("test"):
+            return None
+        return self.training.ranked("test")
 
     def test(self) -> dict[str, float]:
         """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular."""

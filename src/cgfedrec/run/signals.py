@@ -7,8 +7,10 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""As `signal.signal` takes and returns it."""
 Reaction = Callable[[list[signal.Signals]], str]
 """Given the signals that have come so far, the newest last, says what happens now. It may raise to stop at once."""
 
@@ -30,7 +32,7 @@ class Signals:
         self.react = react
         self.came: list[signal.Signals] = []
 
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Handler] = {}
 
     def listen(self) -> Self:
         """Note signals from now on."""
