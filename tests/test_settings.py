@@ -261,8 +261,8 @@ def test_all_problems_are_told_at_once_with_their_sources() -> None:
 def test_what_is_no_config_is_refused_in_words(text: str, message: str) -> None:
     Path("config.yaml").write_text(text)
     for config in ("config.yaml", text):
-        with pytest.raises(InputError) as refused:
-            start(said([config]))
+        with pytest.raises(InputError) as refused, start(said([config])):
+            pass
         assert message.replace("no YAML of options", "") in str(refused.value)
         assert len(str(refused.value)) < 500
     assert sorted(path.name for path in Path().iterdir()) == ["config.yaml"]

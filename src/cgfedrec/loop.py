@@ -299,6 +299,10 @@ class FederatedLoop:
             raise NotFiniteError("score", users[~finite.cpu()].tolist())
         return scores
 
+    def histograms(self) -> dict[str, Tensor]:
+        """What the server has discovered and is worth a look: values by name, such as the sizes of clusters."""
+        return self.server.histograms()
+
     @property
     def history(self) -> list[Row]:
         """A row for each evaluated round; rows are only ever added."""

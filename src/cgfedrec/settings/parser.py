@@ -7,14 +7,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 from lightning import Fabric
 from lightning.fabric.loggers import Logger
 
-from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, Notice, check, nearest
 from cgfedrec.loop import FederatedLoop
@@ -255,12 +253,6 @@ def dump(settings: Namespace) -> str:
     for name in ("config", "ckpt_path", "run_dir", "trust"):
         kept.pop(name, None)
     return str(parser().dump(kept, skip_unset=False, skip_validation=True))
-
-
-def is_reference(settings: Namespace) -> bool:
-    """Whether the method is a `Reference`, which sees everyone's data, and no federated one."""
-    method: object = resolve_name(settings.method.class_path)
-    return isinstance(method, type) and issubclass(method, Reference)
 
 
 def instantiate(settings: Namespace) -> Namespace:

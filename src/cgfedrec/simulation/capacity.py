@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cgfedrec.errors import check
 from cgfedrec.simulation.store.rowfiles import Dtype
+from cgfedrec.units import nbytes
 
 Place = Literal["auto", "memory", "disk"]
 CACHE = 32 * 2**20
@@ -35,6 +37,8 @@ GROWTH = 9 / 8
 """How many times as long as their content a store's files may be: they grow by an eighth at a time."""
 INTERACTION = 500
 """Bytes that drawing samples takes for each interaction, beside the data themselves. Measured."""
+gib = partial(nbytes, binary=True)
+"""Memory and disks are told in powers of two, as the operating system tells them."""
 
 
 @dataclass(frozen=True)
@@ -296,8 +300,3 @@ def free_disk(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     ours = [*folder.glob("*"), *folder.parent.glob("*.ckpt")]
     return shutil.disk_usage(existing).free + sum(path.stat().st_blocks * 512 for path in ours)
-
-
-def gib(nbytes: float) -> str:
-    """Bytes in the unit in which they are read most easily."""
-    return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.0f} MiB"
