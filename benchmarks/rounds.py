@@ -106,8 +106,8 @@ def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
     drawn = {int(users[0]): data.batches.samples(users.numpy(), 2, data.private_seed) for users in cohorts}
     with patch.object(data, "_samples", lambda users, _: drawn[int(users[0])]):
         started = time.perf_counter()
-        for part, *_ in loop.workers.map(loop.train, cohorts):
-            loop.server.aggregate(part)
+        for trained in loop.workers.map(loop.train, cohorts):
+            loop.server.aggregate(trained.part)
         loop.server.update(torch.cat(cohorts), 2)
         return time.perf_counter() - started
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from cgfedrec.client import Client
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, no_count, not_positive
 from cgfedrec.evaluation.ranking import Ranked, no_metric, ranked, summarise
-from cgfedrec.history import Growing, Row, rows_of
+from cgfedrec.history import Evaluations, Row, rows_of
 from cgfedrec.kit.rows import dense_copies
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, bits, private_seed, shared_seed
@@ -31,7 +31,18 @@ from cgfedrec.wire.messages import Broadcast, NotFiniteError, Sum, Upload
 from cgfedrec.wire.wire import Wire
 
 
-class FederatedLoop:
+class Trained(NamedTuple):
+    """What comes of a cohort's part in a round."""
+
+    part: Upload | Sum
+    """What is left of its uploads for the server."""
+    bytes_up: int
+    bytes_down: int
+    means: Tensor
+    """`[clients, 1 + reports]`: mean loss, and what else its clients report; see `cgfedrec.train.train`."""
+
+
+class FederatedLoop(Evaluations):
     """Federated training: rounds of local training, aggregation and evaluation.
 
     Args:
@@ -75,6 +86,7 @@ class FederatedLoop:
             if participants is not None and participation != 1
             else None,
         )
+        super().__init__(monitor)
         self.rounds = rounds
         self.participation = participation
         self.participants = participants
@@ -84,10 +96,8 @@ class FederatedLoop:
         self.state_dtype: Dtype = state_dtype
         self.evaluate_every = evaluate_every
         self.checkpoint_every = checkpoint_every
-        self.monitor = monitor
         self.patience = patience
         self.round = 0
-        self.history: list[Row] = []
         self.bytes_up = self.bytes_down = self.bytes_scoring = 0
         self.seconds = 0.0
         self.should_stop = False
@@ -200,11 +210,11 @@ class FederatedLoop:
 
                 # 2. Train cohorts side by side. Whichever ends first, they are added up in one order.
                 losses = []
-                trained = self.workers.map(self.train, cohorts)
-                for users, (part, bytes_up, bytes_down, means) in zip(cohorts, trained, strict=True):
-                    self.server.aggregate(part)
-                    self.bytes_up, self.bytes_down = self.bytes_up + bytes_up, self.bytes_down + bytes_down
-                    losses.append(means)
+                for users, trained in zip(cohorts, self.workers.map(self.train, cohorts), strict=True):
+                    self.server.aggregate(trained.part)
+                    self.bytes_up += trained.bytes_up
+                    self.bytes_down += trained.bytes_down
+                    losses.append(trained.means)
                     self.fabric.call("on_cohort_end", self, users)
 
                 # 3. Let the server make of it what it sends next. A worker does it, on one thread as all else: sums
@@ -224,12 +234,8 @@ class FederatedLoop:
         keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, self.round if self.resample else 0, everyone)
         return torch.from_numpy(np.sort(keys.argsort()[: self.num_participants]))
 
-    def train(self, users: Tensor) -> tuple[Upload | Sum, int, int, Tensor]:
-        """One cohort's part in this round.
-
-        Returns:
-            What is left of its uploads for the server, the bytes that it sent and received, and its means: see `train`.
-        """
+    def train(self, users: Tensor) -> Trained:
+        """One cohort's part in this round, `[clients]`."""
         with self.workers.one() as worker:
             client = worker.client
             broadcast, bytes_down = self.wire.down(self.server.broadcast(users, self.round), len(users))
@@ -239,7 +245,7 @@ class FederatedLoop:
             means = train(self.fabric, worker, self.data.draw(users, self.round, self.epochs))
             upload, bytes_up = self.wire.up(client.upload(), self.server.expects)  # updates up
             self.store.save(client)  # private state out
-            return self.server.reduce(upload), bytes_up, bytes_down, means
+            return Trained(self.server.reduce(upload), bytes_up, bytes_down, means)
 
     def _welcomes(self, users: Tensor) -> int:
         """The bytes of a welcome to each of ``users`` who has not taken part before."""
@@ -303,38 +309,11 @@ class FederatedLoop:
         """What the server has discovered and is worth a look: values by name, such as the sizes of clusters."""
         return self.server.histograms()
 
-    @property
-    def history(self) -> list[Row]:
-        """A row for each evaluated round; rows are only ever added."""
-        return self._history
-
-    @history.setter
-    def history(self, rows: list[Row]) -> None:
-        self._history, self._judged, self._best, self._table = rows, 0, 0, Growing()
-
-    @property
-    def best(self) -> Row | None:
-        """The row of the best round by ``monitor``, the last one where nothing is held out; none before the first."""
-        if not self.history:
-            return None
-        return self.history[len(self.history) - 1 - self.since_best]
-
-    @property
-    def since_best(self) -> int:
-        """How many evaluated rounds have passed since the best one."""
-        if not self.history or self.monitor not in self.history[-1]:
-            return 0
-        for place in range(self._judged, len(self.history)):  # the rows before have been looked at
-            if self.history[place][self.monitor] > self.history[self._best][self.monitor]:
-                self._best = place
-        self._judged = len(self.history)
-        return len(self.history) - 1 - self._best
-
     def state_dict(self) -> dict[str, Any]:
         """Everything on which the next round depends."""
         return {
             "round": self.round,
-            "history": self._table.of(self.history),
+            "history": self.table(),
             "bytes": [self.bytes_up, self.bytes_down, self.bytes_scoring],
             "seconds": self.seconds,
             "server": self.server.state_dict(),
