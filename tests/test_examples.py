@@ -9,6 +9,7 @@ import pytest
 import torch
 from examples import plain_cgfedrec as plain
 from sklearn.cluster import MiniBatchKMeans
+from torch.utils.data import TensorDataset
 
 from cgfedrec.client import Batch
 from cgfedrec.methods import CGFedRec
@@ -19,15 +20,18 @@ ROUNDS = 3
 TOLERANCE = 1e-5
 
 
-def samples_of(batches: list[Batch]) -> list[plain.Samples]:
+def samples_of(batches: list[Batch]) -> list[TensorDataset]:
     """One client's batches as the samples of each epoch, in their order."""
-    epochs: list[plain.Samples] = [[]]
+    epochs = []
+    items, targets = [], []
     for batch in batches:
         real = batch.weights[0] > 0  # the rest is padding
-        epochs[-1] += zip(batch.items[0, real].tolist(), batch.targets[0, real].tolist(), strict=True)
+        items.append(batch.items[0, real])
+        targets.append(batch.targets[0, real])
         if batch.ends[0]:
-            epochs.append([])
-    return epochs[:-1]
+            epochs.append(TensorDataset(torch.cat(items), torch.cat(targets)))
+            items, targets = [], []
+    return epochs
 
 
 def test_three_rounds_of_the_framework_are_those_of_the_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None:
