@@ -100,7 +100,7 @@ def train(
             for optimizer in (head, table):  # the table takes its step on the loss with the new head
                 client.zero_grad()
                 loss = F.binary_cross_entropy_with_logits(client(items), targets)
-                if labels is not None:
+                if labels is not None:  # the head's gradient of this is zero: in its step it only takes time
                     loss = loss + reg * contrast(client.table.weight, labels, temperature)
                 loss.backward()
                 optimizer.step()

@@ -38,12 +38,11 @@ def test_three_rounds_of_the_framework_are_those_of_the_plain_twin(monkeypatch: 
     """Same start, same batches, same seeds of k-means: the same labels, losses, tables and heads."""
     seeds: list[int] = []
 
-    class Noted(MiniBatchKMeans):  # type: ignore[misc]
-        def __init__(self, n_clusters: int, **settings: Any) -> None:
-            seeds.append(settings["random_state"])
-            super().__init__(n_clusters, **settings)
+    def noted(**settings: Any) -> MiniBatchKMeans:
+        seeds.append(settings["random_state"])
+        return MiniBatchKMeans(**settings)
 
-    monkeypatch.setattr(clusters, "MiniBatchKMeans", Noted)
+    monkeypatch.setattr(clusters, "MiniBatchKMeans", noted)
     data = prepared(batch_size=16)
     method = CGFedRec(dim=8, clusters=6, reg=0.5, optimizer=partial(torch.optim.SGD, lr=0.1), table_lr=10.0)
     loop = trained(method, data, cohort_size=7, rounds=ROUNDS)
