@@ -27,6 +27,7 @@ import torch
 from examples import plain_cgfedrec as twin
 from lightning import Fabric
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from benchmarks import threads
 from benchmarks.leak import ratings
@@ -145,12 +146,15 @@ def plain(
     clients, epochs = [], []
     for user in users:
         batches = data.draw(torch.tensor([user]), 2, 2)
-        samples: list[twin.Samples] = [[], []]
-        for index, batch in enumerate(batches):
-            real = batch.weights[0] > 0  # the rest is padding
-            pairs = zip(batch.items[0, real].tolist(), batch.targets[0, real].tolist(), strict=True)
-            samples[2 * index // len(batches)] += pairs
-        epochs.append(samples)
+        # what has no weight is padding
+        items, targets = ([batch[index][0][batch.weights[0] > 0] for batch in batches] for index in (0, 1))
+        half = len(batches) // 2
+        epochs.append(
+            [
+                TensorDataset(torch.cat(items[part]), torch.cat(targets[part]))
+                for part in (slice(half), slice(half, None))
+            ]
+        )
         clients.append(plain_client({name: rows[place[user]] for name, rows in state["store"]["rows"].items()}))
     started = time.perf_counter()
     for client, samples in zip(clients, epochs, strict=True):

@@ -19,10 +19,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-Samples = list[tuple[int, float]]
-"""Items with their targets: 1 for an item of the client, 0 for one that it does not have."""
+from torch.utils.data import DataLoader, TensorDataset
 
 
 class Client(nn.Module):
@@ -40,14 +37,18 @@ class Client(nn.Module):
 
 def draw(
     history: Sequence[int], items: int, chance: random.Random, epochs: int = 2, negatives: int = 4
-) -> list[Samples]:
-    """A client's samples of one round: each of its items beside four that it does not have, shuffled for each epoch."""
+) -> list[TensorDataset]:
+    """A client's samples of one round, shuffled anew for each epoch.
+
+    A sample is an item and its target: 1 for an item that the client has, 0 for one of four others that it has not.
+    """
     unseen = sorted(set(range(items)) - set(history))
-    samples: Samples = []
+    samples = []
     for item in history:
         samples.append((item, 1.0))
         samples += [(other, 0.0) for other in chance.sample(unseen, negatives)]
-    return [chance.sample(samples, len(samples)) for _ in range(epochs)]
+    shuffled = [zip(*chance.sample(samples, len(samples)), strict=True) for _ in range(epochs)]
+    return [TensorDataset(torch.tensor(drawn), torch.tensor(targets)) for drawn, targets in shuffled]
 
 
 def contrast(table: Tensor, labels: Tensor, temperature: float, base_temperature: float = 0.5) -> Tensor:
@@ -69,7 +70,7 @@ def contrast(table: Tensor, labels: Tensor, temperature: float, base_temperature
 
 def train(
     client: Client,
-    epochs: Sequence[Samples],
+    epochs: Sequence[TensorDataset],
     labels: Tensor | None,
     lr: float = 0.1,
     table_lr: float = 13_456.0,
@@ -95,11 +96,11 @@ def train(
     head, table = torch.optim.SGD(client.head.parameters(), lr), torch.optim.SGD(client.table.parameters(), table_lr)
     total = 0.0
     for samples in epochs:
-        for items, targets in DataLoader(samples, batch_size):  # type: ignore[arg-type]
+        for items, targets in DataLoader(samples, batch_size):
             for optimizer in (head, table):  # the table takes its step on the loss with the new head
                 client.zero_grad()
-                loss = F.binary_cross_entropy_with_logits(client(items), targets.float())
-                if labels is not None:
+                loss = F.binary_cross_entropy_with_logits(client(items), targets)
+                if labels is not None:  # the head's gradient of this is zero: in its step it only takes time
                     loss = loss + reg * contrast(client.table.weight, labels, temperature)
                 loss.backward()
                 optimizer.step()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from examples import plain_cgfedrec as plain
 from sklearn.cluster import MiniBatchKMeans
+from torch.utils.data import TensorDataset
 
 from cgfedrec.client import Batch
 from cgfedrec.methods import CGFedRec
@@ -19,27 +20,29 @@ ROUNDS = 3
 TOLERANCE = 1e-5
 
 
-def samples_of(batches: list[Batch]) -> list[plain.Samples]:
+def samples_of(batches: list[Batch]) -> list[TensorDataset]:
     """One client's batches as the samples of each epoch, in their order."""
-    epochs: list[plain.Samples] = [[]]
+    epochs = []
+    items, targets = [], []
     for batch in batches:
         real = batch.weights[0] > 0  # the rest is padding
-        epochs[-1] += zip(batch.items[0, real].tolist(), batch.targets[0, real].tolist(), strict=True)
+        items.append(batch.items[0, real])
+        targets.append(batch.targets[0, real])
         if batch.ends[0]:
-            epochs.append([])
-    return epochs[:-1]
+            epochs.append(TensorDataset(torch.cat(items), torch.cat(targets)))
+            items, targets = [], []
+    return epochs
 
 
 def test_three_rounds_of_the_framework_are_those_of_the_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Same start, same batches, same seeds of k-means: the same labels, losses, tables and heads."""
     seeds: list[int] = []
 
-    class Noted(MiniBatchKMeans):  # type: ignore[misc]
-        def __init__(self, n_clusters: int, **settings: Any) -> None:
-            seeds.append(settings["random_state"])
-            super().__init__(n_clusters, **settings)
+    def noted(**settings: Any) -> MiniBatchKMeans:
+        seeds.append(settings["random_state"])
+        return MiniBatchKMeans(**settings)
 
-    monkeypatch.setattr(clusters, "MiniBatchKMeans", Noted)
+    monkeypatch.setattr(clusters, "MiniBatchKMeans", noted)
     data = prepared(batch_size=16)
     method = CGFedRec(dim=8, clusters=6, reg=0.5, optimizer=partial(torch.optim.SGD, lr=0.1), table_lr=10.0)
     loop = trained(method, data, cohort_size=7, rounds=ROUNDS)

@@ -210,7 +210,7 @@ class _RowSGD(SGD):
                 if not gradient.is_sparse:
                     table.add_(gradient, alpha=-group["lr"])
                     continue
-                # The public methods want equal rows to be added up before, which means sorting them. Here they are
+                # The public methods want equal rows to be added up first, which means sorting them. Here they are
                 # added up as they are written.
                 clients, items = gradient._indices()  # [clients * batch] each
                 change = gradient._values().mul_(-group["lr"])  # [clients * batch, dim]
