@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from cgfedrec import __version__
-from cgfedrec.experiments.compare.plan import Facts, Plan
+from cgfedrec.experiments.compare.job import Facts
+from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.plot import Line, chart
 from cgfedrec.experiments.compare.results import Curve, Results, Row, Table
 from cgfedrec.experiments.compare.statistics import Interval

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
-from cgfedrec.experiments.compare.plan import Job, Kind, Plan
+from cgfedrec.experiments.compare.job import Job, Kind
+from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.runner import reason
 from cgfedrec.experiments.compare.statistics import Interval, holm, interval, paired_test, pareto, per_user
 from cgfedrec.files import write_atomically

@@ -18,7 +18,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import TaskID
 
-from cgfedrec.experiments.compare.plan import Job
+from cgfedrec.experiments.compare.job import Job
 from cgfedrec.files import locked, remove_leftovers, write_atomically
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.folder import CONFIG
