@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cgfedrec.errors import InputError, check
+from cgfedrec.experiments.space import distribution
 from cgfedrec.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -72,15 +73,3 @@ def save_study(study: optuna.Study, folder: Path, budget: Mapping[str, Any]) -> 
         for trial in ended
     ]
     write_json(folder / STUDY, {"budget": budget, "trials": trials})
-
-
-def distribution(entry: Any) -> optuna.distributions.BaseDistribution:
-    """From what values of an option are drawn: a list of choices, or ``low`` and ``high``."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(entry, list):
-        return CategoricalDistribution(entry)
-    low, high, log = entry["low"], entry["high"], bool(entry.get("log", False))
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log, step=entry.get("step", 1))
-    return FloatDistribution(low, high, log=log, step=entry.get("step"))

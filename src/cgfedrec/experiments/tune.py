@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
-from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.experiments.study import distribution, open_study, save_study
+from cgfedrec.experiments.space import check_space, distribution, holds, parsed, read_space, value_of, with_values
+from cgfedrec.experiments.study import open_study, save_study
 from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -25,7 +25,6 @@ from cgfedrec.run.run import Run
 from cgfedrec.server import NotFiniteError
 from cgfedrec.settings.parser import dump, parse, refuse_of_fit
 from cgfedrec.settings.sources import said
-from cgfedrec.settings.yamlfile import read_yaml_file
 
 if TYPE_CHECKING:
     import optuna
@@ -74,7 +73,7 @@ def tune(
     given = said(options=options)
     refuse_of_fit(given, "tune")
     own: dict[str, Any] = yaml.safe_load(dump(parse(given)))
-    _check_space(spec, own)
+    check_space(spec, own)
     run = _open(own, folder)
     check(None if run.data.part_size(Part.VAL) else "data.split: holds nothing out for validation")
     budget = {"config": own, "space": spec, "prune": prune, "data": run.header.fingerprint}
@@ -101,8 +100,8 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
         highlight=False,
         soft_wrap=True,
     )
-    values = {option: _value(own, option) for option in spec}
-    if not study.trials and all(_holds(entry, values[option]) for option, entry in spec.items()):
+    values = {option: value_of(own, option) for option in spec}
+    if not study.trials and all(holds(entry, values[option]) for option, entry in spec.items()):
         study.enqueue_trial(values)
     with progress_bars(console, "best") as progress:
         task = progress.add_task("trials", total=trials, completed=_settled(study), best="")
@@ -125,62 +124,9 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
         f"{', median pruning' if prune else ''}.\n# {monitor} {best.value:.4f}; no test item was ranked.\n"
     )
     path = folder / "best.yaml"
-    write_atomically(path, stated + dump(_parsed(with_values(own, best.params))))
+    write_atomically(path, stated + dump(parsed(with_values(own, best.params))))
     console.print(f"{monitor} {best.value:.4f} with {_written(best.params)}\n{path}", highlight=False, soft_wrap=True)
     return path
-
-
-def read_space(path: Path) -> dict[str, Any]:
-    """Read a search space: each option's choices, or its range. Raises `InputError` with every problem."""
-    try:
-        space = read_yaml_file(path)
-    except InputError as error:
-        raise InputError(f"--space: {problem}" for problem in error.problems) from error
-    check(None if isinstance(space, dict) and space else f"--space: {path}: holds no options")
-    check(*(f"--space: {name}: {problem}" for name, entry in space.items() if (problem := _problem(entry))))
-    return {str(name): entry for name, entry in space.items()}
-
-
-def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config in which dotted options have other values."""
-    changed = dict(config)
-    for option, value in values.items():
-        first, _, rest = option.partition(".")
-        changed[first] = with_values(changed.get(first) or {}, {rest: value}) if rest else value
-    return changed
-
-
-def _problem(entry: Any) -> str | None:
-    if isinstance(entry, list):
-        plain = all(value is None or isinstance(value, bool | int | float | str) for value in entry)
-        return None if entry and plain else "give one or more choices: numbers, text, true, false or null"
-    if not isinstance(entry, dict) or not {"low", "high"} <= entry.keys() <= {"low", "high", "log", "step"}:
-        return "give a list of choices, or low and high, and log or step if wanted"
-    low, high = entry["low"], entry["high"]
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
-        return f"low {low!r} and high {high!r} must be numbers; YAML reads 1e-3 as text, and 1.0e-3 as a number"
-    if not low < high:
-        return f"low {low} is not below high {high}"
-    if entry.get("log") and (low <= 0 or "step" in entry):
-        return "log needs a positive low, and takes no step"
-    return None
-
-
-def _check_space(space: Mapping[str, Any], own: dict[str, Any]) -> None:
-    """Every end of a range and every choice must be something that the parser takes, one at a time."""
-    problems = []
-    for option, entry in space.items():
-        first = option.split(".")[0]
-        if first not in ("method", "loop", "data"):
-            problems.append(f"--space: {option}: only options of method, loop and data can be tuned")
-            continue
-        for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
-            try:
-                _parsed(with_values(own, {option: value}))
-            except InputError as error:
-                problems.append(f"--space: {option}: {error}")
-                break
-    check(*problems)
 
 
 def _optuna() -> Any:
@@ -199,18 +145,6 @@ def _settled(study: optuna.Study) -> int:
 
 def _completed(study: optuna.Study) -> bool:
     return any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
-
-
-def _value(config: Any, option: str) -> Any:
-    for key in option.split("."):
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
-
-
-def _holds(entry: Any, value: Any) -> bool:
-    if isinstance(entry, list):
-        return value in entry
-    return isinstance(value, int | float) and entry["low"] <= value <= entry["high"]
 
 
 def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], folder: Path) -> str:
@@ -248,14 +182,9 @@ def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = 
     callbacks = [_Reporter(trial)] if trial else []
     if trial:
         folder.mkdir(parents=True, exist_ok=True)
-    settings = _parsed(config)
+    settings = parsed(config)
     settings.logger = None
     return open_run(settings, folder, callbacks)
-
-
-def _parsed(config: Mapping[str, Any]) -> Namespace:
-    """The settings of a whole config, whatever the environment says."""
-    return parse(said([config], environment={}))
 
 
 class _Reporter:
