@@ -16,12 +16,20 @@ from cgfedrec.settings.yamlfile import read_yaml_file
 
 
 def read_space(path: Path) -> dict[str, Any]:
-    """Read a search space: each option's choices, or its range. Raises `InputError` with every problem."""
+    """Read a search space: for each option a list of choices, or a range.
+
+    Args:
+        path: A YAML file of dotted options; see `cgfedrec.experiments.tune.tune`.
+
+    Raises:
+        InputError: with every problem.
+    """
     try:
         space = read_yaml_file(path)
     except InputError as error:
         raise InputError(f"--space: {problem}" for problem in error.problems) from error
-    check(None if isinstance(space, dict) and space else f"--space: {path}: holds no options")
+    if not isinstance(space, dict) or not space:
+        raise InputError(f"--space: {path}: holds no options")
     check(*(f"--space: {name}: {problem}" for name, entry in space.items() if (problem := _problem(entry))))
     return {str(name): entry for name, entry in space.items()}
 
@@ -31,14 +39,19 @@ def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     changed = dict(config)
     for option, value in values.items():
         first, _, rest = option.partition(".")
-        changed[first] = with_values(changed.get(first) or {}, {rest: value}) if rest else value
+        if rest:
+            value = with_values(changed.get(first) or {}, {rest: value})
+        changed[first] = value
     return changed
 
 
-def _problem(entry: Any) -> str | None:
+def _problem(entry: object) -> str | None:
+    """What is wrong with an option's choices or range, if anything is."""
     if isinstance(entry, list):
         plain = all(value is None or isinstance(value, bool | int | float | str) for value in entry)
-        return None if entry and plain else "give one or more choices: numbers, text, true, false or null"
+        if entry and plain:
+            return None
+        return "give one or more choices: numbers, text, true, false or null"
     if not isinstance(entry, dict) or not {"low", "high"} <= entry.keys() <= {"low", "high", "log", "step"}:
         return "give a list of choices, or low and high, and log or step if wanted"
     low, high = entry["low"], entry["high"]
@@ -52,14 +65,25 @@ def _problem(entry: Any) -> str | None:
 
 
 def check_space(space: Mapping[str, Any], own: dict[str, Any]) -> None:
-    """Every end of a range and every choice must be something that the parser takes, one at a time."""
+    """Make sure that the parser takes every choice, and both ends of every range, each on its own.
+
+    Args:
+        space: As `read_space` gives it.
+        own: The config whose options are to be varied.
+
+    Raises:
+        InputError: naming each option with a value that cannot be used.
+    """
     problems = []
     for option, entry in space.items():
         first = option.split(".")[0]
         if first not in ("method", "loop", "data"):
             problems.append(f"--space: {option}: only options of method, loop and data can be tuned")
             continue
-        for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
+        values = entry
+        if not isinstance(entry, list):
+            values = (entry["low"], entry["high"])
+        for value in values:
             try:
                 parsed(with_values(own, {option: value}))
             except InputError as error:
@@ -74,19 +98,27 @@ def parsed(config: Mapping[str, Any]) -> Namespace:
 
 
 def value_of(config: Any, option: str) -> Any:
+    """The value of a dotted option in a config; ``None`` where there is none."""
     for key in option.split("."):
-        config = config.get(key) if isinstance(config, dict) else None
+        if not isinstance(config, dict):
+            return None
+        config = config.get(key)
     return config
 
 
-def holds(entry: Any, value: Any) -> bool:
+def holds(entry: Any, value: object) -> bool:
+    """Whether an option's choices or range hold a value."""
     if isinstance(entry, list):
         return value in entry
     return isinstance(value, int | float) and entry["low"] <= value <= entry["high"]
 
 
 def distribution(entry: Any) -> optuna.distributions.BaseDistribution:
-    """From what values of an option are drawn: a list of choices, or ``low`` and ``high``."""
+    """What Optuna draws an option's values from.
+
+    Args:
+        entry: A list of choices, or ``low`` and ``high`` with ``log`` or ``step``. Two whole ends make whole numbers.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(entry, list):

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -15,7 +16,7 @@ from rich.console import Console
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.experiments.space import check_space, distribution, holds, parsed, read_space, value_of, with_values
-from cgfedrec.experiments.study import open_study, save_study
+from cgfedrec.experiments.study import open_study, save_study, value_of_trial
 from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     import optuna
 
 STARTUP = 5
-"""Trials drawn at random before the sampler learns from them and, where asked to, before any is pruned."""
+"""Trials that are drawn at random, before the sampler learns from them; none of these is pruned."""
 WARM_UP = 0.2
-"""Share of the rounds before which no trial is pruned."""
+"""The share of the rounds that every trial trains at least, before it may be pruned."""
 
 
 def tune(
@@ -66,7 +67,8 @@ def tune(
         InputError: if anything given cannot be used, or the folder holds a study of something else.
         RunError: if no trial came to an end.
     """
-    check(f"--trials: {trials} is not positive" if trials < 1 else None)
+    if trials < 1:
+        check(f"--trials: {trials} is not positive")
     console, folder = console or quiet_console(), Path(output)
     check(no_folder("--output", folder))
     spec = read_space(Path(space))
@@ -75,7 +77,9 @@ def tune(
     own: dict[str, Any] = yaml.safe_load(dump(parse(given)))
     check_space(spec, own)
     run = _open(own, folder)
-    check(None if run.data.part_size(Part.VAL) else "data.split: holds nothing out for validation")
+    if not run.data.part_size(Part.VAL):
+        check("data.split: holds nothing out for validation")
+    # What all trials of a study have in common; a study of something else is not gone on with.
     budget = {"config": own, "space": spec, "prune": prune, "data": run.header.fingerprint}
     optuna = _optuna()
     pruner = optuna.pruners.NopPruner()
@@ -94,34 +98,42 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
     own, spec, prune = budget["config"], budget["space"], budget["prune"]
     save_study(study, folder, budget)
     monitor, seed = run.loop.monitor, int(own["seed_everything"])
-    most = f" of at most {run.loop.rounds} rounds" if isinstance(run.method, Method) else ""
+    most = ""
+    if isinstance(run.method, Method):  # a reference has no rounds
+        most = f" of at most {run.loop.rounds} rounds"
     console.print(
         f"{type(run.method).__name__}: {trials} trials{most}, by {monitor}, seed {seed}, in {folder}",
         highlight=False,
         soft_wrap=True,
     )
     values = {option: value_of(own, option) for option in spec}
+    # The config's own settings come first: a search should not end below what one had.
     if not study.trials and all(holds(entry, values[option]) for option, entry in spec.items()):
         study.enqueue_trial(values)
     with progress_bars(console, "best") as progress:
         task = progress.add_task("trials", total=trials, completed=_settled(study), best="")
         while _settled(study) < trials:
+            # A new sampler for each trial, seeded by the trial's number: a search that was stopped comes to the same
+            # trials as one that was not, whatever state its sampler was in.
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=STARTUP, multivariate=True, seed=(seed * 100_003 + _settled(study)) % 2**32
             )
             ended = _one(study, spec, own, folder / "trial")
             save_study(study, folder, budget)
             console.print(ended, highlight=False)
-            so_far = f"best {study.best_value:.4f}" if _completed(study) else ""
+            so_far = ""
+            if _completed(study):
+                so_far = f"best {study.best_value:.4f}"
             progress.update(task, completed=_settled(study), best=so_far)
     table = _table(study)
     write_atomically(folder / "trials.csv", table.write_csv())
     if not _completed(study):
         raise RunError(f"none of {trials} trials came to an end; {folder / 'trials.csv'} says why")
     best = study.best_trial
+    pruned = ", median pruning" if prune else ""
     stated = (
-        f"# Found by cgfedrec tune: trial {best.number} of {trials}{most}, seed {seed}"
-        f"{', median pruning' if prune else ''}.\n# {monitor} {best.value:.4f}; no test item was ranked.\n"
+        f"# Found by cgfedrec tune: trial {best.number} of {trials}{most}, seed {seed}{pruned}.\n"
+        f"# {monitor} {best.value:.4f}; no test item was ranked.\n"
     )
     path = folder / "best.yaml"
     write_atomically(path, stated + dump(parsed(with_values(own, best.params))))
@@ -129,7 +141,8 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
     return path
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
+    """Optuna, which is an extra. Raises `InputError` where it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -139,11 +152,12 @@ def _optuna() -> Any:
 
 
 def _settled(study: optuna.Study) -> int:
-    """How many trials count: those that have ended, whatever way."""
+    """How many trials count: those that have ended, in whatever way."""
     return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def _completed(study: optuna.Study) -> bool:
+    """Whether any trial came to a value."""
     return any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
 
 
@@ -167,20 +181,27 @@ def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], fol
     except TrialPruned:
         state = TrialState.PRUNED
     except (InputError, RunError, NotFiniteError, RuntimeError, ValueError) as failure:
+        # Settings that diverge or do not fit are an answer like any other, and the search goes on.
         state = TrialState.FAIL
-        error = f"the {failure.what} is not finite" if isinstance(failure, NotFiniteError) else str(failure)
+        error = str(failure)
+        if isinstance(failure, NotFiniteError):  # whose message lists clients, and they say nothing of settings
+            error = f"the {failure.what} is not finite"
         trial.set_user_attr("error", error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     trial.set_user_attr("seconds", time.perf_counter() - started)
     study.tell(trial, value, state=state)
-    ended = f"{value:.4f}" if value is not None else f"{state.name.lower()} {error}".strip()
+    ended = f"{state.name.lower()} {error}".strip()
+    if value is not None:
+        ended = f"{value:.4f}"
     return f"trial {trial.number}: {ended}  {_written(values)}"
 
 
 def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = None) -> Run:
-    callbacks = [_Reporter(trial)] if trial else []
-    if trial:
+    """Set up the run of a config; one that belongs to a trial reports to it, and may write into the folder."""
+    callbacks = []
+    if trial is not None:
+        callbacks.append(_Reporter(trial))
         folder.mkdir(parents=True, exist_ok=True)
     settings = parsed(config)
     settings.logger = None
@@ -188,15 +209,16 @@ def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = 
 
 
 class _Reporter:
-    """Tells the study of every evaluation, and ends a trial that it prunes."""
+    """A callback that tells the study of every evaluation, and ends the trial if the study prunes it."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
 
     def on_round_end(self, loop: FederatedLoop) -> None:
-        row = loop.history[-1] if loop.history else {}
-        if row.get("round") != loop.round:
+        """Report the round's value, if this round was evaluated. Raises ``TrialPruned`` to end the trial."""
+        if not loop.history or loop.history[-1]["round"] != loop.round:
             return
+        row = loop.history[-1]
         self.trial.report(row[loop.monitor], loop.round)
         if self.trial.should_prune():
             from optuna import TrialPruned
@@ -205,12 +227,12 @@ class _Reporter:
 
 
 def _table(study: optuna.Study) -> pl.DataFrame:
-    """A row a trial that counts."""
+    """One row for each trial that counts."""
     rows = [
         {
             "trial": trial.number,
             "state": trial.state.name.lower(),
-            "value": trial.value if trial.state.name == "COMPLETE" else None,
+            "value": value_of_trial(trial),
             "best_round": trial.user_attrs.get("best_round"),
             "seconds": trial.user_attrs["seconds"],
             **trial.params,
@@ -223,5 +245,12 @@ def _table(study: optuna.Study) -> pl.DataFrame:
 
 
 def _written(values: Mapping[str, Any]) -> str:
-    short = {option.rpartition("init_args.")[2]: value for option, value in values.items()}
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in short.items())
+    """The values of a trial on one line, options by their last names."""
+    parts = []
+    for option, value in values.items():
+        name = option.rpartition("init_args.")[2]
+        if isinstance(value, float):
+            parts.append(f"{name} {value:.4g}")
+        else:
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
