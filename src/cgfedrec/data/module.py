@@ -100,7 +100,7 @@ class FederatedDataModule(LightningDataModule):
         self.known_ids = read_in.user_ids
         self._owned = self._owned_by_all(read_in)
         # From here on all are in ascending order of users, and of items within a user: `Lists` need that.
-        users, items, positive = (values[kept.order] for values in (kept.users, kept.items, kept.positive))
+        users, items, positive = kept.users[kept.order], kept.items[kept.order], kept.positive[kept.order]
         part = np.full(len(kept.users), len(Part), np.int8)  # items below the rating threshold are of no part
         part[kept.positive] = part_of_positive
         part = part[kept.order]
