@@ -79,7 +79,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pareto(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """The points of which no other is as good in both cost and gain, by rising cost.
+    """The Pareto front, by rising cost: a point is on it if whatever gains as much costs more.
 
     Args:
         costs: `[points]`.
