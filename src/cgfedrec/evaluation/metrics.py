@@ -115,7 +115,7 @@ class RankingMetric(Metric):
         self.users += len(ranks)
 
     def compute(self) -> dict[str, Tensor]:
-        """The metric at each cut-off, named like ``hr@10``; not a number where no user was added."""
+        """The metric at each cut-off, `[]`, named like ``hr@10``; not a number where no user was added."""
         return {f"{self.name}@{k}": self.total[i] / self.users for i, k in enumerate(self.cutoffs)}
 
     @staticmethod
