@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from lightning import Fabric
 from torch import Tensor
 
+import cgfedrec
+from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
@@ -245,3 +248,20 @@ def test_the_private_seed_does_not_follow_from_the_shared_one() -> None:
         assert shared_seed(seed) == shared_seed(seed)
         assert len({seed, shared_seed(seed), private_seed(seed)}) == 3
         assert 0 <= shared_seed(seed) < 2**63
+
+
+def test_fit_test_and_recommend_tell_what_scoring_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One table a user for each of two evaluations and the test, and again for whoever asks."""
+    small = {"data": {"synthetic": {"users": 20, "items": 40, "groups": 4, "interactions": 8}}, "logger": None}
+    run = cgfedrec.fit(
+        small,
+        {"method": {"class_path": "FedRAP", "init_args": {"dim": 4}}, "loop.rounds": 2},
+        {"run_dir": str(tmp_path)},
+    )
+    table = 40 * 4 * 4
+    users = run.data.num_users
+    assert 3 * users * table < run.summary["bytes/scoring"] < 3 * users * (table + 40)
+    checkpoint = str(tmp_path / "checkpoints" / "best.ckpt")
+    assert users * table < cgfedrec.load(checkpoint).test()["bytes/scoring"] < users * (table + 40)
+    assert main(["recommend", "--ckpt_path", checkpoint, "--user", str(run.data.user_ids[0])]) == 0
+    assert "659 B more down, to score with" in capsys.readouterr().err

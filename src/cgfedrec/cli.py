@@ -111,13 +111,14 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
 
 def _test(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.api import load
-    from cgfedrec.run.console import console, show_metrics
+    from cgfedrec.run.console import console, show_metrics, show_scoring
 
     run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
     metrics = run.test()
     if not metrics:
         raise InputError("ckpt_path: its split holds nothing out for a test")
     show_metrics(console(), metrics, run.data.protocol)
+    show_scoring(console(), int(metrics["bytes/scoring"]))
     return 0
 
 
@@ -129,11 +130,13 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
         raise InputError(f"--output: {output} must end in .csv or .parquet")
 
     from cgfedrec.run.api import load
-    from cgfedrec.run.console import console, show_recommendations
+    from cgfedrec.run.console import console, show_recommendations, show_scoring
     from cgfedrec.run.recommend import SHOWN, ItemsFormat, with_titles, without_any, write
 
     run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
+    before = run.training.bytes_scoring
     table = run.recommend(arguments.user, arguments.top_k)
+    show_scoring(console(stderr=True), run.training.bytes_scoring - before)
     if arguments.items:
         quoted = {None: None, "true": True, "false": False}[arguments.items_quoted]
         layout = ItemsFormat(

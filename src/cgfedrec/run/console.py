@@ -156,12 +156,19 @@ def show_result(
             f"{nbytes(summary['bytes/down'])} down",
             highlight=False,
         )
+        show_scoring(console, summary["bytes/scoring"])
     left = [name for name in LEFT_BY_A_RUN if (directory / name).exists()]
     console.print(
         f"{summary['seconds']:.1f} s; {', '.join(left)} are in {directory}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def show_scoring(console: Console, downloaded: int) -> None:
+    """What clients had to download to score with, if anything, in bytes; nothing of it is counted as training."""
+    if downloaded:
+        console.print(f"{nbytes(downloaded)} more down, to score with", highlight=False)
 
 
 def show_recommendations(console: Console, table: pl.DataFrame) -> None:

@@ -40,6 +40,7 @@ class ReferenceFit:
         self.reference, self.data, self.fabric, self.monitor = reference, data, fabric, monitor
         self.round = 0
         self.seconds = 0.0
+        self.bytes_scoring = 0  # nobody downloads anything
         self.history: list[Row] = []
 
     @property

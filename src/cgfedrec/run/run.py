@@ -216,11 +216,14 @@ class Run:
             )
         if isinstance(training, FederatedLoop):
             self._saved.go_to_best(training)
+        before = training.bytes_scoring
         found = self._ranked()
         if found is not None:
             write(rank_table(self.data, found), self.directory / RANKS)
         tests = tested(self.data, found)
         self.summary = summary_of(training, self.header, self.data, tests, self.directory)
+        if "bytes/scoring" in self.summary:  # of all evaluations so far, and of this test
+            self.summary["bytes/scoring"] += training.bytes_scoring - before
         self.summary["seconds"] = time.perf_counter() - started
         write_json(self.directory / "summary.json", self.summary)
         shown = {name: value for name, value in tests.items() if name.startswith("test/")}
@@ -235,8 +238,15 @@ class Run:
         return self.training.ranked("test")
 
     def test(self) -> dict[str, float]:
-        """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular."""
-        return tested(self.data, self._ranked())
+        """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular.
+
+        With ``bytes/scoring``, what clients had to download for it, where anything is held out.
+        """
+        before = self.training.bytes_scoring
+        found = tested(self.data, self._ranked())
+        if found:
+            found["bytes/scoring"] = self.training.bytes_scoring - before
+        return found
 
     def recommend(self, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
         """The best items for users, without those that they have.

@@ -51,7 +51,8 @@ def quickstart() -> Path:
 _DESCRIPTION = """Train a federation. Options come from environment variables (ENV below), from the config, which
 outranks them, and from the command line, which outranks both; their order does not count. The variable of any option is
 CGFEDREC_FIT_ and its name in capitals, with __ for a dot: CGFEDREC_FIT_METHOD__DIM. --method.help CGFedRec, --data.help
-FederatedDataModule and --logger.help WandbLogger tell the options of these parts; --print_config prints them all."""
+FederatedDataModule and --logger.help cgfedrec.run.loggers.WandbLogger tell the options of these parts; --print_config
+prints them all."""
 
 
 @cache
