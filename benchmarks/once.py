@@ -67,7 +67,7 @@ def measure(settings: dict[str, Any]) -> dict[str, float]:
             times.append(time.perf_counter())
 
     loop = FederatedLoop(given["rounds"], participants=given["participants"], evaluate_every=10**6, patience=None)
-    method = CGFedRec(given["clusters"], contrast=given["contrast"], dim=given["dim"], lr_eta=0.01)
+    method = CGFedRec(clusters=given["clusters"], contrast=given["contrast"], dim=given["dim"], lr_eta=0.01)
     with tempfile.TemporaryDirectory() as directory:
         fabric = Fabric(accelerator="cpu", devices=1, callbacks=[Watch()])
         loop.setup(fabric, data, method, Path(directory))

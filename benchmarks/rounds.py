@@ -40,6 +40,7 @@ from cgfedrec.run.checkpoint import Header, write_checkpoint
 from cgfedrec.server import MeanServer, Server
 from cgfedrec.structure.contrast import contrast
 from cgfedrec.train import train
+from cgfedrec.wire.values import Field
 
 PUBLISHED = {"round, aligned": 178.0, "round, not aligned": 8.7, "draw negatives": 2.4, "evaluate": 0.6}
 """Seconds that the published code takes on 2 cores for all 943 clients."""
@@ -59,7 +60,7 @@ class Unaligned(TableMethod):
     """PFedRec's client, and a server that averages."""
 
     def server(self, num_items: int, seed: int) -> Server:
-        return MeanServer({"table": (num_items, self.dim)}, seed)
+        return MeanServer({"table": Field((num_items, self.dim))}, seed)
 
 
 METHODS: dict[str, Callable[[], TableMethod]] = {
@@ -103,12 +104,12 @@ def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
     loop.server.load_state_dict(state["server"])
     loop.round = 2
     cohorts = list(data.cohorts(torch.arange(data.num_users), loop.cohort_size))
-    drawn = {int(users[0]): data._samples(users.numpy(), 2) for users in cohorts}
+    drawn = {int(users[0]): data.batches.samples(users.numpy(), 2, data.private_seed) for users in cohorts}
     with patch.object(data, "_samples", lambda users, _: drawn[int(users[0])]):
         started = time.perf_counter()
-        for upload, _, _ in loop.workers.map(loop.train, cohorts):
-            loop.server.aggregate(upload)
-        loop.server.update(loop.fabric, 2)
+        for trained in loop.workers.map(loop.train, cohorts):
+            loop.server.aggregate(trained.part)
+        loop.server.update(torch.cat(cohorts), 2)
         return time.perf_counter() - started
 
 
@@ -198,7 +199,7 @@ def apart(loop: FederatedLoop) -> dict[str, tuple[float | None, float]]:
     cohorts = list(data.cohorts(everyone, loop.cohort_size))
     for _ in range(REPEATS):
         with stopwatch(times["draw"]):
-            list(loop.workers.map(lambda users: data._samples(users.numpy(), 3), cohorts))
+            list(loop.workers.map(lambda users: data.batches.samples(users.numpy(), 3, data.private_seed), cohorts))
     loop.evaluate("test")  # draws the candidates, once for all rounds
     for _ in range(REPEATS):
         with stopwatch(times["evaluate"]):

@@ -95,7 +95,7 @@ def test_a_step_descends_the_penalised_loss(make_data: MakeData, decay: float) -
     """One batch that holds everything, with a step of Adam, lr x sign(gradient), against the gradient by hand."""
     data = make_data()
     arguments: dict[str, Any] = {"dim": 3, "batch_size": 10_000, "weight_decay": decay, "lr": 1e-3, "evaluate_every": 1}
-    before, after = (MF("logistic", epochs=1, **arguments | {"lr": lr}).fit(data).trained for lr in (1e-30, 1e-3))
+    before, after = (MF(loss="logistic", epochs=1, **arguments | {"lr": lr}).fit(data).trained for lr in (1e-30, 1e-3))
     users, items = (samples.numpy() for samples in data.training_samples(1))
     table = before.double().numpy()
     p, q = table[users], table[30:][items]
@@ -110,7 +110,7 @@ def test_a_step_descends_the_penalised_loss(make_data: MakeData, decay: float) -
 
 @pytest.mark.parametrize(
     "reference",
-    [EASE(20), MF("bpr", lr=0.01), MF("logistic", lr=0.01), LightGCN(lr=0.01)],
+    [EASE(lambda_=20), MF(loss="bpr", lr=0.01), MF(loss="logistic", lr=0.01), LightGCN(lr=0.01)],
     ids=["EASE", "bpr", "logistic", "LightGCN"],
 )
 def test_it_learns_planted_groups(make_data: MakeData, reference: Reference) -> None:
@@ -149,7 +149,7 @@ def test_without_validation_all_epochs_are_trained(make_data: MakeData) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: EASE(0), "method.lambda_: 0 is below 1e-06"),
+        (lambda: EASE(lambda_=0), "method.lambda_: 0 is below 1e-06"),
         (lambda: MF(dim=0, epochs=-1), "method.dim: 0 is not positive\nmethod.epochs: -1 is not positive"),
         (lambda: MF(weight_decay=-1), "method.weight_decay: -1 is below 0"),
         (lambda: LightGCN(layers=-1), "method.layers: -1 is below 0"),
@@ -167,7 +167,7 @@ def test_an_unknown_monitor_and_a_divergence_are_named(make_data: MakeData) -> N
         MF(lr=1e30, batch_size=64).fit(make_data())
 
 
-@pytest.mark.parametrize(("reference", "expected"), [(Popularity(), 0.0391), (EASE(200), 0.0693)])
+@pytest.mark.parametrize(("reference", "expected"), [(Popularity(), 0.0391), (EASE(lambda_=200), 0.0693)])
 def test_real_ratings(reference: Reference, expected: float) -> None:
     """ML-100K, against an independent implementation."""
     layout = Format(header=False, user_column=0, item_column=1, timestamp_column=3)

@@ -462,7 +462,7 @@ def test_python_does_what_the_command_line_does(tiny: str) -> None:
     assert result.summary["test/ndcg@10"] == json.loads(Path("runs/tiny/0/summary.json").read_text())["test/ndcg@10"]
     assert result.recommend([1], top_k=3)["user"].to_list() == [1, 1, 1]
     assert result.clients.known.all()
-    assert result.server.broadcast(torch.tensor([0])) is not None
+    assert result.server.broadcast(torch.tensor([0]), 9) is not None
 
 
 def test_python_without_a_config_or_a_directory_is_the_quickstart() -> None:

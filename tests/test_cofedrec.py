@@ -4,15 +4,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning import Fabric
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.method import Method
 from cgfedrec.methods import CoFedRec
 from cgfedrec.methods.cofedrec import GroupServer, before_elbow, similar
+from cgfedrec.structure.clusters import Clustering
 from cgfedrec.structure.contrast import contrast
 from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.wire import Wire
 
 
 class TestCoFedRec(Conformance):
@@ -26,7 +27,7 @@ class TestCoFedRec(Conformance):
     def test_a_group_and_no_one_else_starts_from_its_mean_table(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 5, rounds=2)
         everyone = torch.arange(data.num_users)
-        broadcast = loop.server.broadcast(everyone)
+        broadcast = loop.server.broadcast(everyone, 3)
         assert broadcast is not None
         assert broadcast.own is not None
         group = broadcast.own.clients
@@ -34,14 +35,16 @@ class TestCoFedRec(Conformance):
         before = {name: rows.clone() for name, rows in loop.store.read(everyone).items()}
         with loop.workers.one() as worker:
             loop.store.load(worker.client, everyone.flip(0))
-            worker.client.receive(broadcast)
+            worker.client.receive(broadcast, 3)
             after = worker.client.private()["table"].flip(0)
         outside = ~torch.isin(everyone, group)
         assert after[outside].equal(before["table"][outside])
         mean = before["table"][group].double().mean(0).float()
         torch.testing.assert_close(after[group], mean.expand(len(group), -1, -1), rtol=0, atol=0)
         sent = Upload(group, {"table": mean.expand(len(group), -1, -1)})
-        assert broadcast.deliver(len(everyone))[1] == len(everyone) * len(broadcast.pack()) + sent.nbytes
+        assert Wire().down(broadcast, len(everyone))[1] == len(everyone) * len(broadcast.pack()) + sum(
+            map(len, sent.pack())
+        )
 
     def test_the_table_s_loss_is_cross_entropy_and_alignment(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(reg=0.5), data, 5, rounds=2)
@@ -50,7 +53,7 @@ class TestCoFedRec(Conformance):
         with loop.workers.one() as worker:
             client = worker.client
             loop.store.load(client, users)
-            client.receive(loop.server.broadcast(users))
+            client.receive(loop.server.broadcast(users, 3), 3)
             own = {name: value.double() for name, value in client.private().items()}
             client.training_step(batch, 0)
             output = client.training_step(batch, 1)
@@ -78,15 +81,15 @@ def test_the_elbow_is_farthest_from_the_chord(falling: list[int], before: int) -
     assert before_elbow(torch.tensor(falling, dtype=torch.float64)) == before
 
 
-def test_a_group_s_table_waits_until_its_client_takes_part(fabric: Fabric) -> None:
+def test_a_group_s_table_waits_until_its_client_takes_part() -> None:
     """With equal tables all of a round's participants are a group; each round's table is another multiple."""
-    server = GroupServer(6, 4, 2, "full", seed=0)
+    server = GroupServer(6, 4, Clustering(2, "full"), seed=0)
     base, users = torch.randn(6, 4), torch.arange(7)
     waiting = []
     for round, (start, end) in enumerate([(0, 4), (3, 7), (0, 2), (2, 3)], 1):
         server.aggregate(Upload(users[start:end], {"table": round * base.expand(end - start, -1, -1)}))
-        assert server.update(fabric, round)["group/clients"] == end - start
-        broadcast = server.broadcast(users)
+        assert server.update(users[start:end], round)["group/clients"] == end - start
+        broadcast = server.broadcast(users, round + 1)
         assert broadcast is not None
         assert broadcast.own is not None
         rounds = (broadcast.own.values["table"] / base).mean((1, 2)).round().int().tolist()

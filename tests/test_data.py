@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch import Tensor
 
 from cgfedrec.data import FederatedDataModule, Format, Synthetic
 from cgfedrec.data.split import Part
@@ -113,6 +114,27 @@ def test_negatives_follow_the_protocol(name: str, make_data: MakeData) -> None:
         assert len(everything - kept_out - negatives) <= 2, "every allowed item is drawn sooner or later"
 
 
+def test_the_private_seed_draws_negatives_and_order_and_nothing_else(make_data: MakeData) -> None:
+    def drawn(seed: int, private: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        data = FederatedDataModule(synthetic=Synthetic(users=30, items=60, groups=6, interactions=12), split="random")
+        data.attach(Protocol("reference", num_candidates=20), seed)
+        data.private_seed = private
+        data.setup()
+        users = next(iter(data.cohorts(torch.arange(data.num_users), 9)))
+        items, targets, *_ = data.draw(users, 1, 1)[0]
+        of_all = data.training_samples(1)[1]
+        everyone = data.ranking(torch.arange(data.num_users), "test")
+        assert everyone.sampled is not None
+        return [of_all[:, 1:], items], [targets], [of_all[:, 0], everyone.relevant, everyone.sampled]
+
+    first, second, third = drawn(3, 3), drawn(3, 4), drawn(4, 3)
+    for kind in range(2):
+        assert not any(one.equal(other) for one, other in zip(first[kind], second[kind], strict=True))
+    assert all(one.equal(other) for one, other in zip(first[2], second[2], strict=True))
+    assert not any(one.equal(other) for one, other in zip(first[2], third[2], strict=True))
+    assert make_data(seed=7).private_seed == 7
+
+
 def test_every_epoch_holds_each_sample_once_in_a_new_order(make_data: MakeData) -> None:
     data = make_data(batch_size=16)
     cohorts = list(data.cohorts(torch.arange(data.num_users), 5))
@@ -157,7 +179,7 @@ def test_batches_do_not_depend_on_the_cohort(make_data: MakeData) -> None:
 
 def test_negatives_of_a_positive_are_different_and_new_in_every_round(make_data: MakeData) -> None:
     data = make_data()
-    rounds = [data._samples(np.arange(10), round) for round in (1, 2)]
+    rounds = [data.batches.samples(np.arange(10), round, data.private_seed) for round in (1, 2)]
     for samples in rounds:
         negatives = np.sort(samples[..., 1:], axis=-1)
         assert (np.diff(negatives, axis=-1) > 0).all()

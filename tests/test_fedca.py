@@ -74,36 +74,36 @@ def test_leading_directions_are_those_of_the_rows_seen_as_often_as_seen() -> Non
 
 
 @pytest.mark.parametrize("clients", [0, 1])
-def test_nobody_or_one_alone_has_nothing_to_mix_with(clients: int, fabric: Fabric) -> None:
-    server, table = MixServer(torch.zeros(6, 3), seed=0, alpha=0.3, beta=0.3), torch.randn(2, 6, 3)
+def test_nobody_or_one_alone_has_nothing_to_mix_with(clients: int) -> None:
+    server, table = MixServer(torch.zeros(6, 3), seed=0, alpha=0.3, beta=0.3, directions=2), torch.randn(2, 6, 3)
     turn = (torch.arange(2) < clients).float()[:, None, None]
     values = {"table": table * turn, "directions": torch.eye(3)[:2] * turn, "samples": 9 * turn}
     server.aggregate(server.reduce(Upload(torch.arange(2), values)))
-    server.update(fabric, 1)
+    server.update(torch.arange(2), 1)
     torch.testing.assert_close(server.mixes.rows, table[:clients])
 
 
-def test_mixes_go_to_those_whose_turn_it_was_and_wait_for_them(fabric: Fabric) -> None:
+def test_mixes_go_to_those_whose_turn_it_was_and_wait_for_them() -> None:
     generator = torch.Generator().manual_seed(0)
-    server = MixServer(torch.zeros(6, 3), seed=0, alpha=0.3, beta=0.3)
+    server = MixServer(torch.zeros(6, 3), seed=0, alpha=0.3, beta=0.3, directions=2)
     table, samples = torch.randn(4, 6, 3, generator=generator), torch.tensor([10.0, 0, 30, 20])
     directions = torch.linalg.qr(torch.randn(4, 3, 2, generator=generator)).Q.mT
     values = {"table": table, "directions": directions, "samples": samples[:, None, None]}
     server.aggregate(server.reduce(Upload(torch.tensor([5, 1, 7, 3]), values)))
-    assert server.update(fabric, 1)["mixes/clients"] == 3
+    assert server.update(torch.tensor([5, 1, 7, 3]), 1)["mixes/clients"] == 3
     sent = torch.tensor([0, 2, 3])
     weights = mix_weights(table[sent], directions[sent], samples[sent], 0.3, 0.3)
     assert weights.sum(1).tolist() == pytest.approx([1, 1, 1])
     mixes = torch.einsum("uv,vnd->und", weights, table[sent].double()).float()
     for users in ([3, 1, 5], [9, 3]):
-        broadcast = server.broadcast(torch.tensor(users))
+        broadcast = server.broadcast(torch.tensor(users), 2)
         assert broadcast is not None
         assert broadcast.own is not None
         assert broadcast.own.clients.tolist() == [user for user in users if user in (3, 5)]
         torch.testing.assert_close(broadcast.own.values["table"][0], mixes[2])
     none = {name: value[:1] * 0 for name, value in values.items()}
     server.aggregate(server.reduce(Upload(torch.tensor([3]), none)))
-    server.update(fabric, 2)
+    server.update(torch.tensor([3]), 2)
     assert server.mixes.clients.tolist() == [5, 7]
 
 
@@ -123,7 +123,7 @@ class TestFedCA(Conformance):
         with loop.workers.one() as worker:
             client = worker.client
             loop.store.load(client, users)
-            client.receive(loop.server.broadcast(users))
+            client.receive(loop.server.broadcast(users, 2), 2)
         expected = before.clone()
         waiting = loop.server.mixes.clients
         assert 2 <= len(waiting) < data.num_users

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning import Fabric
 from torch import nn
 
 from cgfedrec.data import FederatedDataModule
@@ -16,6 +15,7 @@ from cgfedrec.methods import FedCIA
 from cgfedrec.methods.fedcia import Distance, FedCIAClient, KeptAdam, SimilarityServer, fit
 from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.values import Field
 
 
 def test_kept_adam_is_adam_for_each_client_with_steps_of_its_own() -> None:
@@ -58,11 +58,11 @@ def test_a_table_is_fitted_along_the_gradient(distance: Distance) -> None:
     torch.testing.assert_close(ours, theirs.detach())
 
 
-def test_the_server_sends_the_symmetric_part_of_the_mean(fabric: Fabric) -> None:
-    server = SimilarityServer({"similarity": (2, 2)}, seed=0)
+def test_the_server_sends_the_symmetric_part_of_the_mean() -> None:
+    server = SimilarityServer({"similarity": Field((2, 2))}, seed=0)
     similarity = torch.tensor([[[1.0, 2], [4, 8]], [[3, 0], [0, 0]]])
     server.aggregate(server.reduce(Upload(torch.arange(2), {"similarity": similarity})))
-    server.update(fabric, 1)
+    server.update(torch.arange(2), 1)
     assert server.mean("similarity").tolist() == [[2, 1.5], [1.5, 4]]
 
 
@@ -117,6 +117,6 @@ class TestFedCIA(Conformance):
             assert isinstance(client, FedCIAClient)
             loop.store.load(client, users)
             before = (client.table @ client.table.mT - target).norm(dim=(1, 2))
-            client.receive(loop.server.broadcast(users))
+            client.receive(loop.server.broadcast(users, 3), 3)
             after = (client.table @ client.table.mT - target).norm(dim=(1, 2))
         assert (after < 0.5 * before).all()

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning import Fabric
 
 import cgfedrec.kit.network
 from cgfedrec.client import Batch
@@ -105,7 +104,7 @@ def test_the_published_network_starts_xavier_uniform_and_alike() -> None:
         assert (bias == 0).all()
 
 
-def test_all_but_the_user_vectors_is_averaged_and_comes_down(fabric: Fabric) -> None:
+def test_all_but_the_user_vectors_is_averaged_and_comes_down() -> None:
     method = FedNCF(dim=2, hidden=(3,))
     server, client = method.server(4, 0), method.client(4, 0)
     users = torch.arange(3)
@@ -114,8 +113,8 @@ def test_all_but_the_user_vectors_is_averaged_and_comes_down(fabric: Fabric) -> 
     upload = Upload(client.users, {name: value.clone() for name, value in client.upload().values.items()})
     user = client.user.detach().clone()
     server.aggregate(server.reduce(upload))
-    server.update(fabric, 1)
-    client.receive(server.broadcast(users))
+    server.update(users, 1)
+    client.receive(server.broadcast(users, 2), 2)
     for name, value in upload.values.items():
         mean = value.double().mean(0).float().expand_as(value)
         mean = filled(mean, client.shapes) if name == "network" else mean  # type: ignore[arg-type]

@@ -5,14 +5,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.kit.early_stop import EarlyStop
 from cgfedrec.methods import FedRAP
-from cgfedrec.methods.fedrap import FedRAPClient, FedRAPServer
+from cgfedrec.methods.fedrap import FedRAPClient
+from cgfedrec.server import TableServer
 from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Broadcast, Upload
 
@@ -52,25 +52,25 @@ class TestFedRAP(Conformance):
             assert ended[1][name].equal(value), name
             assert not ended[2][name].equal(value), name
 
-    def test_weights_and_rates_follow_the_round_that_the_server_tells(self, data: FederatedDataModule) -> None:
+    def test_weights_and_rates_follow_the_round(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 100)
         users = torch.arange(3)
         with loop.workers.one() as worker:
             client = worker.client
             assert isinstance(client, FedRAPClient)
             loop.store.load(client, users, to_train=False)
-            for broadcast, rounds in ((None, 0), (loop.server.broadcast(users), 3)):
-                client.receive(broadcast)
+            for broadcast, rounds in ((None, 0), (loop.server.broadcast(users, 4), 3)):
+                client.receive(broadcast, rounds + 1)
                 assert client.strength == pytest.approx(math.tanh(rounds / 10))
                 rates = [group["lr"] for group in worker.optimizers[0].param_groups]
                 assert rates == pytest.approx([0.5 * 0.97**rounds, 200 * 0.97**rounds])
         constant = self.method(ramp="constant").client(5, 0)
-        constant.receive(None)
+        constant.receive(None, 1)
         assert constant.strength == 1
 
     def test_it_scores_with_the_servers_table_and_its_own(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 100)
-        assert isinstance(loop.server, FedRAPServer)
+        assert isinstance(loop.server, TableServer)
         users = torch.tensor([4, 0])
         private = loop.store.read(users)
         before = {name: value.clone() for name, value in private.items()}
@@ -88,7 +88,7 @@ def test_a_step_is_that_of_sgd_with_weight_decay_on_the_loss_of_the_paper() -> N
     (optimizer,) = client.configure_optimizers()
     users = torch.arange(2)
     client.load(users, {name: torch.randn(value.shape) for name, value in client.start(users).items()})
-    client.receive(None)
+    client.receive(None, 1)
     before = {name: value.double() for name, value in client.private().items()}
     output = client.training_step(BATCH, 0)
     output.loss.sum().backward()
@@ -130,15 +130,14 @@ def test_a_client_stops_when_an_epochs_mean_loss_changes_little() -> None:
     assert observe(3.0) == [False], "who has stopped does not go on, and clients may leave"
 
 
-def test_the_common_table_is_the_mean_and_comes_with_the_round(fabric: Fabric) -> None:
+def test_the_common_table_is_the_mean() -> None:
     server = FedRAP(dim=2).server(3, 0)
-    assert server.broadcast(torch.tensor([0])) is None
+    assert server.broadcast(torch.tensor([0]), 1) is None
     tables = torch.randn(4, 3, 2)
     for rows in (slice(0, 3), slice(3, 4)):
         server.aggregate(server.reduce(Upload(torch.arange(4)[rows], {"common": tables[rows]})))
-    server.update(fabric, 7)
-    broadcast = server.broadcast(torch.tensor([0]))
+    server.update(torch.arange(4), 7)
+    broadcast = server.broadcast(torch.tensor([0]), 8)
     assert broadcast is not None
-    arrived = Broadcast.unpack(broadcast.pack(), broadcast.values).values
+    arrived = Broadcast.unpack(broadcast.pack(), broadcast.fields).values
     torch.testing.assert_close(arrived["common"], tables.double().mean(0).float(), rtol=0, atol=0)
-    assert arrived["rounds"] == 7

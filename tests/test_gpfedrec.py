@@ -15,10 +15,10 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import GPFedRec, gpfedrec
 from cgfedrec.methods.gpfedrec import GraphServer
-from cgfedrec.server import NotFiniteError
 from cgfedrec.testing import Conformance, trained
 from cgfedrec.train import train
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
+from cgfedrec.wire.wire import Wire
 
 
 class TestGPFedRec(Conformance):
@@ -48,7 +48,7 @@ class TestGPFedRec(Conformance):
             client = worker.client
             loop.store.load(client, users)
             client.load(users, {name: value.clone() for name, value in client.private().items()})
-            client.receive(loop.server.broadcast(users))
+            client.receive(loop.server.broadcast(users, 3), 3)
             before = {name: value.double().requires_grad_() for name, value in client.private().items()}
             means = train(fabric, worker, [batch])
             after = client.private()
@@ -82,7 +82,7 @@ class TestGPFedRec(Conformance):
 
     @staticmethod
     def _targets(loop: FederatedLoop, users: Tensor) -> Tensor:
-        broadcast = loop.server.broadcast(users)
+        broadcast = loop.server.broadcast(users, 3)
         assert broadcast is not None
         assert broadcast.own is not None
         assert broadcast.own.clients.equal(users)
@@ -106,11 +106,11 @@ class TestGPFedRec(Conformance):
         client = self.method().client(data.num_items, 0)
         users = torch.tensor([7, 2, 5])
         client.load(users, {name: value.clone() for name, value in client.start(users).items()})
-        client.receive(None)
+        client.receive(None, 1)
         assert client.target.equal(client.private()["table"])  # type: ignore[operator]
         table, targets = torch.randn(data.num_items, 8), torch.randn(2, data.num_items, 8)
         own = Upload(torch.tensor([5, 7]), {"target": targets})
-        client.receive(Broadcast({"table": table, "round": torch.tensor(1)}, own))
+        client.receive(Broadcast({"table": table}, own), 2)
         assert client.private()["table"].equal(table.expand(3, -1, -1))
         assert client.target.equal(torch.stack((targets[1], table, targets[0])))  # type: ignore[operator]
 
@@ -120,9 +120,9 @@ class TestGPFedRec(Conformance):
         for users in ([3, 1], [1]):
             start = client.start(torch.tensor(users))
             client.load(torch.tensor(users), {name: value.clone() for name, value in start.items()})
-            for round in (None, 1):
+            for round in (1, 2):
                 table = client.private()["table"][0].clone()
-                client.receive(None if round is None else Broadcast({"table": table, "round": torch.tensor(round)}))
+                client.receive(Broadcast({"table": table}), round)
                 drawn.append(client.upload().values["table"][-1] - table)
                 assert client.private()["table"].equal(table.expand(len(users), -1, -1))
         assert drawn[0].equal(drawn[2])
@@ -134,22 +134,22 @@ class TestGPFedRec(Conformance):
         assert values.abs().quantile(0.5).item() == pytest.approx(0.5 * 0.6931, rel=0.1)
 
 
-def updated(server: GraphServer, fabric: Fabric, round: int, users: list[int], tables: Tensor) -> float:
+def updated(server: GraphServer, round: int, users: list[int], tables: Tensor) -> float:
     """A round in which these users upload these tables, in cohorts of three: how many neighbours they have."""
     for some, rows in zip(torch.tensor(users).split(3), tables.split(3), strict=True):
         server.aggregate(server.reduce(Upload(some, {"table": rows})))
-    return server.update(fabric, round)["graph/neighbours"]
+    return server.update(torch.tensor(users), round)["graph/neighbours"]
 
 
 @pytest.mark.parametrize("at_once", [1, 2**22])
 @pytest.mark.parametrize("threshold", [0.5, 1.0, 3.0])
 def test_averages_are_over_those_more_similar_than_the_mean(
-    threshold: float, at_once: int, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+    threshold: float, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpfedrec, "COMPARED_AT_ONCE", at_once)
     tables = torch.randn(8, 5, 4) + 2 * torch.randn(2, 5, 4).repeat(4, 1, 1)
     server = GraphServer(5, 4, threshold, seed=0)
-    degree = updated(server, fabric, 1, list(range(8)), tables)
+    degree = updated(server, 1, list(range(8)), tables)
 
     flat = tables.double().flatten(1)
     similarity = [[float(F.cosine_similarity(one, other, dim=0)) for other in flat] for one in flat]
@@ -161,38 +161,38 @@ def test_averages_are_over_those_more_similar_than_the_mean(
     torch.testing.assert_close(server.mean("table").double(), targets.mean(0), rtol=1e-5, atol=1e-6)
 
 
-def test_the_graph_joins_the_similar_and_not_the_distant(fabric: Fabric) -> None:
+def test_the_graph_joins_the_similar_and_not_the_distant() -> None:
     tables = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 2.0]])[:, None]
     server = GraphServer(1, 2, 1.0, seed=0)
-    assert updated(server, fabric, 1, [0, 1, 2, 3], tables) == 2
+    assert updated(server, 1, [0, 1, 2, 3], tables) == 2
     near = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.05, 1.5], [0.05, 1.5]])
     torch.testing.assert_close(server.averages.rows[:, 0], near)
 
 
-def test_who_is_absent_keeps_its_last_average(fabric: Fabric) -> None:
+def test_who_is_absent_keeps_its_last_average() -> None:
     server = GraphServer(5, 4, 1.0, seed=0)
-    assert server.broadcast(torch.arange(9)) is None
-    updated(server, fabric, 1, [4, 1, 8, 6], torch.randn(4, 5, 4))
+    assert server.broadcast(torch.arange(9), 1) is None
+    updated(server, 1, [4, 1, 8, 6], torch.randn(4, 5, 4))
     first = dict(zip(server.averages.clients.tolist(), server.averages.rows.clone(), strict=True))
-    updated(server, fabric, 2, [6, 2], torch.randn(2, 5, 4))
-    broadcast = server.broadcast(torch.tensor([6, 8, 0, 4]))
+    updated(server, 2, [6, 2], torch.randn(2, 5, 4))
+    broadcast = server.broadcast(torch.tensor([6, 8, 0, 4]), 3)
     assert broadcast is not None
     assert broadcast.own is not None
-    assert set(broadcast.values) == {"table", "round"}
+    assert set(broadcast.values) == {"table"}
     assert broadcast.own.clients.tolist() == [6, 8, 4]
     now, *kept = broadcast.own.values["target"]
     assert kept[0].equal(first[8])
     assert kept[1].equal(first[4])
     assert not now.equal(first[6])
-    assert broadcast.deliver(4)[1] == 4 * len(broadcast.pack()) + sum(map(len, broadcast.own.pack()))
-    newcomer = server.broadcast(torch.tensor([0]))
+    assert Wire().down(broadcast, 4)[1] == 4 * len(broadcast.pack()) + sum(map(len, broadcast.own.pack()))
+    newcomer = server.broadcast(torch.tensor([0]), 3)
     assert newcomer is not None
     assert newcomer.own is None
 
 
-def test_an_upload_that_is_not_finite_names_its_client(fabric: Fabric) -> None:
+def test_an_upload_that_is_not_finite_names_its_client() -> None:
     tables = torch.randn(4, 5, 4)
     tables[2, 3, 1] = torch.inf
     with pytest.raises(NotFiniteError) as error:
-        updated(GraphServer(5, 4, 1.0, seed=0), fabric, 1, [4, 1, 8, 6], tables)
+        updated(GraphServer(5, 4, 1.0, seed=0), 1, [4, 1, 8, 6], tables)
     assert error.value.clients == [8]

@@ -7,12 +7,11 @@ import torch
 from lightning import Fabric
 
 from cgfedrec.errors import InputError
-from cgfedrec.kit.table import TableClient
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.methods import CGFedRec
-from cgfedrec.server import NotFiniteError
+from cgfedrec.methods import CGFedRec, CoFedRec, GPFedRec, Local
+from cgfedrec.structure.alignment import AlignedClient
 from cgfedrec.testing import trained
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from tests.conftest import MakeData
 
 
@@ -24,7 +23,7 @@ def test_bytes_are_those_of_the_packed_messages(make_data: MakeData, monkeypatch
     data = make_data()
     seen: dict[str, list[int]] = {"up": [], "down": []}
 
-    class Wire(TableClient):
+    class Wire(AlignedClient):
         def upload(self) -> Upload:
             upload = super().upload()
             seen["up"] += [len(message) for message in upload.pack()]
@@ -32,7 +31,7 @@ def test_bytes_are_those_of_the_packed_messages(make_data: MakeData, monkeypatch
 
     monkeypatch.setattr(CGFedRec, "client_class", Wire)
     loop = trained(method(), data, 7)
-    labels = loop.server.broadcast(torch.tensor([0]))
+    labels = loop.server.broadcast(torch.tensor([0]), 4)
     welcome = loop.server.welcome()
     assert labels is not None
     assert welcome is not None
@@ -64,10 +63,25 @@ def test_those_who_never_took_part_stand_at_the_start(make_data: MakeData) -> No
         assert all(value.equal(start[name]) for name, value in worker.client.private().items())
 
 
+def test_what_a_client_reports_is_a_column_and_nobody_else_has_it(make_data: MakeData) -> None:
+    columns = {}
+    for kind, settings in ((CGFedRec, {"clusters": 6}), (CoFedRec, {"clusters": 6}), (GPFedRec, {}), (Local, {})):
+        history = trained(kind(dim=8, lr_eta=2.0, **settings), make_data(), 7, rounds=3).history  # type: ignore[arg-type]
+        names = {name for row in history for name in row if name.startswith("train/")}
+        columns[kind.__name__] = {name: [row[name] for row in history] for name in names - {"train/loss"}}
+    assert columns["Local"] == {}
+    assert set(columns["GPFedRec"]) == {"train/distance"}
+    assert max(columns["GPFedRec"]["train/distance"]) > 0
+    for name in ("CGFedRec", "CoFedRec"):
+        assert set(columns[name]) == {"train/alignment"}
+        first, *others = columns[name]["train/alignment"]
+        assert first == 0 < min(others), "before labels have come, nothing is reported"
+
+
 def test_the_mean_forgets_earlier_participants(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     uploads: list[Upload] = []
 
-    class Keep(TableClient):
+    class Keep(AlignedClient):
         def upload(self) -> Upload:
             upload = super().upload()
             uploads.append(Upload(self.users, {"table": upload.values["table"].clone()}))
@@ -149,8 +163,8 @@ def test_settings_are_checked_against_the_data(make_data: MakeData) -> None:
 
 def test_labels_reach_the_clients_as_packed(make_data: MakeData) -> None:
     loop = trained(method(), make_data(), 7)
-    broadcast = loop.server.broadcast(torch.tensor([0]))
+    broadcast = loop.server.broadcast(torch.tensor([0]), 4)
     assert broadcast is not None
     with loop.workers.one() as worker:
-        worker.client.receive(Broadcast.unpack(broadcast.pack(), broadcast.values))
+        worker.client.receive(Broadcast.unpack(broadcast.pack(), broadcast.fields), 4)
         assert worker.client.labels.equal(loop.server.labels)  # type: ignore[operator, arg-type]

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cgfedrec.wire.frames import Frames
 from cgfedrec.wire.messages import Broadcast, Upload
-from cgfedrec.wire.values import Labels, SparseRows
+from cgfedrec.wire.values import Field, Labels, SparseRows
 
 
 @given(st.integers(1, 300), st.integers(2, 1000), st.integers(0, 2**32))
@@ -16,7 +17,7 @@ def test_labels_survive_the_wire_at_ceil_log2_bits(items: int, clusters: int, se
     values = torch.randint(clusters, (items,), generator=torch.Generator().manual_seed(seed))
     sent = Broadcast({"labels": Labels(values, clusters)})
     packed = sent.pack()
-    labels = Broadcast.unpack(packed, sent.values).values["labels"]
+    labels = Broadcast.unpack(packed, sent.fields).values["labels"]
     assert isinstance(labels, Labels)
     assert labels.values.equal(values)
     assert labels.clusters == clusters
@@ -33,7 +34,7 @@ def test_60_clusters_of_1682_items_take_six_bits_each() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64])
 def test_tensors_survive_the_wire(dtype: torch.dtype) -> None:
     sent = Broadcast({"a": torch.randn(3, 4).to(dtype), "scalar": torch.tensor(7).to(dtype), "none": torch.zeros(0, 2)})
-    received = Broadcast.unpack(sent.pack(), sent.values)
+    received = Broadcast.unpack(sent.pack(), sent.fields)
     assert received.values.keys() == sent.values.keys()
     for name, value in sent.values.items():
         got = received.values[name]
@@ -47,22 +48,22 @@ def test_an_upload_is_one_message_for_each_client() -> None:
     upload = Upload(torch.tensor([4, 9]), {"table": torch.randn(2, 5, 3), "bias": torch.randn(2)})
     messages = upload.pack()
     assert len(messages) == 2
-    assert upload.nbytes == sum(map(len, messages))
-    received = Upload.unpack(upload.clients, messages, upload.expected)
+    assert Frames.of(upload).nbytes == sum(map(len, messages))
+    received = Upload.unpack(upload.clients, messages, upload.fields)
     assert all(received.values[name].equal(value) for name, value in upload.values.items())
 
 
 def test_an_empty_upload_takes_nothing() -> None:
-    assert Upload(torch.tensor([4, 9])).nbytes == 0
+    assert Frames.of(Upload(torch.tensor([4, 9]))).nbytes == 0
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, -1])
 def test_bytes_that_are_no_message_are_refused(cut: int) -> None:
     sent = Broadcast({"labels": Labels(torch.arange(10), 10)})
     with pytest.raises(ValueError, match="no message"):
-        Broadcast.unpack(sent.pack()[:cut], sent.values)
+        Broadcast.unpack(sent.pack()[:cut], sent.fields)
     with pytest.raises(ValueError, match="bytes follow"):
-        Broadcast.unpack(sent.pack() + b"x", sent.values)
+        Broadcast.unpack(sent.pack() + b"x", sent.fields)
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.floats(0, 1), st.integers(0, 2**32))
@@ -74,10 +75,10 @@ def test_of_sparse_rows_only_those_cross_the_wire_that_are_not_zero(
     rows = torch.where(touched[:, :, None], torch.rand(3, items, dim, generator=generator) + 0.5, 0)
     upload = Upload(torch.arange(3), {"rows": rows, "user": torch.randn(3, 2)}, frozenset({"rows"}))
     messages = upload.pack()
-    assert upload.nbytes == sum(map(len, messages))
+    assert Frames.of(upload).nbytes == sum(map(len, messages))
     empty = len(Upload(torch.arange(1), {"rows": rows[:1] * 0, "user": torch.zeros(1, 2)}, upload.sparse).pack()[0])
     assert [len(message) - empty for message in messages] == (touched.sum(1) * (4 + 4 * dim)).tolist()
-    received = Upload.unpack(upload.clients, messages, upload.expected)
+    received = Upload.unpack(upload.clients, messages, upload.fields)
     assert received.sparse == upload.sparse
     assert all(received.values[name].equal(value) for name, value in upload.values.items())
 
@@ -88,12 +89,12 @@ def test_sparse_rows_go_down_as_they_go_up(dtype: torch.dtype) -> None:
     rows[1], rows[4, 1] = 1.5, torch.nan
     sent = Broadcast({"rows": SparseRows(rows)})
     packed = sent.pack()
-    received = Broadcast.unpack(packed, sent.values).values["rows"]
+    received = Broadcast.unpack(packed, sent.fields).values["rows"]
     assert isinstance(received, SparseRows)
     assert received.touched.tolist() == [False, True, False, False, True]
     torch.testing.assert_close(received.values, rows, rtol=0, atol=0, equal_nan=True)
     with pytest.raises(ValueError, match="cut off"):
-        Broadcast.unpack(packed[:-1], sent.values)
+        Broadcast.unpack(packed[:-1], sent.fields)
 
 
 SENT = Broadcast(
@@ -111,7 +112,7 @@ def allocates_at_most(limit: int, data: bytes) -> None:
     """Whatever the bytes say: a message as expected, or an error, and no more memory than a message takes."""
     tracemalloc.start()
     try:
-        received = Broadcast.unpack(data, SENT.values)
+        received = Broadcast.unpack(data, SENT.fields)
     except ValueError:
         return
     finally:
@@ -145,27 +146,27 @@ def test_twenty_bytes_cannot_ask_for_gigabytes() -> None:
     header = small.pack()
     huge = header[:-12] + (2**31 - 1).to_bytes(4, "little") + (2**20).to_bytes(4, "little") + header[-4:]
     with pytest.raises(ValueError, match=r"field 'rows' is not sparse float32 \[6, 2\]"):
-        Broadcast.unpack(huge, small.values)
+        Broadcast.unpack(huge, small.fields)
     many = header[:-4] + (2**32 - 1).to_bytes(4, "little")
     with pytest.raises(ValueError, match="more rows than there are items"):
-        Broadcast.unpack(many, small.values)
+        Broadcast.unpack(many, small.fields)
 
 
 def test_labels_and_places_outside_their_range_are_refused() -> None:
     packed = bytearray(Broadcast({"labels": Labels(torch.arange(11) % 5, 5)}).pack())
     packed[-2] = 0xFF
     with pytest.raises(ValueError, match="label 7 is not below the 5 clusters"):
-        Broadcast.unpack(bytes(packed), {"labels": Labels(torch.zeros(11), 5)})
+        Broadcast.unpack(bytes(packed), {"labels": Field((11,), clusters=5)})
     rows = Broadcast({"rows": SparseRows(torch.eye(6)[:, :2])})
     for place in (6, -1, 0):  # beyond the last item, before the first, the same again
         packed = bytearray(rows.pack())
         packed[-20:-16] = place.to_bytes(4, "little", signed=True)
         with pytest.raises(ValueError, match="in ascending order"):
-            Broadcast.unpack(bytes(packed), rows.values)
+            Broadcast.unpack(bytes(packed), rows.fields)
 
 
 def test_a_message_of_another_kind_is_named_with_its_client() -> None:
     upload = Upload(torch.tensor([4, 9]), {"table": torch.randn(2, 5, 3)})
     other = Upload(torch.tensor([9]), {"table": torch.randn(1, 5, 3).double()})
     with pytest.raises(ValueError, match=r"client 9: .* field 'table' is not float32 \[5, 3\]"):
-        Upload.unpack(upload.clients, [upload.pack()[0], other.pack()[0]], upload.expected)
+        Upload.unpack(upload.clients, [upload.pack()[0], other.pack()[0]], upload.fields)

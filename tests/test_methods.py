@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,7 +16,8 @@ from lightning import Fabric
 from cgfedrec.client import ALIGNMENT, aligned, empty_parameter
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
-from cgfedrec.kit.rows import baddbmm, bmm, by_rows
+from cgfedrec.kit.optimisers import LowRankSGD, TableSGD
+from cgfedrec.kit.rows import baddbmm, bmm, by_rows, dense_copies
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, FedMF, Local, PFedRec
@@ -61,7 +63,7 @@ class TestCGFedRec(Conformance):
         for broadcast in (None, Broadcast({"labels": Labels(labels, 6)})):
             with loop.workers.one() as worker:
                 loop.store.load(worker.client, users)
-                worker.client.receive(broadcast)
+                worker.client.receive(broadcast, 2)
                 train(fabric, worker, batches * 5)
                 unit = torch.nn.functional.normalize(worker.client.private()["table"], dim=2)
             same = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool)
@@ -121,6 +123,23 @@ def test_all_that_is_wrong_with_a_method_is_said_at_once() -> None:
     assert [problem.split(":")[0] for problem in error.value.problems] == [
         f"method.{name}" for name in ("silent_rounds", "clusters", "temperature", "dim")
     ]
+
+
+def test_settings_stay_as_they_were_checked() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Local().dim = 0  # type: ignore[misc]
+
+
+def test_sgd_with_our_rates_steps_on_rows_alone_and_what_others_derive_from_it_does_not() -> None:
+    class Theirs(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            """Anything."""
+
+    table = empty_parameter(5, 16)
+    plain = [torch.optim.SGD([table], lr=0.1), TableSGD([table]), LowRankSGD([table], weight_decay=0)]
+    assert not any(dense_copies(by_rows(optimizer)) for optimizer in plain)
+    dense = [LowRankSGD([table]), TableSGD([table], momentum=0.9), Theirs([table])]
+    assert all(dense_copies(by_rows(optimizer)) for optimizer in dense)
 
 
 def test_adam_goes_over_whole_vectors_at_once_and_does_as_told() -> None:

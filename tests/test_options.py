@@ -79,12 +79,16 @@ def run(attempt: Attempt) -> Run:
     if attempt.source == "environment":
         environment = {f"{PREFIX}{name.upper()}": yaml.safe_dump(value) for name, value in config.items()}
         environment[variable_of(attempt.option)] = attempt.value.strip('"')
-        return start(said(environment=environment), on_quickstart=False)
-    if attempt.source == "option":
-        return start(said([config], [f"--{attempt.option}", attempt.value.strip('"')], {}))
-    path = Path("attempt.yaml")
-    path.write_text(f"{attempt.option}: {attempt.value}\n")
-    return start(said([config, path], (), {}))
+        started = start(said(environment=environment), on_quickstart=False)
+    elif attempt.source == "option":
+        started = start(said([config], [f"--{attempt.option}", attempt.value.strip('"')], {}))
+    else:
+        path = Path("attempt.yaml")
+        path.write_text(f"{attempt.option}: {attempt.value}\n")
+        started = start(said([config, path], (), {}))
+    with started as run:
+        run.fit()
+    return run
 
 
 def problem_with(attempt: Attempt) -> str | None:

@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from cgfedrec.data import Format
+from cgfedrec.data.quotes import Quotes, check_text
 from cgfedrec.data.ratings import read
-from cgfedrec.data.source import Quotes, check_text, find
+from cgfedrec.data.source import find
 from cgfedrec.errors import InputError
 
 POSITIONS = Format(header=False, user_column=0, item_column=1, timestamp_column=2)
@@ -210,7 +211,7 @@ def test_double_colons_with_a_wrong_number_of_fields(tmp_path: Path) -> None:
 def test_a_text_is_checked_whatever_is_read_at_once(
     text: bytes, message: str | None, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgfedrec.data.source.CHUNK", chunk)
+    monkeypatch.setattr("cgfedrec.data.quotes.CHUNK", chunk)
     (tmp_path / "a.csv").write_bytes(text)
     found = find(tmp_path / "a.csv", POSITIONS)
     if message is None:

@@ -60,8 +60,8 @@ def same_end(one: Path, other: Path) -> None:
         for part in ("users", "rows"):
             torch.testing.assert_close(ours["store"][part], theirs["store"][part], rtol=0, atol=0)
         torch.testing.assert_close(ours["server"], theirs["server"], rtol=0, atol=0)
-    ours, theirs = (pl.read_csv(run / "metrics.csv").drop("time/round") for run in (one, other))
-    assert ours.equals(theirs)
+    our_rows, their_rows = (pl.read_csv(run / "metrics.csv").drop("time/round") for run in (one, other))
+    assert our_rows.equals(their_rows)
     our_summary, their_summary = (read_json(run / "summary.json") for run in (one, other))
     assert our_summary | OF_ONE_RUN == their_summary | OF_ONE_RUN
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -13,11 +14,16 @@ import yaml
 from jsonargparse import Namespace
 
 import cgfedrec
+import cgfedrec.centralized
+import cgfedrec.methods
 from cgfedrec.cli import main
+from cgfedrec.client import empty_parameter
 from cgfedrec.errors import InputError
 from cgfedrec.run.api import start
-from cgfedrec.settings.parser import parse
+from cgfedrec.settings.options import options_of
+from cgfedrec.settings.parser import dump, instantiate, parse, parser
 from cgfedrec.settings.sources import Config, said
+from cgfedrec.settings.trust import settings_of
 from tests.conftest import ROOT, TINY
 
 BILLION = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -255,8 +261,8 @@ def test_all_problems_are_told_at_once_with_their_sources() -> None:
 def test_what_is_no_config_is_refused_in_words(text: str, message: str) -> None:
     Path("config.yaml").write_text(text)
     for config in ("config.yaml", text):
-        with pytest.raises(InputError) as refused:
-            start(said([config]))
+        with pytest.raises(InputError) as refused, start(said([config])):
+            pass
         assert message.replace("no YAML of options", "") in str(refused.value)
         assert len(str(refused.value)) < 500
     assert sorted(path.name for path in Path().iterdir()) == ["config.yaml"]
@@ -417,9 +423,39 @@ def test_no_memory_in_a_round_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bounds_hold_in_python_too() -> None:
     with pytest.raises(InputError) as refused:
-        cgfedrec.methods.PFedRec(dim=2**63, lr_eta=float("nan"), init_scale=None)
+        cgfedrec.methods.PFedRec(dim=2**63, lr_eta=float("nan"), init_scale=None)  # type: ignore[arg-type]
     assert str(refused.value).splitlines() == [
         "method.dim: 9223372036854775808 is more than 65,536",
         "method.lr_eta: nan is no number",
         "method.init_scale: null is no number",
     ]
+
+
+RECOMMENDERS = [f"cgfedrec.methods.{name}" for name in cgfedrec.methods.__all__] + [
+    f"cgfedrec.centralized.{name}" for name in cgfedrec.centralized.__all__
+]
+
+
+@pytest.mark.parametrize("path", RECOMMENDERS, ids=lambda path: path.rpartition(".")[2])
+def test_what_a_method_has_by_default_is_written_and_read_back(path: str) -> None:
+    """From a config and from a checkpoint alike; nothing is a function that has no name."""
+    written = dump(settings({"method": {"class_path": path}}))
+    assert settings_of(written, (), ())["method"] == yaml.safe_load(written)["method"]
+    again = settings(yaml.safe_load(written))
+    assert dump(again) == written
+    built, ours = instantiate(again).method, resolve_name(path)()
+    for name, value in vars(ours).items():
+        read = getattr(built, name)
+        if name == "optimizer":
+            made, wanted = (make([empty_parameter(2)]) for make in (read, value))
+            assert (type(made), made.defaults) == (type(wanted), wanted.defaults)
+        else:
+            assert read == value, name
+
+
+@pytest.mark.parametrize("path", RECOMMENDERS, ids=lambda path: path.rpartition(".")[2])
+def test_every_option_of_a_method_is_explained(path: str) -> None:
+    for name, option in options_of(parser(False), {"method": {"class_path": path}}).items():
+        if name.count(".") == 1 and name.startswith("method."):
+            (action,) = (action for action in option.parser._actions if action.dest == option.dest)
+            assert action.help, name

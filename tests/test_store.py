@@ -16,6 +16,7 @@ from torch import Tensor
 from cgfedrec.errors import RunError
 from cgfedrec.files import DamagedError
 from cgfedrec.kit.table import TableClient
+from cgfedrec.methods.local import Local
 from cgfedrec.simulation.store import ClientStore, DiskStore, MemoryStore, OpenedStore
 
 USERS, ITEMS, DIM = 23, 7, 4
@@ -24,7 +25,7 @@ Kind = Callable[..., ClientStore]
 
 @pytest.fixture
 def client() -> TableClient:
-    return TableClient(ITEMS, 0, DIM, torch.optim.SGD, 1.0, 1.0, "private")
+    return TableClient(Local(dim=DIM, head="private"), ITEMS, 0)
 
 
 @pytest.fixture
@@ -352,7 +353,7 @@ def test_more_clients_than_were_expected_find_room(client: TableClient, make: Ca
 
 
 def test_cohorts_that_come_again_are_trained_in_place() -> None:
-    client = TableClient(8, 0, DIM, torch.optim.SGD, 1.0, 1.0, "private")  # rows that begin where tensors do
+    client = TableClient(Local(dim=DIM, head="private"), 8, 0)  # rows that begin where tensors do
     store = MemoryStore(torch.arange(USERS).flip(0), client.private())
     store.expect(torch.tensor([5, 2, 9, 11]))
     train(store, client, [9, 11], 100)

@@ -93,8 +93,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("honest")
     cgfedrec.fit(TINY, {"run_dir": str(folder / "run"), "loop": {"rounds": 1}})
     state = read_checkpoint(folder / "run" / "checkpoints" / "last.ckpt")
-    state["loop"] = deepcopy(state["loop"])
-    return state
+    return {**state, "loop": deepcopy(state["loop"])}
 
 
 @pytest.fixture

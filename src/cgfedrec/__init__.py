@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cgfedrec.run.api import load as load
     from cgfedrec.run.run import Run as Run
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _PUBLIC = {"fit": "run.api", "load": "run.api", "Run": "run.run"}
 __all__ = ["Run", "__version__", "fit", "load"]

@@ -9,38 +9,31 @@ import os
 import sys
 import traceback
 import warnings
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from argparse import Namespace as Arguments
-from collections.abc import Callable
 from pathlib import Path
 
-from cgfedrec import __version__
+from cgfedrec.arguments import Command, command_parser
 from cgfedrec.errors import InputError, Notice, RunError, printable
-from cgfedrec.settings.environment import Verbs, tell_of_unread, with_variables
+from cgfedrec.settings.environment import tell_of_unread, with_variables
 
 TAKE_SETTINGS = ("fit", "test", "recommend", "tune", "data")
 """Commands that take the settings of a run."""
 _shown = warnings.formatwarning
-EPILOG = """examples:
-  cgfedrec fit                                     train on the embedded data set
-  cgfedrec fit --data.path ratings.csv             train on a table with columns user, item, timestamp
-  cgfedrec fit --config FILE --loop.rounds 20      train as a file says, but for 20 rounds
-  cgfedrec fit --ckpt_path RUN/checkpoints/last.ckpt                         go on with a run
-  cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
-  cgfedrec compare --config configs/compare/quick.yaml                       methods side by side, and a report
-
-Every option has an environment variable, which the command line outranks: CGFEDREC_RECOMMEND_TOP_K for --top_k of
-recommend. The settings of a run have theirs from fit wherever they are taken: CGFEDREC_FIT_LOOP__ROUNDS for
---loop.rounds; see fit --help.
-
-exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run a command.
+
+    Args:
+        argv: The words behind ``cgfedrec``; by default those that the process was started with.
+
+    Returns:
+        Its exit code: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
     warnings.formatwarning = _warning
-    parser, verbs = _parser()
+    parser, verbs = command_parser(COMMANDS)
     try:
         argv = with_variables(argv, verbs, os.environ)
     except InputError as error:
@@ -86,7 +79,8 @@ def _with_ids_joined(argv: list[str]) -> list[str]:
             joined, ids = [*joined, f"--user={word}"], 2
         else:
             ids = int(word == "--user")
-            joined += [] if ids else [word]
+            if not ids:
+                joined.append(word)
     return joined + ["--user"] * (ids == 1)
 
 
@@ -105,12 +99,13 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
 
     warnings.filterwarnings("ignore", module="lightning")
     out = console()
-    run = start(said(options=options), console=out)
+    with start(said(options=options), console=out) as run:
+        run.fit()
     if run.interrupted:
         last = run.checkpoints / "last.ckpt"
         out.print(f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True)
         return 128 + run.interrupted
-    show_result(out, run)
+    show_result(out, run.summary, run.data.protocol, run.training.monitor, run.directory)
     return 0
 
 
@@ -127,8 +122,10 @@ def _test(arguments: Arguments, options: list[str]) -> int:
 
 
 def _recommend(arguments: Arguments, options: list[str]) -> int:
-    output = Path(arguments.output) if arguments.output else None
-    if output and output.suffix not in (".csv", ".parquet"):
+    output = None
+    if arguments.output:
+        output = Path(arguments.output)
+    if output and output.suffix not in (".csv", ".parquet"):  # before the checkpoint is read, which may take long
         raise InputError(f"--output: {output} must end in .csv or .parquet")
 
     from cgfedrec.run.api import load
@@ -138,18 +135,21 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
     run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
     table = run.recommend(arguments.user, arguments.top_k)
     if arguments.items:
+        quoted = {None: None, "true": True, "false": False}[arguments.items_quoted]
         layout = ItemsFormat(
             arguments.items_separator,
             not arguments.items_no_header,
             item_column=_column(arguments.items_id),
-            quoted=None if arguments.items_quoted is None else arguments.items_quoted == "true",
+            quoted=quoted,
             encoding=arguments.items_encoding,
         )
         table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
         if len(table) and table["title"].null_count() == len(table):
             print(f"warning: no id in {printable(arguments.items)} is among the recommended items", file=sys.stderr)
     if full := without_any(run.loop, table, arguments.user):
-        names = ", ".join(full[:SHOWN]) + (f" and {len(full) - SHOWN:,} more" if len(full) > SHOWN else "")
+        names = ", ".join(full[:SHOWN])
+        if len(full) > SHOWN:
+            names += f" and {len(full) - SHOWN:,} more"
         print(f"nothing to recommend to user {printable(names)}: every item is theirs already", file=sys.stderr)
     if output:
         write(table, output)
@@ -214,88 +214,21 @@ def _no_more(options: list[str]) -> None:
 
 
 def _column(text: str) -> str | int:
-    return int(text) if text.isdigit() else text
+    """A column by its position, or by its name."""
+    if text.isdigit():
+        return int(text)
+    return text
 
 
-def _parser() -> tuple[ArgumentParser, Verbs]:
-    """The parser of the command line, and those of all commands."""
-    parser = ArgumentParser(
-        "cgfedrec",
-        description="Train recommenders on interactions that never leave their owners.",
-        epilog=EPILOG,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"cgfedrec {__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    parsers: dict[tuple[str, ...], ArgumentParser] = {(): parser}
-
-    def verb(
-        of: object, name: str, run: Callable[[Arguments, list[str]], int], help: str, own_help: bool = False
-    ) -> ArgumentParser:
-        added: ArgumentParser = of.add_parser(  # type: ignore[attr-defined]
-            name, help=help, description=help, add_help=not own_help, allow_abbrev=False
-        )
-        words = (name,) if of is verbs else ("data", name)
-        added.set_defaults(run=run, words=words)
-        parsers[words] = added
-        return added
-
-    verb(verbs, "fit", _fit, "train a federation", own_help=True)
-    more = "; further options, such as --data.path, override the checkpoint's config (--trust: see SECURITY.md)"
-    test = verb(verbs, "test", _test, f"evaluate a checkpoint on the test split{more}")
-    test.add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
-    recommend = verb(verbs, "recommend", _recommend, f"recommend items to users{more}")
-    recommend.add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
-    recommend.add_argument(
-        "--user", nargs="+", action="extend", metavar="ID", help="original user ids; by default everybody"
-    )
-    recommend.add_argument("--top_k", type=int, default=10, metavar="K", help="how many items for each (%(default)s)")
-    recommend.add_argument("--output", metavar="FILE", help="write .csv or .parquet instead of printing")
-    recommend.add_argument("--items", metavar="FILE", help="a table of items from which titles are joined")
-    recommend.add_argument(
-        "--items_id", default="0", metavar="COLUMN", help="its id column, by name or position (%(default)s)"
-    )
-    recommend.add_argument("--items_title", default="1", metavar="COLUMN", help="its title column (%(default)s)")
-    recommend.add_argument(
-        "--items_separator", metavar="TEXT", help="its separator, by default told from the file name"
-    )
-    recommend.add_argument(
-        "--items_quoted",
-        choices=("true", "false"),
-        help="whether its fields may stand in double quotes; by default where the separator is , ; or |",
-    )
-    recommend.add_argument("--items_encoding", default="utf-8", metavar="NAME", help="such as latin-1 (%(default)s)")
-    recommend.add_argument("--items_no_header", action="store_true", help="its first line is an item already")
-    compare = verb(verbs, "compare", _compare, "run methods side by side, measured alike, and report on them")
-    compare.add_argument("--config", required=True, metavar="FILE", help="methods, data, seeds and a base for all runs")
-    compare.add_argument("--output", metavar="DIR", help="where to; by default runs/compare/<config>")
-    compare.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="runs side by side, which share the cores (%(default)s)"
-    )
-    compare.add_argument(
-        "--keep_checkpoints", action="store_true", help="of finished runs, which take room for all clients' state"
-    )
-    compare.add_argument(
-        "--replace", action="store_true", help="throw away and run anew what was run with other settings"
-    )
-    tune = verb(verbs, "tune", _tune, "search for settings by validation alone; further options are those of fit")
-    tune.add_argument(
-        "--config", required=True, action="append", metavar="FILE", help="of fit; its own settings come first"
-    )
-    tune.add_argument("--space", required=True, metavar="FILE", help="options, each with choices or low and high")
-    tune.add_argument("--trials", required=True, type=int, metavar="N", help="how many in all; --loop.rounds for each")
-    tune.add_argument("--output", required=True, metavar="DIR", help="where best.yaml, trials.csv and the study go")
-    tune.add_argument("--prune", action="store_true", help="end trials below the median of the others early")
-    data = verbs.add_parser("data", help="describe or download data", description="describe or download data")
-    kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    verb(kinds, "describe", _describe, "print what a data set holds; takes the options of fit", own_help=True)
-    fetch = verb(kinds, "download", _download, "fetch a public data set")
-    fetch.add_argument("name", help="such as ml-100k; a wrong name lists all")
-    fetch.add_argument("--dir", default="data", help="where to (%(default)s)")
-    fetch.add_argument("--url", help="take the archive from elsewhere; its checksum must still agree")
-    return parser, parsers
+COMMANDS: dict[tuple[str, ...], Command] = {
+    ("fit",): _fit,
+    ("test",): _test,
+    ("recommend",): _recommend,
+    ("compare",): _compare,
+    ("tune",): _tune,
+    ("data", "describe"): _describe,
+    ("data", "download"): _download,
+}
 
 
 if __name__ == "__main__":

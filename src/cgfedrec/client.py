@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -42,8 +43,8 @@ class StepOutput(NamedTuple):
 
     loss: Tensor
     """`[clients]`, each client's loss; the cohort's is their sum, so that no client's gradient meets another's."""
-    alignment: Tensor | None = None
-    """`[clients]`, the part of the loss that pulls towards the server's structure, unweighted."""
+    reported: Mapping[str, Tensor] = MappingProxyType({})
+    """`[clients]` each: further values that are worth a look, by the names that `Client.reports` holds."""
 
 
 class Client(LightningModule, ABC):
@@ -59,12 +60,17 @@ class Client(LightningModule, ABC):
 
     scores_after: Literal["training", "aggregation"] = "training"
     """Whether clients score with what they had after training, or with what the server made of it since."""
+    reports: ClassVar[tuple[str, ...]] = ()
+    """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
+    seed: int
+    """Of what only clients may know: their noise, their private heads, the user vectors with which they start."""
 
     def __init__(self) -> None:
         super().__init__()
         self.users = torch.empty(0, dtype=torch.int64)
+        self._welcomed: int | None = None
 
     @abstractmethod
     def start(self, users: Tensor) -> dict[str, Tensor]:
@@ -80,11 +86,24 @@ class Client(LightningModule, ABC):
     def configure_optimizers(self) -> list[Optimizer]:
         """The optimisers that take one step each, in this order, on every batch."""
 
-    def receive(self, broadcast: Broadcast | None) -> None:
-        """Take what the server sent; ``None`` before it has anything to say.
+    def welcome(self, broadcast: Broadcast | None) -> None:
+        """Take what the server sends once, when a client first takes part: the seed of the start that all share."""
+        if broadcast is not None:
+            seed = broadcast.values["seed"]
+            assert isinstance(seed, Tensor)
+            self._welcomed = int(seed)
 
-        Called after `load`, and so before every round; it may change the private state in place. What it keeps for each
-        client, a training step cuts to the first of them, as many as its batch has.
+    @property
+    def shared_seed(self) -> int:
+        """Of the start that all clients share. A client that no server has welcomed starts from its own seed."""
+        return self.seed if self._welcomed is None else self._welcomed
+
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
+        """Take what the server sent for a round, from 1; ``None`` where it has nothing to say.
+
+        Called after `load`, and so before every round; it may change the private state in place. What is kept here for
+        each client of the cohort has a row for all of them. The batches of a round may be of its first clients alone:
+        `training_step` then takes as many rows as its batch has.
         """
 
     def upload(self) -> Upload:

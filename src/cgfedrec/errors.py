@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
@@ -50,17 +49,6 @@ def check(*problems: str | None) -> None:
     """Raise one `InputError` with every problem that is not ``None``."""
     if found := [problem for problem in problems if problem]:
         raise InputError(found)
-
-
-@contextmanager
-def checked_with(*problems: str | None) -> Iterator[None]:
-    """Raise these problems together with those that the body raises, in one `InputError`."""
-    found = list(problems)
-    try:
-        yield
-    except InputError as error:
-        found += error.problems
-    check(*found)
 
 
 def not_positive(option: str, value: Any, most: float = LARGEST, or_none: bool = False) -> str | None:

@@ -68,3 +68,46 @@ def rows_of(table: dict[str, Any]) -> list[Row]:
         }
         for row in values.tolist()
     ]
+
+
+class Evaluations:
+    """A row for each evaluated round, of which the best is known without reading all of them again.
+
+    Args:
+        monitor: The validation metric that chooses the best round; the higher, the better.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.history = []
+
+    @property
+    def history(self) -> list[Row]:
+        """A row for each evaluated round; rows are only ever added."""
+        return self._rows
+
+    @history.setter
+    def history(self, rows: list[Row]) -> None:
+        self._rows, self._judged, self._best, self._table = rows, 0, 0, Growing()
+
+    @property
+    def best(self) -> Row | None:
+        """The row of the best round by ``monitor``, the last one where nothing is held out; none before the first."""
+        if not self.history:
+            return None
+        return self.history[len(self.history) - 1 - self.since_best]
+
+    @property
+    def since_best(self) -> int:
+        """How many evaluated rounds have passed since the best one."""
+        if not self.history or self.monitor not in self.history[-1]:
+            return 0
+        for place in range(self._judged, len(self.history)):  # the rows before have been looked at
+            if self.history[place][self.monitor] > self.history[self._best][self.monitor]:
+                self._best = place
+        self._judged = len(self.history)
+        return len(self.history) - 1 - self._best
+
+    def table(self) -> dict[str, Any]:
+        """The history as one table of numbers: see `table_of`."""
+        return self._table.of(self.history)

@@ -6,29 +6,43 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning import Fabric
 from torch import Tensor
 
+from cgfedrec.client import Client
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, no_count, not_positive
 from cgfedrec.evaluation.ranking import Ranked, no_metric, ranked, summarise
-from cgfedrec.history import Growing, Row, rows_of
+from cgfedrec.history import Evaluations, Row, rows_of
 from cgfedrec.kit.rows import dense_copies
 from cgfedrec.method import Method
-from cgfedrec.random import Stream, bits
-from cgfedrec.server import NotFiniteError, Server
+from cgfedrec.random import Stream, bits, private_seed, shared_seed
+from cgfedrec.server import Server
 from cgfedrec.simulation.capacity import Demand, Place, plan
 from cgfedrec.simulation.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
 from cgfedrec.simulation.workers import Workers
 from cgfedrec.train import train
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Sum, Upload
+from cgfedrec.wire.wire import Wire
 
 
-class FederatedLoop:
+class Trained(NamedTuple):
+    """What comes of a cohort's part in a round."""
+
+    part: Upload | Sum
+    """What is left of its uploads for the server."""
+    bytes_up: int
+    bytes_down: int
+    means: Tensor
+    """`[clients, 1 + reports]`: mean loss, and what else its clients report; see `cgfedrec.train.train`."""
+
+
+class FederatedLoop(Evaluations):
     """Federated training: rounds of local training, aggregation and evaluation.
 
     Args:
@@ -72,6 +86,7 @@ class FederatedLoop:
             if participants is not None and participation != 1
             else None,
         )
+        super().__init__(monitor)
         self.rounds = rounds
         self.participation = participation
         self.participants = participants
@@ -81,13 +96,12 @@ class FederatedLoop:
         self.state_dtype: Dtype = state_dtype
         self.evaluate_every = evaluate_every
         self.checkpoint_every = checkpoint_every
-        self.monitor = monitor
         self.patience = patience
         self.round = 0
-        self.history: list[Row] = []
-        self.bytes_up = self.bytes_down = 0
+        self.bytes_up = self.bytes_down = self.bytes_scoring = 0
         self.seconds = 0.0
         self.should_stop = False
+        self._counting = Lock()
 
     def setup(
         self,
@@ -96,6 +110,7 @@ class FederatedLoop:
         method: Method,
         folder: Path = Path("clients"),
         to_train: bool = True,
+        wire: Wire | None = None,
     ) -> None:
         """Build the workers, the server and the store for this data.
 
@@ -105,6 +120,7 @@ class FederatedLoop:
             method: Makes the clients and the server.
             folder: For clients' state that does not fit memory.
             to_train: Otherwise a state is loaded and used where it lies, which takes no room in memory or on disk.
+            wire: Carries the messages; by default one without steps.
 
         Raises:
             InputError: for settings that do not fit the data, or a federation that does not fit the machine.
@@ -116,9 +132,29 @@ class FederatedLoop:
             else None,
         )
         self.fabric, self.data, self.epochs = fabric, data, method.local_epochs
-        self.server: Server = method.server(data.num_items, data.seed).to(fabric.device)
-        self.workers = Workers(fabric, lambda: method.client(data.num_items, data.seed))
+        self.wire = Wire() if wire is None else wire
+        self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
+        check(
+            *(
+                f"wire.steps: {type(step).__name__} works on sums alone, and the server of {type(method).__name__} "
+                f"looks at single uploads"
+                for step in self.wire.steps
+                if step.sums_only and self.server.sees_single_uploads
+            )
+        )
+        welcome, self._welcome_nbytes = self.wire.down(self.server.welcome(), 1)
+        if welcome is None:  # nobody greets: the start comes with the program, and a control has that of its method
+            welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
+
+        def new_client() -> Client:
+            """A worker's client. It remembers, for all whom it will hold, the one welcome that they receive."""
+            client = method.client(data.num_items, private_seed(data.seed))
+            client.welcome(welcome)
+            return client
+
+        self.workers = Workers(fabric, new_client)
         with self.workers.one() as worker:
+            self.reports = worker.client.reports
             example, upload = worker.client.private(), worker.client.upload().values  # of nobody yet: their shapes
             # Fabric has wrapped the optimisers.
             copies = max((dense_copies(wrapped.optimizer) for wrapped in worker.optimizers), default=0)
@@ -165,56 +201,63 @@ class FederatedLoop:
         self.fabric.call("on_federation_start", self)
         try:
             while self.round < self.rounds and not self.should_stop:
-                started, self.round, seen = time.perf_counter(), self.round + 1, []
+                started, self.round = time.perf_counter(), self.round + 1
+
+                # 1. Draw the participants, and put those into a cohort whose batches are alike.
                 cohorts = list(self.data.cohorts(self.sample(), self.cohort_size))
-                self.store.expect(torch.cat(cohorts))
-                for upload, nbytes, means in self.workers.map(self.train, cohorts):
-                    self.bytes_up, self.bytes_down = self.bytes_up + nbytes[0], self.bytes_down + nbytes[1]
-                    self.server.aggregate(upload)
-                    seen.append(means)
-                    self.fabric.call("on_cohort_end", self, upload.clients)
-                # by a worker, on one thread as all else: sums by several depend on how many they are
-                (report,) = self.workers.map(partial(self.server.update, self.fabric), [self.round])
-                self._record(torch.cat(seen), report, time.perf_counter() - started)
+                participants = torch.cat(cohorts)
+                self.store.expect(participants)
+
+                # 2. Train cohorts side by side. Whichever ends first, they are added up in one order.
+                losses = []
+                for users, trained in zip(cohorts, self.workers.map(self.train, cohorts), strict=True):
+                    self.server.aggregate(trained.part)
+                    self.bytes_up += trained.bytes_up
+                    self.bytes_down += trained.bytes_down
+                    losses.append(trained.means)
+                    self.fabric.call("on_cohort_end", self, users)
+
+                # 3. Let the server make of it what it sends next. A worker does it, on one thread as all else: sums
+                #    by several threads depend on how many they are.
+                (report,) = self.workers.map(partial(self.server.update, participants), [self.round])
+
+                # 4. Evaluate; then callbacks log, write the checkpoint and may stop.
+                self._record(torch.cat(losses), report, time.perf_counter() - started)
                 self.seconds += time.perf_counter() - started
                 self.fabric.call("on_round_end", self)
         finally:
             self.fabric.call("on_federation_end", self)
 
     def sample(self) -> Tensor:
-        """This round's participants, in ascending order."""
+        """This round's participants, `[participants]`, int64, in ascending order."""
         everyone = np.arange(self.data.num_users)
-        keys = bits(self.data.seed, Stream.PARTICIPANTS, self.round if self.resample else 0, everyone)
+        keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, self.round if self.resample else 0, everyone)
         return torch.from_numpy(np.sort(keys.argsort()[: self.num_participants]))
 
-    def train(self, users: Tensor) -> tuple[Upload, tuple[int, int], Tensor]:
-        """One cohort's part in this round: its uploads, reduced, the bytes it sent and received, and its losses."""
+    def train(self, users: Tensor) -> Trained:
+        """One cohort's part in this round, `[clients]`."""
         with self.workers.one() as worker:
-            broadcast, down = self._send_down(users)
-            self.store.load(worker.client, users)
-            worker.client.receive(broadcast)
+            client = worker.client
+            broadcast, bytes_down = self.wire.down(self.server.broadcast(users, self.round), len(users))
+            bytes_down += self._welcomes(users)
+            self.store.load(client, users)  # private state in
+            client.receive(broadcast, self.round)  # structure down
             means = train(self.fabric, worker, self.data.draw(users, self.round, self.epochs))
-            upload = worker.client.upload()
-            self.store.save(worker.client)
-            return self.server.reduce(upload), (upload.nbytes, down), means
+            upload, bytes_up = self.wire.up(client.upload(), self.server.expects)  # updates up
+            self.store.save(client)  # private state out
+            return Trained(self.server.reduce(upload), bytes_up, bytes_down, means)
 
-    def _send_down(self, users: Tensor) -> tuple[Broadcast | None, int]:
-        """A cohort's broadcast as it arrives, and the bytes it took, with a welcome to those who are new."""
-        newcomers = int((~self.store.known[users]).sum())
-        welcome = self.server.welcome() if newcomers else None
-        nbytes = 0 if welcome is None else len(welcome.pack()) * newcomers
-        broadcast = self.server.broadcast(users)
-        if broadcast is None:
-            return None, nbytes
-        arrived, received = broadcast.deliver(len(users))
-        return arrived, nbytes + received
+    def _welcomes(self, users: Tensor) -> int:
+        """The bytes of a welcome to each of ``users`` who has not taken part before."""
+        return int((~self.store.known[users]).sum()) * self._welcome_nbytes
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         """Evaluate if this round is to be, and add a row to the history."""
         if self.round % self.evaluate_every and self.round != self.rounds:
             return
-        loss, alignment = seen.double().mean(0).tolist()
-        row: Row = {"round": self.round, "train/loss": loss, "train/alignment": alignment}
+        names = ("loss", *self.reports)
+        means = seen.double().mean(0).tolist()
+        row: Row = {"round": self.round} | {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
         if self.data.holds_out("val"):
             row |= self.evaluate("val")
         elif self.round == self.rounds:  # nothing is ranked, and nothing else tells that the last step has diverged
@@ -224,6 +267,7 @@ class FederatedLoop:
             "bytes/up": self.bytes_up,
             "bytes/down": self.bytes_down,
             "bytes/total": self.bytes_up + self.bytes_down,
+            "bytes/scoring": self.bytes_scoring,
         }
         self.history.append(row | report | {"time/round": seconds})
 
@@ -238,53 +282,39 @@ class FederatedLoop:
     def score(self, users: Tensor) -> Tensor:
         """Each user's scores of all items by their own client, `[users, items]`.
 
+        What must come down for it first is counted apart from what training takes (``bytes/scoring``).
+
         Raises:
             NotFiniteError: naming the clients with a score that is not finite. A loss tells of a step once the next one
                 is taken; of the last one it is the scores that tell.
         """
         with self.workers.one() as worker:
-            self.store.load(worker.client, users, to_train=False)
-            if worker.client.scores_after == "aggregation" and (broadcast := self.server.broadcast(users)):
-                worker.client.receive(broadcast)
-            scores = worker.client.score()
+            client, nbytes = worker.client, self._welcomes(users)
+            self.store.load(client, users, to_train=False)
+            if client.scores_after == "aggregation":
+                sent = self.server.broadcast(users, self.round + 1)
+                broadcast, received = self.wire.down(sent, len(users))
+                nbytes += received
+                if broadcast is not None:
+                    client.receive(broadcast, self.round + 1)
+            scores = client.score()
+        with self._counting:  # several threads score at once
+            self.bytes_scoring += nbytes
         finite = scores.isfinite().all(1)
         if not finite.all():
             raise NotFiniteError("score", users[~finite.cpu()].tolist())
         return scores
 
-    @property
-    def history(self) -> list[Row]:
-        """A row for each evaluated round; rows are only ever added."""
-        return self._history
-
-    @history.setter
-    def history(self, rows: list[Row]) -> None:
-        self._history, self._judged, self._best, self._table = rows, 0, 0, Growing()
-
-    @property
-    def best(self) -> Row | None:
-        """The row of the best round by ``monitor``, the last one where nothing is held out; none before the first."""
-        if not self.history:
-            return None
-        return self.history[len(self.history) - 1 - self.since_best]
-
-    @property
-    def since_best(self) -> int:
-        """How many evaluated rounds have passed since the best one."""
-        if not self.history or self.monitor not in self.history[-1]:
-            return 0
-        for place in range(self._judged, len(self.history)):  # the rows before have been looked at
-            if self.history[place][self.monitor] > self.history[self._best][self.monitor]:
-                self._best = place
-        self._judged = len(self.history)
-        return len(self.history) - 1 - self._best
+    def histograms(self) -> dict[str, Tensor]:
+        """What the server has discovered and is worth a look: values by name, such as the sizes of clusters."""
+        return self.server.histograms()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything on which the next round depends."""
         return {
             "round": self.round,
-            "history": self._table.of(self.history),
-            "bytes": [self.bytes_up, self.bytes_down],
+            "history": self.table(),
+            "bytes": [self.bytes_up, self.bytes_down, self.bytes_scoring],
             "seconds": self.seconds,
             "server": self.server.state_dict(),
             "store": self.store.state_dict(),
@@ -298,9 +328,9 @@ class FederatedLoop:
             FileNotFoundError: if the clients' state lies in files that are not there.
         """
         counts = [state["round"], *state["bytes"]]
-        if not all(type(count) is int and count >= 0 for count in counts) or len(counts) != 3:
+        if not all(type(count) is int and count >= 0 for count in counts) or len(counts) != 4:
             raise ValueError("the round and the bytes are no counts")
-        self.round, self.bytes_up, self.bytes_down = counts
+        self.round, self.bytes_up, self.bytes_down, self.bytes_scoring = counts
         self.history = rows_of(state["history"])
         self.seconds = float(state["seconds"])
         self.server.load_state_dict(state["server"])

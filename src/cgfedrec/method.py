@@ -1,10 +1,13 @@
-"""A method: the client and the server that belong together."""
+"""A method: the client and the server that belong together, and the settings of both."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from cgfedrec.client import Client
+from cgfedrec.errors import check, no_count
 from cgfedrec.server import Server
 
 MOST_DIM = 2**16
@@ -14,18 +17,34 @@ MOST_EPOCHS = 10_000
 
 
 class Recommender:
-    """What ``--method`` names: a federated `Method`, or a centralised reference."""
+    """What ``--method`` names: a federated `Method`, or a centralised reference.
 
-
-class Method(Recommender, ABC):
-    """A published method, its hyperparameters as init arguments: builds its client and its server.
-
-    Args:
-        local_epochs: Passes over a participant's own samples in each round.
+    Either is a dataclass. Its fields are its settings, and the text below a field is the help of the option. A subclass
+    gives a setting another default by declaring the field again; without a text of its own it keeps the help.
     """
 
-    def __init__(self, local_epochs: int) -> None:
-        self.local_epochs = local_epochs
+    def __post_init__(self) -> None:
+        """Check the settings. Raises `InputError` with everything that is wrong with them."""
+        check(*self.problems())
+
+    def problems(self) -> Iterator[str | None]:
+        """What is wrong with the settings; ``None`` for each check that found nothing.
+
+        A subclass yields what is wrong with its own settings, then those of ``super().problems()``.
+        """
+        yield from ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Recommender, ABC):
+    """A published method: builds its client and its server, which read its settings."""
+
+    local_epochs: int
+    """Passes over a participant's own samples in each round."""
+
+    def problems(self) -> Iterator[str | None]:
+        yield no_count("method.local_epochs", self.local_epochs, most=MOST_EPOCHS)
+        yield from super().problems()
 
     @abstractmethod
     def client(self, num_items: int, seed: int) -> Client:

@@ -7,6 +7,7 @@ SplitMix64 (Steele, Lea, Flood 2014).
 
 from __future__ import annotations
 
+import hashlib
 from enum import IntEnum
 from typing import Any
 
@@ -35,6 +36,27 @@ class Stream(IntEnum):
     NOISE = 12
     MIXES = 13
     GROUPS = 14
+
+
+def shared_seed(seed: int) -> int:
+    """The seed that server and clients both know, derived from that of a run: of the start that clients share."""
+    return _derived(seed, b"shared")
+
+
+def private_seed(seed: int) -> int:
+    """The seed of what only clients may know: their noise, their private heads, their batches.
+
+    It is derived by a one-way function, so that nobody can compute it from the shared seed. A simulation derives both
+    from the seed of the run, to be reproducible; that seed belongs to whoever runs the simulation, and to neither side.
+    A client in a deployment draws its private seed from its own machine.
+    """
+    return _derived(seed, b"private")
+
+
+def _derived(seed: int, purpose: bytes) -> int:
+    """63 bits of a hash (BLAKE2b) of the seed. The mixing below would not do: it can be run backwards."""
+    digest = hashlib.blake2b(seed.to_bytes(8, "little"), digest_size=8, person=purpose).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def bits(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.uint64]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from lightning import Fabric
 from torch import Tensor, nn
 
-from cgfedrec.errors import RunError
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.values import Field
 
 
 class Growing(nn.Module):
@@ -29,33 +27,58 @@ class Growing(nn.Module):
 class Server(Growing):
     """A server that does nothing: the base of all, and the whole of the Local control.
 
-    Its buffers are its state, saved in every checkpoint. A broadcast depends on the last `update` alone, for cohorts
-    train while others are aggregated.
+    Its buffers are its state, saved in every checkpoint. It does not count rounds: the loop tells it which one it is,
+    from 1. What it sends in a round depends on the `update` before alone, since cohorts train while others are
+    aggregated.
+
+    A round is: `broadcast` to each cohort; for each cohort `reduce`, by any thread, and `aggregate`, one after another
+    in the same order; then one `update`.
+
+    Args:
+        expects: The fields of one client's upload, by name; what arrives is held against them.
     """
 
     sees_single_uploads = False
     """Whether it must look at what each client sends, and so cannot work on sums, as secure aggregation wants."""
 
+    def __init__(self, expects: Mapping[str, Field] | None = None) -> None:
+        super().__init__()
+        self.expects: Mapping[str, Field] = dict(expects or {})
+
     def welcome(self) -> Broadcast | None:
         """What a client receives once, when it first takes part; ``None`` for nothing."""
         return None
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
-        """What goes down to the participants ``users`` `[clients]` before they train; ``None`` for nothing."""
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
+        """What goes down to ``users`` `[clients]` before they train in a round; ``None`` for nothing.
+
+        Clients that only score receive what they would before the next round.
+        """
         return None
 
-    def reduce(self, upload: Upload) -> Upload:
-        """What is left of a cohort's uploads for `aggregate`; by default all.
+    def reduce(self, upload: Upload) -> Upload | Sum:
+        """What is left of a cohort's uploads for `aggregate`: their sum, where no single one is needed.
 
         Several threads call it, each for a cohort of its own, so it changes nothing here.
+
+        Raises:
+            NotFiniteError: naming the clients, if a value is not finite.
         """
-        return upload
+        return upload.sum()
 
-    def aggregate(self, upload: Upload) -> None:
-        """Take in what `reduce` left of a cohort's uploads, one cohort after another, always in the same order."""
+    def aggregate(self, part: Upload | Sum) -> None:
+        """Take in what `reduce` left of a cohort, one cohort after another, always in the same order."""
 
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
-        """End round ``round`` (counted from 1), and return what is worth logging about it."""
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
+        """End a round.
+
+        Args:
+            users: `[participants]`, int64: who took part, in the order in which their uploads came.
+            round: From 1.
+
+        Returns:
+            What is worth logging about it, by name.
+        """
         return {}
 
     def histograms(self) -> dict[str, Tensor]:
@@ -70,18 +93,17 @@ class MeanServer(Server):
     cohort shows in it, unless a mean lies within some 1e-16 of the middle between two float32.
 
     Args:
-        shapes: The shape of each uploaded value, without its clients axis.
-        seed: Of the shared start, which goes down as this seed and not as a table.
+        expects: The fields of one client's upload, by name.
+        seed: Of the start that all clients share, which goes down as this seed and not as a table.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-        super().__init__()
+    def __init__(self, expects: Mapping[str, Field], seed: int) -> None:
+        super().__init__(expects)
         self.seed = seed
         self.means = nn.Module()
-        self.sums: dict[str, Tensor] = {}
-        self.participants = 0
-        for name, shape in shapes.items():
-            self.means.register_buffer(name, torch.zeros(shape))
+        self.sum: Sum | None = None  # of this round so far
+        for name, field in expects.items():
+            self.means.register_buffer(name, torch.zeros(field.shape))
 
     def mean(self, name: str) -> Tensor:
         """The mean of an uploaded value over the last round's participants; zeros before the first."""
@@ -90,55 +112,25 @@ class MeanServer(Server):
     def welcome(self) -> Broadcast:
         return Broadcast({"seed": torch.tensor(self.seed)})
 
-    def reduce(self, upload: Upload) -> Upload:
-        """Sum a cohort's uploads. Raises `NotFiniteError`, naming the clients, if a value is not finite."""
-        sums = {name: _sum(value) for name, value in upload.values.items()}
-        for name, total in sums.items():
-            if not total.isfinite().all():
-                bad = upload.clients[~upload.values[name].flatten(1).isfinite().all(1).cpu()].tolist()
-                raise NotFiniteError(f"uploaded {name}", bad or upload.clients.tolist())
-        return Upload(upload.clients, sums)
+    def aggregate(self, part: Upload | Sum) -> None:
+        added = part.sum() if isinstance(part, Upload) else part
+        self.sum = added if self.sum is None else self.sum + added
 
-    def aggregate(self, upload: Upload) -> None:
-        for name, total in upload.values.items():
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.participants += len(upload.clients)
-
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
-        for name, total in self.sums.items():
-            self.mean(name).copy_(total / self.participants)
-        self.sums, self.participants = {}, 0
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
+        total = self.take_sum()
+        for name, values in total.values.items():
+            self.mean(name).copy_(values / total.clients)
         return {}
+
+    def take_sum(self) -> Sum:
+        """This round's sum, which then begins anew."""
+        assert self.sum is not None, "a round without participants"
+        total, self.sum = self.sum, None
+        return total
 
 
 class TableServer(MeanServer):
     """Sends down the means as they are, from the second round on; those of the first start from the welcome's seed."""
 
-    rounds: Tensor
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-        super().__init__(shapes, seed)
-        self.register_buffer("rounds", torch.tensor(0))
-
-    def broadcast(self, users: Tensor) -> Broadcast | None:
-        return Broadcast(dict(self.means.named_buffers())) if self.rounds else None
-
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
-        self.rounds.fill_(round)
-        return super().update(fabric, round)
-
-
-def _sum(value: Tensor) -> Tensor:
-    """The sum over clients in float64, `[clients, ...]` to `[...]`; on a CPU by numpy, which needs half the time."""
-    if value.is_cuda:
-        return value.sum(0, dtype=torch.float64)
-    return torch.from_numpy(np.asarray(value.numpy().sum(0, dtype=np.float64)))
-
-
-class NotFiniteError(RunError):
-    """Something that must be a number is not; ``clients`` are the internal numbers of those where it shows."""
-
-    def __init__(self, what: str, clients: list[int]) -> None:
-        super().__init__(f"the {what} of {len(clients)} clients is not finite: the state has diverged")
-        self.what = what
-        self.clients = clients
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
+        return Broadcast(dict(self.means.named_buffers())) if round > 1 else None

@@ -10,7 +10,7 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.client import Batch, Client, forget, narrow
-from cgfedrec.server import NotFiniteError
+from cgfedrec.wire.messages import NotFiniteError
 
 
 class Worker(NamedTuple):
@@ -32,15 +32,16 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         batches: Of one round, in order.
 
     Returns:
-        `[clients, 2]`: each client's mean loss and mean alignment, weighted by batch length, as the last optimiser
-        saw them.
+        `[clients, 1 + reports]`: each client's mean loss and the means of what it reports (`Client.reports`), weighted
+        by batch length, as the last optimiser saw them. What no step has reported is 0.
 
     Raises:
         NotFiniteError: naming the clients whose loss is not finite.
     """
     forget(worker.optimizers)
     cohort = worker.client.private()
-    losses, alignments, seen = torch.zeros(3, len(worker.client.users), device=fabric.device)
+    losses, seen = torch.zeros(2, len(worker.client.users), device=fabric.device)
+    reported = {name: torch.zeros_like(losses) for name in worker.client.reports}
     active = len(seen)
     for batch in fabric.to_device(batches):
         if len(batch.items) < active:
@@ -54,11 +55,11 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
             optimizer.zero_grad()
         seen[:active] += batch.sizes
         losses[:active] += output.loss.detach() * batch.sizes
-        if output.alignment is not None:
-            alignments[:active] += output.alignment * batch.sizes
+        for name, value in output.reported.items():
+            reported[name][:active] += value * batch.sizes
         del output  # or its graph would hold on to the shapes that parameters have now
     worker.client.load(worker.client.users, cohort)
-    means: Tensor = (torch.stack((losses, alignments), dim=1) / seen[:, None]).cpu()
+    means: Tensor = (torch.stack((losses, *reported.values()), dim=1) / seen[:, None]).cpu()
     if not means.isfinite().all():
         raise NotFiniteError("training loss", worker.client.users[~means.isfinite().all(1)].tolist())
     return means

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -9,23 +11,23 @@ from torch import Tensor
 
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.errors import RunError, check, not_between
+from cgfedrec.errors import RunError, not_between
 
 
+@dataclass(kw_only=True, eq=False)
 class EASE(Reference):
     """EASE (arXiv 1905.03375): an item is scored by a weighted sum over the user's training items.
 
     With X `[users, items]` of zeros and ones, the weights B minimise |X - X B|^2 + lambda |B|^2 under diag(B) = 0:
     P = (X^T X + lambda I)^-1 and B_ij = -P_ij / P_jj outside the diagonal (eq. 8). Computed in float64; memory grows
     with the square of the catalogue.
-
-    Args:
-        lambda_: Weight of the penalty; the larger, the smaller the weights of rare items.
     """
 
-    def __init__(self, lambda_: float = 200.0) -> None:
-        check(not_between("method.lambda_", lambda_, 1e-6, 1e12))
-        self.lambda_ = lambda_
+    lambda_: float = 200.0
+    """Weight of the penalty; the larger, the smaller the weights of rare items."""
+
+    def problems(self) -> Iterator[str | None]:
+        yield not_between("method.lambda_", self.lambda_, 1e-6, 1e12)
 
     def fit(self, data: FederatedDataModule) -> Self:
         self.interactions = data.training_matrix()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -31,63 +33,50 @@ def bpr(logits: Tensor) -> Tensor:
     return F.softplus(logits[:, 1:] - logits[:, :1]).mean()
 
 
+@dataclass(kw_only=True, eq=False)
 class Factors(Reference):
     """A reference that scores by p_u . q_i, both made from trained tables; Adam on batches of positives.
 
     Negatives are drawn anew in every epoch, ``data.negatives`` a positive, from the same pool and by the same numbers
     as a client would in that round. Where the data hold out validation, it is ranked every few epochs, the best epoch
     is kept and training stops once no better one comes; else all epochs are trained.
-
-    Args:
-        dim: Size of a vector.
-        epochs: Passes over the training interactions, at most.
-        batch_size: Positives in a batch, each with its negatives.
-        lr: Of Adam.
-        weight_decay: Weight of half the squared norm of the trained vectors that a batch touches, one for each time
-            that it does, averaged over the positives; as LightGCN does it, and not Adam's own decay.
-        init_scale: Standard deviation of every initial value.
-        evaluate_every: Epochs between two evaluations; the last epoch is always evaluated.
-        patience: Stop after this many evaluations without a better one; ``null`` for never.
-        monitor: The validation metric that chooses the best epoch.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        epochs: int,
-        batch_size: int,
-        lr: float,
-        weight_decay: float,
-        init_scale: float,
-        evaluate_every: int,
-        patience: int | None,
-        monitor: str,
-    ) -> None:
-        check(
-            no_count("method.dim", dim, most=MOST_DIM),
-            no_count("method.epochs", epochs),
-            no_count("method.batch_size", batch_size),
-            not_positive("method.lr", lr),
-            not_between("method.weight_decay", weight_decay, 0),
-            not_positive("method.init_scale", init_scale),
-            no_count("method.evaluate_every", evaluate_every),
-            no_count("method.patience", patience, or_none=True),
-        )
-        self.dim = dim
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.init_scale = init_scale
-        self.evaluate_every = evaluate_every
-        self.patience = patience
-        self.monitor = monitor
+    dim: int = 64
+    """Size of a vector."""
+    epochs: int
+    """Passes over the training interactions, at most."""
+    batch_size: int
+    """Positives in a batch, each with its negatives."""
+    lr: float = 0.005
+    """Of Adam."""
+    weight_decay: float
+    """Weight of half the squared norm of the trained vectors that a batch touches, one for each time that it does,
+    averaged over the positives; as LightGCN does it, and not Adam's own decay."""
+    init_scale: float = 0.1
+    """Standard deviation of every initial value."""
+    evaluate_every: int = 5
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    patience: int | None
+    """Stop after this many evaluations without a better one; ``null`` for never."""
+    monitor: str = "val/ndcg@10"
+    """The validation metric that chooses the best epoch."""
+
+    def problems(self) -> Iterator[str | None]:
+        yield no_count("method.dim", self.dim, most=MOST_DIM)
+        yield no_count("method.epochs", self.epochs)
+        yield no_count("method.batch_size", self.batch_size)
+        yield not_positive("method.lr", self.lr)
+        yield not_between("method.weight_decay", self.weight_decay, 0)
+        yield not_positive("method.init_scale", self.init_scale)
+        yield no_count("method.evaluate_every", self.evaluate_every)
+        yield no_count("method.patience", self.patience, or_none=True)
 
     def check(self, data: FederatedDataModule) -> None:
         check(no_metric("method.monitor", self.monitor, data) if data.holds_out("val") else None)
 
     @abstractmethod
-    def loss(self, logits: Tensor) -> Tensor:
+    def loss_of(self, logits: Tensor) -> Tensor:
         """The loss of a batch, from logits `[positives, 1 + negatives]`, the positive first."""
 
     def setup(self, data: FederatedDataModule) -> None:
@@ -128,7 +117,7 @@ class Factors(Reference):
         for batch in order.split(self.batch_size):
             rows = torch.cat((users[batch][:, None], items[batch] + self.num_users), dim=1).to(self.device)
             vectors = self.vectors(table)[rows]
-            loss = self.loss((vectors[:, 1:] * vectors[:, :1]).sum(2))
+            loss = self.loss_of((vectors[:, 1:] * vectors[:, :1]).sum(2))
             if self.weight_decay:
                 loss = loss + self.weight_decay / 2 * table[rows].square().sum() / len(batch)
             loss.backward()

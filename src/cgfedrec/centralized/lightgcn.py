@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,47 +14,30 @@ from torch import Tensor
 
 from cgfedrec.centralized.factors import Factors, bpr
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.errors import checked_with, no_count
+from cgfedrec.errors import no_count
 
 
+@dataclass(kw_only=True, eq=False)
 class LightGCN(Factors):
     """LightGCN (arXiv 2002.02126): the mean of a vector and of its averages over 1, 2, ... steps in the graph.
 
     With A the adjacency of users and items and D its degrees, a layer multiplies by D^-1/2 A D^-1/2 (eq. 7), and layers
     0 to ``layers`` are averaged (eq. 8, all weights 1 / (layers + 1)). BPR with ``data.negatives`` negatives a
     positive, where the paper draws one; the penalty is on the vectors before the first layer (eq. 15).
-
-    Args:
-        layers: How often vectors are passed on; 0 is `MF` with BPR.
-        dim: Size of a vector.
-        epochs: Passes over the training interactions, at most.
-        batch_size: Positives in a batch, each with its negatives.
-        lr: Of Adam.
-        weight_decay: Weight of half the squared norm of the trained vectors in a batch.
-        init_scale: Standard deviation of every initial value.
-        evaluate_every: Epochs between two evaluations; the last epoch is always evaluated.
-        patience: Stop after this many evaluations without a better one; ``null`` for never.
-        monitor: The validation metric that chooses the best epoch.
     """
 
-    def __init__(
-        self,
-        layers: int = 3,
-        dim: int = 64,
-        epochs: int = 400,
-        batch_size: int = 4096,
-        lr: float = 0.005,
-        weight_decay: float = 1e-4,
-        init_scale: float = 0.1,
-        evaluate_every: int = 5,
-        patience: int | None = 10,
-        monitor: str = "val/ndcg@10",
-    ) -> None:
-        with checked_with(no_count("method.layers", layers, 0, 100)):
-            super().__init__(dim, epochs, batch_size, lr, weight_decay, init_scale, evaluate_every, patience, monitor)
-        self.layers = layers
+    layers: int = 3
+    """How often vectors are passed on; 0 is `MF` with BPR."""
+    epochs: int = 400
+    batch_size: int = 4096
+    weight_decay: float = 1e-4
+    patience: int | None = 10
 
-    def loss(self, logits: Tensor) -> Tensor:
+    def problems(self) -> Iterator[str | None]:
+        yield no_count("method.layers", self.layers, 0, 100)
+        yield from super().problems()
+
+    def loss_of(self, logits: Tensor) -> Tensor:
         return bpr(logits)
 
     def setup(self, data: FederatedDataModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import FederatedDataModule
 
 
+@dataclass(kw_only=True, eq=False)
 class Popularity(Reference):
     """Scores an item by the share of users who have it in training."""
 

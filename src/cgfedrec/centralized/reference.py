@@ -13,7 +13,7 @@ from cgfedrec.method import Recommender
 
 
 class Reference(Recommender, ABC):
-    """A centralised recommender, its hyperparameters as init arguments.
+    """A centralised recommender: a dataclass of its settings, which keeps beside them what it has learned.
 
     It is fitted to training interactions alone; where it stops early, validation interactions choose when.
 

@@ -1,8 +1,8 @@
 """From a table of interactions to each client's data."""
 
+from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.layout import Format
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.data.ratings import Interactions
 from cgfedrec.data.synthetic import Synthetic
 
 __all__ = ["FederatedDataModule", "Format", "Interactions", "Synthetic"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import polars as pl
 
 EXACT = 2**53
-"""From here on neighbouring whole numbers are one and the same float."""
+"""Floats hold every whole number up to here; above it, neighbours become the same float."""
 
 
 def as_ids(ids: pl.Series) -> pl.Series:
-    """Ids as whole numbers (int64) where nothing is lost by it, else as text; null where there is none.
+    """Ids as whole numbers (int64) if nothing is lost by that, else as text; null where there is none.
 
-    Floats and decimals without a fraction are whole numbers: so does a table hold its ids once one of them was missing.
-    Text is taken as it stands: ``7``, ``007`` and ``7.0`` are three ids.
+    Floats and decimals without a fraction count as whole numbers, since that is what many tables make of a column of
+    whole numbers in which one is missing. Text is taken as it stands: ``7``, ``007`` and ``7.0`` are three ids.
 
     Raises:
         ValueError: for types that are no ids, and for floats that cannot tell ids apart.
@@ -27,11 +27,14 @@ def as_ids(ids: pl.Series) -> pl.Series:
     text = ids.cast(pl.String, strict=False)
     text = text.set(text.str.strip_chars() == "", None)
     numbers = text.cast(pl.Int64, strict=False)
-    return numbers if (numbers.cast(pl.String) == text).all() and numbers.null_count() == text.null_count() else text
+    # Only if each text is what its number would be written as: 007 must stay.
+    if (numbers.cast(pl.String) == text).all() and numbers.null_count() == text.null_count():
+        return numbers
+    return text
 
 
 def beyond_exact(numbers: pl.Series) -> str | None:
-    """The problem with floats of which neighbours are the same; none for others."""
+    """The problem with floats so large that two ids may have become one; ``None`` if there are none."""
     if not numbers.dtype.is_float():
         return None
     far = numbers.filter(numbers.abs() >= EXACT)
@@ -41,6 +44,7 @@ def beyond_exact(numbers: pl.Series) -> str | None:
 
 
 def _of_fractions(ids: pl.Series) -> pl.Series:
+    """Ids that are floats or decimals: whole numbers if all are, else text, with ``7`` for 7.0."""
     present = ids
     if ids.dtype.is_float():
         present = ids.set(~ids.is_finite(), None)  # NaN is how pandas spells a missing number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,32 +48,37 @@ class Format:
         for name in ("rating_column", "timestamp_column"):
             if getattr(self, name) in ("null", "None"):  # how a null on the command line arrives where text is allowed
                 object.__setattr__(self, name, None)
-        check(
-            "threshold: needs rating_column, the column that it applies to"
-            if self.threshold is not None and self.rating_column is None
-            else None,
-            f"{self.option('separator')}: is empty" if self.separator == "" else None,
-            f"{self.option('encoding')}: {self.encoding!r} is none that Python knows; utf-8, latin-1, cp1252 and "
-            "utf-16 are the usual ones"
-            if not _is_encoding(self.encoding)
-            else None,
-            f"{self.option('quoted')}: needs a separator of one character, not {self.separator!r}"
-            if self.quoted and len((self.separator or ",").encode()) != 1
-            else None,
-        )
+        check(*self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        if self.threshold is not None and self.rating_column is None:
+            yield "threshold: needs rating_column, the column that it applies to"
+        if self.separator == "":
+            yield f"{self.option('separator')}: is empty"
+        if not _is_encoding(self.encoding):
+            yield (
+                f"{self.option('encoding')}: {self.encoding!r} is none that Python knows; utf-8, latin-1, cp1252 and "
+                "utf-16 are the usual ones"
+            )
+        # Where no separator is given, the file's name tells it later; `open_text` asks again then.
+        if self.quoted and len((self.separator or ",").encode()) != 1:
+            yield f"{self.option('quoted')}: needs a separator of one character, not {self.separator!r}"
 
     def option(self, name: str) -> str:
-        """How an option of these is called where the user gives it."""
+        """The name by which the user gives one of these options, such as ``data.format.separator``."""
         return f"data.format.{name}"
 
     def wanted(self) -> dict[str, Column | None]:
-        """The columns that are read, by what they are for; ``None`` for one that is not."""
-        return {
+        """The columns to read, by what they are for (user, item, rating, time); ``None`` for one that is not read."""
+        wanted = {
             "user": self.user_column,
             "item": self.item_column,
-            "rating": self.rating_column if self.threshold is not None else None,
+            "rating": None,
             "time": self.timestamp_column,
         }
+        if self.threshold is not None:
+            wanted["rating"] = self.rating_column
+        return wanted
 
 
 def _is_encoding(name: str) -> bool:

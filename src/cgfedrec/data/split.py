@@ -9,11 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cgfedrec.data.ratings import Interactions
+from cgfedrec.data.interactions import Interactions
 from cgfedrec.random import Stream, bits
 
 SplitName = Literal["leave_one_out", "random", "temporal", "none"]
 NEEDS_TIME = ("leave_one_out", "temporal")
+"""Splits for which interactions must have times."""
 
 
 class Part(IntEnum):
@@ -27,7 +28,7 @@ class Part(IntEnum):
 def assign(
     data: Interactions, split: SplitName, ties: str, fractions: tuple[float, float], seed: int
 ) -> NDArray[np.int8]:
-    """The `Part` of every interaction, `[interactions]`.
+    """The `Part` of every interaction, `[interactions]`, int8.
 
     Args:
         data: Positive interactions, each user and item at most once together.
@@ -43,16 +44,18 @@ def assign(
         assert data.times is not None
         cuts = _quantiles(data.times, fractions)
         return np.searchsorted(cuts, data.times, side="right").astype(np.int8)
-    # Whoever has the latest time comes last; among equal times, whoever has the higher number of ``later``.
+    # What says which of a user's interactions is later: the first level, where that is equal the next, and so on.
     levels: list[NDArray[Any]] = []
     if split == "leave_one_out":
         assert data.times is not None
         levels.append(data.times)
     if split == "random" or ties == "random":
-        stream = Stream.TIES if split == "leave_one_out" else Stream.SPLIT
+        stream = Stream.SPLIT
+        if split == "leave_one_out":
+            stream = Stream.TIES
         levels.append(bits(seed, stream, data.users, _place_of_user(data.users)))
-        levels.append(np.arange(len(data.users)))
-    else:
+        levels.append(np.arange(len(data.users)))  # two random numbers may be equal
+    else:  # the one that stands first in the file is the later one
         levels.append(-np.arange(len(data.users)))
     parts = np.zeros(len(data.users), np.int8)
     left = data.order
@@ -64,13 +67,19 @@ def assign(
 
 
 def _quantiles(times: NDArray[Any], fractions: tuple[float, float]) -> NDArray[Any]:
-    """The first times behind these shares of all: times that occur, since a mean of two would round large ones."""
+    """The first times behind these shares of all interactions, `[fractions]`.
+
+    They are times that occur in the data. The mean of two neighbours, as a quantile often is, would be rounded where
+    times are large.
+    """
     places = [math.ceil(round(fraction * (len(times) - 1), 6)) for fraction in fractions]
     return np.partition(times, places)[places]
 
 
 def _last_of_each(users: NDArray[Any], levels: list[NDArray[Any]]) -> NDArray[np.bool_]:
     """Which of each user's interactions comes last: by the first level, where that is equal by the next, and so on.
+
+    It narrows down the candidates level by level, for all users at once; to sort would take several times as long.
 
     Args:
         users: `[interactions]`, ascending.
@@ -83,14 +92,17 @@ def _last_of_each(users: NDArray[Any], levels: list[NDArray[Any]]) -> NDArray[np
     lengths = np.diff(starts, append=len(users))
     last = np.ones(len(users), bool)
     for level in levels:
-        lowest = np.iinfo(level.dtype).min if level.dtype.kind in "iu" else -np.inf
+        # What is no candidate any more gets a value that beats no other.
+        lowest: float = -np.inf
+        if level.dtype.kind in "iu":
+            lowest = np.iinfo(level.dtype).min
         candidates = np.where(last, level, lowest)
         last &= candidates == np.repeat(np.maximum.reduceat(candidates, starts), lengths)
     return last
 
 
 def _place_of_user(users: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """How many of the same user's interactions stand before each, `[interactions]`."""
+    """How many interactions of the same user stand before each one, `[interactions]`."""
     order = users.argsort(kind="stable")
     places = np.empty(len(users), np.int64)
     places[order] = np.arange(len(users)) - np.searchsorted(users[order], users[order])

@@ -14,7 +14,7 @@ popularity. It is made to show the effect of structure clearly, and is no model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +22,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cgfedrec.data.ratings import Interactions
+from cgfedrec.data.interactions import Interactions
 from cgfedrec.errors import check, no_count, not_between
 from cgfedrec.random import Stream, bits, normal, uniform
 
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
-"""What goes through the parts of a long work, and tells how far it is; the text says what is done."""
+"""Goes through the parts of a long task and tells the user how far it is; the text says what is being done."""
 FEWEST = 5
+"""Interactions that every user has at least."""
 DRAWN_AT_ONCE = 4_000_000
-"""Users x items for which preferences exist at a time."""
+"""Pairs of user and item for which preferences are in memory at a time."""
 _DAY = 86_400
 _ARRIVAL, _GAP = 30 * _DAY, 3 * _DAY
 
@@ -65,32 +66,42 @@ class Synthetic:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check(
-            no_count("data.synthetic.users", self.users, most=2**24),
-            no_count("data.synthetic.items", self.items, most=2**24),
-            f"data.synthetic.groups: {self.groups} must be from 1 to items ({self.items})"
-            if not 1 <= self.groups <= self.items
-            else None,
-            f"data.synthetic.tastes: {self.tastes} must be from 1 to groups ({self.groups})"
-            if not 1 <= self.tastes <= self.groups
-            else None,
-            not_between("data.synthetic.focus", self.focus, 0, 1),
-            not_between("data.synthetic.skew", self.skew, 0, 10),
-            None if self.seed is None else no_count("data.synthetic.seed", self.seed, 0, 2**63 - 1),
-            f"data.synthetic.interactions: {self.interactions} must be from {FEWEST} to half of items ({self.items})"
-            if not FEWEST <= self.interactions <= self.items // 2
-            else None,
-        )
+        check(*self._problems())
+
+    def _problems(self) -> Iterator[str | None]:
+        yield no_count("data.synthetic.users", self.users, most=2**24)
+        yield no_count("data.synthetic.items", self.items, most=2**24)
+        if not 1 <= self.groups <= self.items:
+            yield f"data.synthetic.groups: {self.groups} must be from 1 to items ({self.items})"
+        if not 1 <= self.tastes <= self.groups:
+            yield f"data.synthetic.tastes: {self.tastes} must be from 1 to groups ({self.groups})"
+        yield not_between("data.synthetic.focus", self.focus, 0, 1)
+        yield not_between("data.synthetic.skew", self.skew, 0, 10)
+        yield no_count("data.synthetic.seed", self.seed, 0, 2**63 - 1, or_none=True)
+        if not FEWEST <= self.interactions <= self.items // 2:
+            yield (
+                f"data.synthetic.interactions: {self.interactions} must be from {FEWEST} to half of items "
+                f"({self.items})"
+            )
 
     def item_groups(self, seed: int) -> NDArray[np.int64]:
-        """The planted group of every item, `[items]`."""
+        """The planted group of every item, `[items]`, int64.
+
+        Args:
+            seed: Of the run; it counts where this data set has no seed of its own.
+        """
         shuffled = bits(self._seed(seed), Stream.SYNTHETIC, 0, np.arange(self.items)).argsort()
         groups = np.empty(self.items, np.int64)
         groups[shuffled] = np.arange(self.items) % self.groups
         return groups
 
     def draw(self, seed: int, track: Track = untold) -> Interactions:
-        """Generate the interactions of all users, some users at a time, of which ``track`` may tell."""
+        """Draw the interactions of all users, some users at a time.
+
+        Args:
+            seed: Of the run; it counts where this data set has no seed of its own.
+            track: Tells how many users are done.
+        """
         seed = self._seed(seed)
         counts = self._counts(seed)
         parts = np.array_split(np.arange(self.users), -(-self.users * self.items // DRAWN_AT_ONCE))
@@ -111,13 +122,22 @@ class Synthetic:
     def _draw(
         self, seed: int, users: NDArray[np.int64], counts: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Items and times of some users, one user after another."""
+        """Items and times of some users, `[interactions]` each, one user after another.
+
+        Args:
+            seed: Of every draw.
+            users: `[users]`
+            counts: `[users]`: how many interactions each has.
+        """
+        # All users draw as many items as the one with the most; what is too many is dropped at the end.
         users, most = users[:, None], int(counts.max())
+        # To add Gumbel noise to the logarithms of preferences and to sort is to draw one item after another, each in
+        # proportion to its preference, without putting any back. [users, items], lowest first.
         noise = -np.log(-np.log(uniform(seed, Stream.SYNTHETIC, 3, users, np.arange(self.items))))
         scores = -np.log(self._preferences(seed, users)) - noise
         chosen = np.argpartition(scores, most - 1, axis=1)[:, :most]
         within = np.take_along_axis(scores, chosen, 1).argsort(1)
-        order = np.take_along_axis(chosen, within, 1)  # Gumbel noise: successive draws without replacement
+        order = np.take_along_axis(chosen, within, 1)  # [users, most]
         gaps = -np.log(uniform(seed, Stream.SYNTHETIC, 5, users, np.arange(most))) * _GAP
         arrival = uniform(seed, Stream.SYNTHETIC, 6, users) * _ARRIVAL
         times = (arrival + gaps.cumsum(1)).astype(np.int64)
@@ -125,10 +145,18 @@ class Synthetic:
         return order[taken], times[taken]
 
     def _seed(self, seed: int) -> int:
-        return seed if self.seed is None else self.seed
+        if self.seed is None:
+            return seed
+        return self.seed
 
     def _preferences(self, seed: int, users: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The probability with which each of ``users`` `[users, 1]` would draw each item first, `[users, items]`."""
+        """The probability with which each user would draw each item first, `[users, items]`.
+
+        Args:
+            seed: Of every draw.
+            users: `[users, 1]`
+        """
+        # The rank of a random number among all: a permutation of 1 to items.
         ranks = bits(seed, Stream.SYNTHETIC, 1, np.arange(self.items)).argsort().argsort() + 1.0
         popularity = ranks**-self.skew
         groups = self.item_groups(seed)
@@ -136,13 +164,16 @@ class Synthetic:
         shares = np.zeros((len(users), self.groups))
         halves = 0.5 ** np.arange(self.tastes)
         np.put_along_axis(shares, favoured[:, : self.tastes], halves / halves.sum(), axis=1)
+        # Each item's share of its own group's popularity, [items].
         in_group = popularity / np.bincount(groups, popularity)[groups]
+        # A little is left to the whole catalogue even where focus is 1, or logarithms would be infinite.
         preferences: NDArray[np.float64] = (
             self.focus * shares[:, groups] * in_group + (1 - self.focus + 1e-9) * popularity / popularity.sum()
         )
         return preferences
 
     def _counts(self, seed: int) -> NDArray[np.int64]:
+        """How many interactions each user has, `[users]`."""
         drawn = normal(seed, Stream.SYNTHETIC, 4, np.arange(self.users))
         counts: NDArray[np.float64] = np.clip(self.interactions * np.exp(0.5 * drawn), FEWEST, self.items // 2)
         return counts.astype(np.int64)

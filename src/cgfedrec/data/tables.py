@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import polars as pl
 
-from cgfedrec.data.catalog import CATALOG
-from cgfedrec.data.layout import QUOTED, Column, Format
-from cgfedrec.data.source import Source, check_text, find, unpacking
-from cgfedrec.errors import InputError, check
+from cgfedrec.data.layout import Column, Format
+from cgfedrec.errors import check
 
 SHOWN = 5
+"""Bad rows that a message shows one by one."""
 OVERLONG, HEADERS = "rows with too many fields", "repeated headers"
-_SEPARATORS = {".tsv": "\t", ".data": "\t", ".dat": "::"}
+"""What a report calls rows that are left out."""
 
 
 @dataclass(frozen=True)
@@ -28,32 +24,43 @@ class Table:
 
     path: Path
     names: Sequence[str]
-    """Of its columns; two may be the same."""
+    """The names of its columns; two may have the same."""
     fields: pl.DataFrame
-    """A column for each, called by its position from 0: text, as it stands, or the types of Parquet."""
+    """One column for each, called by its position from 0: text as it stands, or values as Parquet has them."""
     lines: pl.Series
-    """`[rows]`: on which line of a text, or in which row of Parquet, each begins, from 1."""
+    """`[rows]`: the line of a text, or the row of Parquet, on which each row begins, from 1."""
     place: Literal["line", "row"]
+    """What `lines` counts."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Rows that are not among these, counted."""
+    """How many rows were left out, by why."""
 
     def column(self, option: str, column: Column) -> pl.Series:
-        """The column that an option means. Raises `InputError` if there is none."""
+        """The column that an option names, `[rows]`. Raises `InputError` if there is none."""
         check(missing(self.path, self.names, option, column))
         return self.fields.to_series(position(self.names, column))
 
 
 def position(names: Sequence[str], column: Column) -> int:
-    """Where a column stands, from 0, that is not `missing`."""
-    return column if isinstance(column, int) else names.index(column)
+    """The position, from 0, of a column that is there (`missing` says whether it is)."""
+    if isinstance(column, int):
+        return column
+    return names.index(column)
 
 
 def missing(path: Path, names: Sequence[str], option: str, column: Column | None) -> str | None:
-    """The problem with a column that is not there, or there twice; none for one that is, or that nobody wants."""
+    """The problem with a column that is not there, or there twice.
+
+    Args:
+        path: Of the file.
+        names: Of its columns.
+        option: That names the column.
+        column: A name, or a position from 0; ``None`` where nobody wants one, which is no problem.
+    """
     found = f"the file has {len(names)} columns: {', '.join(names)}"
     if isinstance(column, str) and column not in names:
-        timeless = option.endswith("timestamp_column")
-        advice = ", or set it to null with a split that needs no time (random or none)" if timeless else ""
+        advice = ""
+        if option.endswith("timestamp_column"):
+            advice = ", or set it to null with a split that needs no time (random or none)"
         return f"{path}: no column {column!r}; {found}. Give {option} a name or a position from 0{advice}"
     if isinstance(column, str) and names.count(column) > 1:
         places = " or ".join(str(place) for place, name in enumerate(names) if name == column)
@@ -63,203 +70,11 @@ def missing(path: Path, names: Sequence[str], option: str, column: Column | None
     return None
 
 
-@dataclass(frozen=True)
-class Text:
-    """A text file that is known to be UTF-8 with its quotes in order, and its first row."""
-
-    source: Source
-    layout: Format
-    separator: str
-    quote: str | None
-    """What holds a field together; ``None`` where the text has no quotes, or they are literal."""
-    breaks: int
-    """Line ends within quotes."""
-    blank: int
-    """Blank lines before the first row."""
-    first: list[str]
-    """The fields of the first row."""
-    length: int
-    """How many lines the first row takes."""
-
-    @property
-    def header(self) -> bool:
-        """Whether the first row holds the names of the columns."""
-        return self.layout.header
-
-    @property
-    def names(self) -> list[str]:
-        """Of the columns."""
-        return self.first if self.header else [f"column_{number + 1}" for number in range(len(self.first))]
-
-    @property
-    def single(self) -> bool:
-        """Whether the CSV reader knows the separator."""
-        return len(self.separator.encode()) == 1
-
-    def scan(self, truncate: bool = False) -> pl.LazyFrame:
-        """All rows behind the header, blank lines among them as rows without a value; for a `single` separator.
-
-        Rows with too many fields raise only where every column is read, or lose what is too much with ``truncate``.
-        """
-        return pl.scan_csv(
-            self.source.content,
-            has_header=self.header,
-            skip_lines=self.blank,
-            separator=self.separator,
-            quote_char=self.quote,
-            infer_schema=False,
-            truncate_ragged_lines=truncate,
-            glob=False,
-        )
-
-    def rows(self) -> Iterator[tuple[int, list[str], int]]:
-        """Each row, a blank line being one without fields, between the numbers of lines before it and behind it.
-
-        Slow: for where something is wrong.
-        """
-        with unpacking(self.source.path), self.source.open() as file:
-            yield from _rows(file, self.separator, self.quote is not None)
-
-
-def open_text(source: Source, layout: Format) -> Text:
-    """See that a text can be read without a loss, and read its first row. Raises `InputError` if it cannot."""
-    suffix = Path(source.name).suffix
-    separator = layout.separator or _SEPARATORS.get(suffix, ",")
-    quoted = separator in QUOTED if layout.quoted is None else layout.quoted
-    check(
-        f"{source.path}: {layout.option('quoted')} needs a separator of one character, not {separator!r}"
-        if quoted and len(separator.encode()) != 1
-        else None
-    )
-    quotes = check_text(source, layout, separator if quoted else None)
-    with unpacking(source.path), source.open() as file:
-        rows = _rows(file, separator, quotes.any)
-        before, first, behind = next(((start, row, end) for start, row, end in rows if row), (0, [], 0))
-    check(f"{source.path}: the file is empty" if not first else None)
-    quote = '"' if quotes.any else None
-    return Text(source, layout, separator, quote, quotes.breaks, before, first, behind - before)
-
-
-def _rows(file: BinaryIO, separator: str, quoted: bool) -> Iterator[tuple[int, list[str], int]]:
-    lines = io.TextIOWrapper(file, "utf-8-sig", newline="\n")
-    if not quoted:
-        for number, line in enumerate(lines):
-            text = line.removesuffix("\n").removesuffix("\r")
-            yield number, text.split(separator) if text else [], number + 1
-        return
-    csv.field_size_limit(2**31 - 1)
-    reader, before = csv.reader(lines, delimiter=separator), 0
-    for row in reader:
-        yield before, row, reader.line_num
-        before = reader.line_num
-
-
-def read_table(path: Path, layout: Format) -> Table:
-    """A file as it stands. Raises `InputError` if it cannot be read, or rows of it cannot and may not be left out."""
-    if is_parquet(path):
-        return read_parquet(path, layout)
-    source = find(path, layout)
-    return read_parquet(path, layout, source) if source.is_parquet else read_text(open_text(source, layout))
-
-
-def is_parquet(path: Path) -> bool:
-    """Whether a path is a Parquet file or a folder of them; raises `InputError` where it is neither that nor a file."""
-    if path.is_dir():
-        return True
-    if not path.exists():
-        known = path.parent.name in CATALOG
-        advice = f"; see cgfedrec data download {path.parent.name}" if known else ""
-        raise InputError(f"{path}: no such file{advice}")
-    return path.suffix.lower() == ".parquet"
-
-
-def read_parquet(path: Path, layout: Format, source: Source | None = None) -> Table:
-    """A Parquet file, or a folder of parts as Spark writes it. Raises `InputError` if it cannot be read."""
-    content: Path | bytes | list[Path] = source.content if source else path
-    folders = False
-    if path.is_dir():
-        parts = sorted(
-            part for part in path.rglob("*") if part.suffix.lower() == ".parquet" and part.name[0] not in "._"
-        )
-        if not parts:
-            raise InputError(f"{path}: is a folder without Parquet parts (*.parquet); name the file of interactions")
-        content, folders = parts, any("=" in folder for part in parts for folder in part.relative_to(path).parts[:-1])
-    try:
-        table = pl.read_parquet(content, glob=False, hive_partitioning=folders)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        what = "its Parquet parts cannot be read together" if path.is_dir() else "not a Parquet file"
-        raise InputError(f"{path}: {what} ({first_line(error)})") from error
-    names, fields = table.columns, table.rename({name: str(place) for place, name in enumerate(table.columns)})
-    return Table(path, names, fields, pl.int_range(1, len(table) + 1, eager=True), "row")
-
-
-def read_text(text: Text) -> Table:
-    """A text file, fields as they stand: null where there is nothing."""
-    fields, overlong = _fields(text) if text.single else _split_fields(text)
-    lines = _lines(text, fields)
-    kept = ~fields.select(pl.all_horizontal(pl.all().is_null())).to_series()  # how a blank line reads
-    kept = kept.scatter(overlong, False) if overlong else kept
-    headers = 0
-    if text.header:
-        same = (pl.col(str(place)).eq_missing(name or None) for place, name in enumerate(text.first))
-        again = fields.select(pl.all_horizontal(*same)).to_series() & kept
-        headers, kept = int(again.sum()), kept & ~again
-    left_out = {OVERLONG: len(overlong), HEADERS: headers}
-    return Table(text.source.path, text.names, fields.filter(kept), lines.filter(kept), "line", left_out)
-
-
-def _fields(text: Text) -> tuple[pl.DataFrame, list[int]]:
-    """Every row behind the header, blank lines among them, and which of them have too many fields."""
-    overlong: list[int] = []
-    try:
-        table = text.scan().collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        overlong = _overlong(text)
-        if not overlong:
-            raise InputError(f"{text.source.path}: cannot be read ({first_line(error)})") from error
-        table = text.scan(truncate=True).collect()
-    return table.rename({name: str(place) for place, name in enumerate(table.columns)}), overlong
-
-
-def _split_fields(text: Text) -> tuple[pl.DataFrame, list[int]]:
-    """The same for a separator of several characters, which the CSV reader does not know."""
-    with unpacking(text.source.path):
-        lines = pl.read_lines(text.source.content).to_series().slice(text.blank)
-    lines = lines.str.strip_prefix("\ufeff") if text.blank == 0 else lines
-    rows = lines.str.strip_suffix("\r").slice(1 if text.header else 0)
-    fields, width = rows.set(rows == "", None).str.split(text.separator), len(text.first)
-    overlong = _overlong(text) if (fields.list.len() > width).any() else []
-    table = pl.DataFrame({str(place): fields.list.get(place, null_on_oob=True) for place in range(width)})
-    return table.with_columns(pl.all().replace("", None)), overlong
-
-
-def _overlong(text: Text) -> list[int]:
-    """Which rows behind the header have too many fields. Raises `InputError` where they may not be left out."""
-    width, rows = len(text.first), islice(text.rows(), text.blank + int(text.header), None)
-    found = [(number, line, len(row)) for number, (line, row, _) in enumerate(rows) if len(row) > width]
-    if found and text.layout.bad_rows == "error":
-        problems = [
-            f"{text.source.path}, line {line + 1}: {count} fields, expected {width}" for _, line, count in found[:SHOWN]
-        ]
-        raise InputError(problems + more_like_these(text.source.path, text.layout, len(found)))
-    return [number for number, _, _ in found]
-
-
 def more_like_these(path: Path, layout: Format, count: int) -> list[str]:
     """What is said where more rows are bad than are shown."""
     if count <= SHOWN:
         return []
     return [f"{path}: {count - SHOWN} more rows like these; {layout.option('bad_rows')} drop leaves them out"]
-
-
-def _lines(text: Text, fields: pl.DataFrame) -> pl.Series:
-    """The line on which each row begins: quoted fields may hold line ends."""
-    first = text.blank + (text.length if text.header else 0) + 1
-    lines = pl.int_range(first, first + len(fields), eager=True, dtype=pl.UInt32)
-    if not text.breaks:
-        return lines
-    breaks = fields.select(pl.sum_horizontal(pl.all().str.count_matches("\n", literal=True).fill_null(0)))
-    return lines + breaks.to_series().cum_sum().shift(1, fill_value=0)
 
 
 def first_line(error: Exception) -> str:

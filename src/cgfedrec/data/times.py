@@ -9,17 +9,19 @@ import polars as pl
 from cgfedrec.data.ids import EXACT, beyond_exact
 
 _NANOSECONDS = r"\.\d{7,}"
+"""A fraction of a second that microseconds cannot hold."""
 _UNITS = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3))
-"""Numbers beside dates count seconds since 1970 if all are below the first, then milliseconds, then microseconds, else
-nanoseconds: the bound, and the nanoseconds in one."""
+"""What numbers beside dates count since 1970: seconds if all are below the first bound, milliseconds if all are below
+the second, microseconds below the third, else nanoseconds. With each bound, how many nanoseconds the unit has.
+"""
 
 
 def as_times(times: pl.Series) -> pl.Series:
-    """Times of which the order is right: int64, or float64 where numbers have fractions; null where there is none.
+    """Times as numbers whose order is right: int64, or float64 where some have fractions; null where there is none.
 
-    Numbers stay as they are, whatever they count. Dates become the time since 1970, in UTC where they name no zone.
-    Where a column of text holds both, numbers count seconds, milliseconds, microseconds or nanoseconds since 1970, by
-    their size.
+    Numbers stay as they are, whatever they count. Dates become the time since 1970; without a zone they are in UTC. If
+    a column of text holds both, the numbers are taken for seconds, milliseconds, microseconds or nanoseconds since
+    1970, by their size.
 
     Raises:
         ValueError: for types that are no times, and where different times would become one.
@@ -40,6 +42,7 @@ def as_times(times: pl.Series) -> pl.Series:
 
 
 def _of_text(times: pl.Series) -> pl.Series:
+    """Whole numbers, then numbers with fractions, then dates: each step reads what the steps before left."""
     text = times.str.strip_chars()
     whole = _fill(text.cast(pl.Int64, strict=False), text, _without_zeros)
     left = text.set(whole.is_not_null(), None)
@@ -48,8 +51,10 @@ def _of_text(times: pl.Series) -> pl.Series:
     fractions = left.cast(pl.Float64, strict=False)
     fractions = fractions.set(~fractions.is_finite(), None)
     left = left.set(fractions.is_not_null(), None)
-    numbers = whole.is_not_null().any() or fractions.is_not_null().any()
-    unit = _unit_of(whole, fractions) if numbers else None
+    unit = None  # of the numbers, if there are some: the nanoseconds in one
+    if whole.is_not_null().any() or fractions.is_not_null().any():
+        unit = _unit_of(whole, fractions)
+    # Microseconds by default: nanoseconds since 1970 end in the year 2262.
     fine = unit == 1 or bool(left.str.contains(_NANOSECONDS).any())
     dates = _dates(left, "ns" if fine else "us")
     if not dates.is_not_null().any():
@@ -58,15 +63,19 @@ def _of_text(times: pl.Series) -> pl.Series:
         return whole
     if unit is None:
         return dates
-    scale = unit if fine else unit // 1000
+    scale = unit  # from the numbers' unit to that of the dates
+    if not fine:
+        scale = unit // 1000
     in_unit = pl.coalesce(whole * scale, (fractions * scale).round().cast(pl.Int64, strict=False), dates)
     return pl.select(in_unit).to_series().alias(times.name)
 
 
 def _fill(found: pl.Series, text: pl.Series, read: Callable[[pl.Series], pl.Series]) -> pl.Series:
-    """What was found, and where nothing was, what ``read`` makes of the text."""
+    """What was found, and where nothing was found, what ``read`` makes of the text; it is slow, and reads no more."""
     gaps = (found.is_null() & text.is_not_null()).arg_true()
-    return found.scatter(gaps, read(text.gather(gaps))) if len(gaps) else found
+    if not len(gaps):
+        return found
+    return found.scatter(gaps, read(text.gather(gaps)))
 
 
 def _without_zeros(text: pl.Series) -> pl.Series:
@@ -81,8 +90,9 @@ def _unit_of(whole: pl.Series, fractions: pl.Series) -> int:
 
 
 def _as_floats(text: pl.Series, whole: pl.Series, fractions: pl.Series) -> pl.Series:
-    """Numbers of which some have a fraction. Raises `ValueError` where two that differ would become one."""
+    """Numbers of which some have a fraction, as floats. Raises `ValueError` if two that differ would become one."""
     floats = pl.select(pl.coalesce(fractions, whole.cast(pl.Float64))).to_series().alias(text.name)
+    # As written, without zeros at the end: 1.50 and 1.5 are the same number.
     written = text.set(whole.is_not_null(), None).str.replace(r"(\.\d*?)0+$", "${1}")
     table = pl.DataFrame({"float": floats, "whole": whole, "written": written}).filter(floats.is_not_null())
     far = table.filter(pl.col("whole").abs() >= EXACT)

@@ -28,28 +28,58 @@ def rank(scores: Tensor, relevant: Tensor, candidates: Tensor) -> Tensor:
 
     Returns:
         `[users, relevant]`, int64, from 1, ascending; `NO_RANK` where there is no item.
+
+    Example:
+        Item 2 has the second score. Item 1 has the same score as item 0, and ties count against it.
+
+        >>> scores = torch.tensor([[0.9, 0.1, 0.5], [0.3, 0.3, 0.2]])
+        >>> rank(scores, torch.tensor([[2], [1]]), torch.ones(2, 3, dtype=torch.bool))
+        tensor([[2],
+                [2]])
     """
     missing = relevant < 0
+    # A user with fewer relevant items unmarks a column that is added for it and cut off again.
     nowhere = candidates.shape[1]
     others = F.pad(candidates, (0, 1)).scatter(1, relevant.masked_fill(missing, nowhere), False)[:, :nowhere]
     ranks = torch.empty_like(relevant)
+    # One relevant item of everybody at a time: all at once would take `[users, relevant, items]`.
     for column, items in enumerate(relevant.clamp_min(0).T):
-        target = scores.gather(1, items[:, None])
+        target = scores.gather(1, items[:, None])  # [users, 1]
+        # "not below" and not "at least": a score that is no number compares as false, and so ranks last.
         ranks[:, column] = (~(scores < target) & others).sum(1)
     ranks.masked_fill_(missing, NO_RANK - relevant.shape[1])
     return _behind_each_other(ranks)
 
 
 def rank_sampled(scores: Tensor, relevant: Tensor, sampled: Tensor) -> Tensor:
-    """As `rank`, against a list of sampled candidates `[users, candidates]` in place of a mask."""
+    """As `rank`, against a list of sampled candidates in place of a mask.
+
+    Args:
+        scores: `[users, items]`.
+        relevant: `[users, relevant]`, item numbers, -1 where a user has fewer.
+        sampled: `[users, candidates]`, item numbers, none of them relevant.
+
+    Returns:
+        `[users, relevant]`, int64, from 1, ascending; `NO_RANK` where there is no item.
+
+    Example:
+        Among items 0 and 3 alone, item 2 is first.
+
+        >>> scores = torch.tensor([[0.4, 0.9, 0.5, 0.1]])
+        >>> rank_sampled(scores, torch.tensor([[2]]), torch.tensor([[0, 3]]))
+        tensor([[1]])
+    """
     missing = relevant < 0
-    target = scores.gather(1, relevant.clamp_min(0))
-    ranks = (~(scores.gather(1, sampled)[:, None] < target[:, :, None])).sum(2)
+    target = scores.gather(1, relevant.clamp_min(0))  # [users, relevant]
+    ranks = (~(scores.gather(1, sampled)[:, None] < target[:, :, None])).sum(2)  # summed: [users, relevant, candidates]
     return _behind_each_other(ranks.masked_fill(missing, NO_RANK - relevant.shape[1]))
 
 
 def _behind_each_other(better: Tensor) -> Tensor:
-    """Ranks from the number of other candidates that stand before each relevant item."""
+    """Ranks from the number of other candidates that stand before each relevant item, `[users, relevant]`.
+
+    Relevant items were left out of those numbers; each also stands behind the relevant ones that are better.
+    """
     better = better.sort(1).values
     ranks = better + torch.arange(1, better.shape[1] + 1, device=better.device)
     return ranks.masked_fill(better >= NO_RANK - better.shape[1], NO_RANK)
@@ -85,41 +115,81 @@ class RankingMetric(Metric):
         self.users += len(ranks)
 
     def compute(self) -> dict[str, Tensor]:
-        """The metric at each cut-off, named like ``hr@10``."""
+        """The metric at each cut-off, named like ``hr@10``; not a number where no user was added."""
         return {f"{self.name}@{k}": self.total[i] / self.users for i, k in enumerate(self.cutoffs)}
 
-    def gain(self, ranks: Tensor, k: int) -> Tensor:
-        """Each user's value at cut-off ``k``: `[users, relevant]` to `[users]`."""
+    @staticmethod
+    def gain(ranks: Tensor, k: int) -> Tensor:
+        """Each user's value at one cut-off: the formula, which stands here alone.
+
+        Args:
+            ranks: `[users, relevant]` as returned by `rank`, ascending; the first k columns suffice.
+            k: The length of the recommended list.
+
+        Returns:
+            `[users]`. A user without any relevant item has no meaningful value.
+        """
         raise NotImplementedError
 
 
 class HitRate(RankingMetric):
-    """HR@k: 1 if any relevant item is among the first k. With one relevant item this is recall."""
+    """HR@k: 1 if any relevant item is among the first k. With one relevant item this is recall.
+
+    Example:
+        >>> metric = HitRate([1, 10])
+        >>> metric.update(torch.tensor([[1], [4]]))
+        >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
+        {'hr@1': 0.5, 'hr@10': 1.0}
+    """
 
     name = "hr"
 
-    def gain(self, ranks: Tensor, k: int) -> Tensor:
+    @staticmethod
+    def gain(ranks: Tensor, k: int) -> Tensor:
         return ranks[:, 0] <= k
 
 
 class NDCG(RankingMetric):
-    """NDCG@k: sum of 1 / log2(1 + rank) over the relevant items among the first k, relative to the best possible."""
+    """NDCG@k: sum of 1 / log2(1 + rank) over the relevant items among the first k, relative to the best possible.
+
+    Example:
+        One user's item is second, worth 1 / log2(3) of the best; the other's is first.
+
+        >>> metric = NDCG([10])
+        >>> metric.update(torch.tensor([[2], [1]]))
+        >>> round(metric.compute()["ndcg@10"].item(), 4)
+        0.8155
+    """
 
     name = "ndcg"
 
-    def gain(self, ranks: Tensor, k: int) -> Tensor:
+    @staticmethod
+    def gain(ranks: Tensor, k: int) -> Tensor:
         discounts = 1 / torch.log2(torch.arange(2, k + 2, dtype=torch.float64, device=ranks.device))
+        # The best possible list begins with all the relevant items that there are, as far as k goes.
         best = discounts.cumsum(0)[(ranks != NO_RANK).sum(1).clamp_max(k) - 1]
         return torch.where(ranks <= k, discounts[ranks.clamp_max(k) - 1], 0.0).sum(1) / best
 
 
 class MRR(RankingMetric):
-    """MRR@k: 1 / rank of the first relevant item if it is among the first k, else 0."""
+    """MRR@k: 1 / rank of the first relevant item if it is among the first k, else 0.
+
+    Example:
+        >>> metric = MRR([5])
+        >>> metric.update(torch.tensor([[4], [6]]))
+        >>> metric.compute()["mrr@5"].item()
+        0.125
+    """
 
     name = "mrr"
 
-    def gain(self, ranks: Tensor, k: int) -> Tensor:
+    @staticmethod
+    def gain(ranks: Tensor, k: int) -> Tensor:
         return torch.where(ranks[:, 0] <= k, 1 / ranks[:, 0].double(), 0.0)
+
+
+METRICS: dict[str, type[RankingMetric]] = {"hr": HitRate, "ndcg": NDCG, "mrr": MRR}
+"""By the name that stands before the ``@`` in ``ndcg@10``."""
 
 
 class Recommended(Metric):
@@ -128,6 +198,14 @@ class Recommended(Metric):
     Args:
         popularity: `[items]`, the share of users who have each item in training.
         k: The length of the recommended list.
+
+    Example:
+        Two of four items are shown, one twice.
+
+        >>> metric = Recommended(torch.tensor([0.5, 0.2, 0.1, 0.0]), k=1)
+        >>> metric.update(torch.tensor([[0], [0], [1]]))
+        >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
+        {'coverage@1': 0.5, 'popularity@1': 0.4}
     """
 
     full_state_update = False
@@ -144,7 +222,7 @@ class Recommended(Metric):
         self.shown += torch.bincount(items.flatten(), minlength=len(self.shown))
 
     def compute(self) -> dict[str, Tensor]:
-        """``coverage@k`` and ``popularity@k``."""
+        """``coverage@k``, the share of the catalogue, and ``popularity@k``, a mean over what was shown."""
         shown = self.shown.double()
         return {
             f"coverage@{self.k}": (shown > 0).double().mean(),

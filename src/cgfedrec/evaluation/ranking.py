@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.data.module import FederatedDataModule, Stage
-from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate, Recommended, rank, rank_sampled
+from cgfedrec.evaluation.metrics import METRICS, NO_RANK, Recommended, rank, rank_sampled
 
 SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
@@ -46,11 +46,10 @@ def ranked(
 
     def rank_cohort(users: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
-        ranks = (
-            rank(scores, cohort.relevant, cohort.candidates)
-            if cohort.sampled is None
-            else rank_sampled(scores, cohort.relevant, cohort.sampled)
-        )
+        if cohort.sampled is None:
+            ranks = rank(scores, cohort.relevant, cohort.candidates)
+        else:
+            ranks = rank_sampled(scores, cohort.relevant, cohort.sampled)
         values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
         return users, ranks, _best_first(scores, cohort.relevant), items[values.isfinite()]
 
@@ -95,7 +94,8 @@ def summarise(data: FederatedDataModule, stage: Stage, ranked: Ranked) -> dict[s
     recommended = Recommended(data.popularity, min(SHOWN, data.num_items))
     recommended.update(ranked.shown)
     results: dict[str, Tensor] = {}
-    for metric in (HitRate(cutoffs), NDCG(cutoffs), MRR(cutoffs)):
+    for kind in METRICS.values():
+        metric = kind(cutoffs)
         metric.update(ranked.ranks)
         results |= metric.compute()
     results |= recommended.compute()
@@ -104,8 +104,10 @@ def summarise(data: FederatedDataModule, stage: Stage, ranked: Ranked) -> dict[s
 
 def no_metric(option: str, name: str, data: FederatedDataModule) -> str | None:
     """The problem with an option that must name a validation metric of the data's protocol."""
-    names = [f"val/{metric.name}@{k}" for metric in (HitRate, NDCG, MRR) for k in data.protocol.cutoffs]
-    return None if name in names else f"{option}: no {name!r}; choose one of {', '.join(names)}"
+    names = [f"val/{metric}@{k}" for metric in METRICS for k in data.protocol.cutoffs]
+    if name in names:
+        return None
+    return f"{option}: no {name!r}; choose one of {', '.join(names)}"
 
 
 def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:

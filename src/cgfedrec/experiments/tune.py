@@ -19,13 +19,12 @@ from cgfedrec.experiments.study import distribution, open_study, save_study
 from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
-from cgfedrec.run.api import open_run
 from cgfedrec.run.console import progress_bars, quiet_console
 from cgfedrec.run.run import Run
-from cgfedrec.server import NotFiniteError
 from cgfedrec.settings.parser import dump, parse, refuse_of_fit
 from cgfedrec.settings.sources import said
 from cgfedrec.settings.yamlfile import read_yaml_file
+from cgfedrec.wire.messages import NotFiniteError
 
 if TYPE_CHECKING:
     import optuna
@@ -81,7 +80,7 @@ def tune(
     optuna = _optuna()
     pruner = optuna.pruners.NopPruner()
     if prune:
-        pruner = optuna.pruners.MedianPruner(STARTUP, int(WARM_UP * run.loop.rounds))
+        pruner = optuna.pruners.MedianPruner(STARTUP, int(WARM_UP * run.training.rounds))
     with locked(folder, f"--output: another search is at work in {folder}"):
         remove_leftovers(folder)
         shutil.rmtree(folder / "trial", ignore_errors=True)  # of a trial that was killed
@@ -94,8 +93,8 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
 
     own, spec, prune = budget["config"], budget["space"], budget["prune"]
     save_study(study, folder, budget)
-    monitor, seed = run.loop.monitor, int(own["seed_everything"])
-    most = f" of at most {run.loop.rounds} rounds" if isinstance(run.method, Method) else ""
+    monitor, seed = run.training.monitor, int(own["seed_everything"])
+    most = f" of at most {run.training.rounds} rounds" if isinstance(run.method, Method) else ""
     console.print(
         f"{type(run.method).__name__}: {trials} trials{most}, by {monitor}, seed {seed}, in {folder}",
         highlight=False,
@@ -223,12 +222,12 @@ def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], fol
     started, value, state, error = time.perf_counter(), None, TrialState.COMPLETE, ""
     try:
         run = _open(with_values(own, values), folder, trial)
-        run.train()
+        run.training.fit()
         if run.interrupted:
             raise SystemExit(128 + run.interrupted)
-        best = run.loop.best
+        best = run.training.best
         assert best is not None
-        value = best[run.loop.monitor]
+        value = best[run.training.monitor]
         trial.set_user_attr("best_round", int(best["round"]))
     except TrialPruned:
         state = TrialState.PRUNED
@@ -250,7 +249,7 @@ def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = 
         folder.mkdir(parents=True, exist_ok=True)
     settings = _parsed(config)
     settings.logger = None
-    return open_run(settings, folder, callbacks)
+    return Run(settings, folder, callbacks)
 
 
 def _parsed(config: Mapping[str, Any]) -> Namespace:

@@ -1,12 +1,42 @@
-"""What waits at a server for single clients."""
+"""Servers that must look at single uploads, and what waits at them for single clients."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cgfedrec.server import Growing
-from cgfedrec.wire.messages import Upload
+from cgfedrec.server import Growing, Server
+from cgfedrec.wire.messages import Sum, Upload
+
+
+class GatherServer(Server):
+    """Keeps what each client sends until its round ends.
+
+    The few published methods whose server compares or groups clients derive from it (GPFedRec, CoFedRec, FedCA), and
+    what works on sums alone refuses them. Beside another server, as in ``class Mine(GatherServer, ClusterServer)``, it
+    comes first.
+    """
+
+    sees_single_uploads = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.uploads: list[Upload] = []
+
+    def reduce(self, upload: Upload) -> Upload:
+        """A copy: what arrives lies in the clients' own memory, in which they go on to train."""
+        return Upload(upload.clients, {name: value.clone() for name, value in upload.values.items()}, upload.sparse)
+
+    def aggregate(self, part: Upload | Sum) -> None:
+        assert isinstance(part, Upload)
+        self.uploads.append(part)
+
+    def take_uploads(self) -> list[Upload]:
+        """This round's uploads, cohort by cohort; then it gathers those of the next."""
+        gathered, self.uploads = self.uploads, []
+        return gathered
 
 
 class Mailbox(Growing):
@@ -19,8 +49,11 @@ class Mailbox(Growing):
 
     grows = ("clients", "places", "rows")
     clients: Tensor
+    """`[waiting]`, int64: for whom."""
     places: Tensor
+    """`[waiting]`, int64: which of ``rows``."""
     rows: Tensor
+    """`[rows, *shape]`"""
 
     def __init__(self, name: str, *shape: int) -> None:
         super().__init__()
@@ -37,13 +70,19 @@ class Mailbox(Growing):
         return Upload(users[found.to(users.device)], {self.name: self.rows[self.places[waiting]]})
 
     def discard(self, users: Tensor) -> None:
-        """Nothing waits for ``users`` any longer, and what waits for nobody goes."""
+        """Nothing waits for ``users`` `[clients]` any longer, and a row that waits for nobody is dropped."""
         waiting = ~torch.isin(self.clients, users.to(self.clients.device))
         needed, self.places = self.places[waiting].unique(return_inverse=True)
         self.clients, self.rows = self.clients[waiting], self.rows[needed]
 
     def put(self, users: Tensor, rows: Tensor, places: Tensor | None = None) -> None:
-        """Let row ``places[c]`` of ``rows``, or without places row c, wait for ``users[c]`` in place of what did."""
+        """Let rows wait for clients. What waited for them before is discarded.
+
+        Args:
+            users: `[clients]`.
+            rows: `[rows, *shape]`.
+            places: `[clients]`: which row is for whom; by default the first row for the first client, and so on.
+        """
         self.discard(users)
         places = torch.arange(len(users)) if places is None else places
         self.places = torch.cat((self.places, len(self.rows) + places.to(self.places.device)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from cgfedrec.client import Batch
+from cgfedrec.kit.optimisers import STEPS_OF_SGD
 
 VECTOR = 16
 """How many float32 numbers the widest vector of a CPU holds."""
@@ -141,8 +142,8 @@ def by_rows(optimizer: Optimizer) -> Optimizer:
     takes a dozen. An Adam that was made with ``fused`` or ``foreach`` keeps what it was told.
     """
     groups = optimizer.param_groups
-    plain = type(optimizer) is SGD and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups)
-    if plain:
+    steps_as_sgd = type(optimizer) in STEPS_OF_SGD
+    if steps_as_sgd and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups):
         return _RowSGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
     if isinstance(optimizer, Adam):
         _fuse(groups)

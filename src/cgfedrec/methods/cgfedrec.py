@@ -6,37 +6,30 @@ pulls its own embeddings of items with the same label together, and its table is
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from cgfedrec.errors import checked_with, no_count
+from cgfedrec.errors import no_count
 from cgfedrec.structure.alignment import AlignedMethod
-from cgfedrec.structure.clusters import ClusterServer
+from cgfedrec.structure.clusters import Clustering, ClusterServer, LabelsKind
 
 
+@dataclass(frozen=True, kw_only=True)
 class CGFedRec(AlignedMethod):
-    """CGFedRec (arXiv 2602.21957): tables go up, cluster labels come down.
+    """CGFedRec (arXiv 2602.21957): tables go up, cluster labels come down."""
 
-    Args:
-        clusters: K, the number of item clusters; at most the number of items.
-        labels: ``clustered``, or a control: ``permuted``, sent in a random order, shows whether it is the labels that
-            help; ``frozen``, never found anew once the first have gone down, whether it helps to go on looking.
-        silent_rounds: After how many rounds the first labels go down.
-        kwargs: Settings of the alignment and of the client.
-    """
+    clusters: int = 60
+    labels: LabelsKind = "clustered"
+    """``clustered``, or a control: ``permuted``, sent in a random order, shows whether it is the labels that help;
+    ``frozen``, never found anew once the first have gone down, whether it helps to go on looking."""
+    silent_rounds: int = 1
+    """After how many rounds the first labels go down."""
 
-    def __init__(
-        self,
-        clusters: int = 60,
-        labels: Literal["clustered", "permuted", "frozen"] = "clustered",
-        silent_rounds: int = 1,
-        **kwargs: Any,
-    ) -> None:
-        with checked_with(no_count("method.silent_rounds", silent_rounds)):
-            super().__init__(clusters, **kwargs)
-        self.labels: Literal["clustered", "permuted", "frozen"] = labels
-        self.silent_rounds = silent_rounds
+    def problems(self) -> Iterator[str | None]:
+        yield no_count("method.silent_rounds", self.silent_rounds)
+        yield from super().problems()
 
     def server(self, num_items: int, seed: int) -> ClusterServer:
         self.check_clusters(num_items)
-        permute, freeze = (self.labels == control for control in ("permuted", "frozen"))
-        return ClusterServer(num_items, self.dim, self.clusters, self.kmeans, permute, self.silent_rounds, seed, freeze)
+        clustering = Clustering(self.clusters, self.kmeans, self.labels, self.silent_rounds)
+        return ClusterServer(num_items, self.dim, clustering, seed)

@@ -7,33 +7,32 @@ down in place of its clients' own; all others keep theirs.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.kit.gather import Mailbox
+from cgfedrec.kit.gather import GatherServer, Mailbox
 from cgfedrec.kit.table import TableClient
 from cgfedrec.random import Stream, bits, integers
-from cgfedrec.structure.alignment import AlignedMethod
-from cgfedrec.structure.clusters import ClusterServer, KMeansKind
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.structure.alignment import AlignedClient, AlignedMethod
+from cgfedrec.structure.clusters import Clustering, ClusterServer, KMeansKind
+from cgfedrec.wire.messages import Broadcast
 
 
-class CoFedRecClient(TableClient):
-    """A `TableClient` that aligns to the labels, and starts from its group's table if there is one for it."""
+class CoFedRecClient(AlignedClient):
+    """An `AlignedClient` that starts from its group's table if there is one for it."""
 
-    def receive(self, broadcast: Broadcast | None) -> None:
-        super().receive(broadcast)
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
+        super().receive(broadcast, round)
         if broadcast is not None and broadcast.own is not None:
             places, tables = broadcast.own.of(self.users, "table")
             self.table.data[places] = tables.to(self.table.device)
 
 
-class GroupServer(ClusterServer):
+class GroupServer(GatherServer, ClusterServer):
     """Clusters the mean item table; then finds one group of clients, and averages their tables (`similar`).
 
     One of the round's participants and one of the clusters are drawn at random. A group's table waits for each of its
@@ -42,35 +41,26 @@ class GroupServer(ClusterServer):
     Args:
         num_items: n.
         dim: d.
-        clusters: K, at most n.
-        kmeans: ``minibatch`` or ``full``.
+        clustering: The settings.
         seed: Of the shared start, of k-means and of the draws.
     """
 
-    sees_single_uploads = True
-
-    def __init__(self, num_items: int, dim: int, clusters: int, kmeans: KMeansKind, seed: int) -> None:
-        super().__init__(num_items, dim, clusters, kmeans, seed=seed)
-        self.uploads: list[Upload] = []
+    def __init__(self, num_items: int, dim: int, clustering: Clustering, seed: int) -> None:
+        super().__init__(num_items, dim, clustering, seed)
         self.groups = Mailbox("table", num_items, dim)
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
         """Labels for all, and for those who were in a group since they last took part its mean table."""
-        broadcast = super().broadcast(users)
+        broadcast = super().broadcast(users, round)
         return broadcast and replace(broadcast, own=self.groups.of(users))
 
-    def reduce(self, upload: Upload) -> Upload:
-        return upload
-
-    def aggregate(self, upload: Upload) -> None:
-        super().aggregate(super().reduce(upload))
-        self.uploads.append(upload)
-
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Average, cluster, find the group; report besides what `ClusterServer` does how large the group is."""
-        report = super().update(fabric, round)
-        tables = [upload.values["table"] for upload in self.uploads]
-        users = torch.cat([upload.clients for upload in self.uploads])
+        uploads = self.take_uploads()
+        for upload in uploads:
+            ClusterServer.aggregate(self, upload)
+        report = super().update(users, round)
+        tables = [upload.values["table"] for upload in uploads]
         used = self.labels.unique()
         one, cluster = integers(bits(self.seed, Stream.GROUPS, round, [0, 1]), [len(users), len(used)]).tolist()
         group = similar(torch.cat([table[:, self.labels == used[cluster]] for table in tables]), one)
@@ -79,7 +69,6 @@ class GroupServer(ClusterServer):
         members = users[group.to(users.device)]
         self.groups.discard(users)  # who took part has received what waited
         self.groups.put(members, (total / group.sum()).float()[None], torch.zeros_like(members))
-        self.uploads = []
         return report | {"group/clients": float(group.sum())}
 
 
@@ -120,23 +109,20 @@ def before_elbow(falling: Tensor) -> int:
     return elbow + int(gap[elbow] > 0) if elbow else len(falling)
 
 
+@dataclass(frozen=True, kw_only=True)
 class CoFedRec(AlignedMethod):
     """CoFedRec (arXiv 2411.01690): tables go up; labels come down to all, a table of its own to one group a round.
 
     What the card leaves open is decided thus. The client that is drawn is itself of the group. Only clusters that have
     items are drawn. The mean table that is clustered, and the group, are of this round's participants alone.
-
-    Args:
-        clusters: K, the number of item clusters; at most the number of items. The published 30 is for ML-100K.
-        kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
-        kwargs: Settings of the alignment and of the client.
     """
 
-    client_class = CoFedRecClient
+    clusters: int = 30
+    """K, the number of item clusters; at most the number of items. The published 30 is for ML-100K."""
+    kmeans: KMeansKind = "full"
 
-    def __init__(self, clusters: int = 30, kmeans: KMeansKind = "full", **kwargs: Any) -> None:
-        super().__init__(clusters, kmeans=kmeans, **kwargs)
+    client_class: ClassVar[type[TableClient]] = CoFedRecClient
 
     def server(self, num_items: int, seed: int) -> GroupServer:
         self.check_clusters(num_items)
-        return GroupServer(num_items, self.dim, self.clusters, self.kmeans, seed)
+        return GroupServer(num_items, self.dim, Clustering(self.clusters, self.kmeans), seed)

@@ -7,24 +7,25 @@ is A alone, of which only the rows that training touched are not zero; what come
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from lightning import Fabric
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import checked_with, no_count
+from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
+from cgfedrec.errors import no_count
 from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.optimisers import LowRankSGD, OptimizerCallable
 from cgfedrec.kit.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
-from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, normal
 from cgfedrec.server import MeanServer
-from cgfedrec.wire.messages import Broadcast, Upload
-from cgfedrec.wire.values import SparseRows
+from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.values import Field, SparseRows
 
 
 def random_basis(seed: int, round: int, rank: int, dim: int) -> Tensor:
@@ -43,50 +44,44 @@ class CoLRClient(FactorClient):
     """A `FactorClient` that trains its user vector p and A: item i scores sigmoid(p . (w_i + a_i B)).
 
     Args:
+        method: The settings.
         num_items: n.
         seed: Of the start, and of every round's B.
-        dim: d.
-        optimizer: Makes the optimiser.
-        init_scale: Standard deviation of the initial W and p.
-        rank: r, the columns of A.
     """
 
-    def __init__(
-        self, num_items: int, seed: int, dim: int, optimizer: OptimizerCallable, init_scale: float, rank: int
-    ) -> None:
-        super().__init__(num_items, seed, dim, optimizer, init_scale)
-        self.rank = rank
-        self.factor = empty_parameter(num_items, rank)
-        self.basis = empty_parameter(rank, dim)
+    method: CoLR
+
+    def __init__(self, method: CoLR, num_items: int, seed: int) -> None:
+        super().__init__(method, num_items, seed)
+        self.factor = empty_parameter(num_items, method.rank)
+        self.basis = empty_parameter(method.rank, method.dim)
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         return super().start(users) | {
-            "factor": torch.zeros(1, 1, 1).expand(len(users), self.num_items, self.rank),
+            "factor": torch.zeros(1, 1, 1).expand(len(users), self.num_items, self.method.rank),
             "basis": self._basis_of(1).cpu().expand(len(users), -1, -1),
         }
 
     def _basis_of(self, round: int) -> Tensor:
-        return random_basis(self.seed, round, self.rank, self.dim).to(self.table.device)
+        return random_basis(self.shared_seed, round, self.method.rank, self.dim).to(self.table.device)
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [by_rows(self.optimizer([self.user, self.factor]))]
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [by_rows(self.method.optimizer([self.user, self.factor]))]
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         frozen = rows_of(self.table.detach(), batch.items)
         rows = baddbmm(frozen, rows_of(self.factor, batch.items), self.basis.detach())
         return StepOutput(linear_loss(rows, self.user, None, batch))
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """Bring W up to date and begin the next A; who missed a round has received W as it was before the last one."""
-        round = 1
         if broadcast is not None:
-            factor, last = broadcast.values["factor"], int(broadcast.values["round"])  # type: ignore[arg-type]
+            factor = broadcast.values["factor"]
             assert isinstance(factor, SparseRows)
             if broadcast.own is not None:
                 missed = torch.isin(self.users, broadcast.own.clients).to(self.table.device)
                 self.table.data[missed] = broadcast.own.values["table"].to(self.table.device)
-            self.table.data += change(factor.values.to(self.table.device), self._basis_of(last))
-            round = last + 1
+            self.table.data += change(factor.values.to(self.table.device), self._basis_of(round - 1))
         self.factor.data.zero_()
         self.basis.data.copy_(self._basis_of(round))
 
@@ -113,44 +108,38 @@ class CoLRServer(MeanServer):
 
     grows = ("up_to_date",)
     table: Tensor
-    rounds: Tensor
     up_to_date: Tensor
 
     def __init__(self, num_items: int, seed: int, start: Tensor, rank: int) -> None:
-        super().__init__({"factor": (num_items, rank)}, seed)
+        super().__init__({"factor": Field((num_items, rank), sparse=True)}, seed)
         self.register_buffer("table", start.clone())
-        self.register_buffer("rounds", torch.tensor(0))
         self.register_buffer("up_to_date", torch.empty(0, dtype=torch.int64))
-        self._seen: list[Tensor] = []
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
-        if not self.rounds:
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
+        if round == 1:
             return None
         missed = users[~torch.isin(users, self.up_to_date.cpu())]
         own = Upload(missed, {"table": self.table.expand(len(missed), -1, -1)}) if len(missed) else None
-        return Broadcast({"factor": SparseRows(self.mean("factor")), "round": self.rounds.int()}, own)
+        return Broadcast({"factor": SparseRows(self.mean("factor"))}, own)
 
-    def reduce(self, upload: Upload) -> Upload:
-        touched = SparseRows(upload.values["factor"]).touched
-        return super().reduce(Upload(upload.clients, {**upload.values, "touched": touched.float()}))
+    def reduce(self, upload: Upload) -> Sum:
+        """The sums of the rows of A, and how many clients touched each."""
+        touched = SparseRows(upload.values["factor"]).touched  # [clients, items]
+        return Upload(upload.clients, {**upload.values, "touched": touched.float()}).sum()
 
-    def aggregate(self, upload: Upload) -> None:
-        super().aggregate(upload)
-        self._seen.append(upload.clients)
-
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
-        if self.rounds:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
+        if round > 1:
             factor = self.mean("factor")
-            basis = random_basis(self.seed, int(self.rounds), factor.shape[1], self.table.shape[1])
+            basis = random_basis(self.seed, round - 1, factor.shape[1], self.table.shape[1])
             self.table += change(factor, basis.to(factor.device))
-        touched = self.sums["touched"]
-        self.mean("factor").copy_(self.sums["factor"] / touched.clamp_min(1)[:, None])
-        self.rounds.fill_(round)
-        self.up_to_date, self._seen = torch.cat(self._seen).to(self.table.device), []
-        self.sums, self.participants = {}, 0
+        sums = self.take_sum().values
+        touched = sums["touched"]
+        self.mean("factor").copy_(sums["factor"] / touched.clamp_min(1)[:, None])
+        self.up_to_date = users.to(self.table.device)
         return {"items/touched": float((touched > 0).double().mean())}
 
 
+@dataclass(frozen=True, kw_only=True)
 class CoLR(FactorMethod):
     """CoLR (arXiv 2401.03748): the touched rows of a low-rank change go up, the mean change comes down.
 
@@ -158,36 +147,30 @@ class CoLR(FactorMethod):
     Weight decay is the optimiser's, and so on A and the user vector, not on the frozen table. The card leaves open what
     a client receives; here it is what it lacks, as bytes: A of the last round, in sparse rows, and for one that missed
     it the table besides.
-
-    Args:
-        dim: Size of an embedding.
-        rank: r, at most dim: of the change of the table in one round.
-        optimizer: Optimiser of the user vector and of A.
-        local_epochs: Passes over a participant's own samples in each round.
-        init_scale: Standard deviation of every initial value; 1 / sqrt(dim) where ``null``.
     """
 
-    client_class = CoLRClient
+    dim: int = 64
+    rank: int = 4
+    """r, at most dim: of the change of the table in one round."""
+    optimizer: OptimizerCallable = LowRankSGD
+    """Optimiser of the user vector and of A."""
+    local_epochs: int = 2
+    init_scale: float | None = None  # type: ignore[assignment]
+    """Standard deviation of the initial embeddings; 1 / sqrt(dim) where ``null``."""
 
-    def __init__(
-        self,
-        dim: int = 64,
-        rank: int = 4,
-        optimizer: OptimizerCallable = lambda parameters: SGD(parameters, lr=0.5, weight_decay=5e-4),
-        local_epochs: int = 2,
-        init_scale: float | None = None,
-    ) -> None:
-        with checked_with(
-            no_count("method.rank", rank),
-            f"method.rank: {rank} is more than method.dim, {dim}" if rank > dim > 0 else None,
-        ):
-            scale = min(max(dim, 1), MOST_DIM) ** -0.5 if init_scale is None else init_scale
-            super().__init__(dim, optimizer, local_epochs, scale)
-        self.rank = rank
+    client_class: ClassVar[type[FactorClient]] = CoLRClient
 
-    def client_settings(self, num_items: int) -> dict[str, Any]:
-        return super().client_settings(num_items) | {"rank": self.rank}
+    def problems(self) -> Iterator[str | None]:
+        yield no_count("method.rank", self.rank)
+        if self.rank > self.dim > 0:
+            yield f"method.rank: {self.rank} is more than method.dim, {self.dim}"
+        yield from super().problems()
+
+    def scale(self) -> float:
+        if self.init_scale is None:
+            return float(min(max(self.dim, 1), MOST_DIM) ** -0.5)  # a dim out of bounds is refused under its own name
+        return self.init_scale
 
     def server(self, num_items: int, seed: int) -> CoLRServer:
-        start = self.client(num_items, seed).start(torch.tensor([0]))["table"][0]
+        start = shared_start(seed, self.scale(), num_items, self.dim)
         return CoLRServer(num_items, seed, start, self.rank)

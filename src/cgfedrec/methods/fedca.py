@@ -8,23 +8,23 @@ mix.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from lightning import Fabric
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
-from cgfedrec.errors import checked_with, no_count, not_between, not_positive
+from cgfedrec.errors import no_count, not_between, not_positive
 from cgfedrec.kit.early_stop import EarlyStop
 from cgfedrec.kit.factors import FactorClient, FactorMethod
-from cgfedrec.kit.gather import Mailbox
-from cgfedrec.kit.rows import bmm
-from cgfedrec.kit.table import OptimizerCallable
+from cgfedrec.kit.gather import GatherServer, Mailbox
+from cgfedrec.kit.rows import bmm, by_rows
 from cgfedrec.random import Stream, uniform
-from cgfedrec.server import NotFiniteError, Server
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
+from cgfedrec.wire.values import Field
 
 
 class FedCAClient(FactorClient):
@@ -35,34 +35,18 @@ class FedCAClient(FactorClient):
     round.
 
     Args:
+        method: The settings.
         num_items: n.
         seed: Of the start, and of whose turn it is.
-        dim: d.
-        optimizer: Makes the optimiser.
-        init_scale: Standard deviation of every initial value.
-        share: How likely it is a client's turn.
-        own: Weight of a client's own table when a mix arrives.
-        directions: How many leading directions of its trained rows a client sends.
-        tolerance: Of the early stop.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        seed: int,
-        dim: int,
-        optimizer: OptimizerCallable,
-        init_scale: float,
-        share: float,
-        own: float,
-        directions: int,
-        tolerance: float,
-    ) -> None:
-        super().__init__(num_items, seed, dim, optimizer, init_scale)
-        self.share, self.own, self.directions, self.tolerance = share, own, directions, tolerance
+    method: FedCA
+
+    def __init__(self, method: FedCA, num_items: int, seed: int) -> None:
+        super().__init__(method, num_items, seed)
         self.seen = empty_parameter(num_items)
         self.round = 1
-        self.stop = EarlyStop(0, tolerance, self.device)
+        self.stop = EarlyStop(0, method.tolerance, self.device)
         self._moving = self.stop.active
         self._kept: tuple[Tensor, list[Tensor]] | None = None
 
@@ -70,11 +54,10 @@ class FedCAClient(FactorClient):
         return super().start(users) | {"seen": torch.zeros(1, 1).expand(len(users), self.num_items)}
 
     def configure_optimizers(self) -> list[Optimizer]:
-        optimizers = super().configure_optimizers()
-        for optimizer in optimizers:
-            optimizer.register_step_pre_hook(lambda *_: self._hold())
-            optimizer.register_step_post_hook(lambda *_: self._put_back())
-        return optimizers
+        optimizer = by_rows(self.method.optimizer([self.user, self.table]))
+        optimizer.register_step_pre_hook(lambda *_: self._hold())
+        optimizer.register_step_post_hook(lambda *_: self._put_back())
+        return [optimizer]
 
     def _hold(self) -> None:
         """Before a step, remember those who stand still: without a gradient, momentum would move them yet."""
@@ -94,27 +77,28 @@ class FedCAClient(FactorClient):
         self.stop.observe(loss.detach(), batch)
         return StepOutput(loss)
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """A mix, where there is one, draws the client's table towards it."""
-        self.round = 1 if broadcast is None else int(broadcast.values["rounds"]) + 1  # type: ignore[arg-type]
+        self.round = round
         self.seen.data.zero_()
-        self.stop = EarlyStop(len(self.users), self.tolerance, self.table.device)
+        self.stop = EarlyStop(len(self.users), self.method.tolerance, self.table.device)
         if broadcast is not None and broadcast.own is not None:
             places, mixes = broadcast.own.of(self.users, "table")
-            self.table.data[places] = mixes.to(self.table.device).lerp(self.table.data[places], self.own)
+            self.table.data[places] = mixes.to(self.table.device).lerp(self.table.data[places], self.method.own)
 
     def upload(self) -> Upload:
         """The table, the leading directions of its trained rows and the number of samples, all zero, and so not sent,
         from clients whose turn it is not.
         """
-        turn = torch.from_numpy(uniform(self.seed, Stream.MIXES, self.round, self.users.numpy()) < self.share)
+        drawn = uniform(self.shared_seed, Stream.MIXES, self.round, self.users.numpy())
+        turn = torch.from_numpy(drawn < self.method.share)
         if not self.table.isfinite().all():
             bad = ~self.table.detach().flatten(1).isfinite().all(1).cpu()
             raise NotFiniteError("uploaded table", self.users[bad].tolist())
         turn = turn.to(self.table.device)[:, None, None]
         values = {
             "table": self.table.detach(),
-            "directions": leading_directions(self.table.detach(), self.seen.detach(), self.directions),
+            "directions": leading_directions(self.table.detach(), self.seen.detach(), self.method.directions),
             "samples": self.seen.detach().sum(1)[:, None, None],
         }
         return Upload(
@@ -140,7 +124,7 @@ def leading_directions(table: Tensor, seen: Tensor, number: int) -> Tensor:
     return rising.flip(1)[:, :number].contiguous()
 
 
-class MixServer(Server):
+class MixServer(GatherServer):
     """Mixes the tables of those whose turn it was, for each of them; a mix waits until its client takes part again.
 
     Args:
@@ -148,45 +132,46 @@ class MixServer(Server):
         seed: Of the shared start, which goes down as this seed.
         alpha: Weight of complementarity.
         beta: Weight of similarity.
+        directions: How many leading directions a client sends.
     """
 
-    sees_single_uploads = True
     start: Tensor
-    rounds: Tensor
 
-    def __init__(self, start: Tensor, seed: int, alpha: float, beta: float) -> None:
-        super().__init__()
+    def __init__(self, start: Tensor, seed: int, alpha: float, beta: float, directions: int) -> None:
+        # Zeros are not sent, and so all that those send whose turn it is not is that they have nothing.
+        super().__init__(
+            {
+                "table": Field(tuple(start.shape), sparse=True),
+                "directions": Field((directions, start.shape[1]), sparse=True),
+                "samples": Field((1, 1), sparse=True),
+            }
+        )
         self.seed, self.alpha, self.beta = seed, alpha, beta
         self.register_buffer("start", start, persistent=False)
-        self.register_buffer("rounds", torch.tensor(0))
         self.mixes = Mailbox("table", *start.shape)
-        self._participants: list[Tensor] = []
-        self._sent: list[Upload] = []
 
     def welcome(self) -> Broadcast:
         return Broadcast({"seed": torch.tensor(self.seed)})
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
-        if not self.rounds:
-            return None
-        return Broadcast({"rounds": self.rounds.int()}, self.mixes.of(users))
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
+        mixes = self.mixes.of(users)
+        return None if mixes is None else Broadcast(own=mixes)
 
-    def aggregate(self, upload: Upload) -> None:
+    def reduce(self, upload: Upload) -> Upload:
+        """The messages of those whose turn it was; those of all others are zero."""
         sent = upload.values["samples"].flatten() > 0
-        self._participants.append(upload.clients)
-        self._sent.append(Upload(upload.clients[sent.cpu()], {n: value[sent] for n, value in upload.values.items()}))
+        return Upload(upload.clients[sent.cpu()], {name: value[sent] for name, value in upload.values.items()})
 
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Mix, and report how many tables were, and the mean weight of a client's own in its mix."""
-        clients = torch.cat([upload.clients for upload in self._sent])
+        sent = self.take_uploads()
+        clients = torch.cat([upload.clients for upload in sent])
         table, directions, samples = (
-            torch.cat([upload.values[name] for upload in self._sent]) for name in ("table", "directions", "samples")
+            torch.cat([upload.values[name] for upload in sent]) for name in ("table", "directions", "samples")
         )
         weights = mix_weights(table - self.start, directions, samples.flatten(), self.alpha, self.beta)
-        self.mixes.discard(torch.cat(self._participants))  # who took part has received what waited
+        self.mixes.discard(users)  # who took part has received what waited
         self.mixes.put(clients, (weights.to(table.dtype) @ table.flatten(1)).view_as(table))
-        self.rounds.fill_(round)
-        self._participants, self._sent = [], []
         own = float(weights.diagonal().mean()) if len(clients) else 0.0
         return {"mixes/clients": float(len(clients)), "mixes/own": own}
 
@@ -249,6 +234,7 @@ def project_to_simplex(points: Tensor) -> Tensor:
     return (points - excess.gather(1, last)).clamp_min(0)
 
 
+@dataclass(frozen=True, kw_only=True)
 class FedCA(FactorMethod):
     """FedCA (arXiv 2406.03933), with matrix factorisation for its backbone.
 
@@ -259,56 +245,38 @@ class FedCA(FactorMethod):
     The published code departs from this in three ways: it subtracts the principal component of the start from that of
     each table, so that the start cancels, and with signs as they fall; it counts a similarity below -0.9 as -1; and it
     pairs directions greedily instead of taking principal angles.
-
-    Args:
-        dim: Size of an embedding.
-        optimizer: Optimiser of the user vector and the item table.
-        local_epochs: Passes over a participant's own samples in each round, at most.
-        init_scale: Standard deviation of every initial value.
-        share: How likely a participant exchanges its table in a round.
-        own: Weight of a client's own table when its mix arrives; the rest is the mix's.
-        alpha: Weight of complementarity in a mix.
-        beta: Weight of similarity in a mix.
-        directions: How many leading directions of clients' trained rows are compared, at most dim.
-        tolerance: A client stops early where its loss changes by less than this from one epoch to the next; 0 for
-            never.
     """
 
-    client_class = FedCAClient
+    dim: int = 16
+    local_epochs: int = 10
+    """Passes over a participant's own samples in each round, at most."""
+    init_scale: float = 1.0
+    share: float = 0.1
+    """How likely a participant exchanges its table in a round."""
+    own: float = 0.9
+    """Weight of a client's own table when its mix arrives; the rest is the mix's."""
+    alpha: float = 0.3
+    """Weight of complementarity in a mix."""
+    beta: float = 0.3
+    """Weight of similarity in a mix."""
+    directions: int = 4
+    """How many leading directions of clients' trained rows are compared, at most dim."""
+    tolerance: float = 1e-4
+    """A client stops early where its loss changes by less than this from one epoch to the next; 0 for never."""
 
-    def __init__(
-        self,
-        dim: int = 16,
-        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=0.01),
-        local_epochs: int = 10,
-        init_scale: float = 1.0,
-        share: float = 0.1,
-        own: float = 0.9,
-        alpha: float = 0.3,
-        beta: float = 0.3,
-        directions: int = 4,
-        tolerance: float = 1e-4,
-    ) -> None:
-        with checked_with(
-            not_positive("method.share", share, 1),
-            not_between("method.own", own, 0, 1),
-            not_between("method.alpha", alpha, 0, 1e6),
-            not_between("method.beta", beta, 0, 1e6),
-            not_between("method.tolerance", tolerance, 0),
-            no_count("method.directions", directions),
-            f"method.directions: {directions} is more than method.dim, {dim}" if directions > dim > 0 else None,
-        ):
-            super().__init__(dim, optimizer, local_epochs, init_scale)
-        self.share = share
-        self.own = own
-        self.alpha = alpha
-        self.beta = beta
-        self.directions = directions
-        self.tolerance = tolerance
+    client_class: ClassVar[type[FactorClient]] = FedCAClient
 
-    def client_settings(self, num_items: int) -> dict[str, Any]:
-        own = {"share": self.share, "own": self.own, "directions": self.directions, "tolerance": self.tolerance}
-        return super().client_settings(num_items) | own
+    def problems(self) -> Iterator[str | None]:
+        yield not_positive("method.share", self.share, 1)
+        yield not_between("method.own", self.own, 0, 1)
+        yield not_between("method.alpha", self.alpha, 0, 1e6)
+        yield not_between("method.beta", self.beta, 0, 1e6)
+        yield not_between("method.tolerance", self.tolerance, 0)
+        yield no_count("method.directions", self.directions)
+        if self.directions > self.dim > 0:
+            yield f"method.directions: {self.directions} is more than method.dim, {self.dim}"
+        yield from super().problems()
 
     def server(self, num_items: int, seed: int) -> MixServer:
-        return MixServer(shared_start(seed, self.init_scale, num_items, self.dim), seed, self.alpha, self.beta)
+        start = shared_start(seed, self.init_scale, num_items, self.dim)
+        return MixServer(start, seed, self.alpha, self.beta, self.directions)

@@ -6,20 +6,23 @@ the mean of these matrices, to which each client then fits its own table.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cgfedrec.client import aligned, empty_parameter
-from cgfedrec.errors import checked_with, no_count, not_between, not_positive
-from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.errors import no_count, not_between, not_positive
+from cgfedrec.kit.factors import FactorBase, FactorClient
+from cgfedrec.kit.rows import by_rows
 from cgfedrec.random import Stream, laplace
 from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Field
 
 Distance = Literal["norm", "squared"]
 
@@ -60,41 +63,26 @@ class FedCIAClient(FactorClient):
     """A `FactorClient` that sends V V^T, and fits its table to what comes down.
 
     Args:
+        method: The settings.
         num_items: n.
         seed: Of the start and of the noise.
-        dim: d.
-        lr: Learning rate of Adam.
-        init_scale: Standard deviation of every initial value.
-        noise: Scale of the Laplace noise.
-        fit_steps: Gradient steps towards the server's matrix.
-        fit_lr: Their learning rate.
-        distance: What they make smaller.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        seed: int,
-        dim: int,
-        lr: float,
-        init_scale: float,
-        noise: float,
-        fit_steps: int,
-        fit_lr: float,
-        distance: Distance,
-    ) -> None:
-        super().__init__(num_items, seed, dim, lambda _: self._adam(lr), init_scale)
-        self.noise, self.fit_steps, self.fit_lr, self.distance = noise, fit_steps, fit_lr, distance
+    method: FedCIA
+
+    def __init__(self, method: FedCIA, num_items: int, seed: int) -> None:
+        super().__init__(method, num_items, seed)
+        dim = method.dim
         self.user_mean, self.user_square = empty_parameter(dim), empty_parameter(dim)
         self.table_mean, self.table_square = empty_parameter(num_items, dim), empty_parameter(num_items, dim)
         self.steps = nn.Parameter(torch.empty(0, dtype=torch.int64), requires_grad=False)
 
-    def _adam(self, lr: float) -> KeptAdam:
+    def configure_optimizers(self) -> list[Optimizer]:
         moments = {
             self.user: (self.user_mean, self.user_square),
             self.table: (self.table_mean, self.table_square),
         }
-        return KeptAdam(moments, self.steps, lr)
+        return [by_rows(KeptAdam(moments, self.steps, self.method.lr))]
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         zero = torch.zeros(1, 1, 1)
@@ -102,19 +90,20 @@ class FedCIAClient(FactorClient):
         moments = {"user_mean": user, "user_square": user, "table_mean": table, "table_square": table}
         return super().start(users) | moments | {"steps": torch.zeros_like(users)}
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         if broadcast is not None:
             target = aligned(broadcast.values["similarity"].to(self.table.device))  # type: ignore[union-attr]
-            self.table.data = fit(self.table.data, target, self.fit_steps, self.fit_lr, self.distance)
+            ours = self.method
+            self.table.data = fit(self.table.data, target, ours.fit_steps, ours.fit_lr, ours.distance)
 
     def upload(self) -> Upload:
         table = self.table.detach()
         similarity = torch.bmm(table, table.mT)
-        if self.noise:
+        if self.method.noise:
             # one client at a time, for the numbers of a whole cohort would not fit memory
             for row, user, steps in zip(similarity, self.users.tolist(), self.steps.tolist(), strict=True):
                 drawn = laplace(self.seed, Stream.NOISE, user, steps, np.arange(self.num_items**2))
-                row += torch.from_numpy(self.noise * drawn).view_as(row).to(row)
+                row += torch.from_numpy(self.method.noise * drawn).view_as(row).to(row)
         return Upload(self.users, {"similarity": similarity})
 
 
@@ -148,14 +137,15 @@ def fit(table: Tensor, target: Tensor, steps: int, lr: float, distance: Distance
 class SimilarityServer(TableServer):
     """A `TableServer` of what is symmetric but for the noise, and of which it sends the symmetric part."""
 
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
-        report = super().update(fabric, round)
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
+        report = super().update(users, round)
         mean = self.mean("similarity")
         mean.copy_((mean + mean.T) / 2)
         return report
 
 
-class FedCIA(FactorMethod):
+@dataclass(frozen=True, kw_only=True)
+class FedCIA(FactorBase):
     """FedCIA (arXiv 2504.14208), with matrix factorisation for its backbone: similarities of items go up and down.
 
     A client sends and receives items x items numbers a round, and fits its table at a cost of items^2 x dim a step: a
@@ -166,57 +156,30 @@ class FedCIA(FactorMethod):
     published code takes steps on the norm itself, which do not: so ``norm`` is the default here. The code's loss in
     local training multiplies embeddings element by element; here it is that of their inner product. Clients share one
     start, score after training, and fit their tables at the beginning of the next round.
-
-    Args:
-        dim: Size of an embedding.
-        lr: Learning rate of Adam, whose state is kept from round to round.
-        local_epochs: Passes over a participant's own samples in each round.
-        init_scale: Standard deviation of every initial value.
-        noise: Scale of the Laplace noise on every number that is sent.
-        fit_steps: Gradient steps with which a client fits its table to the server's matrix.
-        fit_lr: Their learning rate.
-        distance: What they make smaller: the Frobenius ``norm`` of the difference, or that ``squared``.
     """
 
-    client_class = FedCIAClient
+    dim: int = 256
+    lr: float = 0.01
+    """Learning rate of Adam, whose state is kept from round to round."""
+    noise: float = 0.001
+    """Scale of the Laplace noise on every number that is sent."""
+    fit_steps: int = 100
+    """Gradient steps with which a client fits its table to the server's matrix."""
+    fit_lr: float = 0.1
+    """Their learning rate."""
+    distance: Distance = "norm"
+    """What they make smaller: the Frobenius ``norm`` of the difference, or that ``squared``."""
 
-    def __init__(
-        self,
-        dim: int = 256,
-        lr: float = 0.01,
-        local_epochs: int = 1,
-        init_scale: float = 0.1,
-        noise: float = 0.001,
-        fit_steps: int = 100,
-        fit_lr: float = 0.1,
-        distance: Distance = "norm",
-    ) -> None:
-        with checked_with(
-            not_positive("method.lr", lr),
-            not_between("method.noise", noise, 0),
-            no_count("method.fit_steps", fit_steps),
-            not_positive("method.fit_lr", fit_lr),
-            f"method.distance: no {distance!r}; choose norm or squared"
-            if distance not in ("norm", "squared")
-            else None,
-        ):
-            super().__init__(dim=dim, local_epochs=local_epochs, init_scale=init_scale)
-        self.lr = lr
-        self.noise = noise
-        self.fit_steps = fit_steps
-        self.fit_lr = fit_lr
-        self.distance: Distance = distance
+    client_class: ClassVar[type[FactorClient]] = FedCIAClient
 
-    def client_settings(self, num_items: int) -> dict[str, Any]:
-        return {
-            "dim": self.dim,
-            "lr": self.lr,
-            "init_scale": self.init_scale,
-            "noise": self.noise,
-            "fit_steps": self.fit_steps,
-            "fit_lr": self.fit_lr,
-            "distance": self.distance,
-        }
+    def problems(self) -> Iterator[str | None]:
+        yield not_positive("method.lr", self.lr)
+        yield not_between("method.noise", self.noise, 0)
+        yield no_count("method.fit_steps", self.fit_steps)
+        yield not_positive("method.fit_lr", self.fit_lr)
+        if self.distance not in ("norm", "squared"):
+            yield f"method.distance: no {self.distance!r}; choose norm or squared"
+        yield from super().problems()
 
     def server(self, num_items: int, seed: int) -> SimilarityServer:
-        return SimilarityServer({"similarity": (num_items, num_items)}, seed)
+        return SimilarityServer({"similarity": Field((num_items, num_items))}, seed)

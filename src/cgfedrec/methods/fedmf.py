@@ -5,12 +5,31 @@ The user vector stays with its client; the item table goes up, is averaged, and 
 
 from __future__ import annotations
 
-from cgfedrec.kit.factors import FactorMethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.optim import Optimizer
+
+from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.rows import by_rows
 from cgfedrec.server import TableServer
+from cgfedrec.wire.values import Field
 
 
+class FedMFClient(FactorClient):
+    """A `FactorClient` in which one optimiser moves the user vector and the table."""
+
+    method: FedMF
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [by_rows(self.method.optimizer([self.user, self.table]))]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FedMF(FactorMethod):
     """FedMF (arXiv 1906.05108): item tables go up and down, user vectors stay."""
 
+    client_class: ClassVar[type[FactorClient]] = FedMFClient
+
     def server(self, num_items: int, seed: int) -> TableServer:
-        return TableServer({"table": (num_items, self.dim)}, seed)
+        return TableServer({"table": Field((num_items, self.dim))}, seed)

@@ -7,8 +7,10 @@ perceptron. User vectors stay with their clients; item embeddings and the networ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +18,13 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import checked_with
 from cgfedrec.kit.factors import FactorClient, FactorMethod
 from cgfedrec.kit.network import filled, layers_of, not_layers, num_weights, perceptron, row_length, score_in_chunks
+from cgfedrec.kit.optimisers import OptimizerCallable
 from cgfedrec.kit.rows import baddbmm, by_rows, rows_of
-from cgfedrec.kit.table import OptimizerCallable
 from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Field
 
 
 class FedNCFClient(FactorClient):
@@ -30,32 +32,18 @@ class FedNCFClient(FactorClient):
 
     A user vector is p beside p', `[clients, 2 dim]`, a row of the item table q beside q', and ``network`` holds all
     layers one after another (`layers_of`), so that an optimiser moves them in one operation.
-
-    Args:
-        num_items: n.
-        seed: Of the start.
-        dim: Size of each of p, p', q and q'.
-        hidden: Sizes of the MLP's layers, after the first of 2 dim.
-        optimizer: Makes the optimiser.
-        init_scale: Standard deviation of every initial embedding.
     """
 
-    def __init__(
-        self,
-        num_items: int,
-        seed: int,
-        dim: int,
-        hidden: tuple[int, ...],
-        optimizer: OptimizerCallable,
-        init_scale: float,
-    ) -> None:
-        super().__init__(num_items, seed, 2 * dim, optimizer, init_scale)
-        self.shapes = layer_shapes(dim, hidden)
+    method: FedNCF
+
+    def __init__(self, method: FedNCF, num_items: int, seed: int) -> None:
+        super().__init__(method, num_items, seed)
+        self.shapes = method.layers()
         self.network = empty_parameter(row_length(self.shapes))
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """Embeddings as a `FactorClient`'s; one network for all, Xavier-uniform with biases of 0."""
-        generator = torch.Generator().manual_seed(self.seed + 1)
+        generator = torch.Generator().manual_seed(self.shared_seed + 1)
         layers = []
         for inside, out in self.shapes:
             weight = nn.init.xavier_uniform_(torch.empty(out, inside), generator=generator)
@@ -63,7 +51,7 @@ class FedNCFClient(FactorClient):
         return super().start(users) | {"network": filled(torch.cat(layers), self.shapes).expand(len(users), -1)}
 
     def configure_optimizers(self) -> list[Optimizer]:
-        return [by_rows(self.optimizer([self.user, self.table, self.network]))]
+        return [by_rows(self.method.optimizer([self.user, self.table, self.network]))]
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         logits = self._logits(rows_of(self.table, batch.items)).float()
@@ -79,9 +67,9 @@ class FedNCFClient(FactorClient):
         logits = baddbmm(bias, factors, of_factors * mine[:, :, None])
         return baddbmm(logits, hidden, of_hidden).squeeze(2)
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """The server's item table and network replace the client's."""
-        super().receive(broadcast)
+        super().receive(broadcast, round)
         if broadcast is not None:
             self.network.data.copy_(filled(broadcast.values["network"], self.shapes))  # type: ignore[arg-type]
 
@@ -93,42 +81,36 @@ class FedNCFClient(FactorClient):
         return score_in_chunks(self._logits, self.table)
 
 
+@dataclass(frozen=True, kw_only=True)
 class FedNCF(FactorMethod):
     """FedNCF (arXiv 2106.04405): all of NeuMF but the user vectors goes up and down.
 
     Item embeddings and network are plain means over the participants; the paper goes further and aggregates the two
     by different rules. The paper leaves open how user vectors start: here each client draws its own.
-
-    Args:
-        dim: Size of the embeddings of either half.
-        hidden: Sizes of the MLP's layers, after the first of twice dim.
-        optimizer: Optimiser of embeddings and network.
-        local_epochs: Passes over a participant's own samples in each round.
-        init_scale: Standard deviation of every initial embedding.
     """
 
-    client_class = FedNCFClient
+    dim: int = 64
+    """Size of the embeddings of either half."""
+    hidden: tuple[int, ...] = (64, 32, 16)
+    """Sizes of the MLP's layers, after the first of twice dim."""
+    optimizer: OptimizerCallable = Adam
+    """Optimiser of embeddings and network."""
+    init_scale: float = 0.01
 
-    def __init__(
-        self,
-        dim: int = 64,
-        hidden: tuple[int, ...] = (64, 32, 16),
-        optimizer: OptimizerCallable = lambda parameters: Adam(parameters, lr=0.001),
-        local_epochs: int = 1,
-        init_scale: float = 0.01,
-    ) -> None:
-        with checked_with(not_layers("method.hidden", hidden)):
-            super().__init__(dim, optimizer, local_epochs, init_scale)
-        self.hidden = hidden
+    client_class: ClassVar[type[FactorClient]] = FedNCFClient
 
-    def client_settings(self, num_items: int) -> dict[str, Any]:
-        return super().client_settings(num_items) | {"hidden": self.hidden}
+    def problems(self) -> Iterator[str | None]:
+        yield not_layers("method.hidden", self.hidden)
+        yield from super().problems()
+
+    def width(self) -> int:
+        """Both halves."""
+        return 2 * self.dim
+
+    def layers(self) -> list[tuple[int, int]]:
+        """What every layer takes in and puts out, the logit's last, which takes both halves."""
+        return [*pairwise((2 * self.dim, *self.hidden)), (self.dim + self.hidden[-1], 1)]
 
     def server(self, num_items: int, seed: int) -> TableServer:
-        weights = num_weights(layer_shapes(self.dim, self.hidden))
-        return TableServer({"table": (num_items, 2 * self.dim), "network": (weights,)}, seed)
-
-
-def layer_shapes(dim: int, hidden: tuple[int, ...]) -> list[tuple[int, int]]:
-    """What every layer takes in and puts out, the logit's last, which takes both halves."""
-    return [*pairwise((2 * dim, *hidden)), (dim + hidden[-1], 1)]
+        weights = num_weights(self.layers())
+        return TableServer({"table": Field((num_items, self.width())), "network": Field((weights,))}, seed)

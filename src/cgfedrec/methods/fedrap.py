@@ -7,6 +7,8 @@ averaged, and comes down. The loss pushes the two apart and the common one towar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,13 +16,14 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput, empty_parameter, shared_start
-from cgfedrec.errors import check, no_count, not_between, not_positive
+from cgfedrec.errors import no_count, not_between, not_positive
 from cgfedrec.kit.early_stop import EarlyStop
 from cgfedrec.kit.rows import bmm, by_rows, linear_loss, rows_of
-from cgfedrec.method import MOST_DIM, MOST_EPOCHS, Method
+from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.random import Stream, uniform
 from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Field
 
 Ramp = Literal["paper", "constant"]
 
@@ -33,55 +36,31 @@ class FedRAPClient(Client):
     still for the rest of the round: neither gradients nor decay move it.
 
     Args:
+        method: The settings.
         num_items: n.
         seed: Of the start.
-        dim: d.
-        lr: Learning rate of the head.
-        table_lr: Learning rate of both tables.
-        lr_decay: Factor of both, for each round that has been.
-        weight_decay: Of all parameters, as in `torch.optim.SGD`.
-        apart: Full weight of the distance between D and C.
-        sparse: Full weight of the size of C.
-        ramp: How the weights grow over rounds.
-        tolerance: Of the early stop.
-        init_scale: Standard deviation of both initial tables, which all clients share.
     """
 
     scores_after = "aggregation"
 
-    def __init__(
-        self,
-        num_items: int,
-        seed: int,
-        dim: int,
-        lr: float,
-        table_lr: float,
-        lr_decay: float,
-        weight_decay: float,
-        apart: float,
-        sparse: float,
-        ramp: Ramp,
-        tolerance: float,
-        init_scale: float,
-    ) -> None:
+    def __init__(self, method: FedRAP, num_items: int, seed: int) -> None:
         super().__init__()
-        self.num_items, self.seed, self.dim, self.init_scale = num_items, seed, dim, init_scale
-        self.lr, self.table_lr, self.lr_decay, self.weight_decay = lr, table_lr, lr_decay, weight_decay
-        self.apart, self.sparse, self.ramp, self.tolerance = apart, sparse, ramp, tolerance
-        self.personal = empty_parameter(num_items, dim)
-        self.common = empty_parameter(num_items, dim)
-        self.head_weight = empty_parameter(dim)
+        self.method, self.num_items, self.seed = method, num_items, seed
+        self.personal = empty_parameter(num_items, method.dim)
+        self.common = empty_parameter(num_items, method.dim)
+        self.head_weight = empty_parameter(method.dim)
         self.head_bias = empty_parameter()
         self.strength = 0.0
-        self.stop = EarlyStop(0, tolerance, self.device)
+        self.stop = EarlyStop(0, method.tolerance, self.device)
         self._moving = self.stop.active
         self._groups: list[dict[str, Any]] = []
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """All clients begin alike: tables N(0, init_scale^2), the head uniform as `torch.nn.Linear` draws it."""
-        tables = shared_start(self.seed, self.init_scale, 2, self.num_items, self.dim)
-        drawn = uniform(self.seed, Stream.START, 0, range(self.dim + 1))
-        head = torch.from_numpy((2 * drawn - 1) * self.dim**-0.5).float()
+        dim = self.method.dim
+        tables = shared_start(self.shared_seed, self.method.init_scale, 2, self.num_items, dim)
+        drawn = uniform(self.shared_seed, Stream.START, 0, range(dim + 1))
+        head = torch.from_numpy((2 * drawn - 1) * dim**-0.5).float()
         return {
             "personal": tables[0].expand(len(users), -1, -1),
             "common": tables[1].expand(len(users), -1, -1),
@@ -90,10 +69,10 @@ class FedRAPClient(Client):
         }
 
     def configure_optimizers(self) -> list[Optimizer]:
-        head = {"params": [self.head_weight, self.head_bias], "lr": self.lr}
-        tables = {"params": [self.personal, self.common], "lr": self.table_lr}
+        head = {"params": [self.head_weight, self.head_bias], "lr": self.method.lr}
+        tables = {"params": [self.personal, self.common], "lr": self.method.table_lr}
         optimizer = by_rows(SGD([head, tables]))
-        if self.weight_decay:
+        if self.method.weight_decay:
             optimizer.register_step_pre_hook(lambda *_: self._shrink())
         self._groups = optimizer.param_groups
         for group in self._groups:
@@ -107,7 +86,7 @@ class FedRAPClient(Client):
         SGD's own decay would need a gradient for every row, and would move clients that have stopped.
         """
         for group in self._groups:
-            factor = 1 - self._moving * (group["lr"] * self.weight_decay)
+            factor = 1 - self._moving * (group["lr"] * self.method.weight_decay)
             for parameter in group["params"]:
                 parameter.mul_(factor.view(-1, *[1] * (parameter.ndim - 1)))
 
@@ -116,21 +95,22 @@ class FedRAPClient(Client):
         apart = (batch.weights * (personal - common).square().mean(2)).sum(1)
         sparse = (batch.weights * common.abs().mean(2)).sum(1)
         loss = linear_loss(personal + common, self.head_weight, self.head_bias, batch)
-        loss = loss + self.strength * (self.sparse * sparse - self.apart * apart)
+        loss = loss + self.strength * (self.method.sparse * sparse - self.method.apart * apart)
         self._moving = self.stop.active[: len(loss)]
         self.stop.observe(loss.detach(), batch)
         return StepOutput(torch.where(self._moving, loss, loss.detach()))
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """The server's table replaces the client's; how many rounds have been says how to weigh and to learn."""
-        rounds = 0
         if broadcast is not None:
-            common, rounds = broadcast.values["common"], int(broadcast.values["rounds"])  # type: ignore[arg-type]
-            self.common.data = common.to(self.common.device).repeat(len(self.users), 1, 1)  # type: ignore[union-attr]
-        self.strength = math.tanh(rounds / 10) if self.ramp == "paper" else 1.0
+            common = broadcast.values["common"]
+            assert isinstance(common, Tensor)
+            self.common.data = common.to(self.common.device).repeat(len(self.users), 1, 1)
+        before = round - 1
+        self.strength = math.tanh(before / 10) if self.method.ramp == "paper" else 1.0
         for group in self._groups:
-            group["lr"] = group["initial_lr"] * self.lr_decay**rounds
-        self.stop = EarlyStop(len(self.users), self.tolerance, self.common.device)
+            group["lr"] = group["initial_lr"] * self.method.lr_decay**before
+        self.stop = EarlyStop(len(self.users), self.method.tolerance, self.common.device)
 
     def upload(self) -> Upload:
         return Upload(self.users, {"common": self.common.detach()})
@@ -140,14 +120,7 @@ class FedRAPClient(Client):
         return bmm(self.head_weight.detach()[:, None], items.mT).squeeze(1)
 
 
-class FedRAPServer(TableServer):
-    """A `TableServer` that says besides how many rounds have been."""
-
-    def broadcast(self, users: Tensor) -> Broadcast | None:
-        means = super().broadcast(users)
-        return None if means is None else Broadcast({**means.values, "rounds": self.rounds})
-
-
+@dataclass(frozen=True, kw_only=True)
 class FedRAP(Method):
     """FedRAP (arXiv 2301.09109): of two item tables, the common one goes up and down and the personal one stays.
 
@@ -158,76 +131,47 @@ class FedRAP(Method):
     learning rates within a round too; here epochs are compared with each other, and rates fall between rounds alone.
     Published batches hold 2,048 samples (``data.batch_size``). For ML-100K its authors give sparse 1e-3, weight_decay
     1e-6, lr 1e-4 and table_lr 1e3.
-
-    Args:
-        dim: Size of an item embedding.
-        lr: Learning rate of the head.
-        table_lr: Learning rate of both tables.
-        lr_decay: Both learning rates are multiplied by this after every round.
-        weight_decay: Of head and tables.
-        apart: Full weight of the distance between personal and common embeddings (lambda).
-        sparse: Full weight of the size of common embeddings (mu).
-        ramp: ``paper``: both weights grow as tanh(round / 10); ``constant``: they are full from the start.
-        local_epochs: Passes over a participant's own samples in each round, at most.
-        tolerance: A client stops before where its loss changes by less than this from one epoch to the next; 0 for
-            never.
-        init_scale: Standard deviation of both initial tables, which all clients share.
     """
 
-    def __init__(
-        self,
-        dim: int = 32,
-        lr: float = 0.5,
-        table_lr: float = 200.0,
-        lr_decay: float = 0.97,
-        weight_decay: float = 1e-4,
-        apart: float = 0.1,
-        sparse: float = 0.1,
-        ramp: Ramp = "paper",
-        local_epochs: int = 10,
-        tolerance: float = 1e-4,
-        init_scale: float = 1.0,
-    ) -> None:
-        check(
-            no_count("method.dim", dim, most=MOST_DIM),
-            not_positive("method.lr", lr),
-            not_positive("method.table_lr", table_lr),
-            not_positive("method.lr_decay", lr_decay, 10),
-            not_positive("method.init_scale", init_scale),
-            no_count("method.local_epochs", local_epochs, most=MOST_EPOCHS),
-            not_between("method.weight_decay", weight_decay, 0),
-            not_between("method.apart", apart, 0),
-            not_between("method.sparse", sparse, 0),
-            not_between("method.tolerance", tolerance, 0),
-            f"method.ramp: no {ramp!r}; choose paper or constant" if ramp not in ("paper", "constant") else None,
-        )
-        super().__init__(local_epochs)
-        self.dim = dim
-        self.lr = lr
-        self.table_lr = table_lr
-        self.lr_decay = lr_decay
-        self.weight_decay = weight_decay
-        self.apart = apart
-        self.sparse = sparse
-        self.ramp: Ramp = ramp
-        self.tolerance = tolerance
-        self.init_scale = init_scale
+    dim: int = 32
+    """Size of an item embedding."""
+    lr: float = 0.5
+    """Learning rate of the head."""
+    table_lr: float = 200.0
+    """Learning rate of both tables."""
+    lr_decay: float = 0.97
+    """Both learning rates are multiplied by this after every round."""
+    weight_decay: float = 1e-4
+    """Of head and tables."""
+    apart: float = 0.1
+    """Full weight of the distance between personal and common embeddings (lambda)."""
+    sparse: float = 0.1
+    """Full weight of the size of common embeddings (mu)."""
+    ramp: Ramp = "paper"
+    """``paper``: both weights grow as tanh(round / 10); ``constant``: they are full from the start."""
+    local_epochs: int = 10
+    """Passes over a participant's own samples in each round, at most."""
+    tolerance: float = 1e-4
+    """A client stops before where its loss changes by less than this from one epoch to the next; 0 for never."""
+    init_scale: float = 1.0
+    """Standard deviation of both initial tables, which all clients share."""
+
+    def problems(self) -> Iterator[str | None]:
+        yield no_count("method.dim", self.dim, most=MOST_DIM)
+        yield not_positive("method.lr", self.lr)
+        yield not_positive("method.table_lr", self.table_lr)
+        yield not_positive("method.lr_decay", self.lr_decay, 10)
+        yield not_positive("method.init_scale", self.init_scale)
+        yield not_between("method.weight_decay", self.weight_decay, 0)
+        yield not_between("method.apart", self.apart, 0)
+        yield not_between("method.sparse", self.sparse, 0)
+        yield not_between("method.tolerance", self.tolerance, 0)
+        if self.ramp not in ("paper", "constant"):
+            yield f"method.ramp: no {self.ramp!r}; choose paper or constant"
+        yield from super().problems()
 
     def client(self, num_items: int, seed: int) -> FedRAPClient:
-        return FedRAPClient(
-            num_items,
-            seed,
-            dim=self.dim,
-            lr=self.lr,
-            table_lr=self.table_lr,
-            lr_decay=self.lr_decay,
-            weight_decay=self.weight_decay,
-            apart=self.apart,
-            sparse=self.sparse,
-            ramp=self.ramp,
-            tolerance=self.tolerance,
-            init_scale=self.init_scale,
-        )
+        return FedRAPClient(self, num_items, seed)
 
-    def server(self, num_items: int, seed: int) -> FedRAPServer:
-        return FedRAPServer({"common": (num_items, self.dim)}, seed)
+    def server(self, num_items: int, seed: int) -> TableServer:
+        return TableServer({"common": Field((num_items, self.dim))}, seed)

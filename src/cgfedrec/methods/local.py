@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from cgfedrec.kit.table import TableClient, TableMethod
 from cgfedrec.server import Server
 from cgfedrec.wire.messages import Upload
@@ -14,10 +17,11 @@ class LocalClient(TableClient):
         return Upload(self.users)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Local(TableMethod):
     """The control: every client trains alone."""
 
-    client_class = LocalClient
+    client_class: ClassVar[type[TableClient]] = LocalClient
 
     def server(self, num_items: int, seed: int) -> Server:
         return Server()

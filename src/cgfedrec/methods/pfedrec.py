@@ -6,33 +6,30 @@ training; the score function, a linear head, never leaves. Clients score with th
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from cgfedrec.kit.table import TableClient, TableMethod
 from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.values import Field
 
 
 class PFedRecClient(TableClient):
     """A `TableClient` whose table starts each round as the server's."""
 
-    def receive(self, broadcast: Broadcast | None) -> None:
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
         if broadcast is not None:
             self.table.data.copy_(broadcast.values["table"])  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, kw_only=True)
 class PFedRec(TableMethod):
-    """PFedRec (arXiv 2301.08143): item tables go up and down, heads stay.
+    """PFedRec (arXiv 2301.08143): item tables go up and down, heads stay."""
 
-    Args:
-        local_epochs: Passes over a participant's own samples in each round.
-        kwargs: The client's settings.
-    """
+    local_epochs: int = 1
 
-    client_class = PFedRecClient
-
-    def __init__(self, local_epochs: int = 1, **kwargs: Any) -> None:
-        super().__init__(local_epochs=local_epochs, **kwargs)
+    client_class: ClassVar[type[TableClient]] = PFedRecClient
 
     def server(self, num_items: int, seed: int) -> TableServer:
-        return TableServer({"table": (num_items, self.dim)}, seed)
+        return TableServer({"table": Field((num_items, self.dim))}, seed)

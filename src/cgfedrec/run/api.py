@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.run.checkpoint import read_checkpoint
+from cgfedrec.run.checkpoint import State, read_checkpoint
 from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.folder import CLIENTS, run_folder
-from cgfedrec.run.reference import ReferenceRun
 from cgfedrec.run.run import Run
-from cgfedrec.settings.parser import checkpoint_in, instantiate, is_reference, parse, refuse_of_fit, settings_in
+from cgfedrec.settings.parser import checkpoint_in, instantiate, parse, refuse_of_fit, settings_in
 from cgfedrec.settings.sources import Config, Said, said
 
 
-def fit(*configs: Config, callbacks: Sequence[Any] = (), console: Console | None = None) -> Run:
+def fit(*configs: Config, callbacks: Sequence[object] = (), console: Console | None = None) -> Run:
     """Train, as `cgfedrec fit` does.
 
     Args:
@@ -32,28 +31,46 @@ def fit(*configs: Config, callbacks: Sequence[Any] = (), console: Console | None
         InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
         RunError: if training fails; the last good checkpoint is kept.
     """
-    return start(said(configs), callbacks, console, not configs or isinstance(configs[0], Mapping))
-
-
-def start(
-    given: Said, callbacks: Sequence[Any] = (), console: Console | None = None, on_quickstart: bool | None = None
-) -> Run:
-    """Train as is said. ``on_quickstart``: see `parse`."""
-    checkpoint = checkpoint_in(given)
-    state = read_checkpoint(checkpoint) if checkpoint else None
-    settings = parse(given, settings_in(state["config"], given) if state else None, on_quickstart)
-    with run_folder(settings) as directory:
-        to_train = not (state and _is_finished(state, settings))
-        run = open_run(settings, directory, callbacks, console, to_train=to_train)
-        if state and checkpoint:
-            run.restore(state, checkpoint)
-            run.adopt(checkpoint)
-        del state  # it maps the checkpoint
+    with start(said(configs), callbacks, console, not configs or isinstance(configs[0], Mapping)) as run:
         run.fit()
     return run
 
 
-def _is_finished(state: Mapping[str, Any], settings: Namespace) -> bool:
+@contextmanager
+def start(
+    given: Said, callbacks: Sequence[object] = (), console: Console | None = None, on_quickstart: bool | None = None
+) -> Iterator[Run]:
+    """A run as is said, new or resumed, which holds its folder while the body trains it.
+
+    The body calls `Run.fit` itself. So four calls lie between ``cgfedrec fit`` and a client's ``training_step``, each
+    of which does work of its own: `Run.fit` (the folder, the test, the summary), `FederatedLoop.fit` (rounds),
+    `FederatedLoop.train` (one cohort, on a worker's thread) and `cgfedrec.train.train` (batches and steps).
+
+    Args:
+        given: What the run is told.
+        callbacks: As of `fit`.
+        console: As of `fit`.
+        on_quickstart: See `cgfedrec.settings.parser.parse`.
+
+    Raises:
+        InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
+    """
+    checkpoint = checkpoint_in(given)
+    state = base = None
+    if checkpoint:
+        state = read_checkpoint(checkpoint)
+        base = settings_in(state["config"], given)
+    settings = parse(given, base, on_quickstart)
+    with run_folder(settings) as directory:
+        to_train = not (state and _is_finished(state, settings))
+        run = Run(settings, directory, callbacks, console, to_train=to_train)
+        if state:
+            run.restore(state, checkpoint)
+        del state  # it maps the checkpoint
+        yield run
+
+
+def _is_finished(state: State, settings: Namespace) -> bool:
     """Whether the last round is behind a checkpoint, so that all that is left is to report."""
     round = state["loop"].get("round")
     return isinstance(round, int) and round >= settings.loop.rounds
@@ -80,14 +97,9 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
     settings = parse(given, settings_in(state["config"], given))
     if console:
         console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
-    run = open_run(settings, path.parent, console=console, clients=path.parent / CLIENTS, to_train=False)
+    run = Run(settings, path.parent, console=console, clients=path.parent / CLIENTS, to_train=False)
     run.restore(state)
     return run
-
-
-def open_run(settings: Namespace, directory: Path, *arguments: Any, **named: Any) -> Run:
-    """The `Run`, or where the settings name a reference the `ReferenceRun`, of these arguments."""
-    return (ReferenceRun if is_reference(settings) else Run)(settings, directory, *arguments, **named)
 
 
 def open_data(options: Sequence[str], console: Console | None = None) -> FederatedDataModule:

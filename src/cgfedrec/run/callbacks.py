@@ -7,16 +7,14 @@ given.
 
 from __future__ import annotations
 
-import signal
-import sys
-import threading
-from types import FrameType
+from signal import Signals as Signal
 
 from rich.console import Console
 from torch import Tensor
 
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.console import progress_bars
+from cgfedrec.run.signals import Signals
 
 
 class EarlyStopping:
@@ -35,25 +33,27 @@ class Interrupt:
     """On SIGINT or SIGTERM, lets the round end and be saved, then stops; on a second one, stops at once."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self._signals: Signals | None = None
+
+    @property
+    def signal(self) -> Signal | None:
+        """The first signal that came, if one did."""
+        if self._signals is None or not self._signals.came:
+            return None
+        return self._signals.came[0]
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.signal:
-                raise SystemExit(128 + number)
-            self.signal = signal.Signals(number)
+        def stop(came: list[Signal]) -> str:
+            if len(came) > 1:
+                raise SystemExit(128 + came[-1])
             loop.should_stop = True
-            print(
-                f"\n{self.signal.name}: ending round {loop.round}, then saving; once more to stop at once",
-                file=sys.stderr,
-            )
+            return f"ending round {loop.round}, then saving; once more to stop at once"
 
-        here = threading.current_thread() is threading.main_thread()  # the only one that may handle signals
-        self.before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if here}
+        self._signals = Signals(stop).listen()
 
     def on_federation_end(self, loop: FederatedLoop) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        if self._signals is not None:
+            self._signals.release()
 
 
 class ProgressBar:
@@ -73,15 +73,18 @@ class ProgressBar:
 
     def on_round_end(self, loop: FederatedLoop) -> None:
         self.progress.reset(self.clients)
-        row = loop.history[-1] if loop.history else {}
-        if row.get("round") != loop.round:
+        if not loop.history or loop.history[-1]["round"] != loop.round:  # this round was not evaluated
             self.progress.update(self.rounds, completed=loop.round)
             return
-        metric = f"{loop.monitor} {row[loop.monitor]:.4f}" if loop.monitor in row else ""
+        row, metric = loop.history[-1], ""
+        if loop.monitor in row:
+            metric = f"{loop.monitor} {row[loop.monitor]:.4f}"
         self.progress.update(self.rounds, completed=loop.round, metric=metric)
         if not self.console.is_terminal:
             loss = f"train/loss {row['train/loss']:.4f}"
-            loss += f" (alignment {row['train/alignment']:.4f})" if row["train/alignment"] else ""
+            seen = [f"{name} {row[f'train/{name}']:.4f}" for name in loop.reports if row[f"train/{name}"]]
+            if seen:
+                loss += f" ({', '.join(seen)})"
             self.console.print(
                 f"round {loop.round}/{loop.rounds}  {loss}  {metric}  {row['time/round']:.2f} s", highlight=False
             )

@@ -1,4 +1,4 @@
-"""Checkpoints: streamed to disk in one atomic step, checked before they are used, and read as data.
+"""The file of a checkpoint: streamed to disk in one atomic step, checked before it is used, and read as data.
 
 A checkpoint is what `torch.save` writes, and behind it a trailer: the XXH3 checksum of all that (16 bytes), its length
 (8 bytes, little-endian) and a mark (8 bytes). Reading one executes nothing and imports nothing.
@@ -12,25 +12,35 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypedDict, cast
 
 import torch
 import xxhash
 from torch import Tensor
 
 from cgfedrec import __version__
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.errors import InputError
 from cgfedrec.files import DamagedError, partial_of, sync_folder, write_atomically
-from cgfedrec.loop import FederatedLoop
-from cgfedrec.protocol import Protocol
 
-FORMAT = 2
-"""Of checkpoints; one of another format is refused."""
+FORMAT = 3
+"""Of checkpoints, raised whenever what they hold changes: one of another format is refused, whatever its version."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 _TRAILER = struct.Struct("<16sQ8s")
 _MARK = b"CGFEDREC"
 _CHUNK = 2**20
 _HEADER = {"format": int, "version": str, "run": str, "config": str, "method": str, "fingerprint": str, "loop": dict}
+
+
+class State(TypedDict):
+    """What `read_checkpoint` returns."""
+
+    format: int
+    version: str
+    run: str
+    config: str
+    method: str
+    fingerprint: str
+    loop: dict[str, Any]
 
 
 class Header(NamedTuple):
@@ -46,39 +56,7 @@ class Header(NamedTuple):
     """Of the data (`FederatedDataModule.fingerprint`)."""
 
 
-class Checkpoint:
-    """Writes ``last.ckpt`` every so many rounds and ``best.ckpt`` at every best round, each in one atomic step.
-
-    Args:
-        directory: Where to.
-        header: What a checkpoint says beside the state of the loop.
-    """
-
-    def __init__(self, directory: Path, header: Header) -> None:
-        self.directory = directory
-        self.header = header
-
-    def on_round_end(self, loop: FederatedLoop) -> None:
-        """Raise `RunError` where there is no room for a checkpoint, the one before being still there, or where the best
-        round's is no longer there.
-        """
-        best = loop.best is not None and loop.best["round"] == loop.round
-        last = loop.should_stop or loop.round == loop.rounds or loop.round % loop.checkpoint_every == 0
-        if not best and loop.best is not None and not (self.directory / BEST).is_file():
-            raise RunError(
-                f"{self.directory / BEST} was removed while this run was at work; without it the best round, "
-                f"{int(loop.best['round'])}, cannot be reported. Put it back and go on from {LAST}, or start again"
-            )
-        if not (best or last):
-            return
-        for name in ("last", "best") if best else ("last",):
-            loop.store.pin(name)
-        write_checkpoint(self.directory / LAST, self.header, loop.state_dict())
-        if best:  # second, so that the best round is never ahead of the last, from which a run goes on
-            link_or_copy(self.directory / LAST, self.directory / BEST)
-
-
-def write_checkpoint(path: Path, header: Header, loop: Mapping[str, Any]) -> None:
+def write_checkpoint(path: Path, header: Header, loop: Mapping[str, object]) -> None:
     """Write one without building it in memory. Raises `RunError` where there is no room."""
     state = {"format": FORMAT, "version": __version__, **header._asdict(), "loop": dict(loop)}
 
@@ -125,8 +103,8 @@ def copy(source: Path, target: Path) -> None:
         write_atomically(target, lambda file: shutil.copyfileobj(opened, file), source.stat().st_size)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `Checkpoint` wrote, once all of it has been checked; nothing in the file is executed or imported.
+def read_checkpoint(path: Path) -> State:
+    """Read what `write_checkpoint` wrote, once all of it has been checked; nothing in the file is executed or imported.
 
     Tensors are mapped, and take memory as they are used.
 
@@ -140,17 +118,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             # Ours are stored as they are: what is compressed may unfold to any size.
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if stored else None
+        state = None
+        if stored:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a file of any content fails in any way
         raise InputError(f"ckpt_path: {path} is no checkpoint") from error
     if not isinstance(state, dict):
         raise InputError(f"ckpt_path: {path} is no checkpoint")
     if state.get("format") != FORMAT:
-        wrote = f"cgfedrec {state.get('version')!s:.20}"
-        raise InputError(f"ckpt_path: {path} is of {wrote}; this is {__version__}, which cannot read it")
+        wrote = f"cgfedrec {state.get('version')!s:.20}, in format {state.get('format')!s:.20}"
+        raise InputError(f"ckpt_path: {path} is of {wrote}; this is {__version__}, which reads format {FORMAT} alone")
     if not (_is_whole(state) and _is_plain(state, length)):
         raise InputError(f"ckpt_path: {path} is no checkpoint of this version of cgfedrec")
-    return state
+    return cast(State, state)
 
 
 def _checked_length(path: Path) -> int:
@@ -161,7 +141,9 @@ def _checked_length(path: Path) -> int:
         trailer = file.read()
         marked = len(trailer) == _TRAILER.size and trailer.endswith(_MARK)
         if not marked:
-            old = "; checkpoints of cgfedrec before 0.2 cannot be read" if zipfile.is_zipfile(path) else ""
+            old = ""
+            if zipfile.is_zipfile(path):
+                old = "; checkpoints of cgfedrec before 0.2 cannot be read"
             raise InputError(f"ckpt_path: {path} is no checkpoint, or is cut off{old}{_what_else(path)}")
         expected, length, _ = _TRAILER.unpack(trailer)
         running = xxhash.xxh3_128()
@@ -177,14 +159,16 @@ def _what_else(path: Path) -> str:
     """What can still be used: the other checkpoint of the run, where there is one."""
     others = [other for name in (BEST, LAST) if (other := path.with_name(name)) != path and other.is_file()]
     different = [other for other in others if not (path.exists() and other.samefile(path))]
-    return f". Try {different[0]}" if different else ""
+    if not different:
+        return ""
+    return f". Try {different[0]}"
 
 
-def _is_whole(state: Mapping[str, Any]) -> bool:
+def _is_whole(state: Mapping[str, object]) -> bool:
     return all(isinstance(state.get(name), kind) for name, kind in _HEADER.items()) and set(state) == set(_HEADER)
 
 
-def _is_plain(value: Any, room: int) -> bool:
+def _is_plain(value: object, room: int) -> bool:
     """Whether a state holds nothing but plain values and tensors that are as large as they say, none above ``room``."""
     if isinstance(value, Tensor):
         dense = value.layout == torch.strided and value.device.type == "cpu" and not value.requires_grad
@@ -196,7 +180,7 @@ def _is_plain(value: Any, room: int) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -204,49 +188,13 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def changed(before: dict[str, Any], now: dict[str, Any], resume: bool) -> list[str]:
-    """What must not differ from when a checkpoint was written, but does.
-
-    Args:
-        before: The config in the checkpoint.
-        now: The config of this run.
-        resume: Whether training goes on, or the trained state is only used.
-    """
-    was, becomes = (dict(flat(_identity(config, resume))) for config in (before, now))
-    return [
-        f"{key}: the checkpoint has {was.get(key)}, which cannot be changed to {becomes.get(key)}"
-        for key in was | becomes
-        if was.get(key) != becomes.get(key)
-    ]
-
-
-def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every setting by its dotted name."""
     if not isinstance(settings, dict):
         yield prefix, settings
         return
     for key, value in settings.items():
-        yield from flat(value, f"{prefix}.{key}" if prefix else key)
-
-
-def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """The settings on which a trained state depends and, to ``resume``, those on which the next round does."""
-    protocol = config["protocol"]
-    protocol = Protocol(**({"name": protocol} if isinstance(protocol, str) else protocol))
-    # Clients that never trained start as the seed says, so a state without its seed is another state.
-    trained = {
-        "seed_everything": config["seed_everything"],
-        "protocol": {"name": protocol.name},
-        "method": config["method"].get("init_args"),
-    }
-    if not resume:
-        return trained
-    loop = ("participation", "participants", "resample", "evaluate_every", "monitor", "state_dtype")
-    data = {k: v for k, v in config["data"]["init_args"].items() if k not in ("path", "format")}
-    precision = config["fabric"]["precision"]
-    return trained | {
-        "fabric": {"precision": "32-true" if precision in (None, 32, "32") else precision},
-        "protocol": protocol.to_dict(),
-        "data": data,
-        "loop": {name: config["loop"][name] for name in loop},
-    }
+        name = str(key)
+        if prefix:
+            name = f"{prefix}.{name}"
+        yield from flat(value, name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -30,10 +31,9 @@ from cgfedrec.data.split import Part
 from cgfedrec.data.synthetic import Track
 from cgfedrec.errors import printable
 from cgfedrec.protocol import Protocol
+from cgfedrec.units import nbytes
 
-if TYPE_CHECKING:
-    from cgfedrec.run.run import Run
-
+T = TypeVar("T")
 METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 KEPT = ("rows", BREAKS)
 """Of a report, what is not left out."""
@@ -55,7 +55,7 @@ def console(stderr: bool = False) -> Console:
 class _Escaping(Console):
     """Every text that is printed, in a table or by itself, passes here."""
 
-    def render_str(self, text: str, **options: Any) -> Text:
+    def render_str(self, text: str, **options: Any) -> Text:  # rich has half a dozen, and they are its own
         return super().render_str(printable(text), **options)
 
 
@@ -72,13 +72,12 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
     name = data.path or "embedded data"
     dropped = ", ".join(f"{count:,} {what}" for what, count in data.report.items() if what not in KEPT and count)
     breaks = data.report.get(BREAKS, 0)
-    console.print(
-        f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
-        + (f"; left out: {dropped}" if dropped else "")
-        + (f"; {breaks:,} {BREAKS}" if breaks else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
+    told = f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
+    if dropped:
+        told += f"; left out: {dropped}"
+    if breaks:
+        told += f"; {breaks:,} {BREAKS}"
+    console.print(told, highlight=False, soft_wrap=True)
     if not details:
         return
     table = Table("", *(f"{q:.0%}" for q in QUANTILES), title="quantiles", title_justify="left")
@@ -96,7 +95,7 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
 def tracker(console: Console) -> Track:
     """What tells of long work: a bar on a terminal, elsewhere one line, once it is sure to take long."""
 
-    def told(parts: Sequence[Any], what: str) -> Iterator[Any]:
+    def told(parts: Sequence[T], what: str) -> Iterator[T]:
         started, said = time.perf_counter(), False
         for number, part in enumerate(parts):
             yield part
@@ -106,7 +105,7 @@ def tracker(console: Console) -> Track:
                 whole = seconds / (number + 1) * len(parts)
                 console.print(f"{what}: about {whole:,.0f} s", highlight=False, soft_wrap=True)
 
-    def shown(parts: Sequence[Any], what: str) -> Iterable[Any]:
+    def shown(parts: Sequence[T], what: str) -> Iterable[T]:
         if not console.is_terminal:
             return told(parts, what)
         return track(parts, escape(printable(what)), console=console, transient=True)
@@ -134,11 +133,20 @@ def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Proto
         )
 
 
-def show_result(console: Console, run: Run) -> None:
-    """The end of a run: metrics, communication, and where everything is."""
-    summary = run.summary
-    show_metrics(console, summary, run.data.protocol)
-    metric = run.loop.monitor.replace("val/", "test/")
+def show_result(
+    console: Console, summary: Mapping[str, Any], protocol: Protocol, monitor: str, directory: Path
+) -> None:
+    """The end of a run: metrics, communication, and where everything is.
+
+    Args:
+        console: Where to.
+        summary: Of the run, as in its ``summary.json``.
+        protocol: By which it was measured.
+        monitor: The validation metric that chose the best round; its test value is compared with popularity's.
+        directory: The run's folder.
+    """
+    show_metrics(console, summary, protocol)
+    metric = monitor.replace("val/", "test/")
     if metric in summary and summary[metric] <= summary[f"popularity/{metric}"]:
         console.print(f"{metric} is not above that of popularity: these settings do not serve these data (yet)")
     federated = "bytes/up" in summary  # a reference has no rounds, sends nothing and leaves no checkpoint
@@ -148,9 +156,9 @@ def show_result(console: Console, run: Run) -> None:
             f"{nbytes(summary['bytes/down'])} down",
             highlight=False,
         )
-    left = [name for name in LEFT_BY_A_RUN if (run.directory / name).exists()]
+    left = [name for name in LEFT_BY_A_RUN if (directory / name).exists()]
     console.print(
-        f"{summary['seconds']:.1f} s; {', '.join(left)} are in {run.directory}",
+        f"{summary['seconds']:.1f} s; {', '.join(left)} are in {directory}",
         highlight=False,
         soft_wrap=True,
     )
@@ -175,7 +183,7 @@ def show_recommendations(console: Console, table: pl.DataFrame) -> None:
         console.print("source popularity: this user has no model, and is shown what is popular among the others")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
@@ -183,23 +191,19 @@ def _cell(value: Any) -> str:
     return str(value).replace("\n", "\\n").replace("\t", "\\t")  # an id or a title has one line
 
 
-def nbytes(number: float, digits: int = 1) -> str:
-    """A number of bytes as people write it, with so many decimals beyond plain bytes."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.{digits}f} {unit}"
-        number /= 1000
-    return f"{number:.{digits}f} TB"
-
-
 def progress_bars(console: Console, field: str, remaining: bool = True) -> Progress:
-    """Bars for long work, on a terminal alone: done of all, time, and a task's ``field`` behind it."""
+    """Bars for long work, on a terminal alone: done of all, time, and a task's ``field`` behind it.
+
+    Args:
+        console: Where to.
+        field: The name of a text that every task has.
+        remaining: Whether the time that is left is guessed, too.
+    """
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    if remaining:
+        columns.append(TimeRemainingColumn())
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        *([TimeRemainingColumn()] if remaining else []),
+        *columns,
         TextColumn(f"{{task.fields[{field}]}}"),
         console=console,
         transient=True,

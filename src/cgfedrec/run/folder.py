@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from cgfedrec.errors import RunError, check
+from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.files import LOCK, locked, no_folder, remove_leftovers
 from cgfedrec.run.checkpoint import LAST
 
@@ -49,7 +49,10 @@ def _remove_begun(directory: Path, before: Collection[str]) -> None:
     if not (directory / "checkpoints" / LAST).exists() and not (directory / METRICS).exists():
         for name in {"config.yaml", "wandb", "checkpoints"} - set(before):
             path = directory / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _remove_empty(directory: Path) -> None:
@@ -70,13 +73,15 @@ def _directory(settings: Namespace) -> Path:
         return directory
     if settings.ckpt_path:
         own = _folder_of(settings.ckpt_path)
-        check(
-            None
-            if own
-            else f"run_dir: {settings.ckpt_path} is in no run's folder checkpoints; say where the run is to go"
-        )
+        if own is None:
+            raise InputError(
+                f"run_dir: {settings.ckpt_path} is in no run's folder checkpoints; say where the run is to go"
+            )
         return Path(os.path.relpath(str(own)))
-    root = Path("runs") / (Path(settings.config[0]).stem if settings.config else "quickstart")
+    named = "quickstart"
+    if settings.config:
+        named = Path(settings.config[0]).stem
+    root = Path("runs") / named
     number = max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=-1) + 1
     root.mkdir(parents=True, exist_ok=True)
     while True:
@@ -90,15 +95,14 @@ def _directory(settings: Namespace) -> Path:
 def _folder_of(checkpoint: str) -> Path | None:
     """The folder of the run that a checkpoint belongs to, by where it lies."""
     folder = Path(checkpoint).absolute().parent
-    return folder.parent if folder.name == "checkpoints" else None
+    if folder.name != "checkpoints":
+        return None
+    return folder.parent
 
 
 def _check_free(directory: Path, settings: Namespace) -> None:
     """Raise `InputError` for a folder that holds a run other than the one that is to be continued."""
-    continued = _folder_of(settings.ckpt_path) if settings.ckpt_path else None
-    left = (directory / "checkpoints" / LAST, directory / "summary.json")
-    check(
-        f"run_dir: {directory} already holds a run; choose another, or continue it with --ckpt_path"
-        if any(path.exists() for path in left) and directory.absolute() != continued
-        else None
-    )
+    if settings.ckpt_path and directory.absolute() == _folder_of(settings.ckpt_path):
+        return
+    if any(path.exists() for path in (directory / "checkpoints" / LAST, directory / "summary.json")):
+        raise InputError(f"run_dir: {directory} already holds a run; choose another, or continue it with --ckpt_path")

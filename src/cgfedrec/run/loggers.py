@@ -6,12 +6,12 @@ import netrc
 import os
 import uuid
 import warnings
-from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch.loggers as theirs
 import polars as pl
 import torch
 from lightning.fabric.loggers import Logger
@@ -19,7 +19,7 @@ from lightning.fabric.loggers import Logger
 from cgfedrec.errors import check
 from cgfedrec.files import append, write_atomically
 from cgfedrec.history import Row
-from cgfedrec.loop import FederatedLoop
+from cgfedrec.run.training import Training
 
 MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 """What Weights & Biases takes for ``WANDB_MODE``."""
@@ -31,6 +31,10 @@ INIT_TIMEOUT = 20.0
 class Forgiving:
     """A logger of somebody else's, whose failure is said once and ends nothing: ``metrics.csv`` holds all.
 
+    Beside the methods of Lightning's loggers, a logger may have some of a run's own: ``start(directory, config)``,
+    ``log_histograms(values, round)``, ``log_summary(history, monitor, summary, best)`` and ``abandon()``. Those that
+    it has are called.
+
     Args:
         logger: Anything with Lightning's logger interface, or none.
     """
@@ -39,12 +43,25 @@ class Forgiving:
         self.logger = logger
         self.failed = False
 
-    def do(self, call: Callable[[Any], object]) -> None:
-        """Let ``call`` use the logger, unless there is none or it has failed before."""
-        if self.logger is None or self.failed:
+    def start(self, directory: Path, config: dict[str, object]) -> None:
+        """Begin a run with these settings, in this folder.
+
+        What fails here is not forgiven: nothing has been trained yet, and the settings can be mended.
+        """
+        start = getattr(self.logger, "start", None)
+        if start is not None:
+            start(directory, config)
+        elif self.logger is not None:
+            with suppress(NotImplementedError):  # not every logger keeps them
+                self.logger.log_hyperparams(config)
+
+    def call(self, method: str, *arguments: object, **named: object) -> None:
+        """Call a method of the logger, unless there is none, it has no such method, or has failed before."""
+        wanted = getattr(self.logger, method, None)
+        if wanted is None or self.failed:
             return
         try:
-            call(self.logger)
+            wanted(*arguments, **named)
         except Exception as error:  # of a service or a library: it may be any
             self.failed = True
             warnings.warn(
@@ -52,8 +69,10 @@ class Forgiving:
                 "the run goes on, and metrics.csv holds all",
                 stacklevel=2,
             )
-            if isinstance(self.logger, WandbLogger):
-                self.logger.abandon()
+            abandon = getattr(self.logger, "abandon", None)
+            if abandon is not None:
+                with suppress(Exception):
+                    abandon()
 
 
 class History:
@@ -72,45 +91,43 @@ class History:
         self.logger = logger
         self.columns: list[str] = []
 
-    def on_federation_start(self, loop: FederatedLoop) -> None:
-        if loop.history:
-            self._write(loop)
+    def on_federation_start(self, training: Training) -> None:
+        if training.history:
+            self._write(training.history)
 
-    def on_round_end(self, loop: FederatedLoop) -> None:
-        if not loop.history or loop.history[-1]["round"] != loop.round:
+    def on_round_end(self, training: Training) -> None:
+        if not training.history or training.history[-1]["round"] != training.round:
             return
-        row = loop.history[-1]
+        row = training.history[-1]
         if row.keys() <= set(self.columns):
-            append(
-                self.path,
-                pl.DataFrame([{name: row.get(name) for name in self.columns}]).write_csv(include_header=False),
-            )
-        else:
-            self._write(loop)
-        self.logger.do(lambda logger: self._log(logger, loop))
+            cells = pl.DataFrame([{name: row.get(name) for name in self.columns}])
+            append(self.path, cells.write_csv(include_header=False))
+        else:  # the first row, or one with a new column: the header changes, so all is written
+            self._write(training.history)
+        self.logger.call("log_metrics", row, step=training.round)
+        self.logger.call("log_histograms", training.histograms(), training.round)
 
-    def _log(self, logger: Logger, loop: FederatedLoop) -> None:
-        logger.log_metrics(loop.history[-1], step=loop.round)
-        if isinstance(logger, WandbLogger):
-            for name, values in loop.server.histograms().items():
-                logger.log_histogram(name, values, loop.round)
-
-    def _write(self, loop: FederatedLoop) -> None:
-        table = pl.DataFrame(loop.history, infer_schema_length=None)
+    def _write(self, rows: list[Row]) -> None:
+        table = pl.DataFrame(rows, infer_schema_length=None)
         self.columns = table.columns
         write_atomically(self.path, table.write_csv())
 
 
-class WandbLogger(Logger):
-    """Weights & Biases: online where a key is configured, else offline (``wandb sync`` uploads such a run later).
+class WandbLogger(theirs.WandbLogger):
+    """Lightning's logger of Weights & Biases, for runs that know their folder and may have no network.
 
-    A run that cannot reach the service soon goes on offline. Nothing private is uploaded unless asked for.
+    It is online where a key is configured, else offline (``wandb sync`` uploads such a run later). A run that cannot
+    reach the service soon goes on offline. A run that is resumed in its folder goes on as the same W&B run. Nothing
+    private is uploaded unless asked for.
 
     Args:
         project: Under which project the run is filed.
         name: Of the run; by default, its directory.
         offline: By default, true unless a key is configured.
         log_checkpoint: Upload the best checkpoint as an artifact. It holds every client's private table.
+
+    Raises:
+        InputError: for names that Weights & Biases does not take.
     """
 
     def __init__(
@@ -121,106 +138,102 @@ class WandbLogger(Logger):
         log_checkpoint: bool = False,
     ) -> None:
         mode = os.environ.get("WANDB_MODE") or "online"
-        check(
-            f"logger.project: {project!r} must have from 1 to 128 characters, and none of {' '.join(_NOT_IN_PROJECTS)}"
-            if not 0 < len(project) <= 128 or set(project) & set(_NOT_IN_PROJECTS)
-            else None,
-            "logger.name: is empty" if name == "" else None,
-            None if mode in MODES else f"WANDB_MODE: no {mode!r}; choose one of {', '.join(MODES)}",
-        )
-        self.project = project
-        self._name = name
-        self.offline = not _has_key() if offline is None else offline
+        problems = []
+        if not 0 < len(project) <= 128 or set(project) & set(_NOT_IN_PROJECTS):
+            refused = " ".join(_NOT_IN_PROJECTS)
+            problems.append(f"logger.project: {project!r} must have from 1 to 128 characters, and none of {refused}")
+        if name == "":
+            problems.append("logger.name: is empty")
+        if mode not in MODES:
+            problems.append(f"WANDB_MODE: no {mode!r}; choose one of {', '.join(MODES)}")
+        check(*problems)
+        if offline is None:
+            offline = not _has_key()
+        self.offline = offline
         self.log_checkpoint = log_checkpoint
-        self.run: Any = None
+        super().__init__(name=name, project=project, offline=offline)
 
-    @property
-    def name(self) -> str | None:
-        return self._name
+    def start(self, directory: Path, config: Mapping[str, object]) -> None:
+        """Begin or, where ``directory`` holds the identity of an earlier part, continue a W&B run.
 
-    @property
-    def version(self) -> str | None:
-        return None if self.run is None else str(self.run.id)
-
-    @property
-    def experiment(self) -> Any:
-        """The W&B run, once started."""
-        return self.run
-
-    def start(self, directory: Path, config: Mapping[str, Any]) -> None:
-        """Begin or, where ``directory`` holds the identity of an earlier part, continue a W&B run."""
+        Args:
+            directory: The run's folder; W&B writes into ``wandb`` in it.
+            config: The settings, as shown in W&B.
+        """
         import wandb  # 1 s to import: only for those who use it
 
-        self._name = self._name or str(directory)
         identity = directory / "wandb" / "run-id"
         identity.parent.mkdir(parents=True, exist_ok=True)
         if not identity.exists():
             identity.write_text(uuid.uuid4().hex[:8])
         settings: dict[str, Any] = {
-            "project": self.project,
-            "name": self._name,
+            "project": self._project,
+            "name": self._name or str(directory),
             "id": identity.read_text(),
             "resume": "allow",
             "dir": str(directory.absolute()),  # its service may have another working directory
             "config": dict(config),
         }
-        # A run that the caller has open, as in a notebook, stays the caller's.
+        # Lightning's own logger takes over a run that the caller has open, as in a notebook. That one stays theirs.
         quiet = wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT, reinit="create_new")
         mode: Any = os.environ.get("WANDB_MODE") or ("offline" if self.offline else "online")
         try:
-            self.run = wandb.init(**settings, mode=mode, settings=quiet)
+            self._experiment = wandb.init(**settings, mode=mode, settings=quiet)
         except wandb.Error as error:
             warnings.warn(f"Weights & Biases does not answer ({error}); this run is logged offline", stacklevel=2)
             self.offline = True
             identity.write_text(uuid.uuid4().hex[:8])  # the first one is taken by the attempt
-            self.run = wandb.init(**settings | {"id": identity.read_text()}, mode="offline", settings=quiet)
-        self.run.define_metric("round")
-        self.run.define_metric("*", step_metric="round")
+            self._experiment = wandb.init(**settings | {"id": identity.read_text()}, mode="offline", settings=quiet)
+        self.experiment.define_metric("round")
+        self.experiment.define_metric("*", step_metric="round")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self.run.log({**metrics, "round": step})
+        """Log values of round ``step``: here the axis is the round, where Lightning's logger has a global step."""
+        self.experiment.log({**metrics, "round": step})
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        self.run.config.update(params if isinstance(params, dict) else vars(params))
-
-    def log_histogram(self, name: str, values: torch.Tensor, step: int) -> None:
-        """Log how ``values`` are distributed in a round."""
+    def log_histograms(self, values: Mapping[str, torch.Tensor], step: int) -> None:
+        """Log how values, `[any]` by name, are distributed in round ``step``."""
         import wandb
 
-        self.run.log({name: wandb.Histogram(values.tolist()), "round": step})
+        for name, found in values.items():
+            self.experiment.log({name: wandb.Histogram(found.tolist()), "round": step})
 
-    def log_summary(self, history: list[Row], monitor: str, summary: Mapping[str, Any], best: Path) -> None:
-        """Log the table of final metrics, the curve of the monitored metric against bytes, and what was asked for."""
+    def log_summary(self, history: list[Row], monitor: str, summary: Mapping[str, object], best: Path) -> None:
+        """Log the table of final metrics, the curve of the monitored metric against bytes, and what was asked for.
+
+        Args:
+            history: A row for each evaluated round.
+            monitor: The metric of the curve; there is none where the history lacks it or the bytes.
+            summary: Of the run; its numbers are shown.
+            best: The best checkpoint, which may not be there.
+        """
         import wandb
 
         final = {k: v for k, v in summary.items() if isinstance(v, int | float)}
-        self.run.summary.update(final)
-        self.run.log(
-            {"final": wandb.Table(columns=["metric", "value"], data=[[k, float(v)] for k, v in final.items()])}
-        )
+        self.experiment.summary.update(final)
+        rows = [[name, float(value)] for name, value in final.items()]
+        self.experiment.log({"final": wandb.Table(columns=["metric", "value"], data=rows)})
         if history and {monitor, "bytes/total"} <= history[-1].keys():
             points = wandb.Table(
                 columns=["bytes/total", monitor], data=[[row["bytes/total"], row[monitor]] for row in history]
             )
-            self.run.log({"against bytes": wandb.plot.line(points, "bytes/total", monitor, f"{monitor} against bytes")})
+            curve = wandb.plot.line(points, "bytes/total", monitor, f"{monitor} against bytes")
+            self.experiment.log({"against bytes": curve})
         if self.log_checkpoint and best.exists():
-            artifact = wandb.Artifact(f"best-{self.run.id}", type="model")
+            artifact = wandb.Artifact(f"best-{self.version}", type="model")
             artifact.add_file(str(best))
-            self.run.log_artifact(artifact)
+            self.experiment.log_artifact(artifact)
 
     def abandon(self) -> None:
         """Let go of a service that has failed, or it would be called once more when the process ends."""
         import wandb
 
-        self.run = None
-        with suppress(Exception):
-            wandb.teardown(1)
+        wandb.teardown(1)
 
     def finalize(self, status: str) -> None:
-        """End the W&B run, as failed unless ``status`` is ``success``."""
-        if self.run is not None:
-            self.run.finish(exit_code=0 if status == "success" else 1)
-            self.run = None
+        """End the W&B run, as failed unless ``status`` is ``success``. Lightning's logger leaves that to the caller."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
 
 
 def _has_key() -> bool:

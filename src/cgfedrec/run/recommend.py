@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from cgfedrec.data.ids import as_ids
 from cgfedrec.data.layout import Column, Format
-from cgfedrec.data.tables import Table, read_table
+from cgfedrec.data.reading import read_table
+from cgfedrec.data.tables import Table
 from cgfedrec.errors import InputError, check, not_positive
 from cgfedrec.evaluation.ranking import best
 from cgfedrec.files import write_atomically
@@ -22,7 +23,7 @@ from cgfedrec.loop import FederatedLoop
 SHOWN = 5
 
 
-def recommend(loop: FederatedLoop, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
+def recommend(loop: FederatedLoop, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
     """The best items for users, without any that they are known to have.
 
     A user that training dropped, or who never took part in it, has no model: such users are shown what is popular
@@ -40,10 +41,13 @@ def recommend(loop: FederatedLoop, users: Sequence[Any] | None = None, top_k: in
     Raises:
         InputError: for users that are not in the data.
     """
-    data = loop.data
-    check(not_positive("top_k", top_k), "user: names nobody" if users is not None and not len(users) else None)
+    data, nobody = loop.data, None
+    if users is not None and not len(users):
+        nobody = "user: names nobody"
+    check(not_positive("top_k", top_k), nobody)
     known = _numbers(data.known_ids, users)
     client = data.client_numbers()[known]
+    # Number -1 stands for a user who was dropped; it would read the last client's entry, and so must not count.
     trained = (client >= 0) & loop.store.known.numpy()[client]
     tables = []
     for start in range(0, len(known), loop.cohort_size):
@@ -67,9 +71,17 @@ def recommend(loop: FederatedLoop, users: Sequence[Any] | None = None, top_k: in
     return pl.concat(tables)
 
 
-def without_any(loop: FederatedLoop, table: pl.DataFrame, users: Sequence[Any] | None = None) -> list[str]:
-    """The ids of those users for whom `recommend` found nothing, since they have every item."""
-    asked = map(str, loop.data.known_ids if users is None else dict.fromkeys(users))
+def without_any(loop: FederatedLoop, table: pl.DataFrame, users: Sequence[object] | None = None) -> list[str]:
+    """The ids of those users for whom `recommend` found nothing, since they have every item.
+
+    Args:
+        loop: A federation.
+        table: What `recommend` returned.
+        users: What it was asked for.
+    """
+    if users is None:
+        users = loop.data.known_ids.to_list()
+    asked = map(str, dict.fromkeys(users))
     served = set(map(str, table["user"].unique()))
     return [user for user in asked if user not in served]
 
@@ -96,7 +108,8 @@ def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: C
     )
     keys = _keys(given, ids, table["item"].dtype)
     _refuse_lost_item(given, layout, table["item"])
-    check(f"{path}: the title is of type {titles.dtype}, expected text" if titles.dtype.is_nested() else None)
+    if titles.dtype.is_nested():
+        raise InputError(f"{path}: the title is of type {titles.dtype}, expected text")
     lookup = pl.DataFrame({"key": keys, "title": titles.cast(pl.String, strict=False)}).drop_nulls("key")
     return (
         table.with_columns(pl.col("item").cast(pl.String).alias("key"))
@@ -111,7 +124,9 @@ def _keys(given: Table, ids: pl.Series, ours: pl.DataType) -> pl.Series:
         keys = as_ids(ids).cast(pl.String)
     except ValueError as error:
         raise InputError(f"{given.path}: the item {error}") from error
-    return keys.str.replace(r"^(-?\d+)\.0+$", "${1}") if ours.is_integer() else keys
+    if not ours.is_integer():
+        return keys
+    return keys.str.replace(r"^(-?\d+)\.0+$", "${1}")
 
 
 def _refuse_lost_item(given: Table, layout: Format, items: pl.Series) -> None:
@@ -127,17 +142,20 @@ def _refuse_lost_item(given: Table, layout: Format, items: pl.Series) -> None:
 
 def write(table: pl.DataFrame, path: Path) -> None:
     """Write a table as CSV or Parquet, by the suffix of ``path``, in one atomic step."""
-    write_atomically(path, table.write_parquet if path.suffix == ".parquet" else table.write_csv)
+    if path.suffix == ".parquet":
+        write_atomically(path, table.write_parquet)
+    else:
+        write_atomically(path, table.write_csv)
 
 
-def _numbers(known_ids: pl.Series, users: Sequence[Any] | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _numbers(known_ids: pl.Series, users: Sequence[object] | None) -> NDArray[np.int64]:
     if users is None:
         return np.arange(len(known_ids))
     numbers = {str(user): number for number, user in enumerate(known_ids)}
     unknown = [str(user) for user in users if str(user) not in numbers]
     if unknown:
-        raise InputError(
-            [f"user: {user!r} is not in the data of this checkpoint" for user in unknown[:SHOWN]]
-            + ([f"user: {len(unknown) - SHOWN} more are not in the data"] if len(unknown) > SHOWN else [])
-        )
+        problems = [f"user: {user!r} is not in the data of this checkpoint" for user in unknown[:SHOWN]]
+        if len(unknown) > SHOWN:
+            problems.append(f"user: {len(unknown) - SHOWN} more are not in the data")
+        raise InputError(problems)
     return np.array([numbers[str(user)] for user in users], np.int64)

@@ -1,56 +1,78 @@
-"""A run of a reference: one fit in one place."""
+"""The training of a reference: one fit in one place, told as a run of one round."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import polars as pl
-from jsonargparse import Namespace
+from lightning import Fabric
+from torch import Tensor
 
+from cgfedrec.centralized.factors import SCORED_AT_ONCE
 from cgfedrec.centralized.reference import Reference
-from cgfedrec.data.module import Stage
-from cgfedrec.errors import InputError, check
+from cgfedrec.data.module import FederatedDataModule, Stage
+from cgfedrec.errors import check
 from cgfedrec.evaluation.ranking import Ranked, no_metric, ranked, summarise
-from cgfedrec.files import write_atomically
-from cgfedrec.run.engine import engine
-from cgfedrec.run.folder import METRICS
-from cgfedrec.run.run import SCORED_AT_ONCE, Run
+from cgfedrec.history import Row
 
 
-class ReferenceRun(Run):
-    """A run of a `Reference`: one fit in one place, so one row in ``metrics.csv``, nothing sent and no checkpoint.
+class ReferenceFit:
+    """What stands in a run in place of a federation's loop where the method is a `Reference`.
 
-    Of the loop's options it heeds ``monitor`` alone; callbacks are not called, since there are no rounds.
+    It ends with one row in ``metrics.csv``, sends nothing and leaves no checkpoint. Fabric calls ``on_round_end`` once
+    it is fitted, and no other hook.
+
+    Args:
+        reference: What is fitted.
+        data: Set up.
+        fabric: Says on which device it computes.
+        monitor: The validation metric by which it is compared; it chooses nothing here.
+
+    Raises:
+        InputError: for settings that do not fit the data.
     """
 
-    def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None, to_train: bool) -> None:
-        self.reference: Reference = parts.method
-        self.reference.device = engine(vars(parts.fabric), []).device
-        self.loop.rounds = 1
-        check(no_metric("loop.monitor", self.loop.monitor, self.data))
-        self.reference.check(self.data)
+    rounds = 1
 
-    def _intent(self) -> str:
-        return f"{type(self.method).__name__}, a reference that sees everyone's data, in {self.directory}"
+    def __init__(self, reference: Reference, data: FederatedDataModule, fabric: Fabric, monitor: str) -> None:
+        check(no_metric("loop.monitor", monitor, data))
+        reference.check(data)
+        reference.device = fabric.device
+        self.reference, self.data, self.fabric, self.monitor = reference, data, fabric, monitor
+        self.round = 0
+        self.seconds = 0.0
+        self.history: list[Row] = []
 
-    def train(self) -> None:
+    @property
+    def best(self) -> Row | None:
+        """The only row, once there is one."""
+        if not self.history:
+            return None
+        return self.history[-1]
+
+    def fit(self) -> None:
+        """Fit the reference and rank what is held out for validation.
+
+        Raises:
+            RunError: if fitting fails.
+        """
         started = time.perf_counter()
         self.reference.fit(self.data)
-        seconds = time.perf_counter() - started
-        found = summarise(self.data, "val", self.ranked("val")) if self.data.holds_out("val") else {}
-        self.loop.round, self.loop.seconds = 1, seconds
-        self.loop.history = [{"round": 1, **self.reference.report(), **found, "time/round": seconds}]
-        write_atomically(self.directory / METRICS, self.history.write_csv())
-        self.log.do(lambda logger: logger.log_metrics(self.loop.history[-1], step=1))
+        self.seconds = time.perf_counter() - started
+        found: Row = {}
+        if self.data.holds_out("val"):
+            found = summarise(self.data, "val", self.ranked("val"))
+        self.round = 1
+        self.history = [{"round": 1, **self.reference.report(), **found, "time/round": self.seconds}]
+        self.fabric.call("on_round_end", self)
+
+    def score(self, users: Tensor) -> Tensor:
+        """Scores of all items, `[users, items]`, for users `[users]`."""
+        return self.reference.score(users)
 
     def ranked(self, stage: Stage) -> Ranked:
-        return ranked(self.data, stage, self.reference.score, SCORED_AT_ONCE)
+        """Where the fitted reference ranks what is held out for ``stage``."""
+        return ranked(self.data, stage, self.score, SCORED_AT_ONCE)
 
-    def restore(self, state: dict[str, Any], resumed: Path | None = None) -> None:
-        raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header.method} has no checkpoints")
-
-    def recommend(self, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
-        raise InputError(f"method: {self.header.method} is a reference, which is to be measured and not used")
+    def histograms(self) -> dict[str, Tensor]:
+        """None: nothing is discovered in rounds."""
+        return {}

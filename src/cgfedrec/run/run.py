@@ -1,15 +1,12 @@
-"""A run: what the command line and Python start, resume, test and ask for recommendations."""
+"""A run: settings and data, what trains on them, and everything that is kept of it in one folder."""
 
 from __future__ import annotations
 
-import platform
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -18,55 +15,58 @@ from jsonargparse import Namespace
 from lightning.fabric.loggers import Logger
 from rich.console import Console
 
-from cgfedrec import __version__
-from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.data.module import Stage
-from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.evaluation.ranking import Ranked, evaluate, rank_table, summarise
-from cgfedrec.files import file_digest, write_atomically, write_json
+from cgfedrec.errors import InputError, RunError
+from cgfedrec.evaluation.ranking import Ranked, rank_table
+from cgfedrec.files import write_atomically, write_json
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.callbacks import EarlyStopping, Interrupt, ProgressBar
-from cgfedrec.run.checkpoint import BEST, LAST, Checkpoint, Header, changed, copy, link_or_copy, read_checkpoint
+from cgfedrec.run.checkpoint import BEST, Header, State
 from cgfedrec.run.console import quiet_console, show_data, tracker
 from cgfedrec.run.engine import engine
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
-from cgfedrec.run.loggers import Forgiving, History, WandbLogger
+from cgfedrec.run.loggers import Forgiving, History
 from cgfedrec.run.recommend import recommend, write
-from cgfedrec.server import NotFiniteError, Server
+from cgfedrec.run.reference import ReferenceFit
+from cgfedrec.run.resume import Checkpoints
+from cgfedrec.run.summary import summary_of, tested
+from cgfedrec.run.training import Training
+from cgfedrec.server import Server
 from cgfedrec.settings.parser import dump, instantiate
 from cgfedrec.simulation.store import ClientStore
-
-PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
-SCORED_AT_ONCE = 256
-"""Users whom a reference scores in one operation."""
+from cgfedrec.wire.messages import NotFiniteError
 
 
 class Run:
-    """A federation with its data: trained by `fit`, opened by `load`.
+    """A federation, or a reference, with its data: trained by `fit`, opened by `load`.
 
     Args:
         settings: As parsed.
         directory: Where everything is written.
-        callbacks: The user's.
+        callbacks: The user's; a reference has no rounds, and calls none of them.
         console: Where progress and results are shown.
         clients: The files of clients' state, where there are some already.
         to_train: Otherwise a state is only used, and takes no room.
 
     Attributes:
-        loop: The federation.
-        data: Its data.
+        training: The rounds of the federation, or the fit of the reference.
+        data: What it is trained on.
+        method: What the settings name.
+        config: The settings as YAML, as in ``config.yaml``.
+        logger: What the settings name beside the CSV, if anything.
         summary: What ``summary.json`` holds, once training has ended.
-        interrupted: The signal that ended training early, or ``None``.
+
+    Raises:
+        InputError: for settings that do not fit the data or the machine, naming all of them where that can be.
     """
 
     def __init__(
         self,
         settings: Namespace,
         directory: Path,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[object] = (),
         console: Console | None = None,
         clients: Path | None = None,
         to_train: bool = True,
@@ -74,35 +74,38 @@ class Run:
         parts = instantiate(settings)
         self.directory, self.console = directory, console or quiet_console()
         self.config = dump(settings)
-        self.loop: FederatedLoop = parts.loop
         self.data: FederatedDataModule = parts.data
         self.method: Method | Reference = parts.method
         self.logger: Logger | None = parts.logger
-        self.log = Forgiving(parts.logger)
         self.summary: dict[str, Any] = {}
         self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console))
         self.data.setup()
         method = f"{type(self.method).__module__}.{type(self.method).__qualname__}"
-        self.header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
+        header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
+        self._log = Forgiving(self.logger)
         self._interrupt = Interrupt()
-        self._setup(parts, callbacks, clients, to_train)
-
-    def _setup(self, parts: Namespace, callbacks: Sequence[Any], clients: Path | None, to_train: bool) -> None:
-        self._checkpoint = Checkpoint(self.checkpoints, self.header)
-        hooks = [
-            History(self.directory / METRICS, self.log),
-            EarlyStopping(),
-            self._interrupt,
-            ProgressBar(self.console),
-            *callbacks,
-            self._checkpoint,
-        ]
-        folder = clients or self.checkpoints / CLIENTS
+        self._saved = Checkpoints(self.checkpoints, header)
+        history = History(directory / METRICS, self._log)
+        self.training: Training
+        if isinstance(self.method, Reference):
+            fabric = engine(vars(parts.fabric), [history])
+            self.training = ReferenceFit(self.method, self.data, fabric, parts.loop.monitor)
+            return
+        # Fabric calls them in this order: a round is in the CSV and judged before it is saved, and the user's come
+        # before the checkpoint, which heeds their `should_stop`.
+        hooks = [history, EarlyStopping(), self._interrupt, ProgressBar(self.console), *callbacks, self._saved]
+        loop: FederatedLoop = parts.loop
         fabric = engine(vars(parts.fabric), hooks)
         try:
-            self.loop.setup(fabric, self.data, parts.method, folder, to_train)
+            loop.setup(fabric, self.data, self.method, clients or self.checkpoints / CLIENTS, to_train, parts.wire)
         except (MemoryError, RuntimeError, ArithmeticError) as error:
             raise InputError(f"method: cannot be set up with these settings: {error or 'no memory is left'}") from error
+        self.training = loop
+
+    @property
+    def header(self) -> Header:
+        """Which run of which method on which data this is."""
+        return self._saved.header
 
     @property
     def checkpoints(self) -> Path:
@@ -111,13 +114,20 @@ class Run:
 
     @property
     def interrupted(self) -> int | None:
-        """The number of the signal that ended training early."""
+        """The number of the signal that ended training early, or ``None``."""
         return self._interrupt.signal
 
     @property
     def history(self) -> pl.DataFrame:
         """A row for each evaluated round, as in ``metrics.csv``."""
-        return pl.DataFrame(self.loop.history, infer_schema_length=None)
+        return pl.DataFrame(self.training.history, infer_schema_length=None)
+
+    @property
+    def loop(self) -> FederatedLoop:
+        """The federation. Raises `InputError` for a reference, which has none."""
+        if not isinstance(self.training, FederatedLoop):
+            raise InputError(f"method: {self.header.method} is a reference, which is to be measured and not used")
+        return self.training
 
     @property
     def server(self) -> Server:
@@ -129,173 +139,111 @@ class Run:
         """Every client's private state, after the same round."""
         return self.loop.store
 
-    def restore(self, state: dict[str, Any], resumed: Path | None = None) -> None:
+    def restore(self, state: State, resumed: Path | None = None) -> None:
         """Go to where a checkpoint was written.
 
         Args:
             state: Of `read_checkpoint`.
             resumed: The checkpoint, if training is to go on from it; nothing may differ then on which its result
-                depends.
+                depends. It becomes this run's own.
 
         Raises:
-            InputError: where it does not belong to this run.
+            InputError: where it does not belong to this run, or that of the best round is nowhere.
         """
-        check(
-            f"ckpt_path: was trained with {state['method']}, this run uses {self.header.method}"
-            if state["method"] != self.header.method
-            else None,
-            f"ckpt_path: was trained on other data than {self.data.path or 'the embedded set'}, or on another split"
-            if state["fingerprint"] != self.header.fingerprint
-            else None,
-        )
-        check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.config), resumed is not None))
-        self.header = self.header._replace(run=state["run"])
+        if isinstance(self.method, Reference):
+            raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header.method} has no checkpoints")
+        self._saved.restore(self.loop, state, resumed)
         if resumed:
-            self._adopt_clients(resumed)
-        try:
-            self.loop.load_state_dict(state["loop"])
-        except FileNotFoundError as error:
-            raise InputError(f"ckpt_path: the clients' state is not beside it: no file {error.filename}") from error
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise InputError(f"ckpt_path: holds no state of this federation ({error})") from error
-
-    def _adopt_clients(self, checkpoint: Path) -> None:
-        """Copy the files of clients' state that a checkpoint in another folder refers to, if there are any."""
-        theirs, ours = checkpoint.with_name(CLIENTS), self.checkpoints / CLIENTS
-        if theirs.is_dir() and not (ours.exists() and ours.samefile(theirs)):
-            for path in theirs.iterdir():
-                copy(path, ours / path.name)
-
-    def adopt(self, checkpoint: Path) -> None:
-        """Make a checkpoint and the best round so far this run's own. Raises `InputError` if the best is nowhere.
-
-        The best round comes first: a folder is a run's once it holds ``last.ckpt``, and can then be continued.
-        """
-        self._checkpoint.header = self.header
-        best = self.loop.best
-        adopted = {LAST: checkpoint}
-        if best is not None:
-            at_best = best["round"] == self.loop.round
-            adopted = {BEST: checkpoint if at_best else checkpoint.with_name(BEST)} | adopted
-            self._read_best(adopted[BEST], int(best["round"]))
-        for name, source in adopted.items():
-            target = self.checkpoints / name
-            if not target.exists() or not source.samefile(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(source, target)
-
-    def _read_best(self, path: Path, round: int) -> dict[str, Any]:
-        """The checkpoint of the best round. Raises `InputError` if it is another, or another run's."""
-        state = read_checkpoint(path)
-        ours = (self.header.run, self.header.fingerprint, round)
-        if (state["run"], state["fingerprint"], state["loop"].get("round")) != ours:
-            raise InputError(f"ckpt_path: {path} is not round {round} of this run, the best so far")
-        return state
+            self._saved.adopt(self.loop, resumed)
 
     def fit(self) -> None:
         """Train, then test the best round once, and write ``ranks.parquet`` and ``summary.json``.
 
         Raises:
-            RunError: if a loss or an upload is not finite.
+            RunError: if a loss or an upload is not finite, or no memory is left.
         """
         show_data(self.console, self.data)
         self.console.print(self._intent(), highlight=False)
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / CONFIG, self.config)
-        if isinstance(self.logger, WandbLogger):
-            self.logger.start(self.directory, yaml.safe_load(self.config))
-        elif self.logger is not None:
-            with suppress(NotImplementedError):  # not every logger keeps them
-                self.logger.log_hyperparams(yaml.safe_load(self.config))
-        status, started, before = "failed", time.perf_counter(), self.loop.seconds
+        self._log.start(self.directory, yaml.safe_load(self.config))
+        status = "failed"
+        started = time.perf_counter() - self.training.seconds  # as if earlier parts had run just before
         try:
-            self.train()
-            if not self.interrupted:
-                self._finish(lambda: before + time.perf_counter() - started)
-                status = "success"
-        except NotFiniteError as error:
-            clients = ", ".join(str(self.data.user_ids[client]) for client in error.clients[:5])
-            raise RunError(
-                f"round {self.loop.round}, client {clients}{' and others' if len(error.clients) > 5 else ''}: the "
-                f"{error.what} is not finite; a lower learning rate or alignment may help. "
-                + (f"The last good checkpoint is in {self.checkpoints}" if self.checkpoints.exists() else "")
-            ) from error
-        except MemoryError as error:
-            raise RunError(
-                f"round {self.loop.round}: no memory is left; smaller method.dim, data.batch_size, loop.cohort_size or "
-                "method.local_epochs need less"
-            ) from error
+            with self._explained():
+                self.training.fit()
+                if not self.interrupted:
+                    self._finish(started)
+                    status = "success"
         finally:
-            self.log.do(lambda logger: logger.finalize(status))
+            self._log.call("finalize", status)
 
     def _intent(self) -> str:
-        return f"{type(self.method).__name__}, {self.loop.rounds} rounds, in {self.directory}\n{self.loop.capacity}"
+        name = type(self.method).__name__
+        if isinstance(self.training, FederatedLoop):
+            loop = self.training
+            return f"{name}, {loop.rounds} rounds, in {self.directory}\n{loop.capacity}"
+        return f"{name}, a reference that sees everyone's data, in {self.directory}"
 
-    def train(self) -> None:
-        """Train and validate, and neither test nor write results; `fit` does all."""
-        self.loop.fit()
-
-    def ranked(self, stage: Stage) -> Ranked:
-        """Where the state that is loaded ranks what is held out for ``stage``."""
-        return self.loop.ranked(stage)
-
-    def _finish(self, seconds: Callable[[], float]) -> None:
-        best_path = self.checkpoints / BEST
-        history, best = self.loop.history, self.loop.best
-        if best is None:
-            raise RunError(
-                f"stopped after round {self.loop.round}, before the first evaluation: there is nothing to report"
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say of what ends training in which round it was, and what may help."""
+        try:
+            yield
+        except NotFiniteError as error:
+            clients = ", ".join(str(self.data.user_ids[client]) for client in error.clients[:5])
+            if len(error.clients) > 5:
+                clients += " and others"
+            told = (
+                f"round {self.training.round}, client {clients}: the {error.what} is not finite; a lower learning rate "
+                "or alignment may help. "
             )
-        last = history[-1]
-        if best["round"] != self.loop.round:
-            self.loop.open_state_dict(self._read_best(best_path, int(best["round"]))["loop"])
-            self.loop.history = history
-        protocol = self.data.protocol.to_dict()
-        found = self.ranked("test") if self.data.holds_out("test") else None
+            if self.checkpoints.exists():
+                told += f"The last good checkpoint is in {self.checkpoints}"
+            raise RunError(told) from error
+        except MemoryError as error:
+            raise RunError(
+                f"round {self.training.round}: no memory is left; smaller method.dim, data.batch_size, "
+                "loop.cohort_size or method.local_epochs need less"
+            ) from error
+
+    def _finish(self, started: float) -> None:
+        """Go to the best round, test it, and write what was found."""
+        training = self.training
+        if training.best is None:
+            raise RunError(
+                f"stopped after round {training.round}, before the first evaluation: there is nothing to report"
+            )
+        if isinstance(training, FederatedLoop):
+            self._saved.go_to_best(training)
+        found = self._ranked()
         if found is not None:
             write(rank_table(self.data, found), self.directory / RANKS)
-        written = [self.directory / name for name in (CONFIG, METRICS, RANKS)]
-        self.summary = {
-            "run": self.header.run,
-            "round": int(best["round"]),
-            "method": self.header.method,
-            "best_round": int(best["round"]),
-            "rounds": int(last["round"]),
-            "protocol": protocol,
-            "candidates": protocol["candidates"],
-            "seed": self.data.seed,
-            "users": self.data.num_users,
-            "items": self.data.num_items,
-            "seconds": seconds(),
-            "files": {path.name: file_digest(path) for path in written if path.exists()},
-            "versions": {
-                "cgfedrec": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in PACKAGES},
-            },
-            **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/"))},
-            **{name: value for name, value in last.items() if name.startswith("bytes/")},
-            "time/round": fmean(row["time/round"] for row in history),
-            **(self._summarise(found) if found is not None else {}),
-        }
+        tests = tested(self.data, found)
+        self.summary = summary_of(training, self.header, self.data, tests, self.directory)
+        self.summary["seconds"] = time.perf_counter() - started
         write_json(self.directory / "summary.json", self.summary)
-        self.log.do(self._log_summary)
+        shown = {name: value for name, value in tests.items() if name.startswith("test/")}
+        if shown:
+            self._log.call("log_metrics", shown, step=training.round)
+        self._log.call("log_summary", training.history, training.monitor, self.summary, self.checkpoints / BEST)
 
-    def _log_summary(self, logger: Logger) -> None:
-        if isinstance(logger, WandbLogger):
-            logger.log_summary(self.loop.history, self.loop.monitor, self.summary, self.checkpoints / BEST)
-            return
-        tested = {name: value for name, value in self.summary.items() if name.startswith("test/")}
-        logger.log_metrics(tested, step=self.loop.round)
+    def _ranked(self) -> Ranked | None:
+        """Where the state that is loaded ranks the test items, if there are any."""
+        if not self.data.holds_out("test"):
+            return None
+        return self.training.ranked("test")
 
     def test(self) -> dict[str, float]:
         """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular."""
-        return self._summarise(self.ranked("test")) if self.data.holds_out("test") else {}
+        return tested(self.data, self._ranked())
 
-    def _summarise(self, found: Ranked) -> dict[str, float]:
-        popular = evaluate(self.data, "test", Popularity().fit(self.data).score, SCORED_AT_ONCE)
-        return summarise(self.data, "test", found) | {f"popularity/{name}": value for name, value in popular.items()}
+    def recommend(self, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
+        """The best items for users, without those that they have.
 
-    def recommend(self, users: Sequence[Any] | None = None, top_k: int = 10) -> pl.DataFrame:
-        """The best items for users, without those that they have; see `cgfedrec.run.recommend.recommend`."""
+        See `cgfedrec.run.recommend.recommend`, which says what is returned.
+
+        Raises:
+            InputError: for users that are not in the data, and for a reference.
+        """
         return recommend(self.loop, users, top_k)

@@ -7,14 +7,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 from lightning import Fabric
 from lightning.fabric.loggers import Logger
 
-from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, Notice, check, nearest
 from cgfedrec.loop import FederatedLoop
@@ -26,12 +24,16 @@ from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, no_m
 from cgfedrec.settings.sources import Said, layer_of, option_of
 from cgfedrec.settings.trust import settings_of
 from cgfedrec.settings.yamlfile import read_yaml_file
+from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
 # Without the second, null would be taken for an option that was not given, and so never checked.
-set_parsing_settings(instantiate_subclass_spec_in_any=False, unset_sentinel=True)
+# The third reads the text below a field of a dataclass, which is where methods document their settings.
+set_parsing_settings(
+    instantiate_subclass_spec_in_any=False, unset_sentinel=True, docstring_parse_attribute_docstrings=True
+)
 
-COMPONENTS = ("fabric", "data", "protocol", "method", "loop", "logger")
+COMPONENTS = ("fabric", "data", "protocol", "method", "wire", "loop", "logger")
 DEFAULTS: Layer = {
     "data": {"class_path": "cgfedrec.data.FederatedDataModule"},
     "method": {"class_path": CONTROLLED},
@@ -91,6 +93,7 @@ def parser(defaults: bool = True) -> ArgumentParser:
         Protocol, "protocol", help="How results are measured; --protocol strict or reference names it alone."
     )
     parser.add_subclass_arguments(Recommender, "method", default=named["method"])
+    parser.add_class_arguments(Wire, "wire")
     parser.add_class_arguments(FederatedLoop, "loop")
     parser.add_argument(
         "--logger",
@@ -250,12 +253,6 @@ def dump(settings: Namespace) -> str:
     for name in ("config", "ckpt_path", "run_dir", "trust"):
         kept.pop(name, None)
     return str(parser().dump(kept, skip_unset=False, skip_validation=True))
-
-
-def is_reference(settings: Namespace) -> bool:
-    """Whether the method is a `Reference`, which sees everyone's data, and no federated one."""
-    method: object = resolve_name(settings.method.class_path)
-    return isinstance(method, type) and issubclass(method, Reference)
 
 
 def instantiate(settings: Namespace) -> Namespace:

@@ -18,6 +18,7 @@ import cgfedrec.centralized
 import cgfedrec.methods
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
+from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
 
 LONGEST = 2**20
 """Characters of a checkpoint's settings; ours have some two thousand."""
@@ -27,6 +28,7 @@ _OFFERED: dict[str, list[type]] = {
     "cgfedrec.methods": [getattr(cgfedrec.methods, name) for name in cgfedrec.methods.__all__],
     "cgfedrec.centralized": [getattr(cgfedrec.centralized, name) for name in cgfedrec.centralized.__all__],
     "cgfedrec.data": [FederatedDataModule],
+    "cgfedrec.kit.optimisers": [TableSGD, LowRankSGD, FactorAdam],
     "torch.optim": [
         kind
         for kind in vars(torch.optim).values()
@@ -46,12 +48,13 @@ SECTIONS: dict[str, type | tuple[type, ...]] = {
     "data": dict,
     "protocol": (dict, str),
     "method": dict,
+    "wire": dict,
     "loop": dict,
 }
 """The settings on which a trained state depends, and what each must be. Where a run goes and how it logs is none of a
 checkpoint's business: that is for the call that opens it to say.
 """
-IMPORTING = ("fabric", "method")
+IMPORTING = ("fabric", "method", "wire")
 """Sections in which the parser takes a text like ``a.b`` for the name of a class or a function, and imports it, and the
 path of a file for that of a config, and reads it.
 """

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,25 +15,30 @@ import torch
 from torch import Tensor
 
 from cgfedrec.errors import check
-from cgfedrec.simulation.store import Dtype
+from cgfedrec.simulation.store.rowfiles import Dtype
+from cgfedrec.units import nbytes
 
 Place = Literal["auto", "memory", "disk"]
 CACHE = 32 * 2**20
-"""Bytes of cohorts' tables in training at a time: about a last-level cache. Larger cohorts gain nothing on a CPU."""
+"""Bytes of a cohort's tables. That is about a last-level cache; larger cohorts gain nothing on a CPU."""
 SMALLEST, LARGEST = 16, 256
-"""Clients of a cohort that sizes itself, on a CPU; a GPU takes as many as its memory holds."""
+"""How many clients a cohort has on a CPU if nobody says. A GPU takes as many as its memory holds."""
 COHORTS = 4
-"""A worker's share of a round's cohorts, at least, so that workers end together."""
+"""Cohorts that each worker has to train in a round, at least, so that all workers end at about the same time."""
 COPIES = 4
-"""What a cohort in training takes beside what its optimiser works with (`dense_copies`), in units of its parameters:
-these, what is read for the next one and written of the last, and what is sent. Measured.
+"""How often a cohort's parameters are in memory while it trains, beside what its optimiser keeps (`dense_copies`).
+
+They are there as parameters, as rows read for the next cohort, as rows written of the last one, and as what is sent.
+Measured.
 """
 MODULES = 40 * 2**20
-"""Bytes that a process takes for what it loads after it has its data: measured, with three methods."""
+"""Bytes of the code that a process loads after its data. Measured, with three methods."""
 GROWTH = 9 / 8
-"""By which files are longer than what is in them."""
+"""How many times as long as their content a store's files may be: they grow by an eighth at a time."""
 INTERACTION = 500
-"""Bytes for each interaction of the data, while they are drawn from, beside the data themselves."""
+"""Bytes that drawing samples takes for each interaction, beside the data themselves. Measured."""
+gib = partial(nbytes, binary=True)
+"""Memory and disks are told in powers of two, as the operating system tells them."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class Capacity:
         store: ``memory`` or ``disk``, or ``checkpoint`` where nothing is trained.
         state: Bytes of all clients that are expected to take part.
         disk: Bytes that the run may lay on disk, checkpoints included.
-        memory: Bytes that it needs in memory at most, those of the process and its data included. A run that goes on
-            from a checkpoint may map as much of that as it loads, and give it back when memory is short.
+        memory: Bytes that it needs in memory at most, with those of the process and its data. A run that goes on from a
+            checkpoint may map that much of it besides, and gives it back when memory is short.
         cohort_size: How many clients train together.
     """
 
@@ -68,18 +74,18 @@ class Demand:
 
     Args:
         users: All clients.
-        participants: Of a round.
-        rounds: That are left.
+        participants: How many clients take part in a round.
+        rounds: How many rounds are left.
         resample: Whether each round draws its own participants.
-        items: n.
-        interactions: Of all users.
-        example: Private tensors of any clients, or of none, `[clients, ...]`.
-        upload: What they send, likewise.
-        dtype: In which it is kept between rounds.
-        dense_copies: Tensors as large as a client's that its optimiser works with.
-        workers: That train at a time.
-        kept_rounds: For how many rounds the best checkpoint may keep what has been replaced since.
-        checkpoint_every: For how many the last one may.
+        items: How many items the catalogue has.
+        interactions: Of all users together.
+        example: Private tensors of any clients, or of none, `[clients, ...]`: only shapes and types are looked at.
+        upload: What these clients send, likewise.
+        dtype: The type in which state is kept between rounds.
+        dense_copies: How many tensors as large as a client's its optimiser works with.
+        workers: How many cohorts train at a time.
+        kept_rounds: For how many rounds the best checkpoint may need rows that have been replaced since.
+        checkpoint_every: For how many rounds the last checkpoint may need them.
         sees_single_uploads: Whether the server holds every upload until its round ends, and what it made of them.
     """
 
@@ -116,32 +122,39 @@ class Demand:
     @property
     def kept(self) -> int:
         """Bytes of one client between rounds."""
-        size = getattr(torch, self.dtype).itemsize
-        return sum(
-            value.shape[1:].numel() * (size if value.is_floating_point() else value.itemsize)
-            for value in self.example.values()
-        )
+        floats: torch.dtype = getattr(torch, self.dtype)
+        kept = 0
+        for value in self.example.values():
+            dtype = floats if value.is_floating_point() else value.dtype
+            kept += value.shape[1:].numel() * dtype.itemsize
+        return kept
 
     @property
     def clients(self) -> float:
-        """How many clients are expected to take part at all."""
+        """How many clients are expected to take part in at least one round."""
+        if not self.resample:
+            return float(self.participants)
+        # A client is left out of one round with probability 1 - share, and of all with that to the power of the rounds.
         share = self.participants / self.users
-        return self.users * (1 - (1 - share) ** self.rounds) if self.resample else float(self.participants)
+        return self.users * (1 - (1 - share) ** self.rounds)
 
     @property
     def most_clients(self) -> int:
-        """More than which will hardly take part: four standard deviations above `clients`."""
+        """A number of clients that will hardly be exceeded: four standard deviations above `clients`."""
+        # The variance is at most the mean, as for any sum of independent draws of 0 or 1.
         return min(self.users, math.ceil(self.clients + 4 * math.sqrt(self.clients)))
 
 
 def _row_nbytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of one client's share of tensors with a clients axis, `[clients, ...]`."""
     return sum(value.shape[1:].numel() * value.itemsize for value in tensors.values())
 
 
 def cohort_size(demand: Demand, device: torch.device) -> int:
-    """How many clients train together where nobody says: what fits the cache of a CPU or the memory of a GPU."""
+    """How many clients train together if nobody says: what fits the cache of a CPU or the memory of a GPU."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
+        # Half of it stays free: what kernels take beside tensors is not estimated.
         return max(1, min(demand.participants, free // (2 * (demand.copies + 1) * demand.client)))
     fitting = CACHE // max(demand.client, demand.sent)
     even = -(-demand.participants // (COHORTS * demand.workers))
@@ -159,47 +172,70 @@ def plan(
     """Choose where the clients' state goes and how many train together.
 
     Args:
-        demand: Of the federation.
-        store: What was asked for.
-        size: How many clients train together, likewise.
-        device: On which they do.
+        demand: What is known of the federation.
+        store: What the user asked for.
+        size: How many clients train together, as the user asked for.
+        device: On which they train.
         folder: Where files of state go.
-        to_train: Otherwise a state is read where it lies, and nothing is laid anywhere.
+        to_train: If not, a state is read where it lies, and nothing is laid anywhere.
 
     Raises:
         InputError: if the federation cannot fit, saying what it needs and what there is.
     """
-    size = cohort_size(demand, device) if size == "auto" else size
+    if size == "auto":
+        size = cohort_size(demand, device)
     state = round(demand.clients * demand.kept)
-    uploads = 2 * max(0, demand.sent - demand.client)  # beyond the tables that are sent as they are
-    packed = 0 if demand.dtype == "float32" else 2 * demand.kept
-    cohort = size * (demand.copies * demand.client + packed + uploads + 6 * 4 * demand.items)
-    working = demand.workers * cohort + INTERACTION * demand.interactions
-    held = 2 * demand.participants * demand.sent if demand.sees_single_uploads else 0
-    base = resident() + MODULES + working + held
+    working = _working(demand, size)
+    base = resident() + MODULES + working
+    if demand.sees_single_uploads:
+        # Every upload of the round, and as much again for what the server makes of them.
+        base += 2 * demand.participants * demand.sent
     if not to_train:
         return Capacity("checkpoint", state, 0, base, size)
     available = available_memory()
     if store == "auto":
+        # Twice the state, so that memory is chosen only where it leaves room for others.
         store = "memory" if 2 * state + working <= available else "disk"
-    replaced = sum(min(demand.clients, demand.participants * n) for n in (demand.kept_rounds, demand.checkpoint_every))
-    disk = 3 * state if store == "memory" else round(GROWTH * (state + replaced * demand.kept))
-    memory = base + state if store == "memory" else base
-    free = free_disk(folder)
-    smaller = "fewer participants, method.dim smaller" + (
-        ", loop.state_dtype bfloat16" if demand.dtype == "float32" else ""
-    )
-    check(
-        f"loop.store: {store} needs about {gib(memory)} of memory, and {gib(available)} are available: "
-        f"{'disk, ' if store == 'memory' else 'loop.cohort_size smaller, '}{smaller} would need less"
-        if memory - resident() > available
-        else None,
-        f"loop.store: {store} may lay {gib(disk)} on disk in {folder}, and {gib(free)} are free: {smaller} would need "
-        "less, or choose another run_dir"
-        if disk > free
-        else None,
-    )
+    if store == "memory":
+        # Two checkpoints hold the rows, and a third does while one of them is being replaced.
+        memory, disk = base + state, 3 * state
+    else:
+        # Files hold each client's latest row, and the rows replaced since that one of the two checkpoints still needs.
+        spans = (demand.kept_rounds, demand.checkpoint_every)
+        replaced = sum(min(demand.clients, demand.participants * rounds) for rounds in spans)
+        memory, disk = base, round(GROWTH * (state + replaced * demand.kept))
+    check(*_lacks(demand, store, memory, available, disk, folder))
     return Capacity(store, state, disk, memory, size)
+
+
+def _working(demand: Demand, size: int) -> int:
+    """Bytes that training takes at a time, beside the state of the clients who wait: cohorts of ``size`` clients."""
+    client = demand.copies * demand.client
+    if demand.dtype != "float32":
+        client += 2 * demand.kept  # the rows are converted, when they are read and when they are written
+    client += 2 * max(0, demand.sent - demand.client)  # what is sent beyond the parameters as they are
+    client += 6 * 4 * demand.items  # scores, and what ranks them
+    return demand.workers * size * client + INTERACTION * demand.interactions
+
+
+def _lacks(demand: Demand, store: str, memory: int, available: int, disk: int, folder: Path) -> Iterator[str]:
+    """What the machine lacks, and what would need less."""
+    smaller = "fewer participants, method.dim smaller"
+    if demand.dtype == "float32":
+        smaller += ", loop.state_dtype bfloat16"
+    # What the process has already is in `memory`, and no longer in `available`.
+    if memory - resident() > available:
+        first = "disk" if store == "memory" else "loop.cohort_size smaller"
+        yield (
+            f"loop.store: {store} needs about {gib(memory)} of memory, and {gib(available)} are available: {first}, "
+            f"{smaller} would need less"
+        )
+    free = free_disk(folder)
+    if disk > free:
+        yield (
+            f"loop.store: {store} may lay {gib(disk)} on disk in {folder}, and {gib(free)} are free: {smaller} would "
+            "need less, or choose another run_dir"
+        )
 
 
 def resident() -> int:
@@ -208,23 +244,23 @@ def resident() -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may still take: what is free, and what its container's limits leave.
+    """Bytes of memory that this process may still take: what is free, but no more than its container's limits leave.
 
     Args:
-        root: Of the file system in which the system says so.
+        root: The folder under which the system shows its processes (``proc``) and limits (``sys``).
     """
     free: int = psutil.virtual_memory().available
     return min([free, *_left_by_limits(root)])
 
 
 class _Limits(NamedTuple):
-    """Where a version of control groups says what a group may take, and takes."""
+    """Which files of a control group say how much memory it may take and takes: two versions differ in that."""
 
     folder: str
     limit: str
     used: str
     cache: str
-    """In ``memory.stat``: bytes of files that count as used, and are given back when somebody needs them."""
+    """The entry of ``memory.stat`` that counts cached files. They count as used, but the system gives them back."""
 
 
 _VERSION_1 = _Limits("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -232,12 +268,13 @@ _VERSION_2 = _Limits("sys/fs/cgroup", "memory.max", "memory.current", "inactive_
 
 
 def _left_by_limits(root: Path) -> Iterator[int]:
-    """What each limit leaves that holds for this process: those of its control group and of the groups around it."""
+    """The bytes that each limit leaves to this process: a limit on any group around its own holds for it too."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not every system has control groups
         return
     for line in lines:
+        # A line is "number:controllers:group"; version 2 names no controllers.
         _, controllers, name = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -254,17 +291,12 @@ def _left_by_limit(group: Path, version: _Limits) -> Iterator[int]:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except OSError:  # this group has no limit
         return
-    if limit != "max":
+    if limit != "max":  # which means that there is none
         yield max(0, int(limit) - max(0, used - int(stat.get(version.cache, 0))))
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where ``folder`` is or will be, those that this run has taken there already among them."""
+    """Bytes free where ``folder`` is or will be, and those that this run has taken already: it will use them again."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     ours = [*folder.glob("*"), *folder.parent.glob("*.ckpt")]
     return shutil.disk_usage(existing).free + sum(path.stat().st_blocks * 512 for path in ours)
-
-
-def gib(nbytes: float) -> str:
-    """Bytes in the unit in which they are read most easily."""
-    return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.0f} MiB"

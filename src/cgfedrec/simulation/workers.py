@@ -1,7 +1,8 @@
 """Workers: threads that each own a client module, so that cohorts train and rank side by side.
 
-Threads that share one small tensor operation wait for each other more than they work, and stand still as soon as a
-core is busy with something else. So a worker computes on one thread, and owns a whole cohort.
+Torch can share one operation among several threads, but the operations of a small cohort are too short for that. The
+threads would wait for each other more than they work, and all would wait as soon as one core is busy with something
+else. So each worker computes on one thread of its own and has a whole cohort to itself.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ class Workers:
     """As many workers as torch has threads (``OMP_NUM_THREADS``) on a CPU, one on a GPU.
 
     Args:
-        fabric: Sets up every worker's client.
-        client: Makes a client.
+        fabric: Sets up every worker's client and its optimisers.
+        client: Makes a client; called once for each worker.
     """
 
     def __init__(self, fabric: Fabric, client: Callable[[], Client]) -> None:
         self.number = 1 if fabric.device.type == "cuda" else torch.get_num_threads()
         self._idle: SimpleQueue[Worker] = SimpleQueue()
+        # Set up once and for all cohorts: Fabric keeps every module that it has ever set up.
         for _ in range(self.number):
             one = client()
             module, *optimizers = fabric.setup(one, *one.configure_optimizers())
@@ -43,7 +45,7 @@ class Workers:
 
     @contextmanager
     def one(self) -> Iterator[Worker]:
-        """A worker that nobody else uses meanwhile; waits for one."""
+        """Lend a worker that nobody else uses meanwhile; wait until one is idle."""
         worker = self._idle.get()
         try:
             yield worker
@@ -51,8 +53,17 @@ class Workers:
             self._idle.put(worker)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """The results of ``function`` in the order of ``items``, of which only a few are taken ahead."""
+        """The results of ``function``, in the order of ``items``.
+
+        Args:
+            function: Called on the workers' threads, several calls at a time.
+            items: Taken only a few ahead of the results that were fetched, so that not all results wait in memory.
+
+        Raises:
+            Exception: what ``function`` raises, when its result would be next.
+        """
         remaining = iter(items)
+        # Two for each worker: one that it works on, and one to go on with at once.
         pending: deque[Future[R]] = deque(
             self._pool.submit(function, item) for item in islice(remaining, 2 * self.number)
         )
@@ -61,6 +72,6 @@ class Workers:
                 result = pending.popleft().result()
                 pending.extend(self._pool.submit(function, item) for item in islice(remaining, 1))
                 yield result
-        finally:
+        finally:  # after an error, or if nobody fetches the rest
             for future in pending:
                 future.cancel()

@@ -1,56 +1,72 @@
-"""Clients that align their items to the labels of a server: method and client."""
+"""Clients that align their items to the labels of a server: client and settings."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
-from cgfedrec.errors import check, checked_with, no_count, not_between
-from cgfedrec.kit.table import TableMethod
+from torch import Tensor
+
+from cgfedrec.client import Batch, StepOutput
+from cgfedrec.errors import check, no_count, not_between
+from cgfedrec.kit.table import TableClient, TableMethod
 from cgfedrec.structure.clusters import KMeansKind
-from cgfedrec.structure.contrast import Kind
+from cgfedrec.structure.contrast import Kind, contrast
+from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.values import Labels
 
 
-class AlignedMethod(TableMethod):
-    """A method whose server clusters the items, and whose clients align their tables to the labels.
+class AlignedClient(TableClient):
+    """A `TableClient` that pulls its embeddings of items with one label together.
 
-    Args:
-        clusters: K, the number of item clusters; at most the number of items.
-        reg: Weight of the alignment towards the labels.
-        temperature: T of the alignment (`cl_t` of the published code).
-        contrast: ``exact``, or against cluster ``prototypes``: an approximation that costs items x clusters.
-        kmeans: ``minibatch`` or ``full``, with centroids kept from round to round.
-        kwargs: The client's settings.
+    Once labels have arrived, the table's loss adds ``reg`` times `contrast` over all items, which it reports.
     """
 
-    def __init__(
-        self,
-        clusters: int,
-        reg: float = 0.005,
-        temperature: float = 0.1,
-        contrast: Kind = "exact",
-        kmeans: KMeansKind = "minibatch",
-        **kwargs: Any,
-    ) -> None:
-        with checked_with(
-            no_count("method.clusters", clusters, 2),
-            not_between("method.reg", reg, 0),
-            not_between("method.temperature", temperature, 1e-3, 1e6),
-        ):
-            super().__init__(**kwargs)
-        self.clusters = clusters
-        self.reg = reg
-        self.temperature = temperature
-        self.contrast: Kind = contrast
-        self.kmeans: KMeansKind = kmeans
+    method: AlignedMethod
+    reports = ("alignment",)
 
-    def client_settings(self, num_items: int) -> dict[str, Any]:
-        alignment = {"reg": self.reg, "temperature": self.temperature, "contrast": self.contrast}
-        return super().client_settings(num_items) | alignment
+    def __init__(self, method: AlignedMethod, num_items: int, seed: int) -> None:
+        super().__init__(method, num_items, seed)
+        self.labels: Tensor | None = None
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        """As a `TableClient`'s. The alignment is flat in the head, so only step 1, the table's, has it."""
+        output = super().training_step(batch, step)
+        if step == 0 or self.labels is None or self.method.reg == 0:
+            return output
+        alignment = contrast(self.table, self.labels, self.method.temperature, kind=self.method.contrast)
+        return StepOutput(output.loss + self.method.reg * alignment, {"alignment": alignment.detach()})
+
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
+        labels = None if broadcast is None else broadcast.values["labels"]
+        self.labels = labels.values.to(self.table.device) if isinstance(labels, Labels) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedMethod(TableMethod):
+    """A method whose server clusters the items, and whose clients align their tables to the labels."""
+
+    clusters: int
+    """K, the number of item clusters; at most the number of items."""
+    reg: float = 0.005
+    """Weight of the alignment towards the labels."""
+    temperature: float = 0.1
+    """T of the alignment (`cl_t` of the published code)."""
+    contrast: Kind = "exact"
+    """``exact``, or against cluster ``prototypes``: an approximation that costs items x clusters."""
+    kmeans: KMeansKind = "minibatch"
+    """``minibatch`` or ``full``, with centroids kept from round to round."""
+
+    client_class: ClassVar[type[TableClient]] = AlignedClient
+
+    def problems(self) -> Iterator[str | None]:
+        yield no_count("method.clusters", self.clusters, 2)
+        yield not_between("method.reg", self.reg, 0)
+        yield not_between("method.temperature", self.temperature, 1e-3, 1e6)
+        yield from super().problems()
 
     def check_clusters(self, num_items: int) -> None:
         """Raise `InputError` for more clusters than items."""
-        check(
-            f"method.clusters: {self.clusters} is more than the {num_items} items of the data"
-            if self.clusters > num_items
-            else None
-        )
+        if self.clusters > num_items:
+            check(f"method.clusters: {self.clusters} is more than the {num_items} items of the data")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from lightning import Fabric
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
@@ -16,10 +16,27 @@ from torch import Tensor
 from cgfedrec.random import Stream, bits
 from cgfedrec.server import MeanServer
 from cgfedrec.wire.messages import Broadcast
-from cgfedrec.wire.values import Labels
+from cgfedrec.wire.values import Field, Labels
 
 KMeansKind = Literal["minibatch", "full"]
+LabelsKind = Literal["clustered", "permuted", "frozen"]
 BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """How items are clustered, and when and in which order their labels go down."""
+
+    clusters: int
+    """K, at most the number of items."""
+    kmeans: KMeansKind = "minibatch"
+    """``minibatch`` or ``full``."""
+    labels: LabelsKind = "clustered"
+    """``clustered``, or a control: ``permuted``, sent in an order drawn at random, tells whether it is the labels that
+    help; ``frozen``, the first that go down kept for ever, whether finding them anew does."""
+    silent_rounds: int = 1
+    """After how many rounds the first labels go down. Clients that align make the labels come true, so labels found too
+    early stay."""
 
 
 class ClusterServer(MeanServer):
@@ -30,57 +47,34 @@ class ClusterServer(MeanServer):
     Args:
         num_items: n.
         dim: d.
-        clusters: K, at most n.
-        kmeans: ``minibatch`` or ``full``.
-        permute: Send every round's labels in an order drawn at random: the control that tells whether it is
-            the labels that help.
-        silent_rounds: After how many rounds the first labels go down. Clients that align make the labels come true,
-            so labels found too early stay.
+        clustering: The settings.
         seed: Of the shared start and of k-means.
-        freeze: Keep the first labels that go down for ever: the control that tells whether finding them anew helps.
     """
 
     centroids: Tensor
     labels: Tensor
-    rounds: Tensor
 
-    def __init__(
-        self,
-        num_items: int,
-        dim: int,
-        clusters: int,
-        kmeans: KMeansKind = "minibatch",
-        permute: bool = False,
-        silent_rounds: int = 1,
-        seed: int = 0,
-        freeze: bool = False,
-    ) -> None:
-        super().__init__({"table": (num_items, dim)}, seed)
-        self.clusters = clusters
-        self.kmeans = kmeans
-        self.permute = permute
-        self.freeze = freeze
-        self.silent_rounds = silent_rounds
-        self.register_buffer("centroids", torch.zeros(clusters, dim))
+    def __init__(self, num_items: int, dim: int, clustering: Clustering, seed: int) -> None:
+        super().__init__({"table": Field((num_items, dim))}, seed)
+        self.clustering = clustering
+        self.register_buffer("centroids", torch.zeros(clustering.clusters, dim))
         self.register_buffer("labels", torch.full((num_items,), -1))
-        self.register_buffer("rounds", torch.tensor(0))
 
-    def broadcast(self, users: Tensor) -> Broadcast | None:
+    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
         """The label of every item, ceil(log2 K) bits each; nothing in the silent rounds."""
-        if self.rounds < self.silent_rounds:
+        if round <= self.clustering.silent_rounds:
             return None
         labels = self.labels
-        if self.permute:
+        if self.clustering.labels == "permuted":
             order = bits(self.seed, Stream.PERMUTATION, np.arange(len(labels))).argsort()
             labels = labels[torch.from_numpy(order).to(labels.device)]
-        return Broadcast({"labels": Labels(labels, self.clusters)})
+        return Broadcast({"labels": Labels(labels, self.clustering.clusters)})
 
-    def update(self, fabric: Fabric, round: int) -> dict[str, float]:
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Average, cluster; report how many clusters are in use and which share of the labels has changed."""
-        super().update(fabric, round)
-        self.rounds.fill_(round)
+        super().update(users, round)
         before = self.labels.clone()
-        if not (self.freeze and round > self.silent_rounds):
+        if not (self.clustering.labels == "frozen" and round > self.clustering.silent_rounds):
             self._cluster(round)
         report = {"clusters/used": float(self.labels.unique().numel())}
         if before[0] >= 0:
@@ -89,21 +83,21 @@ class ClusterServer(MeanServer):
 
     def histograms(self) -> dict[str, Tensor]:
         """How many items each cluster has."""
-        return {"clusters/sizes": torch.bincount(self.labels, minlength=self.clusters)}
+        return {"clusters/sizes": torch.bincount(self.labels, minlength=self.clustering.clusters)}
 
     def _cluster(self, round: int) -> None:
         rows = self.mean("table").cpu().numpy()
         warm = bool(self.labels[0] >= 0)
         shared = {
-            "n_clusters": self.clusters,
+            "n_clusters": self.clustering.clusters,
             "init": self.centroids.cpu().numpy() if warm else "k-means++",
             "n_init": 1,
             "random_state": int(bits(self.seed, Stream.CLUSTERS, round) >> np.uint64(32)),
         }
-        if self.kmeans == "full":
+        if self.clustering.kmeans == "full":
             model = KMeans(**shared)
         else:
-            model = MiniBatchKMeans(batch_size=max(BATCH, self.clusters), **shared)
+            model = MiniBatchKMeans(batch_size=max(BATCH, self.clustering.clusters), **shared)
         # One thread: sums in a fixed order, so that a resumed run finds the same labels. Fewer distinct rows than
         # clusters are no error here: the rest stay empty, and `clusters/used` shows it.
         with threadpool_limits(1), warnings.catch_warnings():

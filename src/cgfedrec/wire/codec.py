@@ -16,41 +16,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.wire.values import Labels, SparseRows, Value
+from cgfedrec.wire.values import Field, Labels, SparseRows, Value
 
 _PACKED = 255
 _SPARSE = 128
 """Added to the encoding of the rows' values."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
+COUNT = 4
+"""Bytes at the end of the header of sparse rows that say how many they are: all that a receiver cannot know before."""
 
 
-def header(name: str, value: Value) -> bytes:
-    """What stands before a field's values: its name, how they are encoded, and their axes, such as `[items, dim]`."""
-    encoded = name.encode()
-    shape: tuple[int, ...]
-    if isinstance(value, Labels):
-        encoding, bits, shape = _PACKED, value.bits, (len(value.values), value.clusters)
-    elif isinstance(value, SparseRows):
-        rows = value.values
-        encoding, bits = _SPARSE + _DTYPES.index(rows.dtype), rows.itemsize * 8
-        shape = (*rows.shape, int(value.touched.sum()))
-    else:
-        encoding, bits, shape = _DTYPES.index(value.dtype), value.itemsize * 8, tuple(value.shape)
-    layout = f"<B{len(encoded)}sBBB{len(shape)}I"
-    return struct.pack(layout, len(encoded), encoded, encoding, bits, len(shape), *shape)
+def header(name: str, field: Field, count: int = 0) -> bytes:
+    """What stands before a field's values: its name, how they are encoded, and their axes, such as `[items, dim]`.
 
-
-def payload(value: Value) -> bytes:
-    """A field's values as bytes: labels `[items]` in a few bits each, rows that are sent, or a tensor `[...]` as it is.
-
-    Tensors on a GPU are copied to memory first.
+    Args:
+        name: Of the field.
+        field: What its values are like.
+        count: Of sparse rows, how many follow.
     """
+    encoded = name.encode()
+    axes = field.shape
+    if field.clusters is not None:
+        encoding, axes = _PACKED, (*axes, field.clusters)
+    elif field.sparse:
+        encoding, axes = _SPARSE + _DTYPES.index(field.dtype), (*axes, count)
+    else:
+        encoding = _DTYPES.index(field.dtype)
+    layout = f"<B{len(encoded)}sBBB{len(axes)}I"
+    return struct.pack(layout, len(encoded), encoded, encoding, field.bits, len(axes), *axes)
+
+
+def row_nbytes(field: Field) -> int:
+    """The bytes of one sparse row: the number of its item, and its values."""
+    return COUNT + field.shape[1] * field.dtype.itemsize
+
+
+def raw(values: Tensor) -> Tensor:
+    """The bytes of a tensor where it lies, `[bytes]`, uint8: a view, and a copy only of what has gaps."""
+    return values.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def encode(values: Mapping[str, Value]) -> bytes:
+    """One message."""
+    fields = (_encode(name, Field.of(value), value) for name, value in values.items())
+    return bytes([len(values)]) + b"".join(fields)
+
+
+def _encode(name: str, field: Field, value: Value) -> bytes:
     if isinstance(value, Labels):
-        return _pack_bits(value.values.cpu().numpy(), value.bits)
+        return header(name, field) + _pack_bits(value.values.cpu().numpy(), field.bits)
     if isinstance(value, SparseRows):
-        touched = value.touched
-        return payload(touched.nonzero().squeeze(1).int()) + payload(value.values[touched])
-    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        touched = value.touched  # [items]
+        items = touched.nonzero().squeeze(1).int()
+        return header(name, field, len(items)) + _bytes(items) + _bytes(value.values[touched])
+    return header(name, field) + _bytes(value)
+
+
+def _bytes(values: Tensor) -> bytes:
+    return raw(values).cpu().numpy().tobytes()
 
 
 def _pack_bits(labels: np.ndarray, bits: int) -> bytes:
@@ -63,74 +86,90 @@ def _unpack_bits(data: bytes, count: int, bits: int) -> np.ndarray:
     return rows.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1))
 
 
-def unpack(data: bytes, expected: Mapping[str, Value]) -> dict[str, Value]:
-    """The values of a message, which must be laid out as the expected ones are.
+def decode(data: bytes, expected: Mapping[str, Field]) -> dict[str, Value]:
+    """The values of one message, which may come from anyone: it must be laid out as is expected.
 
     What a field's header must be follows from what is expected of it, so nothing that a message says of itself decides
     how much is allocated. Only sparse rows say how many they are, and that is compared with the bytes at hand first.
+
+    Raises:
+        ValueError: for bytes that are no such message, saying where they differ.
     """
     values: dict[str, Value] = {}
+    what = f"{len(data)} bytes that are no message"
     if data[:1] != bytes([len(expected)]):
-        raise ValueError(f"{len(data)} bytes that are no message of {len(expected)} fields")
+        raise ValueError(f"{what} of {len(expected)} fields")
     at = 1
-    for name, like in expected.items():
-        head = header(name, like)
-        fixed = len(head) - (4 if isinstance(like, SparseRows) else 0)  # of sparse rows all but their number
+    for name, field in expected.items():
+        head = header(name, field)
+        fixed = len(head) - COUNT if field.sparse else len(head)
         if data[at : at + fixed] != head[:fixed]:
-            raise ValueError(f"{len(data)} bytes that are no message: field {name!r} is not {_described(like)}")
-        at += fixed
-        values[name], at = _value(data, at, name, like)
+            raise ValueError(f"{what}: field {name!r} is not {field}")
+        at += len(head)
+        count = _count(data[at - COUNT : at], name, field, what) if field.sparse else 0
+        end = at + size(field, count)
+        if len(data) < end:
+            raise ValueError(f"{what}: field {name!r} is cut off")
+        values[name], at = _value(data[at:end], name, field, count), end
     if at != len(data):
-        raise ValueError(f"{len(data)} bytes that are no message: {len(data) - at} bytes follow its last field")
+        raise ValueError(f"{what}: {len(data) - at} bytes follow its last field")
     return values
 
 
-def _value(data: bytes, at: int, name: str, like: Value) -> tuple[Value, int]:
-    """The value that begins at a place of the data, and where it ends. Raises ``ValueError`` if it is another."""
-    count = 0
-    if isinstance(like, SparseRows):
-        number, at = data[at : at + 4], at + 4
-        count = int.from_bytes(number, "little") if len(number) == 4 else 0
-        if len(number) < 4 or count > len(like.values):
-            raise ValueError(
-                f"{len(data)} bytes that are no message: field {name!r} has more rows than there are items"
-            )
-    size = _size(like, count)
-    payload = data[at : at + size]
-    if len(payload) < size:
-        raise ValueError(f"{len(data)} bytes that are no message: field {name!r} is cut off")
-    if isinstance(like, Labels):
-        labels = _unpack_bits(payload, len(like.values), like.bits)
-        if labels.max(initial=0) >= like.clusters:
-            raise ValueError(f"field {name!r}: label {labels.max()} is not below the {like.clusters} clusters")
-        return Labels(torch.from_numpy(labels), like.clusters), at + size
-    if isinstance(like, SparseRows):
-        places = _tensor(payload[: 4 * count], torch.int32).long()
-        rows = _tensor(payload[4 * count :], like.values.dtype).reshape(count, like.values.shape[1])
-        rising = bool((places.diff() > 0).all())
-        if count and not (rising and places[0] >= 0 and places[-1] < len(like.values)):
-            raise ValueError(f"field {name!r}: its rows are not those of different items, in ascending order")
-        return SparseRows(rows.new_zeros(like.values.shape).index_copy_(0, places, rows)), at + size
-    return _tensor(payload, like.dtype).reshape(like.shape), at + size
+def _count(number: bytes, name: str, field: Field, what: str) -> int:
+    count = int.from_bytes(number, "little")
+    if len(number) < COUNT or count > field.shape[0]:
+        raise ValueError(f"{what}: field {name!r} has more rows than there are items")
+    return count
 
 
-def _size(like: Value, count: int) -> int:
-    """The bytes of a field's values, of sparse rows of ``count`` of them."""
-    if isinstance(like, Labels):
-        return (len(like.values) * like.bits + 7) // 8
-    if isinstance(like, SparseRows):
-        return count * (4 + like.values.shape[1] * like.values.itemsize)
-    return like.nbytes
+def size(field: Field, count: int = 0) -> int:
+    """The bytes of a field's values; of sparse rows, of ``count`` of them."""
+    if field.clusters is not None:
+        return (field.shape[0] * field.bits + 7) // 8
+    if field.sparse:
+        return count * row_nbytes(field)
+    return int(np.prod(field.shape)) * field.dtype.itemsize
 
 
-def _described(like: Value) -> str:
-    if isinstance(like, Labels):
-        return f"{len(like.values)} labels of {like.clusters} clusters"
-    values = like.values if isinstance(like, SparseRows) else like
-    kind = "sparse " if isinstance(like, SparseRows) else ""
-    return f"{kind}{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+def _value(payload: bytes, name: str, field: Field, count: int) -> Value:
+    if field.clusters is not None:
+        labels = _unpack_bits(payload, field.shape[0], field.bits)
+        if labels.max(initial=0) >= field.clusters:
+            raise ValueError(f"field {name!r}: label {labels.max()} is not below the {field.clusters} clusters")
+        return Labels(torch.from_numpy(labels), field.clusters)
+    if field.sparse:
+        items = _tensor(payload[: COUNT * count], torch.int32).long()
+        rows = _tensor(payload[COUNT * count :], field.dtype).reshape(count, field.shape[1])
+        return SparseRows(scatter_rows(name, field, torch.zeros_like(items), items, rows, 1)[0])
+    return _tensor(payload, field.dtype).reshape(field.shape)
 
 
 def _tensor(payload: bytes, dtype: torch.dtype) -> Tensor:
     """Values in memory of their own, which begins where a tensor's does: some kernels round by place."""
     return torch.frombuffer(bytearray(payload), dtype=dtype).clone() if payload else torch.empty(0, dtype=dtype)
+
+
+def scatter_rows(name: str, field: Field, owners: Tensor, items: Tensor, rows: Tensor, clients: int) -> Tensor:
+    """The tables of which some rows arrived, zeros elsewhere.
+
+    Args:
+        name: Of the field.
+        field: What one client's table is like.
+        owners: `[rows]`, int64, rising: whose each row is, a number below ``clients``.
+        items: `[rows]`, int64: of which item.
+        rows: `[rows, dim]`.
+        clients: How many tables.
+
+    Returns:
+        `[clients, items, dim]`
+
+    Raises:
+        ValueError: where the rows of a client are not those of different items in ascending order.
+    """
+    num_items = field.shape[0]
+    places = owners * num_items + items  # in all tables, one under another
+    if len(items) and not ((items >= 0).all() and (items < num_items).all() and (places.diff() > 0).all()):
+        raise ValueError(f"field {name!r}: its rows are not those of different items, in ascending order")
+    tables = rows.new_zeros(clients * num_items, field.shape[1]).index_copy_(0, places, rows)
+    return tables.view(clients, *field.shape)

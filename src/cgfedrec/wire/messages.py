@@ -1,19 +1,30 @@
 """What crosses the wire: an `Upload` from each client of a cohort, a `Broadcast` from the server.
 
-Both turn into bytes and back, and the communication that a run reports is the length of those bytes.
+Both turn into bytes and back, and the communication that a run reports is the length of those bytes. What the server
+makes of the uploads that it needs no longer one by one is a `Sum`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.wire.codec import header, payload, unpack
-from cgfedrec.wire.values import SparseRows, Value
+from cgfedrec.errors import RunError
+from cgfedrec.wire.codec import decode, encode
+from cgfedrec.wire.values import Field, SparseRows, Value
+
+
+class NotFiniteError(RunError):
+    """Something that must be a number is not; ``clients`` are the internal numbers of those where it shows."""
+
+    def __init__(self, what: str, clients: list[int]) -> None:
+        super().__init__(f"the {what} of {len(clients)} clients is not finite: the state has diverged")
+        self.what = what
+        self.clients = clients
 
 
 @dataclass(frozen=True)
@@ -23,34 +34,56 @@ class Broadcast:
     Args:
         values: Named values, the same for every client that receives it.
         own: What only some of the clients receive besides, a row of their own each.
+
+    >>> from cgfedrec.wire.values import Labels
+    >>> message = Broadcast({"labels": Labels(torch.arange(1682) % 60, clusters=60)})
+    >>> len(message.pack())  # 6 bits a label, and 19 bytes of header
+    1281
+    >>> Broadcast.unpack(message.pack(), message.fields).values["labels"].values[:3]
+    tensor([0, 1, 2])
     """
 
     values: Mapping[str, Value] = field(default_factory=dict)
     own: Upload | None = None
 
-    def deliver(self, clients: int) -> tuple[Broadcast, int]:
-        """Send it to so many clients: the message as it arrives, and the bytes that all of them receive."""
-        packed = self.pack()
-        arrived = Broadcast(unpack(packed, self.values), self.own)
-        return arrived, len(packed) * clients + (0 if self.own is None else self.own.nbytes)
+    @property
+    def fields(self) -> dict[str, Field]:
+        """What a receiver must expect, by name."""
+        return {name: Field.of(value) for name, value in self.values.items()}
 
     def pack(self) -> bytes:
         """The bytes of what is the same for all; `own` is packed row by row, as an `Upload`."""
-        fields = (header(name, value) + payload(value) for name, value in self.values.items())
-        return bytes([len(self.values)]) + b"".join(fields)
+        return encode(self.values)
 
     @classmethod
-    def unpack(cls, data: bytes, expected: Mapping[str, Value]) -> Broadcast:
+    def unpack(cls, data: bytes, expected: Mapping[str, Field]) -> Broadcast:
         """The inverse of `pack`, for bytes that may come from anyone.
 
         Args:
             data: A packed message.
-            expected: Values of the names, kinds, types and shapes that it must have; what is in them does not matter.
+            expected: Its fields, by name, in order.
 
         Raises:
             ValueError: for bytes that are no such message. No more has been allocated than one would take.
         """
-        return cls(unpack(data, expected))
+        return cls(decode(data, expected))
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Uploads added up: what a server that needs no single one is given.
+
+    Args:
+        values: Named sums over clients, `[...]`, float64.
+        clients: Over how many.
+    """
+
+    values: Mapping[str, Tensor]
+    clients: int
+
+    def __add__(self, other: Sum) -> Sum:
+        """The sum over the clients of both."""
+        return Sum({name: self.values[name] + other.values[name] for name in self.values}, self.clients + other.clients)
 
 
 @dataclass(frozen=True)
@@ -62,68 +95,84 @@ class Upload:
         values: Named tensors `[clients, ...]`; row c belongs to ``clients[c]``.
         sparse: The names of tables `[clients, items, dim]` that travel as `SparseRows`, so that each client's message
             has its own length.
+
+    >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
+    >>> [len(message) for message in upload.pack()]
+    [215314, 215314]
     """
 
     clients: Tensor
     values: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: frozenset[str] = frozenset()
 
-    def pack(self) -> list[bytes]:
-        """The bytes that each client would send, in the order of ``clients``."""
-        return [Broadcast(self._row(row)).pack() for row in range(len(self.clients))]
-
     @property
-    def nbytes(self) -> int:
-        """The length of all clients' packed messages, without joining them: their headers and their raw values."""
-        if not self.values:
-            return 0
-        headers = sum(len(header(name, value)) for name, value in self._row(0).items())
-        return len(self.clients) * (1 + headers) + sum(map(self._payload_nbytes, self.values))
+    def fields(self) -> dict[str, Field]:
+        """What one client's message holds, by name."""
+        return {
+            name: Field(tuple(value.shape[1:]), value.dtype, name in self.sparse) for name, value in self.values.items()
+        }
 
-    def _payload_nbytes(self, name: str) -> int:
-        value = self.values[name]
-        if name not in self.sparse:
-            return value.nbytes
-        return int(SparseRows(value).touched.sum()) * (4 + value.shape[-1] * value.itemsize)
+    def pack(self) -> list[bytes]:
+        """The bytes that each client would send, in the order of ``clients``: a message, and nothing of the others."""
+        return [encode(self._row(row)) for row in range(len(self.clients))]
 
     @classmethod
-    def unpack(cls, clients: Tensor, messages: Sequence[bytes], expected: Mapping[str, Value]) -> Upload:
+    def unpack(cls, clients: Tensor, messages: Sequence[bytes], expected: Mapping[str, Field]) -> Upload:
         """The inverse of `pack`, for bytes that may come from anyone.
 
         Args:
             clients: `[clients]`, who sent them.
             messages: One of each.
-            expected: Of one client, as for `Broadcast.unpack`.
+            expected: The fields of one client's message.
 
         Raises:
             ValueError: for bytes that are no such message, naming the client.
         """
         if len(messages) != len(clients):
             raise ValueError(f"{len(messages)} messages of {len(clients)} clients")
-        rows: list[dict[str, Any]] = []
+        rows: dict[str, list[Tensor]] = {name: [] for name in expected}
         for client, message in zip(clients.tolist(), messages, strict=True):
             try:
-                rows.append(unpack(message, expected))
+                received = decode(message, expected)
             except ValueError as error:
                 raise ValueError(f"client {client}: {error}") from error
-        sparse = frozenset(name for name, value in expected.items() if isinstance(value, SparseRows))
-        values = {
-            name: torch.stack([row[name].values if name in sparse else row[name] for row in rows]) for name in expected
-        }
-        return cls(clients, values, sparse)
-
-    @property
-    def expected(self) -> dict[str, Value]:
-        """What a server can expect of one client's message: values like those of any other client here."""
-        return self._row(0)
-
-    def of(self, users: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """The places among ``users`` of those that have a row here, and their rows of the value ``name``."""
-        places, rows = (users[:, None] == self.clients).nonzero(as_tuple=True)
-        value = self.values[name]
-        return places, value[rows.to(value.device)]
+            for name, value in received.items():
+                rows[name].append(value if isinstance(value, Tensor) else value.values)
+        sparse = frozenset(name for name, field in expected.items() if field.sparse)
+        return cls(clients, {name: torch.stack(values) for name, values in rows.items()}, sparse)
 
     def _row(self, row: int) -> dict[str, Value]:
         return {
             name: SparseRows(value[row]) if name in self.sparse else value[row] for name, value in self.values.items()
         }
+
+    def sum(self) -> Sum:
+        """The sum over the clients, in float64 and in their order.
+
+        Raises:
+            NotFiniteError: naming the clients, if a value is not finite. Only a sum that is not finite makes anyone
+                look at single messages.
+        """
+        sums = {name: _sum(value) for name, value in self.values.items()}
+        for name, total in sums.items():
+            if not total.isfinite().all():
+                bad = self.clients[~self.values[name].flatten(1).isfinite().all(1).cpu()].tolist()
+                raise NotFiniteError(f"uploaded {name}", bad or self.clients.tolist())
+        return Sum(sums, len(self.clients))
+
+    def of(self, users: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """The places among ``users`` `[users]` of those that have a row here, and their rows of the value ``name``.
+
+        Returns:
+            `[found]`, int64, and `[found, ...]`.
+        """
+        places, rows = (users[:, None] == self.clients).nonzero(as_tuple=True)
+        value = self.values[name]
+        return places, value[rows.to(value.device)]
+
+
+def _sum(value: Tensor) -> Tensor:
+    """The sum over clients in float64, `[clients, ...]` to `[...]`; on a CPU by numpy, which needs half the time."""
+    if value.is_cuda:
+        return value.sum(0, dtype=torch.float64)
+    return torch.from_numpy(np.asarray(value.numpy().sum(0, dtype=np.float64)))

@@ -1,9 +1,10 @@
-"""The kinds of value that cross the wire: tensors, labels, sparse rows."""
+"""The kinds of value that cross the wire, and how one is declared before it arrives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -18,16 +19,6 @@ class Labels:
 
     values: Tensor
     clusters: int
-
-    @property
-    def bits(self) -> int:
-        """How many bits a label takes: ceil(log2 K), and 1 where there is one cluster.
-
-        >>> import torch
-        >>> Labels(torch.tensor([59, 0, 7]), clusters=60).bits
-        6
-        """
-        return max(1, (self.clusters - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -47,3 +38,47 @@ class SparseRows:
 
 
 Value = Tensor | Labels | SparseRows
+
+
+@dataclass(frozen=True)
+class Field:
+    """What one named value of a message is like: all that its receiver must know to read it.
+
+    Args:
+        shape: Of one client's value.
+        dtype: Of its numbers; labels arrive as int64.
+        sparse: Whether only the rows that are not all zero travel, `SparseRows`.
+        clusters: K, where the values are `Labels`.
+
+    >>> Field((1682, 32))
+    float32 [1682, 32]
+    >>> Field((1682,), clusters=60)
+    1682 labels of 60 clusters
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    sparse: bool = False
+    clusters: int | None = None
+
+    @classmethod
+    def of(cls, value: Value) -> Field:
+        """The field that this value would fill."""
+        if isinstance(value, Labels):
+            return cls(tuple(value.values.shape), torch.int64, clusters=value.clusters)
+        if isinstance(value, SparseRows):
+            return cls(tuple(value.values.shape), value.values.dtype, sparse=True)
+        return cls(tuple(value.shape), value.dtype)
+
+    @property
+    def bits(self) -> int:
+        """Bits that one number takes on the wire."""
+        if self.clusters is not None:
+            return max(1, (self.clusters - 1).bit_length())
+        return self.dtype.itemsize * 8
+
+    def __repr__(self) -> str:
+        if self.clusters is not None:
+            return f"{self.shape[0]} labels of {self.clusters} clusters"
+        kind = "sparse " if self.sparse else ""
+        return f"{kind}{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"

@@ -17,7 +17,6 @@ from cgfedrec.errors import InputError, check
 from cgfedrec.files import DamagedError, file_digest, read_json
 from cgfedrec.methods import Local
 from cgfedrec.protocol import Protocol
-from cgfedrec.run.api import open_run
 from cgfedrec.run.checkpoint import flat, read_checkpoint
 from cgfedrec.run.folder import CONFIG
 from cgfedrec.run.run import Run
@@ -358,7 +357,7 @@ def _open(config: Mapping[str, Any], seed: int, output: Path) -> tuple[Run, dict
     settings = parse(said([{**config, "seed_everything": seed}], environment={}))
     whole: dict[str, Any] = yaml.safe_load(dump(settings))
     settings.logger = None
-    return open_run(settings, output / "never written"), whole
+    return Run(settings, output / "never written"), whole
 
 
 def _kind(run: Run) -> Kind:
@@ -378,7 +377,7 @@ def _facts(run: Run) -> Facts:
         held_out=data.part_size(Part.TEST),
         split=data.split,
         min_interactions=data.min_interactions,
-        monitor=run.loop.monitor,
+        monitor=run.training.monitor,
         protocol=data.protocol,
     )
 

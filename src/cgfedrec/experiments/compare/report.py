@@ -17,7 +17,8 @@ from cgfedrec.experiments.compare.plot import Line, chart
 from cgfedrec.experiments.compare.results import Curve, Results, Row, Table
 from cgfedrec.experiments.compare.statistics import Interval
 from cgfedrec.files import write_atomically
-from cgfedrec.run.console import METRICS, nbytes
+from cgfedrec.run.console import METRICS
+from cgfedrec.units import nbytes
 
 TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}
 LEVEL = 0.05

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from rich.console import Console
@@ -22,6 +21,7 @@ from cgfedrec.experiments.compare.plan import Job
 from cgfedrec.files import locked, remove_leftovers, write_atomically
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.folder import CONFIG
+from cgfedrec.run.signals import Signals
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at the processes."""
@@ -73,7 +73,7 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
     busy = f"--output: a comparison, or a run that one left behind, is at work in {folder}"
     with (
         locked(folder, busy) as lock,
-        _signals() as signals,
+        Signals(lambda came: "the runs end their round and save; once more to kill them") as signals,
         progress_bars(console, "what", remaining=False) as progress,
     ):
         remove_leftovers(folder)
@@ -90,16 +90,16 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
         whole = progress.add_task("runs", total=len(jobs), completed=ended.skipped, what="")
         running: list[_Running] = []
         passed_on = 0
-        while running or (waiting and not signals):
-            while waiting and len(running) < processes and not signals:
+        while running or (waiting and not signals.came):
+            while waiting and len(running) < processes and not signals.came:
                 job = waiting.pop(0)
                 running.append(
                     _start(job, processes, lock, keep_checkpoints, progress.add_task(job.name, total=None, what=""))
                 )
-            if len(signals) > passed_on:
+            if len(signals.came) > passed_on:
                 for one in running:
-                    one.process.send_signal(signals[0] if not passed_on else signal.SIGKILL)
-                passed_on = len(signals)
+                    one.process.send_signal(signal.SIGKILL if passed_on else signals.came[0])
+                passed_on = len(signals.came)
             time.sleep(LOOK_EVERY)
             for one in list(running):
                 code = one.process.poll()
@@ -114,11 +114,12 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
                     progress.advance(whole)
                     _drop_checkpoints(one.job, keep_checkpoints)
                     console.print(f"{one.job.name}: done in {seconds}", highlight=False)
-                elif not signals:
+                elif not signals.came:
                     progress.advance(whole)
                     ended.failed[one.job.name] = reason(one.job.directory) or f"ended with exit code {code}"
                     console.print(f"{one.job.name}: FAILED: {ended.failed[one.job.name]}", highlight=False)
-        ended.signal = signals[0] if signals else None
+        if signals.came:
+            ended.signal = signals.came[0]
     return ended
 
 
@@ -175,26 +176,6 @@ def _drop_checkpoints(job: Job, keep: bool) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals that have come in, in place of what they would do."""
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        print(
-            f"\n{signal.Signals(number).name}: the runs end their round and save; once more to kill them",
-            file=sys.stderr,
-        )
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _last_row(directory: Path) -> str:

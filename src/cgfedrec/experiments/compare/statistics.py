@@ -7,8 +7,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 from scipy import stats
+
+from cgfedrec.evaluation.metrics import METRICS, NO_RANK
 
 Values = NDArray[np.float64]
 
@@ -78,14 +81,12 @@ def per_user(ranks: pl.DataFrame, metric: str, by: Sequence[str] = ()) -> pl.Dat
         by: Columns that tell one run from another.
     """
     name, _, cutoff = metric.partition("@")
-    k, rank, first = int(cutoff), pl.col("rank"), pl.col("rank").min()
-    gain = {
-        "hr": (first <= k).cast(pl.Float64),
-        "mrr": pl.when(first <= k).then(1 / first).otherwise(0.0),
-        "ndcg": pl.when(rank <= k).then(1 / (rank + 1).log(2)).otherwise(0.0).sum(),
-    }[name]
-    users = ranks.group_by(*by, "user", maintain_order=True).agg(gain.alias("value"), pl.len().alias("relevant"))
-    if name == "ndcg":  # relative to the best possible
-        best = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[users["relevant"].to_numpy().clip(max=k).astype(int) - 1]
-        users = users.with_columns(pl.col("value") / pl.Series(best, dtype=pl.Float64))
-    return users.drop("relevant")
+    k = int(cutoff)
+    # No formula looks behind place k of a user's own ranks, of which a split by time may give thousands.
+    best = pl.col("rank").sort().head(k)
+    users = ranks.group_by(*by, "user", maintain_order=True).agg(best)
+    found = users["rank"].list.len().to_torch()
+    padded = torch.full((len(users), k), NO_RANK)  # [users, k]
+    padded[torch.arange(k) < found[:, None]] = users["rank"].explode().cast(pl.Int64).to_torch()
+    values = METRICS[name].gain(padded, k).double()
+    return users.drop("rank").with_columns(pl.Series("value", values.numpy()))

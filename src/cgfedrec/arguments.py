@@ -1,0 +1,130 @@
+"""What each command of the command line takes, and the text of its ``--help``.
+
+Only the standard library is imported here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping
+
+from cgfedrec import __version__
+from cgfedrec.settings.environment import Verbs
+
+Command = Callable[[Namespace, list[str]], int]
+"""Given its own arguments, and the options that it does not know itself, runs and returns an exit code."""
+EPILOG = """examples:
+  cgfedrec fit                                     train on the embedded data set
+  cgfedrec fit --data.path ratings.csv             train on a table with columns user, item, timestamp
+  cgfedrec fit --config FILE --loop.rounds 20      train as a file says, but for 20 rounds
+  cgfedrec fit --ckpt_path RUN/checkpoints/last.ckpt                         go on with a run
+  cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
+  cgfedrec compare --config configs/compare/quick.yaml                       methods side by side, and a report
+
+Every option has an environment variable, which the command line outranks: CGFEDREC_RECOMMEND_TOP_K for --top_k of
+recommend. The settings of a run have theirs from fit wherever they are taken: CGFEDREC_FIT_LOOP__ROUNDS for
+--loop.rounds; see fit --help.
+
+exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n"""
+_MORE = "; further options, such as --data.path, override the checkpoint's config (--trust: see SECURITY.md)"
+_HELP = {
+    ("fit",): "train a federation",
+    ("test",): f"evaluate a checkpoint on the test split{_MORE}",
+    ("recommend",): f"recommend items to users{_MORE}",
+    ("compare",): "run methods side by side, measured alike, and report on them",
+    ("tune",): "search for settings by validation alone; further options are those of fit",
+    ("data", "describe"): "print what a data set holds; takes the options of fit",
+    ("data", "download"): "fetch a public data set",
+}
+"""Of each command, by its words, in the order of the list of commands."""
+_OWN_HELP = (("fit",), ("data", "describe"))
+"""Those that leave ``--help`` to the parser of a run's settings."""
+
+
+def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[ArgumentParser, Verbs]:
+    """The parser of the command line, and those of all commands by their words.
+
+    Args:
+        commands: What runs each command.
+    """
+    whole = ArgumentParser(
+        "cgfedrec",
+        description="Train recommenders on interactions that never leave their owners.",
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    whole.add_argument("--version", action="version", version=f"cgfedrec {__version__}")
+    whole.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
+    verbs = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers: dict[tuple[str, ...], ArgumentParser] = {(): whole}
+    kinds = None
+    for words, help in _HELP.items():
+        group = verbs
+        if words[0] == "data":
+            if kinds is None:
+                about = "describe or download data"
+                data = verbs.add_parser("data", help=about, description=about)
+                kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+            group = kinds
+        one = group.add_parser(
+            words[-1], help=help, description=help, add_help=words not in _OWN_HELP, allow_abbrev=False
+        )
+        one.set_defaults(run=commands[words], words=words)
+        parsers[words] = one
+    parsers["test",].add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
+    _add_recommend(parsers["recommend",])
+    _add_compare(parsers["compare",])
+    _add_tune(parsers["tune",])
+    _add_download(parsers["data", "download"])
+    return whole, parsers
+
+
+def _add_recommend(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
+    add("--user", nargs="+", action="extend", metavar="ID", help="original user ids; by default everybody")
+    add("--top_k", type=int, default=10, metavar="K", help="how many items for each (%(default)s)")
+    add("--output", metavar="FILE", help="write .csv or .parquet instead of printing")
+    add("--items", metavar="FILE", help="a table of items from which titles are joined")
+    add("--items_id", default="0", metavar="COLUMN", help="its id column, by name or position (%(default)s)")
+    add("--items_title", default="1", metavar="COLUMN", help="its title column (%(default)s)")
+    add("--items_separator", metavar="TEXT", help="its separator, by default told from the file name")
+    add(
+        "--items_quoted",
+        choices=("true", "false"),
+        help="whether its fields may stand in double quotes; by default where the separator is , ; or |",
+    )
+    add("--items_encoding", default="utf-8", metavar="NAME", help="such as latin-1 (%(default)s)")
+    add("--items_no_header", action="store_true", help="its first line is an item already")
+
+
+def _add_compare(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="methods, data, seeds and a base for all runs")
+    add("--output", metavar="DIR", help="where to; by default runs/compare/<config>")
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side, which share the cores (%(default)s)",
+    )
+    add("--keep_checkpoints", action="store_true", help="of finished runs, which take room for all clients' state")
+    add("--replace", action="store_true", help="throw away and run anew what was run with other settings")
+
+
+def _add_tune(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", required=True, action="append", metavar="FILE", help="of fit; its own settings come first")
+    add("--space", required=True, metavar="FILE", help="options, each with choices or low and high")
+    add("--trials", required=True, type=int, metavar="N", help="how many in all; --loop.rounds for each")
+    add("--output", required=True, metavar="DIR", help="where best.yaml, trials.csv and the study go")
+    add("--prune", action="store_true", help="end trials below the median of the others early")
+
+
+def _add_download(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", help="such as ml-100k; a wrong name lists all")
+    add("--dir", default="data", help="where to (%(default)s)")
+    add("--url", help="take the archive from elsewhere; its checksum must still agree")

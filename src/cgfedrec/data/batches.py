@@ -1,0 +1,171 @@
+"""What a client trains on in a round: its interactions with fresh negatives, in batches, and who trains beside whom.
+
+Clients of a cohort train together, so their batches lie in one tensor, `[clients, batch]`. Clients have different
+numbers of samples, which is why batches are padded, and why a cohort gets narrower as its clients run out of batches.
+Everything that is drawn hangs on (seed, client, round) alone, so no client notices in which cohort it trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgfedrec.client import Batch
+from cgfedrec.data.lists import USERS_AT_ONCE, Lists
+from cgfedrec.random import Stream, bits, distinct
+
+SHORTEST = 32
+"""Samples to which a client with fewer is padded."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Draws the batches of all clients.
+
+    Args:
+        positives: Each user's training items.
+        excluded: The items that are none of each user's negatives, the training items among them.
+        num_items: Of the catalogue.
+        negatives: How many are drawn for each positive, anew in every round.
+        batch_size: Samples, positives and negatives, in a batch; the last one of an epoch may be shorter.
+    """
+
+    positives: Lists
+    excluded: Lists
+    num_items: int
+    negatives: int
+    batch_size: int
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """`[users]`: how many samples each client has in an epoch, negatives included."""
+        return self.positives.lengths * (1 + self.negatives)
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """`[users]`: how many batches each client has in an epoch."""
+        return -(-self.counts // self.batch_size)
+
+    @cached_property
+    def widths(self) -> NDArray[np.int64]:
+        """`[users]`: the number of samples to which each client's batches are padded.
+
+        It is the batch size, or the next power of two where a client's samples fill no batch. How sums over a batch are
+        rounded depends on its width. If a client were padded to the widest of its cohort, its result would depend on
+        who else is in it.
+        """
+        powers = 2 ** np.ceil(np.log2(np.maximum(self.counts, SHORTEST))).astype(np.int64)
+        return np.minimum(powers, self.batch_size)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """All users, `[users]`: those with the widest batches first, and among these the ones with the most."""
+        return torch.from_numpy(np.lexsort((-self.steps, -self.widths)))
+
+    @cached_property
+    def _place(self) -> Tensor:
+        """`[users]`: where each user stands in `order`."""
+        return self.order.argsort()
+
+    def cohorts(self, participants: Tensor, cohort_size: int) -> Iterator[Tensor]:
+        """Share out participants, `[participants]`, into cohorts, `[clients]` each, in `order`.
+
+        The batches of a cohort are equally wide, and whoever has more of them stands before those who have fewer.
+        """
+        users = participants[self._place[participants].argsort()]
+        widths = torch.from_numpy(self.widths)[users]
+        for width in widths.unique().flip(0):
+            yield from users[widths == width].split(cohort_size)
+
+    def draw(self, users: Tensor, round: int, epochs: int, seed: int) -> list[Batch]:
+        """A cohort's batches of one round: its negatives are drawn once, its samples shuffled anew in every epoch.
+
+        Each client goes from one epoch to the next on its own. So later batches hold only the first clients of the
+        cohort, those that still have some.
+
+        Args:
+            users: One of `cohorts`, `[clients]`.
+            round: From 1.
+            epochs: Passes over the samples.
+            seed: Of negatives and of the order of samples.
+        """
+        numbers = users.numpy()
+        steps, width = self.steps[numbers], int(self.widths[numbers[0]])
+        counts = self.counts[numbers]
+        samples, starts = self.samples(numbers, round, seed).ravel(), counts.cumsum() - counts
+        # [clients, steps, width]; as one row, [clients, steps * width], a client's samples of an epoch come first.
+        shape = (len(numbers), int(steps[0]), width)
+        place = np.arange(shape[1] * width)
+        inside = place < counts[:, None]
+        # Samples of a batch that are no padding, [clients, steps], and what each weighs, [clients, steps, width].
+        sizes = inside.reshape(shape).sum(2).astype(np.float32)
+        weights = inside.reshape(shape) / np.maximum(sizes, 1)[:, :, None]
+        items, targets = np.empty((epochs, *shape), np.int64), np.empty((epochs, *shape), np.float32)
+        for epoch in range(epochs):
+            keys = bits(seed, Stream.SHUFFLE, numbers[:, None], round, epoch, place)
+            order = _shuffled(keys, inside)
+            # Padding reads beyond a client's samples, and beyond all samples at the end: hence clip, and item 0.
+            items[epoch] = np.where(inside, samples.take(starts[:, None] + order, mode="clip"), 0).reshape(shape)
+            # A positive stands first, and its negatives behind it.
+            targets[epoch] = (inside & (order % (1 + self.negatives) == 0)).reshape(shape)
+        batches = []
+        for step in range(epochs * shape[1]):
+            # A client with s batches an epoch takes epochs * s steps: step t is batch t % s of its epoch t // s. Those
+            # who still have some are the first ones, by the order within a cohort.
+            mine = steps[epochs * steps > step]
+            client, epoch_of, part = np.arange(len(mine)), step // mine, step % mine
+            chosen = (
+                items[epoch_of, client, part],
+                targets[epoch_of, client, part],
+                weights[client, part],
+                sizes[client, part],
+                part == mine - 1,
+            )
+            batches.append(Batch(*map(torch.from_numpy, chosen)))
+        return batches
+
+    def samples(self, users: NDArray[np.int64], round: int, seed: int) -> NDArray[np.int64]:
+        """Every positive of ``users``, `[clients]`, with its negatives behind it, one client after another.
+
+        Args:
+            users: In any order.
+            round: For which negatives are drawn.
+            seed: Of negatives.
+
+        Returns:
+            `[positives, 1 + negatives]`: the negatives of one positive are different items.
+        """
+        positives, client, place = self.positives.flat(users)
+        pool = self.excluded.outside(users, self.num_items)
+        # A draw's position counts through a client's own draws, whoever is in the cohort beside it.
+        positions = place[:, None] * self.negatives + np.arange(self.negatives)
+        drawn = bits(seed, Stream.NEGATIVES, users[client][:, None], round, positions)
+        samples = np.empty((len(positives), 1 + self.negatives), np.int64)
+        samples[:, 0] = positives
+        samples[:, 1:] = pool.take(client, distinct(drawn, pool.sizes[client]))
+        return samples
+
+    def samples_of_all(self, round: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`samples` of every client: users `[positives]`, and items `[positives, 1 + negatives]`."""
+        everyone = np.arange(len(self.counts))
+        parts = [everyone[start : start + USERS_AT_ONCE] for start in range(0, len(everyone), USERS_AT_ONCE)]
+        items = np.concatenate([self.samples(users, round, seed) for users in parts])
+        return np.repeat(everyone, self.positives.lengths), items
+
+
+def _shuffled(keys: NDArray[np.uint64], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Places in ascending order of their keys, the invalid ones last: `[clients, places]`, as both arguments.
+
+    Each place is written into the low bits of its key. To sort these numbers is several times as fast as to ask for the
+    order of the keys, and the high bits that are left are random enough.
+    """
+    low = np.uint64(2 ** int(keys.shape[1] - 1).bit_length() - 1)
+    packed = np.where(valid, keys, np.iinfo(np.uint64).max) & ~low | np.arange(keys.shape[1], dtype=np.uint64)
+    packed.sort(axis=1)
+    return (packed & low).astype(np.int64)

@@ -1,0 +1,80 @@
+"""What each user's held-out items are ranked against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgfedrec.data.lists import USERS_AT_ONCE, Lists
+from cgfedrec.data.split import Part
+from cgfedrec.random import Stream, bits, distinct
+
+
+@dataclass(frozen=True)
+class RankingCohort:
+    """Users and what their held-out items are ranked against."""
+
+    users: Tensor
+    """`[users]`, int64."""
+    relevant: Tensor
+    """`[users, relevant]`, the held-out items, -1 where a user has fewer."""
+    candidates: Tensor
+    """`[users, items]`, bool: the catalogue without the items that the user is known to have."""
+    sampled: Tensor | None
+    """`[users, candidates]`, where the protocol samples."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Says what is ranked for each user.
+
+    Args:
+        parts: Each user's positive items, a `Lists` for each `Part`.
+        disliked: Each user's items below the rating threshold: the user knows them, so they are never ranked.
+        touched: All items of each user, whatever they are for: a sample holds none of them.
+        num_items: Of the catalogue.
+        num_sampled: How many candidates are sampled for each user; ``None`` where the whole catalogue is ranked.
+        seed: Of the sample.
+    """
+
+    parts: Sequence[Lists]
+    disliked: Lists
+    touched: Lists
+    num_items: int
+    num_sampled: int | None
+    seed: int
+    _drawn: dict[Part, NDArray[np.int32]] = field(default_factory=dict)
+
+    def cohort(self, users: Tensor, part: Part) -> RankingCohort:
+        """What is ranked for ``users``, `[users]`, when ``part`` is held out: validation or test.
+
+        Nobody ranks what they have already: training items, and for a test validation items too, since they come before
+        it in time.
+        """
+        numbers = users.numpy()
+        known = self.parts[Part.TRAIN].mask(numbers, self.num_items) | self.disliked.mask(numbers, self.num_items)
+        if part == Part.TEST:
+            known |= self.parts[Part.VAL].mask(numbers, self.num_items)
+        sampled = None
+        if self.num_sampled is not None:
+            sampled = torch.from_numpy(self._sampled(part, self.num_sampled)[numbers]).long()
+        relevant = torch.from_numpy(self.parts[part].padded(numbers, -1))
+        return RankingCohort(users, relevant, torch.from_numpy(~known), sampled)
+
+    def _sampled(self, part: Part, number: int) -> NDArray[np.int32]:
+        """Every user's sample, `[users, number]`: drawn once, and the same in every round, so that rounds compare."""
+        if part not in self._drawn:
+            num_users = len(self.touched.lengths)
+            found = np.empty((num_users, number), np.int32)
+            for start in range(0, num_users, USERS_AT_ONCE):
+                users = np.arange(start, min(start + USERS_AT_ONCE, num_users))
+                drawn = bits(self.seed, Stream.CANDIDATES, users[:, None], part, np.arange(number))
+                pool = self.touched.outside(users, self.num_items)
+                found[users] = pool.take(np.arange(len(users)), distinct(drawn, pool.sizes))
+            self._drawn[part] = found
+        return self._drawn[part]

@@ -1,0 +1,184 @@
+"""A run's checkpoints: when they are written, and how a run goes on from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.protocol import Protocol
+from cgfedrec.run.checkpoint import (
+    BEST,
+    LAST,
+    Header,
+    State,
+    copy,
+    flat,
+    link_or_copy,
+    read_checkpoint,
+    write_checkpoint,
+)
+from cgfedrec.run.folder import CLIENTS
+
+
+class Checkpoints:
+    """Writes ``last.ckpt`` every so many rounds and ``best.ckpt`` at every best round, each in one atomic step.
+
+    Args:
+        directory: Where they lie, with the files of clients' state beside them.
+        header: What a checkpoint says beside the state of the loop.
+    """
+
+    def __init__(self, directory: Path, header: Header) -> None:
+        self.directory = directory
+        self.header = header
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        """Write what is due after this round.
+
+        Raises:
+            RunError: where there is no room for a checkpoint, the one before being still there, or where the best
+                round's is no longer there.
+        """
+        best = loop.best is not None and loop.best["round"] == loop.round
+        last = loop.should_stop or loop.round == loop.rounds or loop.round % loop.checkpoint_every == 0
+        if not best and loop.best is not None and not (self.directory / BEST).is_file():
+            raise RunError(
+                f"{self.directory / BEST} was removed while this run was at work; without it the best round, "
+                f"{int(loop.best['round'])}, cannot be reported. Put it back and go on from {LAST}, or start again"
+            )
+        if not (best or last):
+            return
+        # The store writes clients' state in place: what a checkpoint refers to must not be overwritten.
+        loop.store.pin("last")
+        if best:
+            loop.store.pin("best")
+        write_checkpoint(self.directory / LAST, self.header, loop.state_dict())
+        if best:  # second, so that the best round is never ahead of the last, from which a run goes on
+            link_or_copy(self.directory / LAST, self.directory / BEST)
+
+    def restore(self, loop: FederatedLoop, state: State, resumed: Path | None = None) -> None:
+        """Go to where a checkpoint was written.
+
+        Args:
+            loop: Set up, with data that are its own.
+            state: Of `read_checkpoint`.
+            resumed: The checkpoint, if training is to go on from it; nothing may differ then on which its result
+                depends.
+
+        Raises:
+            InputError: where it does not belong to this run.
+        """
+        other_method = other_data = None
+        if state["method"] != self.header.method:
+            other_method = f"ckpt_path: was trained with {state['method']}, this run uses {self.header.method}"
+        if state["fingerprint"] != self.header.fingerprint:
+            ours = loop.data.path or "the embedded set"
+            other_data = f"ckpt_path: was trained on other data than {ours}, or on another split"
+        check(other_method, other_data)
+        check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.header.config), resumed is not None))
+        self.header = self.header._replace(run=state["run"])
+        if resumed:
+            self._adopt_clients(resumed)
+        try:
+            loop.load_state_dict(state["loop"])
+        except FileNotFoundError as error:
+            raise InputError(f"ckpt_path: the clients' state is not beside it: no file {error.filename}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise InputError(f"ckpt_path: holds no state of this federation ({error})") from error
+
+    def _adopt_clients(self, checkpoint: Path) -> None:
+        """Copy the files of clients' state that a checkpoint in another folder refers to, if there are any."""
+        theirs, ours = checkpoint.with_name(CLIENTS), self.directory / CLIENTS
+        if theirs.is_dir() and not (ours.exists() and ours.samefile(theirs)):
+            for path in theirs.iterdir():
+                copy(path, ours / path.name)
+
+    def adopt(self, loop: FederatedLoop, checkpoint: Path) -> None:
+        """Make the checkpoint that was restored, and that of the best round so far, this run's own.
+
+        The best round comes first: a folder is a run's once it holds ``last.ckpt``, and can then be continued.
+
+        Raises:
+            InputError: if the best round's is nowhere.
+        """
+        best = loop.best
+        adopted = {LAST: checkpoint}
+        if best is not None:
+            source = checkpoint
+            if best["round"] != loop.round:
+                source = checkpoint.with_name(BEST)
+            self._read_best(source, int(best["round"]))
+            adopted = {BEST: source, LAST: checkpoint}
+        for name, source in adopted.items():
+            target = self.directory / name
+            if not target.exists() or not source.samefile(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(source, target)
+
+    def go_to_best(self, loop: FederatedLoop) -> None:
+        """Go back to the best round, to use what was trained; the whole history stays.
+
+        Raises:
+            InputError: if its checkpoint is gone, or is another run's.
+        """
+        best, history = loop.best, loop.history
+        if best is None or best["round"] == loop.round:
+            return
+        loop.open_state_dict(self._read_best(self.directory / BEST, int(best["round"]))["loop"])
+        loop.history = history
+
+    def _read_best(self, path: Path, round: int) -> State:
+        """The checkpoint of the best round. Raises `InputError` if it is another, or another run's."""
+        state = read_checkpoint(path)
+        ours = (self.header.run, self.header.fingerprint, round)
+        if (state["run"], state["fingerprint"], state["loop"].get("round")) != ours:
+            raise InputError(f"ckpt_path: {path} is not round {round} of this run, the best so far")
+        return state
+
+
+def changed(before: dict[str, Any], now: dict[str, Any], resume: bool) -> list[str]:
+    """What must not differ from when a checkpoint was written, but does.
+
+    Args:
+        before: The config in the checkpoint.
+        now: The config of this run.
+        resume: Whether training goes on, or the trained state is only used.
+    """
+    was, becomes = (dict(flat(_identity(config, resume))) for config in (before, now))
+    return [
+        f"{key}: the checkpoint has {was.get(key)}, which cannot be changed to {becomes.get(key)}"
+        for key in was | becomes
+        if was.get(key) != becomes.get(key)
+    ]
+
+
+def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """The settings on which a trained state depends and, to ``resume``, those on which the next round does."""
+    protocol = config["protocol"]
+    if isinstance(protocol, str):
+        protocol = {"name": protocol}
+    protocol = Protocol(**protocol)
+    # Clients that never trained start as the seed says, so a state without its seed is another state.
+    trained = {
+        "seed_everything": config["seed_everything"],
+        "protocol": {"name": protocol.name},
+        "method": config["method"].get("init_args"),
+    }
+    if not resume:
+        return trained
+    loop = ("participation", "participants", "resample", "evaluate_every", "monitor", "state_dtype")
+    data = {k: v for k, v in config["data"]["init_args"].items() if k not in ("path", "format")}
+    precision = config["fabric"]["precision"]
+    if precision in (None, 32, "32"):  # other spellings of the same
+        precision = "32-true"
+    return trained | {
+        "fabric": {"precision": precision},
+        "protocol": protocol.to_dict(),
+        "data": data,
+        "wire": config["wire"],
+        "loop": {name: config["loop"][name] for name in loop},
+    }

@@ -1,0 +1,26 @@
+"""Numbers of bytes as people write them."""
+
+from __future__ import annotations
+
+
+def nbytes(number: float, digits: int = 1, binary: bool = False) -> str:
+    """A number of bytes, with a unit that keeps it short.
+
+    >>> nbytes(999), nbytes(1_262), nbytes(5_300_000, 0)
+    ('999 B', '1.3 kB', '5 MB')
+    >>> nbytes(300 * 2**20, binary=True), nbytes(2.5 * 2**30, binary=True)
+    ('300 MiB', '2.5 GiB')
+
+    Args:
+        number: Of bytes.
+        digits: Decimals; the smallest unit has none.
+        binary: In powers of 1,024, from MiB up, as memory and disks of state are told; else in powers of 1,000, as
+            what is sent over a network is.
+    """
+    base, units = 1000, ["B", "kB", "MB", "GB", "TB"]
+    if binary:
+        base, units, number = 1024, ["MiB", "GiB", "TiB"], number / 2**20
+    place = 0
+    while number >= base and place + 1 < len(units):
+        number, place = number / base, place + 1
+    return f"{number:,.{digits if place else 0}f} {units[place]}"

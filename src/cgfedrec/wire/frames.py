@@ -1,0 +1,118 @@
+"""A cohort's messages as they travel: headers in bytes, and read-only views of the values where they lie.
+
+Joining and splitting the messages of a cohort would copy every number twice. Nothing asks for that in one process: a
+message is the same message whether its bytes are in one piece or not. So what is made anew are the headers, and the
+indices of sparse rows; the values stay where the clients hold them, seen as bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cgfedrec.wire.codec import COUNT, header, raw, row_nbytes, scatter_rows, size
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.values import Field
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One field of every message of a cohort.
+
+    Args:
+        headers: One for all clients, or of sparse rows one for each, since it says how many rows follow.
+        buffers: `[bytes]`, uint8: the values of all clients one after another; of sparse rows first their items. They
+            may be the memory of the clients: who keeps them longer than a round copies them.
+    """
+
+    headers: Sequence[bytes]
+    buffers: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The messages of a cohort.
+
+    Args:
+        clients: `[clients]`, who sends or receives.
+        fields: In the order of the message.
+    """
+
+    clients: Tensor
+    fields: Sequence[Frame]
+
+    @classmethod
+    def of(cls, upload: Upload) -> Frames:
+        """The messages of an upload. An upload without values is no message at all."""
+        declared = upload.fields
+        return cls(upload.clients, [_frame(name, declared[name], value) for name, value in upload.values.items()])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all messages: as many as `Upload.pack` joins."""
+        if not self.fields:
+            return 0
+        clients = len(self.clients)
+        total = clients  # each message begins with the number of its fields, in one byte
+        for frame in self.fields:
+            headers = sum(map(len, frame.headers))
+            total += headers * clients if len(frame.headers) == 1 else headers
+            total += sum(buffer.numel() for buffer in frame.buffers)
+        return total
+
+    def read(self, expected: Mapping[str, Field]) -> Upload:
+        """The upload that arrives: views of the same memory, and tables of their own for sparse rows.
+
+        Args:
+            expected: The fields of one client's message.
+
+        Raises:
+            ValueError: where the messages are laid out in another way, naming the field.
+        """
+        if len(self.fields) != len(expected):
+            raise ValueError(f"a message of {len(self.fields)} fields, where {len(expected)} are expected")
+        values = {
+            name: _read(name, field, frame, len(self.clients))
+            for (name, field), frame in zip(expected.items(), self.fields, strict=True)
+        }
+        return Upload(self.clients, values, frozenset(name for name, field in expected.items() if field.sparse))
+
+
+def _frame(name: str, field: Field, value: Tensor) -> Frame:
+    """One field of a cohort, from its values `[clients, ...]`."""
+    if not field.sparse:
+        return Frame([header(name, field)], [raw(value)])
+    touched = value.ne(0).any(-1)  # [clients, items]
+    items = touched.nonzero()[:, 1].int()  # [rows], client after client
+    counts = touched.sum(1).tolist()
+    return Frame([header(name, field, count) for count in counts], [raw(items), raw(value[touched])])
+
+
+def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
+    """The values of one field, `[clients, ...]`."""
+    wanted = header(name, field)
+    fixed = len(wanted) - COUNT if field.sparse else len(wanted)
+    for head in frame.headers:
+        if head[:fixed] != wanted[:fixed] or len(head) != len(wanted):
+            raise ValueError(f"field {name!r} is not {field}")
+    if not field.sparse:
+        (buffer,) = frame.buffers
+        if buffer.numel() != clients * size(field):
+            raise ValueError(f"field {name!r} is cut off")
+        return buffer.view(field.dtype).view(clients, *field.shape)
+    items, rows = frame.buffers
+    counts = torch.tensor([int.from_bytes(head[-COUNT:], "little") for head in frame.headers], device=items.device)
+    if len(items) + len(rows) != int(counts.sum()) * row_nbytes(field):
+        raise ValueError(f"field {name!r} is cut off")
+    owners = torch.arange(clients, device=items.device).repeat_interleave(counts)
+    return scatter_rows(
+        name,
+        field,
+        owners,
+        items.view(torch.int32).long(),
+        rows.view(field.dtype).view(len(owners), field.shape[1]),
+        clients,
+    )

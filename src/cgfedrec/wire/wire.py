@@ -1,0 +1,100 @@
+"""The wire: the one place where messages become bytes and are read again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from cgfedrec.errors import RunError
+from cgfedrec.wire.frames import Frames
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Field
+
+
+class WireError(RunError):
+    """A message is not laid out as its receiver expects."""
+
+
+class Step(ABC):
+    """Something done to every upload on its way: forward on the client, and reversed on the server.
+
+    Steps are given as ``wire.steps``, as ``class_path`` and ``init_args``. They must not mix the rows of the clients
+    axis. They are called by several threads, each for a cohort of its own, and so change nothing in themselves.
+    """
+
+    sums_only: ClassVar[bool] = False
+    """Whether what it leaves is of use in sums alone, so that a server which looks at single uploads is refused."""
+
+    def fields(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
+        """What travels where ``fields`` are to be sent; by default the same."""
+        return fields
+
+    @abstractmethod
+    def forward(self, upload: Upload) -> Upload:
+        """On the client: what travels in place of this upload."""
+
+    @abstractmethod
+    def reverse(self, upload: Upload) -> Upload:
+        """On the server: what is made of what travelled, laid out as the upload that was given to `forward`."""
+
+
+class Wire:
+    """Carries uploads and broadcasts as bytes, and counts them.
+
+    Args:
+        steps: What is done to every upload, in this order on the client, and reversed in the opposite order on the
+            server.
+    """
+
+    def __init__(self, steps: Sequence[Step] = ()) -> None:
+        self.steps = tuple(steps)
+
+    def up(self, upload: Upload, expected: Mapping[str, Field]) -> tuple[Upload, int]:
+        """Carry a cohort's messages to the server.
+
+        Args:
+            upload: What the clients send.
+            expected: The fields of one client's message, as the server has declared them (`Server.expects`).
+
+        Returns:
+            The upload as it arrives, and the bytes of all messages. Values that no step has changed are still the
+            memory of the clients: a server that keeps them copies them.
+
+        Raises:
+            WireError: where a name, a shape or a type is not what the server expects.
+        """
+        travelling = expected
+        for step in self.steps:
+            upload, travelling = step.forward(upload), step.fields(travelling)
+        frames = Frames.of(upload)
+        arrived = _read(frames, travelling)
+        for step in reversed(self.steps):
+            arrived = step.reverse(arrived)
+        if arrived.fields != expected:
+            raise WireError(f"wire.steps: leave {arrived.fields} of an upload of {expected}")
+        return arrived, frames.nbytes
+
+    def down(self, broadcast: Broadcast | None, clients: int) -> tuple[Broadcast | None, int]:
+        """Carry a broadcast to so many clients.
+
+        Returns:
+            The message as it arrives, and the bytes that all of them receive: what is the same for all once for each,
+            and besides what only some of them get.
+        """
+        if broadcast is None:
+            return None, 0
+        packed = broadcast.pack()
+        arrived = Broadcast.unpack(packed, broadcast.fields)
+        nbytes = len(packed) * clients if broadcast.values else 0  # without values there is no message for all
+        if broadcast.own is None:
+            return arrived, nbytes
+        frames = Frames.of(broadcast.own)
+        return Broadcast(arrived.values, _read(frames, broadcast.own.fields)), nbytes + frames.nbytes
+
+
+def _read(frames: Frames, expected: Mapping[str, Field]) -> Upload:
+    try:
+        return frames.read(expected)
+    except ValueError as error:
+        raise WireError(f"client {int(frames.clients[0])}: {error}") from error

@@ -1,0 +1,247 @@
+"""What travels is what is counted, what arrives is checked, and what is private stays on its side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning import Fabric
+from torch import Tensor
+
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.errors import InputError
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.method import Method
+from cgfedrec.methods import CGFedRec, CoFedRec, CoLR, FedCIA, FedMF, FedRAP, GPFedRec, Local
+from cgfedrec.random import Stream, laplace, private_seed, shared_seed
+from cgfedrec.testing import trained
+from cgfedrec.wire.frames import Frames
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Field
+from cgfedrec.wire.wire import Step, Wire, WireError
+
+MakeData = Callable[..., FederatedDataModule]
+
+
+@dataclass(frozen=True)
+class Scaled(Step):
+    """Sends numbers multiplied, in half the bytes."""
+
+    factor: float
+    seen: list[str]
+
+    def fields(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
+        return {name: Field(field.shape, torch.float16) for name, field in fields.items()}
+
+    def forward(self, upload: Upload) -> Upload:
+        self.seen.append(f"forward {self.factor}")
+        return Upload(upload.clients, {name: (value * self.factor).half() for name, value in upload.values.items()})
+
+    def reverse(self, upload: Upload) -> Upload:
+        self.seen.append(f"reverse {self.factor}")
+        return Upload(upload.clients, {name: value.float() / self.factor for name, value in upload.values.items()})
+
+
+class Masked(Scaled):
+    """A step whose result is of use in sums alone."""
+
+    sums_only: ClassVar[bool] = True
+
+
+TABLE = {"table": Field((5, 3))}
+
+
+def upload(clients: int = 2) -> Upload:
+    return Upload(torch.arange(clients), {"table": torch.randn(clients, 5, 3)})
+
+
+def test_values_that_no_step_changes_are_not_copied() -> None:
+    sent = upload()
+    arrived, nbytes = Wire().up(sent, TABLE)
+    assert arrived.values["table"].data_ptr() == sent.values["table"].data_ptr()
+    assert nbytes == sum(map(len, sent.pack()))
+
+
+@pytest.mark.parametrize(
+    ("expected", "problem"),
+    [
+        ({"rows": Field((5, 3))}, r"client 0: field 'rows' is not float32 \[5, 3\]"),
+        ({"table": Field((5, 4))}, r"field 'table' is not float32 \[5, 4\]"),
+        ({"table": Field((3, 5))}, r"field 'table' is not float32 \[3, 5\]"),
+        ({"table": Field((5, 3), torch.float64)}, r"field 'table' is not float64 \[5, 3\]"),
+        ({"table": Field((5, 3), sparse=True)}, r"field 'table' is not sparse float32 \[5, 3\]"),
+        ({}, "a message of 1 fields, where 0 are expected"),
+        (TABLE | {"bias": Field(())}, "a message of 1 fields, where 2 are expected"),
+    ],
+)
+def test_an_upload_that_the_server_did_not_declare_is_refused(expected: dict[str, Field], problem: str) -> None:
+    with pytest.raises(WireError, match=problem):
+        Wire().up(upload(), expected)
+
+
+def test_steps_go_forward_in_order_and_are_reversed_in_the_opposite_one() -> None:
+    seen: list[str] = []
+    sent = upload()
+    arrived, nbytes = Wire([Scaled(2.0, seen), Scaled(8.0, seen)]).up(sent, TABLE)
+    assert seen == ["forward 2.0", "forward 8.0", "reverse 8.0", "reverse 2.0"]
+    torch.testing.assert_close(arrived.values["table"], sent.values["table"], rtol=1e-3, atol=1e-3)
+    halves = Upload(sent.clients, {"table": sent.values["table"].half()})
+    assert nbytes == sum(map(len, halves.pack())), "counted is what travelled"
+
+
+def test_a_step_that_is_not_reversed_is_refused() -> None:
+    class Lossy(Scaled):
+        def reverse(self, upload: Upload) -> Upload:
+            return upload
+
+    with pytest.raises(WireError, match=r"wire\.steps: leave .*float16"):
+        Wire([Lossy(1.0, [])]).up(upload(), TABLE)
+
+
+@given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 5), st.floats(0, 1), st.integers(0, 2**32))
+def test_frames_hold_the_bytes_of_the_messages(clients: int, items: int, dim: int, share: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    touched = torch.rand(clients, items, 1, generator=generator) < share
+    values = {
+        "rows": torch.where(touched, torch.rand(clients, items, dim, generator=generator) + 0.5, 0),
+        "count": torch.randint(9, (clients,), generator=generator),
+        "table": torch.randn(clients, items, dim, generator=generator).to(torch.bfloat16),
+    }
+    sent = Upload(torch.arange(clients), values, frozenset({"rows"}))
+    frames = Frames.of(sent)
+    assert frames.nbytes == sum(map(len, sent.pack()))
+    for received in (frames.read(sent.fields), Upload.unpack(sent.clients, sent.pack(), sent.fields)):
+        assert received.sparse == sent.sparse
+        assert all(received.values[name].equal(value) for name, value in values.items())
+
+
+def test_rows_of_items_that_are_not_there_are_refused() -> None:
+    rows = torch.eye(4)[None].repeat(2, 1, 1)
+    sent = Upload(torch.arange(2), {"rows": rows}, frozenset({"rows"}))
+    frames = Frames.of(sent)
+    items, _ = frames.fields[0].buffers
+    items.view(torch.int32)[5] = 4
+    with pytest.raises(ValueError, match="in ascending order"):
+        frames.read(sent.fields)
+
+
+def test_a_federation_trains_through_its_steps(make_data: MakeData, fabric: Fabric) -> None:
+    seen: list[str] = []
+    counted = []
+    for wire in (Wire(), Wire([Scaled(4.0, seen)])):
+        loop = FederatedLoop(rounds=2)
+        loop.setup(fabric, make_data(), FedMF(dim=8), wire=wire)
+        loop.fit()
+        counted.append(loop.bytes_up)
+    assert {"forward 4.0", "reverse 4.0"} == set(seen)
+    assert 0.45 < counted[1] / counted[0] < 0.55
+
+
+def test_a_step_for_sums_refuses_a_server_that_looks_at_single_uploads(make_data: MakeData, fabric: Fabric) -> None:
+    wire = Wire([Masked(2.0, [])])
+    FederatedLoop().setup(fabric, make_data(), CGFedRec(dim=8, clusters=6), wire=wire)
+    with pytest.raises(InputError, match=r"wire\.steps: Masked works on sums alone, and the server of CoFedRec"):
+        FederatedLoop().setup(fabric, make_data(), CoFedRec(dim=8, clusters=6), wire=wire)
+
+
+@pytest.mark.parametrize("method", [CGFedRec(dim=8, clusters=6), FedMF(dim=8), CoLR(dim=8), FedRAP(dim=8)])
+def test_the_start_that_clients_share_comes_with_the_welcome(method: Method, make_data: MakeData) -> None:
+    """Clients are made without it; two federations whose servers greet differently start from different tables."""
+    data = make_data()
+    loop = trained(method, data, 100, rounds=1)
+    starts = []
+    for seed in (shared_seed(data.seed), 5):
+        client = method.client(data.num_items, private_seed(data.seed))
+        client.welcome(Broadcast({"seed": torch.tensor(seed)}))
+        starts.append(next(value for value in client.start(torch.arange(3)).values() if value.ndim == 3))
+    with loop.workers.one() as worker:
+        mine = next(value for value in worker.client.start(torch.arange(3)).values() if value.ndim == 3)
+    assert mine.equal(starts[0])
+    assert not mine.equal(starts[1])
+
+
+def test_without_a_server_nobody_is_greeted(make_data: MakeData) -> None:
+    data = make_data()
+    loop = trained(Local(dim=8), data, 100, rounds=1)
+    with loop.workers.one() as worker:
+        assert worker.client.shared_seed == shared_seed(data.seed), "the start of the method that it is the control of"
+    assert (loop.bytes_up, loop.bytes_down, loop.bytes_scoring) == (0, 0, 0)
+
+
+def test_whoever_scores_with_a_fresh_download_pays_for_it(make_data: MakeData) -> None:
+    data = make_data()
+    loop = trained(FedRAP(dim=8), data, 7, rounds=3)
+    sent = loop.server.broadcast(torch.arange(3), 4)
+    assert sent is not None
+    assert loop.bytes_scoring == 3 * data.num_users * len(sent.pack()), "three evaluations"
+    assert [row["bytes/scoring"] for row in loop.history] == [
+        round * data.num_users * len(sent.pack()) for round in (1, 2, 3)
+    ]
+    before = loop.bytes_scoring
+    loop.score(torch.arange(3))
+    assert loop.bytes_scoring - before == 3 * len(sent.pack())
+    assert loop.history[-1]["bytes/total"] == loop.bytes_up + loop.bytes_down
+    assert trained(FedMF(dim=8), data, 7).bytes_scoring == 0, "who scores with what is there receives nothing"
+
+
+def test_who_never_took_part_is_greeted_before_scoring(make_data: MakeData) -> None:
+    data = make_data()
+    loop = trained(FedMF(dim=8), data, 7, rounds=1, participants=4)
+    welcome = loop.server.welcome()
+    assert welcome is not None
+    assert loop.bytes_scoring == (data.num_users - 4) * len(welcome.pack())
+
+
+@pytest.mark.parametrize("method", [GPFedRec(dim=8, hidden=(4,), noise=0.5, table_lr=1.0, user_lr=0.1), FedCIA(dim=8)])
+def test_what_a_server_holds_cannot_reproduce_a_client_s_noise(method: Method, make_data: MakeData) -> None:
+    """No number that the server object or its messages hold makes the noise; the clients' seed does."""
+    data = make_data()
+    loop = trained(method, data, 100, rounds=2)
+    users = torch.arange(data.num_users)
+    with loop.workers.one() as worker:
+        loop.store.load(worker.client, users)
+        worker.client.receive(loop.server.broadcast(users, 3), 3)
+        seed = worker.client.seed
+    numbers = held(loop)
+    assert shared_seed(data.seed) in numbers, "what is looked for would be found"
+    assert seed not in numbers
+    noise = laplace(seed, Stream.NOISE, 1, 3, np.arange(9))
+    for number in numbers:
+        assert not np.allclose(laplace(number, Stream.NOISE, 1, 3, np.arange(9)), noise)
+
+
+def held(loop: FederatedLoop) -> set[int]:
+    """Every whole number that a server holds in attributes, buffers and messages."""
+    server = loop.server
+    users = torch.arange(loop.data.num_users)
+    found: set[int] = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, int):
+            found.add(value)
+        elif isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
+            found.add(int(value))
+        elif isinstance(value, Mapping):
+            for one in value.values():
+                look(one)
+
+    for module in server.modules():
+        look({name: one for name, one in vars(module).items() if not name.startswith("_")})
+        look(dict(module.named_buffers()))
+    for message in (server.welcome(), server.broadcast(users, 3)):
+        look({} if message is None else message.values)
+    return found
+
+
+def test_the_private_seed_does_not_follow_from_the_shared_one() -> None:
+    """Both are hashes of the run's seed: they repeat themselves, and no two of the three are alike."""
+    for seed in (0, 1, 2**63 - 1):
+        assert shared_seed(seed) == shared_seed(seed)
+        assert len({seed, shared_seed(seed), private_seed(seed)}) == 3
+        assert 0 <= shared_seed(seed) < 2**63
