@@ -13,7 +13,8 @@ import torch
 
 from cgfedrec.errors import InputError
 from cgfedrec.simulation import capacity
-from cgfedrec.simulation.capacity import Demand, available_memory, cohort_size, plan
+from cgfedrec.simulation.capacity import Demand, cohort_size, plan
+from cgfedrec.simulation.machine import available_memory
 from tests.commands import cgfedrec
 
 CPU = torch.device("cpu")

@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
 import yaml
+from lightning import Fabric
 
 import cgfedrec as package
 from cgfedrec.cli import main
@@ -69,6 +72,33 @@ def test_fit_leaves_everything_behind(tiny: str, capsys: pytest.CaptureFixture[s
     assert ranks["user"].to_list() == list(range(1, 41))
     assert (ranks["rank"] <= 10).mean() == pytest.approx(summary["test/hr@10"])
     assert not list(directory.rglob("*.part")) + list(directory.rglob("writing*"))
+
+
+def test_four_calls_lie_between_the_command_and_the_inner_step(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader finds the training in four steps; a worker's thread stands apart from the command's."""
+    package_folder, command, seen = str(Path(package.__file__).parent), threading.get_ident(), list[list[str]]()
+
+    def ours(frame: FrameType | None) -> list[str]:
+        """The calls of cgfedrec that a frame came by, the outermost first."""
+        names: list[str] = []
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(package_folder):
+                names.insert(0, frame.f_code.co_qualname)
+            frame = frame.f_back
+        return names
+
+    backward = Fabric.backward
+
+    def watched(fabric: Fabric, loss: torch.Tensor) -> None:
+        calls = ours(sys._current_frames()[command]) + ours(sys._getframe(1))
+        seen.append(calls[calls.index("_fit") + 1 :])
+        backward(fabric, loss)
+
+    monkeypatch.setattr(Fabric, "backward", watched)
+    assert run("fit", "--config", tiny, "--loop.rounds", "1") == 0
+    # The shortest, since the command's own thread may be busy with another cohort's upload meanwhile.
+    between = [name for name in min(seen, key=len) if name != "Workers.map"]  # hands a cohort to a worker's thread
+    assert len(between) <= 4, between
 
 
 @pytest.mark.parametrize("name", ["EASE", "cgfedrec.centralized.EASE"])

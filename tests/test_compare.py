@@ -324,7 +324,7 @@ def test_per_user_metrics_are_those_of_a_run() -> None:
     ranks[:20, 1:] = NO_RANK
     ranks[20:30, 2:] = NO_RANK
     rows = [(user, rank) for user, own in enumerate(ranks.tolist()) for rank in own if rank != NO_RANK]
-    table = pl.DataFrame(rows, schema=["user", "rank"], orient="row")
+    table = pl.DataFrame(rows, schema=["user", "rank"], orient="row").sample(fraction=1, shuffle=True, seed=0)
     for k in (2, 10):
         for kind in (HitRate((k,)), NDCG((k,)), MRR((k,))):
             values = per_user(table, f"{kind.name}@{k}").sort("user")["value"].to_numpy()

@@ -19,7 +19,7 @@ from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.evaluation.ranking import Ranked, ranked
-from cgfedrec.experiments.tune import read_space, with_values
+from cgfedrec.experiments.space import read_space, with_values
 from cgfedrec.settings.parser import parse
 from cgfedrec.settings.sources import said
 from tests.commands import Command

@@ -119,9 +119,12 @@ class Client(LightningModule, ABC):
         return {name: parameter.data for name, parameter in self.named_parameters()}
 
     def load(self, users: Tensor, private: Mapping[str, Tensor]) -> None:
-        """Become the cohort ``users`` with this private state, which training changes in place.
+        """Become another cohort. Training changes its private state in place.
 
-        It is not copied, unless it lies where a new tensor would not (`aligned`).
+        Args:
+            users: `[clients]`, int64: who they are.
+            private: For every parameter, `[clients, ...]`. It is not copied, unless it lies where a new tensor would
+                not (`aligned`).
         """
         self.users = users
         for name, parameter in self.named_parameters():
@@ -134,9 +137,17 @@ def aligned(value: Tensor) -> Tensor:
 
     Products of matrices may round in another way by where their operands begin. A cohort's place in a store, or a
     message's in memory, would show in the results. Values expanded along the first axis are shared, and stay.
+
+    Args:
+        value: `[...]`
+
+    Returns:
+        `[...]`
     """
     shared = value.ndim > 0 and len(value) > 1 and value.stride(0) == 0
-    return value if shared or value.data_ptr() % ALIGNMENT == 0 else value.clone()
+    if shared or value.data_ptr() % ALIGNMENT == 0:
+        return value
+    return value.clone()
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -146,7 +157,7 @@ def empty_parameter(*shape: int) -> nn.Parameter:
 
 @lru_cache(maxsize=2)
 def shared_start(seed: int, scale: float, *shape: int) -> Tensor:
-    """The values of ``shape`` with which all clients start, N(0, scale^2); drawn once, and never changed."""
+    """The values with which all clients start, `[*shape]`, N(0, scale^2); drawn once, and never changed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 

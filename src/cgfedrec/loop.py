@@ -306,7 +306,7 @@ class FederatedLoop(Evaluations):
         return scores
 
     def histograms(self) -> dict[str, Tensor]:
-        """What the server has discovered and is worth a look: values by name, such as the sizes of clusters."""
+        """What the server has discovered and is worth a look: values `[any]` by name, such as the sizes of clusters."""
         return self.server.histograms()
 
     def state_dict(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Server(Growing):
         return {}
 
     def histograms(self) -> dict[str, Tensor]:
-        """Values of which the distribution is worth logging, by name."""
+        """Values `[any]` of which the distribution is worth logging, by name."""
         return {}
 
 
@@ -106,7 +106,7 @@ class MeanServer(Server):
             self.means.register_buffer(name, torch.zeros(field.shape))
 
     def mean(self, name: str) -> Tensor:
-        """The mean of an uploaded value over the last round's participants; zeros before the first."""
+        """The mean of an uploaded value over the last round's participants, `[...]`; zeros before the first."""
         return self.means.get_buffer(name)
 
     def welcome(self) -> Broadcast:

@@ -29,7 +29,14 @@ def logistic(logits: Tensor) -> Tensor:
 
 
 def bpr(logits: Tensor) -> Tensor:
-    """Bayesian personalised ranking (Rendle et al., UAI 2009): -log sigmoid(positive - negative), mean over pairs."""
+    """Bayesian personalised ranking (Rendle et al., UAI 2009): -log sigmoid(positive - negative), mean over pairs.
+
+    Args:
+        logits: `[positives, 1 + negatives]`, the positive first.
+
+    Returns:
+        `[]`
+    """
     return F.softplus(logits[:, 1:] - logits[:, :1]).mean()
 
 

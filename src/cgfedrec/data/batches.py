@@ -162,8 +162,8 @@ class Batches:
 def _shuffled(keys: NDArray[np.uint64], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Places in ascending order of their keys, the invalid ones last: `[clients, places]`, as both arguments.
 
-    Each place is written into the low bits of its key. To sort these numbers is several times as fast as to ask for the
-    order of the keys, and the high bits that are left are random enough.
+    Each place is written into the low bits of its key, and the numbers are sorted. That is faster than to ask numpy for
+    the order of the keys, and the high bits that are left of each key are random enough.
     """
     low = np.uint64(2 ** int(keys.shape[1] - 1).bit_length() - 1)
     packed = np.where(valid, keys, np.iinfo(np.uint64).max) & ~low | np.arange(keys.shape[1], dtype=np.uint64)

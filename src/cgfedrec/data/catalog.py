@@ -18,7 +18,9 @@ from cgfedrec.errors import InputError, RunError
 from cgfedrec.files import room_for, sync_folder, write_atomically
 
 TIMEOUT = 30
+"""Seconds without an answer after which a download ends."""
 CHUNK = 1 << 16
+"""Bytes that are read at a time."""
 _GROUPLENS = "https://files.grouplens.org/datasets"
 _RESEARCH = (
     "research use, no redistribution, no commercial use without permission, with acknowledgement: the README inside"
@@ -88,9 +90,10 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
     if name not in CATALOG:
         raise InputError(f"name: no data set {name!r}; there are {', '.join(CATALOG)}")
     entry, target = CATALOG[name], directory / name
-    ratings = next(
-        (p for p in (target / entry.ratings, target / name / entry.ratings) if p.exists()), target / entry.ratings
-    )
+    ratings = target / entry.ratings
+    by_hand = target / name / entry.ratings  # where an archive that is unpacked as it is has them
+    if by_hand.exists() and not ratings.exists():
+        ratings = by_hand
     console.print(f"{name}: {entry.licence}", soft_wrap=True, highlight=False)
     archive = directory / f"{name}.zip.part"
     if not ratings.exists():
@@ -110,25 +113,32 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
 
 
 def _fetch(url: str, archive: Path, target: Path, console: Console) -> None:
-    done = archive.stat().st_size if archive.exists() else 0
+    """Fetch what is still missing of an archive. Raises `RunError`, and leaves what has come so far."""
     if not url.startswith(("http://", "https://")):
         raise InputError(f"--url: {url!r} must begin with http:// or https://")
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    request, done = urllib.request.Request(url), 0
+    if archive.exists():
+        done = archive.stat().st_size
+    if done:
+        request.add_header("Range", f"bytes={done}-")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     try:
         with (
             urllib.request.urlopen(request, timeout=TIMEOUT) as response,
             Progress(*columns, console=console) as progress,
         ):
-            resumed = response.status == 206
+            mode, total = "ab", None
+            if response.status != 206:  # it knows no ranges, and sends all of it
+                mode, done = "wb", 0
             length = int(response.headers.get("Content-Length", 0))
-            start = done if resumed else 0
-            task = progress.add_task(archive.stem, total=start + length if length else None, completed=start)
-            with room_for(archive), archive.open("ab" if resumed else "wb") as file:
+            if length:
+                total = done + length
+            task = progress.add_task(archive.stem, total=total, completed=done)
+            with room_for(archive), archive.open(mode) as file:
                 while chunk := response.read(CHUNK):
                     file.write(chunk)
                     progress.advance(task, len(chunk))
-            if length and archive.stat().st_size < start + length:
+            if total and archive.stat().st_size < total:
                 raise ConnectionError("the connection ended early")
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is left to fetch
@@ -142,6 +152,7 @@ def _fetch(url: str, archive: Path, target: Path, console: Console) -> None:
 
 
 def _verify(archive: Path, checksum: str) -> None:
+    """Set an archive aside that is not what its checksum says, so that the next attempt begins anew."""
     algorithm, expected = checksum.split(":")
     with archive.open("rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
@@ -159,7 +170,7 @@ def _extract(archive: Path, target: Path, ratings: str) -> None:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             if not member.is_dir():
-                with file.open(member) as source:
+                with file.open(member) as source:  # its bare name: an archive cannot write outside its folder
                     write_atomically(staging / Path(member.filename).name, partial(shutil.copyfileobj, source))
     if not (staging / ratings).exists():
         shutil.rmtree(staging)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from cgfedrec.data.ids import as_ids
-from cgfedrec.data.interactions import Interactions, by_user_and_item, index_type, renumbered
+from cgfedrec.data.interactions import Interactions, Numbers, Times, by_user_and_item, index_type, renumbered
 from cgfedrec.data.layout import Format
 from cgfedrec.data.tables import HEADERS, OVERLONG, SHOWN, Table, more_like_these
 from cgfedrec.data.times import as_times
@@ -77,7 +74,7 @@ def encode(given: Table, layout: Format) -> Interactions:
     again = (np.diff(users[order]) == 0) & (np.diff(items[order]) == 0)
     first = np.ones(len(users), bool)
     first[order[1:][again]] = False
-    times: NDArray[np.float64] | NDArray[np.int64] | None = None
+    times: Times | None = None
     if "time" in kept.columns:
         times = kept["time"].to_numpy()
     positive = np.ones(len(users), bool)
@@ -106,7 +103,7 @@ def encode(given: Table, layout: Format) -> Interactions:
     )
 
 
-def _numbered(ids: pl.Series) -> tuple[pl.Series, NDArray[np.integer[Any]]]:
+def _numbered(ids: pl.Series) -> tuple[pl.Series, Numbers]:
     """The different ids in ascending order, and the place of each row's id among them, `[rows]`."""
     different = ids.unique().sort()
     kind = index_type(len(different))

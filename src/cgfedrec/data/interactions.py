@@ -10,6 +10,11 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+Numbers = NDArray[np.integer[Any]]
+"""Numbers of users or items from 0, int32 or int64: whichever is enough."""
+Times = NDArray[np.float64] | NDArray[np.int64]
+"""Times of which only the order matters."""
+
 
 @dataclass
 class Interactions:
@@ -19,17 +24,17 @@ class Interactions:
     """Original id of each user number."""
     item_ids: pl.Series
     """Original id of each item number."""
-    users: NDArray[np.integer[Any]]
+    users: Numbers
     """`[interactions]`: the number of each one's user."""
-    items: NDArray[np.integer[Any]]
+    items: Numbers
     """`[interactions]`: the number of each one's item."""
-    times: NDArray[np.float64] | NDArray[np.int64] | None
+    times: Times | None
     """`[interactions]`; only the order matters. ``None`` where the file has none."""
     positive: NDArray[np.bool_]
     """`[interactions]`: whether the rating reaches the threshold. The user knows the others, and trains on none."""
     report: dict[str, int] = field(default_factory=dict)
     """What was read and what was left out, counted."""
-    order: NDArray[np.integer[Any]] = field(default_factory=lambda: np.empty(0, np.int32))
+    order: Numbers = field(default_factory=lambda: np.empty(0, np.int32))
     """`[interactions]`: their places, sorted by user, and by item within a user.
 
     It is found once and then only thinned out, since nothing else here takes as long as sorting.
@@ -62,7 +67,7 @@ class Interactions:
             renumbered(rows)[self.order[rows[self.order]]],
         )
 
-    def _times(self, chosen: NDArray[np.bool_]) -> NDArray[np.float64] | NDArray[np.int64] | None:
+    def _times(self, chosen: NDArray[np.bool_]) -> Times | None:
         if self.times is None:
             return None
         return self.times[chosen]
@@ -84,9 +89,9 @@ class Interactions:
         )
 
 
-def renumbered(kept: NDArray[np.bool_]) -> NDArray[np.integer[Any]]:
+def renumbered(kept: NDArray[np.bool_]) -> Numbers:
     """The new number of each thing that is kept, `[things]`; of one that is not kept it says nothing."""
-    numbers: NDArray[np.integer[Any]] = kept.cumsum(dtype=index_type(len(kept)))
+    numbers: Numbers = kept.cumsum(dtype=index_type(len(kept)))
     numbers -= 1
     return numbers
 
@@ -98,9 +103,7 @@ def index_type(number: int) -> type[np.int32 | np.int64]:
     return np.int64
 
 
-def by_user_and_item(
-    users: NDArray[np.integer[Any]], items: NDArray[np.integer[Any]], num_users: int, num_items: int
-) -> NDArray[np.integer[Any]]:
+def by_user_and_item(users: Numbers, items: Numbers, num_users: int, num_items: int) -> Numbers:
     """The places of interactions sorted by user, by item within a user, and as they stand where both are the same.
 
     Args:
@@ -114,11 +117,11 @@ def by_user_and_item(
     """
     # A stable sort by the second key, and one by the first key after it.
     by_item = counted(items, num_items)
-    order: NDArray[np.integer[Any]] = by_item[counted(users[by_item], num_users)]
+    order: Numbers = by_item[counted(users[by_item], num_users)]
     return order
 
 
-def counted(numbers: NDArray[np.integer[Any]], high: int) -> NDArray[np.integer[Any]]:
+def counted(numbers: Numbers, high: int) -> Numbers:
     """The places of numbers in ascending order, equal ones as they stand, `[numbers]`; in linear time.
 
     Think of a sparse matrix with a row for each number and a 1 in that number's column. Turned from rows into columns,
@@ -131,5 +134,5 @@ def counted(numbers: NDArray[np.integer[Any]], high: int) -> NDArray[np.integer[
     """
     starts = np.arange(len(numbers) + 1, dtype=index_type(len(numbers)))
     ones = np.ones(len(numbers), np.bool_)
-    by_column: NDArray[np.integer[Any]] = csr_array((ones, numbers, starts), shape=(len(numbers), high)).tocsc().indices
+    by_column: Numbers = csr_array((ones, numbers, starts), shape=(len(numbers), high)).tocsc().indices
     return by_column

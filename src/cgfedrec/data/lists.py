@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cgfedrec.data.interactions import Numbers
 
 USERS_AT_ONCE = 256
 """Users for whom a row of all items exists at a time, where something is done for every user."""
@@ -15,7 +17,7 @@ USERS_AT_ONCE = 256
 class Flat(NamedTuple):
     """The lists of some users, one behind the other."""
 
-    items: NDArray[np.integer[Any]]
+    items: Numbers
     """`[entries]`"""
     row: NDArray[np.int64]
     """`[entries]`: whose list each item is from, counted from 0 among the users that were asked for."""
@@ -64,10 +66,10 @@ class Lists:
     """
 
     starts: NDArray[np.int64]
-    items: NDArray[np.integer[Any]]
+    items: Numbers
 
     @classmethod
-    def of(cls, users: NDArray[np.integer[Any]], items: NDArray[np.integer[Any]], num_users: int) -> Lists:
+    def of(cls, users: Numbers, items: Numbers, num_users: int) -> Lists:
         """The lists of interactions that are in ascending order of users, and of items within a user.
 
         Args:

@@ -77,19 +77,21 @@ class FederatedDataModule(LightningDataModule):
         self.track: Track = untold
 
     def attach(self, protocol: Protocol, seed: int, track: Track = untold) -> None:
-        """Say how results are measured, seed every draw, and say who tells of long work; before `setup`.
+        """Say how results are measured, which seeds are drawn from, and who tells how far long work is.
+
+        It must come before `setup`.
 
         Args:
             protocol: How results are measured.
             seed: Of all that clients and server may both know: embedded data, split and candidates.
-            track: Tells how far long work is.
+            track: Tells the user how far long work is.
         """
         self.protocol, self.seed, self.track = protocol, seed, track
-        # Of negatives and of the order of samples, which are a client's own business.
+        # Negatives and the order of samples are a client's own business: they have a seed of their own.
         self.private_seed = private_seed(seed)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and split. Raises `InputError` where the data cannot serve."""
+        """Read the interactions and split them. Raises `InputError` if nobody can be trained on them."""
         read_in = self._read()
         name = self.path or "embedded data"
         kept, part_of_positive = drop_users(
@@ -101,7 +103,7 @@ class FederatedDataModule(LightningDataModule):
         self.known_ids = read_in.user_ids
         self._owned = self._owned_by_all(read_in)
         # From here on all are in ascending order of users, and of items within a user: `Lists` need that.
-        users, items, positive = (values[kept.order] for values in (kept.users, kept.items, kept.positive))
+        users, items, positive = kept.users[kept.order], kept.items[kept.order], kept.positive[kept.order]
         part = np.full(len(kept.users), len(Part), np.int8)  # items below the rating threshold are of no part
         part[kept.positive] = part_of_positive
         part = part[kept.order]
@@ -135,7 +137,7 @@ class FederatedDataModule(LightningDataModule):
         return assign(data.only_positive(), self.split, self.protocol.ties, self.temporal_fractions, self.seed)
 
     def _owned_by_all(self, read_in: Interactions) -> Lists:
-        """What every user of the file has of the catalogue, dropped users and ratings below the threshold included."""
+        """The items of the catalogue that every user of the file has, dropped users and low ratings included."""
         # Items of dropped users alone have left the catalogue. A search finds a place for them too, one that holds
         # another id or lies behind the last one.
         last = len(self.item_ids) - 1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cgfedrec.data.interactions import Interactions
+from cgfedrec.data.interactions import Interactions, Numbers
 from cgfedrec.random import Stream, bits
 
 SplitName = Literal["leave_one_out", "random", "temporal", "none"]
@@ -101,7 +101,7 @@ def _last_of_each(users: NDArray[Any], levels: list[NDArray[Any]]) -> NDArray[np
     return last
 
 
-def _place_of_user(users: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+def _place_of_user(users: Numbers) -> NDArray[np.int64]:
     """How many interactions of the same user stand before each one, `[interactions]`."""
     order = users.argsort(kind="stable")
     places = np.empty(len(users), np.int64)

@@ -115,7 +115,7 @@ class RankingMetric(Metric):
         self.users += len(ranks)
 
     def compute(self) -> dict[str, Tensor]:
-        """The metric at each cut-off, named like ``hr@10``; not a number where no user was added."""
+        """The metric at each cut-off, `[]`, named like ``hr@10``; not a number where no user was added."""
         return {f"{self.name}@{k}": self.total[i] / self.users for i, k in enumerate(self.cutoffs)}
 
     @staticmethod
@@ -146,6 +146,7 @@ class HitRate(RankingMetric):
 
     @staticmethod
     def gain(ranks: Tensor, k: int) -> Tensor:
+        """Whether the best rank is among the first k: `[users]`, bool."""
         return ranks[:, 0] <= k
 
 
@@ -165,6 +166,7 @@ class NDCG(RankingMetric):
 
     @staticmethod
     def gain(ranks: Tensor, k: int) -> Tensor:
+        """The discounted gain relative to the best possible: `[users]`, float64, from 0 to 1."""
         discounts = 1 / torch.log2(torch.arange(2, k + 2, dtype=torch.float64, device=ranks.device))
         # The best possible list begins with all the relevant items that there are, as far as k goes.
         best = discounts.cumsum(0)[(ranks != NO_RANK).sum(1).clamp_max(k) - 1]
@@ -185,6 +187,7 @@ class MRR(RankingMetric):
 
     @staticmethod
     def gain(ranks: Tensor, k: int) -> Tensor:
+        """The inverse of the best rank, as far as k goes: `[users]`, float64, from 0 to 1."""
         return torch.where(ranks[:, 0] <= k, 1 / ranks[:, 0].double(), 0.0)
 
 

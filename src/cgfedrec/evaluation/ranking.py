@@ -35,14 +35,22 @@ class Ranked(NamedTuple):
 def evaluate(
     data: FederatedDataModule, stage: Stage, scorer: Scorer, cohort_size: int, each: Callable[..., Iterable[Any]] = map
 ) -> dict[str, float]:
-    """Metrics of ``stage`` under the data's protocol, named like ``val/ndcg@10``; ``each`` may work in parallel."""
+    """Metrics of ``stage`` under the data's protocol, named like ``val/ndcg@10``.
+
+    Args:
+        data: Set up.
+        stage: ``val`` or ``test``; the data must hold something out for it.
+        scorer: Users `[users]` to scores `[users, items]`, on any device.
+        cohort_size: How many users are scored in one call.
+        each: Applies a function to every cohort; like ``map``, but may work in parallel.
+    """
     return summarise(data, stage, ranked(data, stage, scorer, cohort_size, each))
 
 
 def ranked(
     data: FederatedDataModule, stage: Stage, scorer: Scorer, cohort_size: int, each: Callable[..., Iterable[Any]] = map
 ) -> Ranked:
-    """Rank the held-out items of all users who have some."""
+    """Rank the held-out items of all users who have some; arguments as of `evaluate`."""
 
     def rank_cohort(users: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
@@ -59,7 +67,7 @@ def ranked(
 
 def _best_first(scores: Tensor, relevant: Tensor) -> Tensor:
     """Each user's relevant items in the order in which `rank` gives their ranks, the -1 of those with fewer last."""
-    own = scores.gather(1, relevant.clamp_min(0)).masked_fill(relevant < 0, -torch.inf)
+    own = scores.gather(1, relevant.clamp_min(0)).masked_fill(relevant < 0, -torch.inf)  # [users, relevant]
     own = own.where(~own.isnan(), -torch.inf)
     return relevant.gather(1, own.argsort(dim=1, descending=True, stable=True))
 
@@ -72,8 +80,10 @@ def _stacked(cohorts: Sequence[Tensor], fill: int) -> Tensor:
 
 
 def rank_table(data: FederatedDataModule, ranked: Ranked) -> pl.DataFrame:
-    """A row for each held-out item, users in the order of the data: columns ``user``, ``item`` (original ids), ``rank``
-    (from 1).
+    """A row for each held-out item, users in the order of the data.
+
+    Returns:
+        Columns ``user`` and ``item``, original ids, and ``rank``, from 1.
     """
     users, places = ranked.ranks.ne(NO_RANK).nonzero(as_tuple=True)
     numbers = ranked.users[users]
@@ -89,7 +99,7 @@ def rank_table(data: FederatedDataModule, ranked: Ranked) -> pl.DataFrame:
 
 
 def summarise(data: FederatedDataModule, stage: Stage, ranked: Ranked) -> dict[str, float]:
-    """The metrics of what `ranked` found."""
+    """The metrics of what `ranked` found, named like ``val/ndcg@10``, each from 0 to 1, averaged over users."""
     cutoffs = data.protocol.cutoffs
     recommended = Recommended(data.popularity, min(SHOWN, data.num_items))
     recommended.update(ranked.shown)
@@ -111,6 +121,15 @@ def no_metric(option: str, name: str, data: FederatedDataModule) -> str | None:
 
 
 def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` best candidates of each user and their scores, `[users, k]`, best first."""
+    """The ``k`` best candidates of each user and their scores, best first.
+
+    Args:
+        scores: `[users, items]`; one that is no number counts as the lowest.
+        candidates: `[users, items]`, bool.
+        k: At most the number of items.
+
+    Returns:
+        Scores and item numbers, `[users, k]` each; the score is -inf where a user has fewer than ``k`` candidates.
+    """
     top = torch.where(candidates, scores.nan_to_num(nan=-torch.inf), -torch.inf).topk(k)
     return top.values, top.indices

@@ -1,4 +1,4 @@
-"""The trials of a search, in one sealed file, which holds those that have ended at any moment, and no other."""
+"""The trials of a search in one sealed file. At any moment it holds the trials that have ended, and no others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cgfedrec.errors import InputError, check
+from cgfedrec.experiments.space import distribution
 from cgfedrec.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -31,11 +32,8 @@ def open_study(folder: Path, budget: Mapping[str, Any], pruner: optuna.pruners.B
     study = optuna.create_study(direction="maximize", pruner=pruner)
     path = folder / STUDY
     if not path.exists():
-        check(
-            f"--output: {folder} holds a study of cgfedrec before 0.2 (study.db), which cannot be gone on with"
-            if (folder / "study.db").exists()
-            else None
-        )
+        if (folder / "study.db").exists():
+            check(f"--output: {folder} holds a study of cgfedrec before 0.2 (study.db), which cannot be gone on with")
         return study
     saved = read_json(path)
     if saved.get("budget") != budget:
@@ -59,28 +57,30 @@ def open_study(folder: Path, budget: Mapping[str, Any], pruner: optuna.pruners.B
 
 
 def save_study(study: optuna.Study, folder: Path, budget: Mapping[str, Any]) -> None:
-    """Write every trial that has ended, in one atomic step."""
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    """Write every trial that has ended, in one atomic step.
+
+    Args:
+        study: With all trials so far.
+        folder: Of the search.
+        budget: As for `open_study`.
+    """
     trials = [
         {
             "state": trial.state.name,
-            "value": trial.value if trial.state.name == "COMPLETE" else None,
+            "value": value_of_trial(trial),
             "params": trial.params,
             "user_attrs": trial.user_attrs,
+            # Pairs, since the keys of a JSON object are text, and rounds are numbers.
             "intermediate_values": list(map(list, trial.intermediate_values.items())),
         }
-        for trial in ended
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished()
     ]
     write_json(folder / STUDY, {"budget": budget, "trials": trials})
 
 
-def distribution(entry: Any) -> optuna.distributions.BaseDistribution:
-    """From what values of an option are drawn: a list of choices, or ``low`` and ``high``."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(entry, list):
-        return CategoricalDistribution(entry)
-    low, high, log = entry["low"], entry["high"], bool(entry.get("log", False))
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log, step=entry.get("step", 1))
-    return FloatDistribution(low, high, log=log, step=entry.get("step"))
+def value_of_trial(trial: optuna.trial.FrozenTrial) -> float | None:
+    """What a trial came to; ``None`` if it did not come to its end, though Optuna gives a pruned one its last value."""
+    if trial.state.name == "COMPLETE":
+        return trial.value
+    return None

@@ -6,16 +6,17 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
-from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
-from cgfedrec.experiments.study import distribution, open_study, save_study
+from cgfedrec.experiments.space import check_space, distribution, holds, parsed, read_space, value_of, with_values
+from cgfedrec.experiments.study import open_study, save_study, value_of_trial
 from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -23,16 +24,15 @@ from cgfedrec.run.console import progress_bars, quiet_console
 from cgfedrec.run.run import Run
 from cgfedrec.settings.parser import dump, parse, refuse_of_fit
 from cgfedrec.settings.sources import said
-from cgfedrec.settings.yamlfile import read_yaml_file
 from cgfedrec.wire.messages import NotFiniteError
 
 if TYPE_CHECKING:
     import optuna
 
 STARTUP = 5
-"""Trials drawn at random before the sampler learns from them and, where asked to, before any is pruned."""
+"""Trials that are drawn at random, before the sampler learns from them; none of these is pruned."""
 WARM_UP = 0.2
-"""Share of the rounds before which no trial is pruned."""
+"""The share of the rounds that every trial trains at least, before it may be pruned."""
 
 
 def tune(
@@ -66,16 +66,19 @@ def tune(
         InputError: if anything given cannot be used, or the folder holds a study of something else.
         RunError: if no trial came to an end.
     """
-    check(f"--trials: {trials} is not positive" if trials < 1 else None)
+    if trials < 1:
+        check(f"--trials: {trials} is not positive")
     console, folder = console or quiet_console(), Path(output)
     check(no_folder("--output", folder))
     spec = read_space(Path(space))
     given = said(options=options)
     refuse_of_fit(given, "tune")
     own: dict[str, Any] = yaml.safe_load(dump(parse(given)))
-    _check_space(spec, own)
+    check_space(spec, own)
     run = _open(own, folder)
-    check(None if run.data.part_size(Part.VAL) else "data.split: holds nothing out for validation")
+    if not run.data.part_size(Part.VAL):
+        check("data.split: holds nothing out for validation")
+    # What all trials of a study have in common; a study of something else is not gone on with.
     budget = {"config": own, "space": spec, "prune": prune, "data": run.header.fingerprint}
     optuna = _optuna()
     pruner = optuna.pruners.NopPruner()
@@ -94,95 +97,51 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
     own, spec, prune = budget["config"], budget["space"], budget["prune"]
     save_study(study, folder, budget)
     monitor, seed = run.training.monitor, int(own["seed_everything"])
-    most = f" of at most {run.training.rounds} rounds" if isinstance(run.method, Method) else ""
+    most = ""
+    if isinstance(run.method, Method):  # a reference has no rounds
+        most = f" of at most {run.training.rounds} rounds"
     console.print(
         f"{type(run.method).__name__}: {trials} trials{most}, by {monitor}, seed {seed}, in {folder}",
         highlight=False,
         soft_wrap=True,
     )
-    values = {option: _value(own, option) for option in spec}
-    if not study.trials and all(_holds(entry, values[option]) for option, entry in spec.items()):
+    values = {option: value_of(own, option) for option in spec}
+    # The config's own settings come first: a search should not end below what one had.
+    if not study.trials and all(holds(entry, values[option]) for option, entry in spec.items()):
         study.enqueue_trial(values)
     with progress_bars(console, "best") as progress:
         task = progress.add_task("trials", total=trials, completed=_settled(study), best="")
         while _settled(study) < trials:
+            # A new sampler for each trial, seeded by the trial's number: a search that was stopped comes to the same
+            # trials as one that was not, whatever state its sampler was in.
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=STARTUP, multivariate=True, seed=(seed * 100_003 + _settled(study)) % 2**32
             )
             ended = _one(study, spec, own, folder / "trial")
             save_study(study, folder, budget)
             console.print(ended, highlight=False)
-            so_far = f"best {study.best_value:.4f}" if _completed(study) else ""
+            so_far = ""
+            if _completed(study):
+                so_far = f"best {study.best_value:.4f}"
             progress.update(task, completed=_settled(study), best=so_far)
     table = _table(study)
     write_atomically(folder / "trials.csv", table.write_csv())
     if not _completed(study):
         raise RunError(f"none of {trials} trials came to an end; {folder / 'trials.csv'} says why")
     best = study.best_trial
+    pruned = ", median pruning" if prune else ""
     stated = (
-        f"# Found by cgfedrec tune: trial {best.number} of {trials}{most}, seed {seed}"
-        f"{', median pruning' if prune else ''}.\n# {monitor} {best.value:.4f}; no test item was ranked.\n"
+        f"# Found by cgfedrec tune: trial {best.number} of {trials}{most}, seed {seed}{pruned}.\n"
+        f"# {monitor} {best.value:.4f}; no test item was ranked.\n"
     )
     path = folder / "best.yaml"
-    write_atomically(path, stated + dump(_parsed(with_values(own, best.params))))
+    write_atomically(path, stated + dump(parsed(with_values(own, best.params))))
     console.print(f"{monitor} {best.value:.4f} with {_written(best.params)}\n{path}", highlight=False, soft_wrap=True)
     return path
 
 
-def read_space(path: Path) -> dict[str, Any]:
-    """Read a search space: each option's choices, or its range. Raises `InputError` with every problem."""
-    try:
-        space = read_yaml_file(path)
-    except InputError as error:
-        raise InputError(f"--space: {problem}" for problem in error.problems) from error
-    check(None if isinstance(space, dict) and space else f"--space: {path}: holds no options")
-    check(*(f"--space: {name}: {problem}" for name, entry in space.items() if (problem := _problem(entry))))
-    return {str(name): entry for name, entry in space.items()}
-
-
-def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a config in which dotted options have other values."""
-    changed = dict(config)
-    for option, value in values.items():
-        first, _, rest = option.partition(".")
-        changed[first] = with_values(changed.get(first) or {}, {rest: value}) if rest else value
-    return changed
-
-
-def _problem(entry: Any) -> str | None:
-    if isinstance(entry, list):
-        plain = all(value is None or isinstance(value, bool | int | float | str) for value in entry)
-        return None if entry and plain else "give one or more choices: numbers, text, true, false or null"
-    if not isinstance(entry, dict) or not {"low", "high"} <= entry.keys() <= {"low", "high", "log", "step"}:
-        return "give a list of choices, or low and high, and log or step if wanted"
-    low, high = entry["low"], entry["high"]
-    if not all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high)):
-        return f"low {low!r} and high {high!r} must be numbers; YAML reads 1e-3 as text, and 1.0e-3 as a number"
-    if not low < high:
-        return f"low {low} is not below high {high}"
-    if entry.get("log") and (low <= 0 or "step" in entry):
-        return "log needs a positive low, and takes no step"
-    return None
-
-
-def _check_space(space: Mapping[str, Any], own: dict[str, Any]) -> None:
-    """Every end of a range and every choice must be something that the parser takes, one at a time."""
-    problems = []
-    for option, entry in space.items():
-        first = option.split(".")[0]
-        if first not in ("method", "loop", "data"):
-            problems.append(f"--space: {option}: only options of method, loop and data can be tuned")
-            continue
-        for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
-            try:
-                _parsed(with_values(own, {option: value}))
-            except InputError as error:
-                problems.append(f"--space: {option}: {error}")
-                break
-    check(*problems)
-
-
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
+    """Optuna, which is an extra. Raises `InputError` where it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -192,24 +151,13 @@ def _optuna() -> Any:
 
 
 def _settled(study: optuna.Study) -> int:
-    """How many trials count: those that have ended, whatever way."""
+    """How many trials count: those that have ended, in whatever way."""
     return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def _completed(study: optuna.Study) -> bool:
+    """Whether any trial came to a value."""
     return any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
-
-
-def _value(config: Any, option: str) -> Any:
-    for key in option.split("."):
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
-
-
-def _holds(entry: Any, value: Any) -> bool:
-    if isinstance(entry, list):
-        return value in entry
-    return isinstance(value, int | float) and entry["low"] <= value <= entry["high"]
 
 
 def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], folder: Path) -> str:
@@ -232,41 +180,44 @@ def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], fol
     except TrialPruned:
         state = TrialState.PRUNED
     except (InputError, RunError, NotFiniteError, RuntimeError, ValueError) as failure:
+        # Settings that diverge or do not fit are an answer like any other, and the search goes on.
         state = TrialState.FAIL
-        error = f"the {failure.what} is not finite" if isinstance(failure, NotFiniteError) else str(failure)
+        error = str(failure)
+        if isinstance(failure, NotFiniteError):  # whose message lists clients, and they say nothing of settings
+            error = f"the {failure.what} is not finite"
         trial.set_user_attr("error", error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     trial.set_user_attr("seconds", time.perf_counter() - started)
     study.tell(trial, value, state=state)
-    ended = f"{value:.4f}" if value is not None else f"{state.name.lower()} {error}".strip()
+    ended = f"{state.name.lower()} {error}".strip()
+    if value is not None:
+        ended = f"{value:.4f}"
     return f"trial {trial.number}: {ended}  {_written(values)}"
 
 
 def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = None) -> Run:
-    callbacks = [_Reporter(trial)] if trial else []
-    if trial:
+    """Set up the run of a config; one that belongs to a trial reports to it, and may write into the folder."""
+    callbacks = []
+    if trial is not None:
+        callbacks.append(_Reporter(trial))
         folder.mkdir(parents=True, exist_ok=True)
-    settings = _parsed(config)
+    settings = parsed(config)
     settings.logger = None
     return Run(settings, folder, callbacks)
 
 
-def _parsed(config: Mapping[str, Any]) -> Namespace:
-    """The settings of a whole config, whatever the environment says."""
-    return parse(said([config], environment={}))
-
-
 class _Reporter:
-    """Tells the study of every evaluation, and ends a trial that it prunes."""
+    """A callback that tells the study of every evaluation, and ends the trial if the study prunes it."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
 
     def on_round_end(self, loop: FederatedLoop) -> None:
-        row = loop.history[-1] if loop.history else {}
-        if row.get("round") != loop.round:
+        """Report the round's value, if this round was evaluated. Raises ``TrialPruned`` to end the trial."""
+        if not loop.history or loop.history[-1]["round"] != loop.round:
             return
+        row = loop.history[-1]
         self.trial.report(row[loop.monitor], loop.round)
         if self.trial.should_prune():
             from optuna import TrialPruned
@@ -275,12 +226,12 @@ class _Reporter:
 
 
 def _table(study: optuna.Study) -> pl.DataFrame:
-    """A row a trial that counts."""
+    """One row for each trial that counts."""
     rows = [
         {
             "trial": trial.number,
             "state": trial.state.name.lower(),
-            "value": trial.value if trial.state.name == "COMPLETE" else None,
+            "value": value_of_trial(trial),
             "best_round": trial.user_attrs.get("best_round"),
             "seconds": trial.user_attrs["seconds"],
             **trial.params,
@@ -293,5 +244,12 @@ def _table(study: optuna.Study) -> pl.DataFrame:
 
 
 def _written(values: Mapping[str, Any]) -> str:
-    short = {option.rpartition("init_args.")[2]: value for option, value in values.items()}
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in short.items())
+    """The values of a trial on one line, options by their last names."""
+    parts = []
+    for option, value in values.items():
+        name = option.rpartition("init_args.")[2]
+        if isinstance(value, float):
+            parts.append(f"{name} {value:.4g}")
+        else:
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)

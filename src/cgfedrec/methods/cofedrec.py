@@ -95,10 +95,17 @@ def similar(rows: Tensor, one: int) -> Tensor:
 
 
 def before_elbow(falling: Tensor) -> int:
-    """How many of some falling values come before the elbow: the one farthest from the chord from first to last.
+    """How many of some falling values come before their elbow.
 
-    Above the chord the elbow is the last before a fall, and counts; below it is the first after one, and does not.
-    Values without an elbow, equal ones or fewer than three, all count.
+    The elbow is the value farthest from the chord, the straight line from the first value to the last. If it lies
+    above the chord, it is the last one before a fall: it is counted. If it lies below, it is the first one after a
+    fall: it is not counted. Where there is no elbow, among equal values or fewer than three, all are counted.
+
+    Args:
+        falling: `[values]`, float64, none above the one before it.
+
+    >>> before_elbow(torch.tensor([9.0, 8.0, 7.0, 1.0, 0.0, 0.0, 0.0]))
+    3
     """
     if len(falling) < 3:
         return len(falling)
@@ -106,7 +113,9 @@ def before_elbow(falling: Tensor) -> int:
         falling[0].item(), falling[-1].item(), len(falling), dtype=falling.dtype, device=falling.device
     )
     elbow = int(gap.abs().argmax())
-    return elbow + int(gap[elbow] > 0) if elbow else len(falling)
+    if elbow == 0:
+        return len(falling)
+    return elbow + int(gap[elbow] > 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What happens at the end of a round: early stopping, polite interruption, progress.
+"""What a run does besides training: it stops early, ends politely when interrupted, and shows how far it is.
 
 A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, users)`,
 `on_round_end(loop)` and `on_federation_end(loop)`; Fabric calls those that it has, in the order in which they were
@@ -21,6 +21,7 @@ class EarlyStopping:
     """Ends training when the monitored metric has not improved for ``loop.patience`` evaluations."""
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
+        """A run may go on from a round after which it had stopped; it must not train another."""
         self.on_round_end(loop)
 
     def on_round_end(self, loop: FederatedLoop) -> None:
@@ -43,6 +44,8 @@ class Interrupt:
         return self._signals.came[0]
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
+        """Note signals from now on, in place of what they would do."""
+
         def stop(came: list[Signal]) -> str:
             if len(came) > 1:
                 raise SystemExit(128 + came[-1])
@@ -52,6 +55,7 @@ class Interrupt:
         self._signals = Signals(stop).listen()
 
     def on_federation_end(self, loop: FederatedLoop) -> None:
+        """Hand signals back, however training ended."""
         if self._signals is not None:
             self._signals.release()
 
@@ -64,14 +68,17 @@ class ProgressBar:
         self.progress = progress_bars(console, "metric")
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
+        """Show the bars, as far as a resumed run is already."""
         self.progress.start()
         self.rounds = self.progress.add_task("rounds", total=loop.rounds, completed=loop.round, metric="")
         self.clients = self.progress.add_task("clients", total=len(loop.sample()), metric="")
 
     def on_cohort_end(self, loop: FederatedLoop, users: Tensor) -> None:
+        """Count these clients, `[clients]`, as done in this round."""
         self.progress.advance(self.clients, len(users))
 
     def on_round_end(self, loop: FederatedLoop) -> None:
+        """Count the round and, if it was evaluated, say what it found."""
         self.progress.reset(self.clients)
         if not loop.history or loop.history[-1]["round"] != loop.round:  # this round was not evaluated
             self.progress.update(self.rounds, completed=loop.round)
@@ -90,4 +97,5 @@ class ProgressBar:
             )
 
     def on_federation_end(self, loop: FederatedLoop) -> None:
+        """Take the bars away."""
         self.progress.stop()

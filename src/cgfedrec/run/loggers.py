@@ -92,10 +92,12 @@ class History:
         self.columns: list[str] = []
 
     def on_federation_start(self, training: Training) -> None:
+        """Write anew what a resumed run had before: a killed part may have left a row too many, or half of one."""
         if training.history:
             self._write(training.history)
 
     def on_round_end(self, training: Training) -> None:
+        """Add the row of this round, if it was evaluated. Raises `RunError` where the disk is full."""
         if not training.history or training.history[-1]["round"] != training.round:
             return
         row = training.history[-1]

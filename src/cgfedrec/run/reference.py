@@ -74,5 +74,5 @@ class ReferenceFit:
         return ranked(self.data, stage, self.score, SCORED_AT_ONCE)
 
     def histograms(self) -> dict[str, Tensor]:
-        """None: nothing is discovered in rounds."""
+        """Values `[any]` by name: none, since nothing is discovered in rounds."""
         return {}

@@ -31,7 +31,6 @@ class Signals:
     def __init__(self, react: Reaction) -> None:
         self.react = react
         self.came: list[signal.Signals] = []
-
         self._before: dict[signal.Signals, Handler] = {}
 
     def listen(self) -> Self:

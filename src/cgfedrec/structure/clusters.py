@@ -82,7 +82,7 @@ class ClusterServer(MeanServer):
         return report
 
     def histograms(self) -> dict[str, Tensor]:
-        """How many items each cluster has."""
+        """How many items each cluster has, `[clusters]`."""
         return {"clusters/sizes": torch.bincount(self.labels, minlength=self.clustering.clusters)}
 
     def _cluster(self, round: int) -> None:

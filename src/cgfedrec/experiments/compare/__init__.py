@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cgfedrec.errors import check
+from cgfedrec.experiments.compare.job import Job
 from cgfedrec.experiments.compare.plan import Plan, read_plan
 from cgfedrec.experiments.compare.report import show, write_report
 from cgfedrec.experiments.compare.results import Results, failures
@@ -45,19 +46,13 @@ def compare(
     """
     console, path = console or quiet_console(), Path(config)
     folder = Path(output) if output else Path("runs") / "compare" / path.stem
-    check(
-        f"--processes: {processes} is not positive" if processes < 1 else None,
-        no_folder("--output", folder),
-    )
+    problems = [no_folder("--output", folder)]
+    if processes < 1:
+        problems.insert(0, f"--processes: {processes} is not positive")
+    check(*problems)
     plan = read_plan(path, folder)
-    changed = [] if replace else [job for job in plan.jobs if job.state() == "changed"]
-    check(
-        *(
-            f"{job.directory}: holds a run with other settings ({', '.join(job.differences())}); choose another "
-            f"--output, or run it anew with --replace{f'. {damage}' if (damage := job.damage()) else ''}"
-            for job in changed
-        )
-    )
+    if not replace:
+        check(*(_in_the_way(job) for job in plan.jobs if job.state() == "changed"))
     for text in plan.notes:
         console.print(text, highlight=False)
     console.print(
@@ -73,3 +68,14 @@ def compare(
         show(console, results)
         console.print(f"{', '.join(path.name for path in written)} are in {folder}", highlight=False, soft_wrap=True)
     return results, ended
+
+
+def _in_the_way(job: Job) -> str:
+    """What to say of a folder that holds a run with other settings."""
+    problem = (
+        f"{job.directory}: holds a run with other settings ({', '.join(job.differences())}); choose another --output, "
+        "or run it anew with --replace"
+    )
+    if damage := job.damage():
+        problem += f". {damage}"
+    return problem

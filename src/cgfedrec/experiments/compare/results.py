@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
-from cgfedrec.experiments.compare.plan import Job, Kind, Plan
+from cgfedrec.experiments.compare.job import Job, Kind
+from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.runner import reason
 from cgfedrec.experiments.compare.statistics import Interval, holm, interval, paired_test, pareto, per_user
 from cgfedrec.files import write_atomically
@@ -26,7 +27,6 @@ class Curve:
     Attributes:
         rounds, bytes: `[rounds]`, what it took so far; the bytes up and down of all clients together.
         values, low, high: `[rounds]`, the monitored validation metric, and its range over seeds.
-        best: Where the mean is highest.
     """
 
     rounds: list[float]
@@ -37,6 +37,7 @@ class Curve:
 
     @property
     def best(self) -> int:
+        """The place of the highest mean; the first one, where several are equal."""
         return max(range(len(self.values)), key=self.values.__getitem__)
 
 
@@ -47,10 +48,11 @@ class Row:
     Attributes:
         method: Its name.
         kind: What it is.
-        seeds: How many finished.
-        metrics: Mean and interval over seeds of each shown metric.
-        over_control: Of the first metric, the mean over users of the difference from the control, with its interval.
-        p: That the first metric differs from the reference's only by chance, corrected; ``None`` for the reference.
+        seeds: How many of its runs finished.
+        metrics: Mean and interval over seeds, for each metric that is shown.
+        over_control: How much more of the first metric users have than under the control: mean and interval over users.
+        p: The corrected p-value of the assumption that the first metric differs from the reference's only by chance;
+            ``None`` for the reference itself.
         best_round, bytes, seconds: Means over seeds.
         front: Whether some of its rounds are on the Pareto front of bytes and the monitored metric.
         published: What papers report.
@@ -113,8 +115,8 @@ class Results:
         row["kind"] = self.plan.kinds[job.method]
         row["protocol"] = self.plan.facts[job.data].protocol.name
         if job not in self.finished:
-            missing = "failed" if job.name in self.failed else "missing"
-            return row | {"status": missing, "error": self.failed.get(job.name, "")}
+            status = "failed" if job.name in self.failed else "missing"
+            return row | {"status": status, "error": self.failed.get(job.name, "")}
         summary = job.summary()
         row |= {"status": "finished", "error": "", "best_round": summary.get("best_round")}
         row |= {"rounds": summary.get("rounds"), "seconds": summary.get("seconds")}
@@ -134,7 +136,9 @@ class Results:
             )
             for job in self.finished
         ]
-        return pl.concat(frames) if frames else pl.DataFrame(schema=[*RUN, "user", "item", "rank"])
+        if not frames:
+            return pl.DataFrame(schema=[*RUN, "user", "item", "rank"])
+        return pl.concat(frames)
 
     @cached_property
     def tables(self) -> list[Table]:
@@ -172,36 +176,34 @@ class Results:
         return Table(data, rows, reference, curves, on_front, missing)
 
     def _row(self, method: str, kind: Kind, runs: pl.DataFrame, published: Mapping[str, float]) -> Row:
-        def mean(column: str) -> float | None:
-            value = runs[column].mean() if column in runs.columns else None
-            return None if value is None else float(value)  # type: ignore[arg-type]
-
-        return Row(
-            method,
-            kind,
-            len(runs),
-            {metric: interval(runs[f"test/{metric}"].to_numpy()) for metric in self.plan.metrics},
-            best_round=None if kind == "centralised" else mean("best_round"),
-            bytes=None if kind == "centralised" else mean("bytes/total"),
-            seconds=mean("seconds"),
-            published=published,
-        )
+        """A method's row, from its finished runs."""
+        metrics = {metric: interval(runs[f"test/{metric}"].to_numpy()) for metric in self.plan.metrics}
+        row = Row(method, kind, len(runs), metrics, seconds=_mean(runs, "seconds"), published=published)
+        if kind != "centralised":  # which has no rounds and sends nothing
+            row.best_round, row.bytes = _mean(runs, "best_round"), _mean(runs, "bytes/total")
+        return row
 
     def _popularity(self, runs: pl.DataFrame) -> Row:
-        """What every run measures of it, once for each seed."""
+        """Popularity's row. Every run measures it beside its method, so one run of each seed is enough."""
         seeds = runs.unique("seed", keep="first", maintain_order=True)
         metrics = {name: interval(seeds[f"popularity/test/{name}"].to_numpy()) for name in self.plan.metrics}
         return Row(POPULARITY, "centralised", len(seeds), metrics)
 
     def _reference(self, rows: Sequence[Row]) -> str | None:
+        """The method against which the others are tested, if there is one among these rows, best first."""
         methods = [row.method for row in rows]
         if self.plan.reference in methods:
             return self.plan.reference
         eligible = [row.method for row in rows if row.kind == "federated"] or methods
-        return eligible[0] if eligible and self.plan.reference is None else None
+        if eligible and self.plan.reference is None:
+            return eligible[0]
+        return None
 
     def _test(self, data: str, rows: Sequence[Row], reference: str | None) -> None:
-        """Fill in what pairs each user's values with those of the control and the reference, over the seeds of both."""
+        """Fill in how each row differs from the control and from the reference, user by user.
+
+        A user's value is the mean over the seeds that both methods finished.
+        """
         values = per_user(self.ranks.filter(pl.col("data") == data), self.plan.metrics[0], ("method", "seed"))
 
         def pairs(first: str, second: str) -> pl.DataFrame:
@@ -222,6 +224,7 @@ class Results:
             row.p = p
 
     def _curve(self, data: str, method: str) -> Curve | None:
+        """A method's curve over the seeds that finished; none for a method without rounds."""
         monitor = self.plan.facts[data].monitor
         needed = ["round", "bytes/total", monitor]
         histories = []
@@ -239,11 +242,13 @@ class Results:
             pl.concat(histories, how="vertical_relaxed")
             .group_by("round")
             .agg(pl.len(), pl.col("bytes/total").mean(), values.mean(), low=values.min(), high=values.max())
-            .filter(pl.col("len") == len(histories))
+            .filter(pl.col("len") == len(histories))  # a mean over fewer seeds would jump where one stopped
             .sort("round")
         )
         columns = ("round", "bytes/total", monitor, "low", "high")
-        return Curve(*(means[name].cast(pl.Float64).to_list() for name in columns)) if len(means) else None
+        if means.is_empty():
+            return None
+        return Curve(*(means[name].cast(pl.Float64).to_list() for name in columns))
 
     def write(self) -> list[Path]:
         """Write ``results.csv``, ``results.parquet`` and ``ranks.parquet``, each in one atomic step."""
@@ -255,6 +260,16 @@ class Results:
         for name, write in writers.items():
             write_atomically(self.plan.directory / name, write)
         return [self.plan.directory / name for name in writers]
+
+
+def _mean(runs: pl.DataFrame, column: str) -> float | None:
+    """The mean of a column of numbers, if there is such a column with a number in it."""
+    if column not in runs.columns:
+        return None
+    value = runs[column].mean()
+    if value is None:
+        return None
+    return float(value)  # type: ignore[arg-type]
 
 
 def failures(jobs: Sequence[Job]) -> dict[str, str]:

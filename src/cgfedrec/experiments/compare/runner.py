@@ -17,7 +17,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import TaskID
 
-from cgfedrec.experiments.compare.plan import Job
+from cgfedrec.experiments.compare.job import Job
 from cgfedrec.files import locked, remove_leftovers, write_atomically
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.folder import CONFIG
@@ -36,9 +36,9 @@ class Ended:
     """How the runs ended.
 
     Attributes:
-        skipped: How many were finished already.
-        failed: The names of those that failed, and why.
-        signal: What stopped the comparison, if anything did.
+        skipped: How many runs were finished already.
+        failed: The names of the runs that failed, and why each did.
+        signal: The number of the signal that stopped the comparison, if one did.
     """
 
     skipped: int = 0
@@ -48,6 +48,8 @@ class Ended:
 
 @dataclass
 class _Running:
+    """A run at work: its process, where that prints to, its progress bar, and when it began (seconds, monotonic)."""
+
     job: Job
     process: subprocess.Popen[bytes]
     output: IO[bytes]
@@ -97,10 +99,11 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
                     _start(job, processes, lock, keep_checkpoints, progress.add_task(job.name, total=None, what=""))
                 )
             if len(signals.came) > passed_on:
+                # The first one is passed on as it came, and each further one kills.
                 for one in running:
                     one.process.send_signal(signal.SIGKILL if passed_on else signals.came[0])
                 passed_on = len(signals.came)
-            time.sleep(LOOK_EVERY)
+            time.sleep(LOOK_EVERY)  # runs take seconds to hours: to look now and then is simpler than to be told
             for one in list(running):
                 code = one.process.poll()
                 if code is None:
@@ -110,6 +113,7 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
                 one.output.close()
                 progress.remove_task(one.task)
                 seconds = f"{time.monotonic() - one.started:.1f} s"
+                # Its folder says whether it is finished, whatever the exit code is.
                 if one.job.state() == "finished":
                     progress.advance(whole)
                     _drop_checkpoints(one.job, keep_checkpoints)
@@ -135,6 +139,7 @@ def reason(directory: Path) -> str:
 
 
 def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: TaskID) -> _Running:
+    """Start a run's process: from its checkpoint if there is one, else in a folder that is empty."""
     state = job.state()
     keep_checkpoints |= state != "changed" and (job.directory / KEPT).exists()
     if state in ("new", "changed"):  # what is there is damaged, or the comparison was told to replace it
@@ -145,18 +150,29 @@ def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: Ta
         (job.directory / KEPT).touch()
     config = job.directory / CONFIG  # which the run writes again, word for word
     write_atomically(config, job.config)
-    goes_on = state == "started"
-    given = ["--config", config, *(["--ckpt_path", job.checkpoint] if goes_on else ["--run_dir", job.directory])]
+    given = ["fit", "--config", str(config)]
+    if state == "started":
+        given += ["--ckpt_path", str(job.checkpoint)]
+    else:
+        given += ["--run_dir", str(job.directory)]
     threads = max(1, _cores() // processes)
+    # A run takes its settings from its config alone, and not from the environment of whoever compares.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CGFEDREC_FIT")}
     environment |= {"OMP_NUM_THREADS": str(threads)}
     output = (job.directory / OUTPUT).open("wb")
-    process = launch(["fit", *map(str, given)], output, environment, lock)
+    process = launch(given, output, environment, lock)
     return _Running(job, process, output, task, time.monotonic())
 
 
 def launch(arguments: list[str], output: IO[bytes], environment: dict[str, str], lock: int) -> subprocess.Popen[bytes]:
-    """Start a command line of ours that holds the comparison's lock as long as it works."""
+    """Start a command line of ours that holds the comparison's lock as long as it works.
+
+    Args:
+        arguments: Of ``cgfedrec``.
+        output: Where all that it prints goes.
+        environment: All of its environment.
+        lock: An open file: a run that outlives the comparison still keeps a second comparison out of the folder.
+    """
     return subprocess.Popen(  # in a session of its own, so that Ctrl-C reaches it through us, and once
         [sys.executable, "-m", "cgfedrec.cli", *arguments],
         stdin=subprocess.DEVNULL,
@@ -169,23 +185,30 @@ def launch(arguments: list[str], output: IO[bytes], environment: dict[str, str],
 
 
 def _drop_checkpoints(job: Job, keep: bool) -> None:
-    """Unless they are to be kept, or an earlier comparison was told to keep them."""
+    """Remove a run's checkpoints, unless this comparison, or an earlier one, was told to keep them."""
     if not (keep or (job.directory / KEPT).exists()):
         shutil.rmtree(job.checkpoint.parent, ignore_errors=True)
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use; where the system cannot say that, all that there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _last_row(directory: Path) -> str:
-    """How far a run is, from the last line of its history."""
+    """How far a run is, from the last line of its history; nothing before it has one."""
     try:
         lines = (directory / "metrics.csv").read_text().splitlines()
     except OSError:
         return ""
-    row = dict(zip(lines[0].split(","), lines[-1].split(","), strict=False)) if len(lines) > 1 else {}
+    if len(lines) < 2:
+        return ""
+    row = dict(zip(lines[0].split(","), lines[-1].split(","), strict=False))
+    if "round" not in row:
+        return ""
     metric = ""
     with suppress(KeyError, ValueError):  # the last line may be half written
         metric = f"  val/ndcg@10 {float(row['val/ndcg@10']):.4f}"
-    return f"round {row['round']}{metric}" if "round" in row else ""
+    return f"round {row['round']}{metric}"

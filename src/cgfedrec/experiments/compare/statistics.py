@@ -17,23 +17,32 @@ Values = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A mean and the half-width of its interval, which is ``None`` for a single value."""
+    """A mean and its interval."""
 
     mean: float
     half: float | None
+    """Half of the interval's width; ``None`` for a single value, of which nobody knows how much it varies."""
     n: int
+    """How many values the mean is over."""
 
     @property
     def low(self) -> float:
+        """The lower end; the mean where there is no interval."""
         return self.mean - (self.half or 0)
 
     @property
     def high(self) -> float:
+        """The upper end; the mean where there is no interval."""
         return self.mean + (self.half or 0)
 
 
 def interval(values: Sequence[float] | Values, level: float = 0.95) -> Interval:
-    """The mean of independent values and its interval by Student's t."""
+    """The mean of independent values and its interval by Student's t.
+
+    Args:
+        values: `[n]`, one or more.
+        level: How often such an interval holds the true mean.
+    """
     array = np.asarray(values, float)
     if len(array) < 2:
         return Interval(float(array.mean()), None, len(array))
@@ -42,7 +51,7 @@ def interval(values: Sequence[float] | Values, level: float = 0.95) -> Interval:
 
 
 def paired_test(first: Values, second: Values, kind: Literal["t", "wilcoxon"] = "t") -> float:
-    """The two-sided p-value that pairs differ only by chance; 1 where no pair differs.
+    """The two-sided p-value of the assumption that pairs differ only by chance; 1 where no pair differs.
 
     Args:
         first: `[users]`.
@@ -51,11 +60,20 @@ def paired_test(first: Values, second: Values, kind: Literal["t", "wilcoxon"] = 
     """
     if len(first) < 2 or np.array_equal(first, second):
         return 1.0
-    return float((stats.ttest_rel if kind == "t" else stats.wilcoxon)(first, second).pvalue)
+    if kind == "t":
+        return float(stats.ttest_rel(first, second).pvalue)
+    return float(stats.wilcoxon(first, second).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that keep the chance of any false alarm among all at their level."""
+    """Correct p-values so that the chance of any false alarm among all tests stays at the level (Holm 1979).
+
+    Args:
+        p_values: `[tests]`.
+
+    Returns:
+        `[tests]`, in the same order, each at most 1.
+    """
     order = np.argsort(p_values, kind="stable")
     scaled = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
     corrected = np.empty(len(order))
@@ -64,8 +82,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def pareto(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """The points that no other beats in cost or gain without losing in the other, by rising cost."""
+    """The Pareto front, by rising cost: a point is on it if whatever gains as much costs more.
+
+    Args:
+        costs: `[points]`.
+        gains: `[points]`.
+
+    Returns:
+        The places of the points on the front.
+    """
     front: list[int] = []
+    # From cheap to dear, a point belongs to the front if it gains more than all that are cheaper.
     for place in sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i])):
         if not front or gains[place] > gains[front[-1]]:
             front.append(place)

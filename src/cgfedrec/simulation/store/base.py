@@ -127,7 +127,7 @@ class ClientStore(ABC):
 
 
 def parts(number: int) -> Iterator[Tensor]:
-    """The numbers in [0, number), `COPIED_AT_ONCE` at a time."""
+    """The numbers in [0, number), `COPIED_AT_ONCE` at a time, `[numbers]`."""
     for start in range(0, number, COPIED_AT_ONCE):
         yield torch.arange(start, min(start + COPIED_AT_ONCE, number))
 

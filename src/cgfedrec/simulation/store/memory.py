@@ -44,7 +44,7 @@ class MemoryStore(ClientStore):
 
     def _forget(self) -> None:
         self.known.zero_()
-        # [users]: each user's row, -1 where there is none. `owners` is the inverse: [rows], whose each row is.
+        # [users]: each user's row, -1 where there is none. `owners` is the inverse, [rows]: each row's user.
         self.place = torch.full((self.num_users,), -1)
         self.owners = torch.empty(0, dtype=torch.int64)
         # [room, ...] of each tensor; the first len(owners) rows belong to somebody.

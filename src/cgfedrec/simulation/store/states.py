@@ -20,9 +20,9 @@ def check_state(
 ) -> None:
     """Make sure that a state holds rows for clients that exist, or refers to slots that exist.
 
-    A state is one of two kinds. Its ``users`` say in both whose rows it has, in their order. A store in memory adds the
-    ``rows`` themselves. A store on disk adds the ``slots`` in which they lie, their check``sums``, and its ``pins``:
-    the slots that each checkpoint needs.
+    There are two kinds of state. Both list the ``users`` who have a row. A store in memory adds the ``rows``
+    themselves, in the same order. A store on disk adds the ``slots`` in which the rows lie, the checksums of the rows
+    (``sums``), and the slots that each checkpoint needs (``pins``).
 
     Args:
         state: To be taken over.

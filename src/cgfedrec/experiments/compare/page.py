@@ -1,0 +1,126 @@
+"""A comparison as one HTML page, with charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from cgfedrec import __version__
+from cgfedrec.experiments.compare.plan import Plan
+from cgfedrec.experiments.compare.plot import Line, chart
+from cgfedrec.experiments.compare.results import Curve, Results, Table
+from cgfedrec.experiments.compare.words import (
+    LEAK,
+    LEVEL,
+    TESTS,
+    ends_kind,
+    finding,
+    is_best,
+    listed,
+    metric_name,
+    p_value,
+    protocol_name,
+)
+from cgfedrec.units import nbytes
+
+MUTED = -1
+"""The style of controls."""
+
+
+def html(results: Results) -> str:
+    """The whole report as one page that needs nothing else."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals |= {
+        "metric_name": metric_name,
+        "p_value": p_value,
+        "nbytes": nbytes,
+        "is_best": is_best,
+        "ends_kind": ends_kind,
+        "LEVEL": LEVEL,
+    }
+    plan = results.plan
+    sections = [_section(results, table) for table in results.tables]
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        plan=plan,
+        sections=sections,
+        test=TESTS[plan.test],
+        version=__version__,
+        missing={name: why for table in results.tables for name, why in table.missing.items()},
+    )
+
+
+def _section(results: Results, table: Table) -> dict[str, Any]:
+    """What the template needs for one data set."""
+    plan, facts = results.plan, results.plan.facts[table.data]
+    leak = ""
+    if facts.protocol.leaks:
+        leak = LEAK.format(control=plan.control)
+    return {
+        "table": table,
+        "facts": facts,
+        "protocol": protocol_name(facts),
+        "leak": leak,
+        "finding": finding(plan, table),
+        "charts": _charts(plan, table),
+        "settings": {row.method: plan.settings.get((table.data, row.method)) for row in table.rows},
+    }
+
+
+def _charts(plan: Plan, table: Table) -> list[tuple[Markup, str]]:
+    """Validation accuracy against rounds and against bytes, each with its caption."""
+    facts = plan.facts[table.data]
+    federated = [name for name, kind in plan.kinds.items() if kind == "federated"]
+    style = dict.fromkeys(plan.kinds, MUTED) | {name: place for place, name in enumerate(federated)}
+    trained = {name: curve for name, curve in table.curves.items() if plan.kinds[name] != "centralised"}
+    if not trained:
+        return []
+    y = metric_name(facts.monitor)
+    over = "mean of one seed"
+    if len(plan.seeds) > 1:
+        over = f"mean of {len(plan.seeds)} seeds, as far as all went; band: lowest to highest seed"
+    leaks = ""
+    if facts.protocol.leaks:
+        leaks = " † The protocol leaks."
+    against_rounds = chart(
+        [_line(name, style[name], curve, curve.rounds) for name, curve in trained.items()],
+        "round",
+        y,
+        f"{y} against rounds on {table.data}",
+    )
+    figures = [(Markup(against_rounds), f"{y} against rounds; {over}; marks: each method's best round.{leaks}")]
+    # What sends nothing has no place on a logarithmic axis, and is drawn as a level.
+    sent = {name: curve for name, curve in trained.items() if min(curve.bytes) > 0}
+    silent = {name: curve for name, curve in trained.items() if name not in sent}
+    if sent:
+        corners = [(trained[name].bytes[i], trained[name].values[i]) for name, i in table.front if name in sent]
+        against_bytes = chart(
+            [_line(name, style[name], curve, curve.bytes) for name, curve in sent.items()],
+            "bytes up and down, all clients together (logarithmic)",
+            y,
+            f"{y} against measured bytes on {table.data}, with the Pareto front",
+            log=True,
+            levels=[(name, style[name], max(curve.values)) for name, curve in silent.items()],
+            front=corners,
+            x_format=lambda value: nbytes(value, 0),
+        )
+        dotted = ""
+        if silent:
+            dotted = f"; dotted: {listed(list(silent))}, which sends nothing, at its best round"
+        caption = f"{y} against the packed length of all messages; heavy dashes: the Pareto front{dotted}.{leaks}"
+        figures.append((Markup(against_bytes), caption))
+    return figures
+
+
+def _line(name: str, style: int, curve: Curve, xs: Sequence[float]) -> Line:
+    return Line(name, style, xs, curve.values, curve.low, curve.high, curve.best)
