@@ -105,7 +105,7 @@ def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
     loop.round = 2
     cohorts = list(data.cohorts(torch.arange(data.num_users), loop.cohort_size))
     drawn = {int(users[0]): data.batches.samples(users.numpy(), 2, data.private_seed) for users in cohorts}
-    with patch.object(data, "_samples", lambda users, _: drawn[int(users[0])]):
+    with patch.object(type(data.batches), "samples", lambda _, users, *__: drawn[int(users[0])]):
         started = time.perf_counter()
         for trained in loop.workers.map(loop.train, cohorts):
             loop.server.aggregate(trained.part)
@@ -117,7 +117,7 @@ def parts(loop: FederatedLoop, state: dict[str, Any]) -> dict[str, float]:
     """Where the threads' time goes in one round."""
     clock, server, data = Clock(), loop.server, loop.data
     with (
-        patch("cgfedrec.kit.table.contrast", clock.wrap("align", contrast)),
+        patch("cgfedrec.structure.alignment.contrast", clock.wrap("align", contrast)),
         patch("cgfedrec.loop.train", clock.wrap("train", train)),
         patch.object(data, "draw", clock.wrap("shuffle and cut", data.draw)),
         patch.object(server, "reduce", clock.wrap("upload", server.reduce)),
