@@ -13,6 +13,7 @@ from cgfedrec.data import FederatedDataModule, Format, Synthetic
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError
 from cgfedrec.protocol import Protocol
+from cgfedrec.random import private_seed
 from tests.conftest import MakeData
 
 POSITIONS = Format(header=False, user_column=0, item_column=1, timestamp_column=2)
@@ -132,7 +133,7 @@ def test_the_private_seed_draws_negatives_and_order_and_nothing_else(make_data: 
         assert not any(one.equal(other) for one, other in zip(first[kind], second[kind], strict=True))
     assert all(one.equal(other) for one, other in zip(first[2], second[2], strict=True))
     assert not any(one.equal(other) for one, other in zip(first[2], third[2], strict=True))
-    assert make_data(seed=7).private_seed == 7
+    assert make_data(seed=7).private_seed == private_seed(7)
 
 
 def test_every_epoch_holds_each_sample_once_in_a_new_order(make_data: MakeData) -> None:

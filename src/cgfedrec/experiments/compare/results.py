@@ -120,7 +120,7 @@ class Results:
         summary = job.summary()
         row |= {"status": "finished", "error": "", "best_round": summary.get("best_round")}
         row |= {"rounds": summary.get("rounds"), "seconds": summary.get("seconds")}
-        row |= {f"bytes/{way}": summary.get(f"bytes/{way}") for way in ("up", "down", "total")}
+        row |= {f"bytes/{way}": summary.get(f"bytes/{way}") for way in ("up", "down", "total", "scoring")}
         return row | {k: v for k, v in summary.items() if k.startswith(("test/", "val/", "popularity/test/"))}
 
     @cached_property
