@@ -54,9 +54,9 @@ class Mailbox(Growing):
     >>> found = mailbox.of(torch.tensor([9, 5]))  # nothing waits for client 5
     >>> found.clients, found.values["table"]
     (tensor([9]), tensor([[3., 4.]]))
-    >>> mailbox.discard(torch.tensor([9]))
-    >>> mailbox.of(torch.tensor([9, 5])) is None
-    True
+    >>> mailbox.discard(torch.tensor([4]))
+    >>> mailbox.of(torch.tensor([4, 9])).values["table"]
+    tensor([[3., 4.]])
     """
 
     grows = ("clients", "places", "rows")

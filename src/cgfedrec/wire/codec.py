@@ -66,11 +66,11 @@ def raw(values: Tensor) -> Tensor:
 def encode(values: Mapping[str, Value]) -> bytes:
     """The bytes of one message.
 
-    >>> message = encode({"labels": Labels(torch.tensor([5, 2]), clusters=8)})
+    >>> message = encode({"labels": Labels(torch.tensor([6, 1]), clusters=8)})
     >>> len(message)  # 1 byte, a header of 18, and two labels of 3 bits each in one byte
     20
-    >>> f"{message[-1]:08b}"  # 101 for 5, 010 for 2, and two bits to fill the byte
-    '10101000'
+    >>> f"{message[-1]:08b}"  # 110 for 6, 001 for 1, and two bits to fill the byte
+    '11000100'
     """
     fields = (_encode(name, Field.of(value), value) for name, value in values.items())
     return bytes([len(values)]) + b"".join(fields)

@@ -186,8 +186,8 @@ class Upload:
             The places of those users among ``users``, `[found]`, int64, and their rows, `[found, ...]`.
 
         >>> upload = Upload(torch.tensor([4, 9]), {"score": torch.tensor([0.25, 0.75])})
-        >>> upload.of(torch.tensor([2, 9]), "score")
-        (tensor([1]), tensor([0.7500]))
+        >>> upload.of(torch.tensor([9, 2]), "score")
+        (tensor([0]), tensor([0.7500]))
         """
         places, rows = (users[:, None] == self.clients).nonzero(as_tuple=True)
         value = self.values[name]
