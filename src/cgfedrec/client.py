@@ -42,20 +42,21 @@ class StepOutput(NamedTuple):
     """What one optimiser step of a cohort saw."""
 
     loss: Tensor
-    """`[clients]`, each client's loss; the cohort's is their sum, so that no client's gradient meets another's."""
+    """`[clients]`, each client's loss. The cohort's is their sum, and so no client's gradient meets another's."""
     reported: Mapping[str, Tensor] = MappingProxyType({})
-    """`[clients]` each: further values that are worth a look, by the names that `Client.reports` holds."""
+    """`[clients]` each: further values that are worth a look. Their names are those in `Client.reports`."""
 
 
 class Client(LightningModule, ABC):
     """A cohort of clients, trained together as if each were alone.
 
-    Every parameter has a leading `clients` axis and is private to its client. Nothing here may mix rows of that
-    axis. One module serves many cohorts in turn: `load` swaps in the private state of the next one, and in training
-    the clients whose batches are used up leave (`narrow`), the last ones first.
+    Every parameter has a leading `clients` axis, and each row of it is private to one client. Nothing here may mix rows
+    of that axis. One module serves many cohorts in turn: `load` swaps in the private state of the next one. In
+    training, clients whose batches are used up leave (`narrow`), the last ones first.
 
-    A method's client says how to start (`start`), what a step's loss is (`training_step`), which optimisers take a step
-    on each batch, in order (`configure_optimizers`), and the three verbs of federation: `receive`, `upload`, `score`.
+    A method's client says how to start (`start`), what the loss of a step is (`training_step`), and which optimisers
+    take a step on each batch, in order (`configure_optimizers`). It also has the three verbs of federation: `receive`,
+    `upload` and `score`.
     """
 
     scores_after: Literal["training", "aggregation"] = "training"
@@ -74,8 +75,9 @@ class Client(LightningModule, ABC):
 
     @abstractmethod
     def start(self, users: Tensor) -> dict[str, Tensor]:
-        """The private state with which clients begin: for every parameter, `[clients, ...]`, clients that begin alike
-        expanded from one.
+        """The private state with which clients begin: for every parameter, `[clients, ...]`.
+
+        Where all begin alike, one client's values are expanded, which takes the memory of one.
         """
 
     @abstractmethod
@@ -96,14 +98,16 @@ class Client(LightningModule, ABC):
     @property
     def shared_seed(self) -> int:
         """Of the start that all clients share. A client that no server has welcomed starts from its own seed."""
-        return self.seed if self._welcomed is None else self._welcomed
+        if self._welcomed is None:
+            return self.seed
+        return self._welcomed
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """Take what the server sent for a round, from 1; ``None`` where it has nothing to say.
 
-        Called after `load`, and so before every round; it may change the private state in place. What is kept here for
-        each client of the cohort has a row for all of them. The batches of a round may be of its first clients alone:
-        `training_step` then takes as many rows as its batch has.
+        It is called after `load`, before a cohort trains, and may change the private state in place. What it keeps for
+        later has a row for each client of the cohort. A batch may be of the first clients alone: `training_step` then
+        takes as many of these rows as the batch has.
         """
 
     def upload(self) -> Upload:
@@ -123,8 +127,8 @@ class Client(LightningModule, ABC):
 
         Args:
             users: `[clients]`, int64: who they are.
-            private: For every parameter, `[clients, ...]`. It is not copied, unless it lies where a new tensor would
-                not (`aligned`).
+            private: For every parameter, `[clients, ...]`. It is copied only where it does not lie as a new tensor
+                would (`aligned`).
         """
         self.users = users
         for name, parameter in self.named_parameters():
@@ -135,8 +139,9 @@ class Client(LightningModule, ABC):
 def aligned(value: Tensor) -> Tensor:
     """The same values where a new tensor would begin: at a multiple of `ALIGNMENT`, copied if they do not.
 
-    Products of matrices may round in another way by where their operands begin. A cohort's place in a store, or a
-    message's in memory, would show in the results. Values expanded along the first axis are shared, and stay.
+    How a product of matrices rounds may depend on where its operands begin. Without this, a cohort's place in a store
+    would show in the results, and so would a message's place in memory. Values that are expanded along the first axis
+    are shared by all clients, and stay where they are.
 
     Args:
         value: `[...]`
@@ -173,7 +178,7 @@ def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) 
     Raises:
         InputError: for an optimiser that mixes, cannot be made, or needs more than gradients.
     """
-    gradients = torch.linspace(-1, 2, 36).sin().reshape(3, 2, 3, 2)
+    gradients = torch.linspace(-1, 2, 36).sin().reshape(3, 2, 3, 2)  # [steps, clients, 3, 2]
 
     def trial(clients: slice) -> tuple[Tensor, Optimizer]:
         parameter = nn.Parameter(torch.linspace(-1, 1, 12).reshape(2, 3, 2)[clients].clone())
@@ -195,27 +200,26 @@ def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) 
         alone = torch.cat([trial(slice(client, client + 1))[0] for client in range(2)])
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"method.optimizer: {error}") from error
-    check(
-        None
-        if torch.allclose(together, alone, rtol=1e-5, atol=1e-7)
-        else f"method.optimizer: {type(made).__name__} computes over all clients of a cohort at once; choose one that "
-        "treats every element alone, such as SGD, Adam, AdamW or Adagrad"
-    )
+    if not torch.allclose(together, alone, rtol=1e-5, atol=1e-7):
+        check(
+            f"method.optimizer: {type(made).__name__} computes over all clients of a cohort at once; choose one that "
+            "treats every element alone, such as SGD, Adam, AdamW or Adagrad"
+        )
     return made
 
 
 def narrow(client: Client, optimizers: Iterable[Optimizer], clients: int) -> None:
-    """Go on with the first ``clients`` of a cohort alone; the others stand still, whatever their momentum."""
+    """Go on with the first ``clients`` of a cohort alone. The others stand still, whatever their momentum."""
     for optimizer in optimizers:
         for state in optimizer.state.values():
             for name, value in state.items():
-                if isinstance(value, Tensor) and value.ndim:
+                if isinstance(value, Tensor) and value.ndim:  # one without axes counts steps, which all share
                     state[name] = value[:clients]
     for parameter in client.parameters():
         parameter.data = parameter.data[:clients]
 
 
 def forget(optimizers: Iterable[Optimizer]) -> None:
-    """Clear the optimisers' state: in every round, and for every cohort, they start afresh."""
+    """Clear the optimisers' state, since they start afresh in every round and for every cohort."""
     for optimizer in optimizers:
         optimizer.state.clear()

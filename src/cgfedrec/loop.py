@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -26,7 +25,7 @@ from cgfedrec.server import Server
 from cgfedrec.simulation.capacity import Demand, Place, plan
 from cgfedrec.simulation.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
 from cgfedrec.simulation.workers import Workers
-from cgfedrec.train import train
+from cgfedrec.train import Worker, train
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Sum, Upload
 from cgfedrec.wire.wire import Wire
 
@@ -35,7 +34,7 @@ class Trained(NamedTuple):
     """What comes of a cohort's part in a round."""
 
     part: Upload | Sum
-    """What is left of its uploads for the server."""
+    """What is left of its uploads for the server: their sum, or each of them where the server needs that."""
     bytes_up: int
     bytes_down: int
     means: Tensor
@@ -74,17 +73,20 @@ class FederatedLoop(Evaluations):
         monitor: str = "val/ndcg@10",
         patience: int | None = 10,
     ) -> None:
+        wrong_size = given_twice = None
+        if cohort_size != "auto":
+            wrong_size = no_count("loop.cohort_size", cohort_size)
+        if participants is not None and participation != 1:
+            given_twice = "loop.participants: give either this or loop.participation, not both"
         check(
             no_count("loop.rounds", rounds),
             no_count("loop.participants", participants, or_none=True),
-            None if cohort_size == "auto" else no_count("loop.cohort_size", cohort_size),
+            wrong_size,
             no_count("loop.evaluate_every", evaluate_every),
             no_count("loop.checkpoint_every", checkpoint_every),
             no_count("loop.patience", patience, or_none=True),
             not_positive("loop.participation", participation, 1),
-            "loop.participants: give either this or loop.participation, not both"
-            if participants is not None and participation != 1
-            else None,
+            given_twice,
         )
         super().__init__(monitor)
         self.rounds = rounds
@@ -125,15 +127,38 @@ class FederatedLoop(Evaluations):
         Raises:
             InputError: for settings that do not fit the data, or a federation that does not fit the machine.
         """
-        check(
-            no_metric("loop.monitor", self.monitor, data),
-            f"loop.participants: {self.participants} is more than the {data.num_users} users of the data"
-            if self.participants is not None and self.participants > data.num_users
-            else None,
-        )
+        too_many = None
+        if self.participants is not None and self.participants > data.num_users:
+            too_many = f"loop.participants: {self.participants} is more than the {data.num_users} users of the data"
+        check(no_metric("loop.monitor", self.monitor, data), too_many)
         self.fabric, self.data, self.epochs = fabric, data, method.local_epochs
-        self.wire = Wire() if wire is None else wire
+        self.wire = wire or Wire()
+
+        # 1. The server, and what it says once to every client.
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
+        self._check_steps(method)
+        welcome, self._welcome_nbytes = self.wire.down(self.server.welcome(), 1)
+        if welcome is None:  # nobody greets: the start comes with the program, and a control has that of its method
+            welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
+
+        # 2. The workers, each with a client of its own, which holds one cohort after another.
+        self.workers = Workers(fabric, partial(self._new_client, method, welcome))
+
+        # 3. How much the machine must hold, how large a cohort may be, and where clients' state lies.
+        with self.workers.one() as worker:
+            self.reports = worker.client.reports
+            demand = self._demand(worker)
+        self.capacity = plan(demand, self._place, self._cohort_size, fabric.device, folder, to_train)
+        self.cohort_size = self.capacity.cohort_size
+        self._store_of = (data.order(), demand.example, self.state_dtype, folder)
+        self.store: ClientStore
+        if self.capacity.store == "memory":
+            self.store = MemoryStore(*self._store_of, expected=demand.most_clients)
+        else:
+            self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*self._store_of)
+
+    def _check_steps(self, method: Method) -> None:
+        """Refuse steps of the wire that work on sums alone, where the server looks at single uploads."""
         check(
             *(
                 f"wire.steps: {type(step).__name__} works on sums alone, and the server of {type(method).__name__} "
@@ -142,34 +167,19 @@ class FederatedLoop(Evaluations):
                 if step.sums_only and self.server.sees_single_uploads
             )
         )
-        welcome, self._welcome_nbytes = self.wire.down(self.server.welcome(), 1)
-        if welcome is None:  # nobody greets: the start comes with the program, and a control has that of its method
-            welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
 
-        def new_client() -> Client:
-            """A worker's client. It remembers, for all whom it will hold, the one welcome that they receive."""
-            client = method.client(data.num_items, private_seed(data.seed))
-            client.welcome(welcome)
-            return client
+    def _new_client(self, method: Method, welcome: Broadcast) -> Client:
+        """A worker's client. The welcome is the same for everyone, so it takes it once for all whom it will hold."""
+        client = method.client(self.data.num_items, private_seed(self.data.seed))
+        client.welcome(welcome)
+        return client
 
-        self.workers = Workers(fabric, new_client)
-        with self.workers.one() as worker:
-            self.reports = worker.client.reports
-            example, upload = worker.client.private(), worker.client.upload().values  # of nobody yet: their shapes
-            # Fabric has wrapped the optimisers.
-            copies = max((dense_copies(wrapped.optimizer) for wrapped in worker.optimizers), default=0)
-        demand = self._demand(example, upload, copies)
-        self.capacity = plan(demand, self._place, self._cohort_size, fabric.device, folder, to_train)
-        self.cohort_size = self.capacity.cohort_size
-        self._store_of = (data.order(), example, self.state_dtype, folder)
-        self.store: ClientStore
-        if self.capacity.store == "memory":
-            self.store = MemoryStore(*self._store_of, expected=demand.most_clients)
-        else:
-            self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*self._store_of)
-
-    def _demand(self, example: Mapping[str, Tensor], upload: Mapping[str, Tensor], copies: int) -> Demand:
-        patience = self.rounds if self.patience is None else (self.patience + 1) * self.evaluate_every
+    def _demand(self, worker: Worker) -> Demand:
+        """What the federation asks of the machine. The worker's client holds nobody yet, but its shapes are right."""
+        # For so many rounds the best one can stay the best, and needs its rows. Then training stops.
+        kept_rounds = self.rounds
+        if self.patience is not None:
+            kept_rounds = min(self.rounds, (self.patience + 1) * self.evaluate_every)
         return Demand(
             self.data.num_users,
             self.num_participants,
@@ -177,12 +187,13 @@ class FederatedLoop(Evaluations):
             self.resample,
             self.data.num_items,
             int(self.data.interactions_per_user().sum()),
-            example,
-            upload,
+            worker.client.private(),
+            worker.client.upload().values,
             self.state_dtype,
-            copies,
+            # Fabric has wrapped the optimisers.
+            max((dense_copies(wrapped.optimizer) for wrapped in worker.optimizers), default=0),
             self.workers.number,
-            kept_rounds=min(self.rounds, patience),
+            kept_rounds=kept_rounds,
             checkpoint_every=self.checkpoint_every,
             sees_single_uploads=self.server.sees_single_uploads,
         )
@@ -217,8 +228,8 @@ class FederatedLoop(Evaluations):
                     losses.append(trained.means)
                     self.fabric.call("on_cohort_end", self, users)
 
-                # 3. Let the server make of it what it sends next. A worker does it, on one thread as all else: sums
-                #    by several threads depend on how many they are.
+                # 3. Let the server make of it what it sends next. A worker does it, on one thread like all else: a
+                #    sum by several threads would depend on how many they are.
                 (report,) = self.workers.map(partial(self.server.update, participants), [self.round])
 
                 # 4. Evaluate; then callbacks log, write the checkpoint and may stop.
@@ -231,7 +242,11 @@ class FederatedLoop(Evaluations):
     def sample(self) -> Tensor:
         """This round's participants, `[participants]`, int64, in ascending order."""
         everyone = np.arange(self.data.num_users)
-        keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, self.round if self.resample else 0, everyone)
+        drawn_in = 0  # a round that never is: drawn once, for all rounds
+        if self.resample:
+            drawn_in = self.round
+        # A random number for everyone, of which the smallest win.
+        keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, drawn_in, everyone)
         return torch.from_numpy(np.sort(keys.argsort()[: self.num_participants]))
 
     def train(self, users: Tensor) -> Trained:
@@ -260,7 +275,7 @@ class FederatedLoop(Evaluations):
         row: Row = {"round": self.round} | {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
         if self.data.holds_out("val"):
             row |= self.evaluate("val")
-        elif self.round == self.rounds:  # nothing is ranked, and nothing else tells that the last step has diverged
+        elif self.round == self.rounds:  # nothing is ranked, and only scores can tell that the last step has diverged
             for _ in self.workers.map(self.score, self.store.known.nonzero().squeeze(1).split(self.cohort_size)):
                 pass
         row |= {
@@ -282,11 +297,11 @@ class FederatedLoop(Evaluations):
     def score(self, users: Tensor) -> Tensor:
         """Each user's scores of all items by their own client, `[users, items]`.
 
-        What must come down for it first is counted apart from what training takes (``bytes/scoring``).
+        Some clients first need what comes down. Its bytes are counted apart from those of training (``bytes/scoring``).
 
         Raises:
-            NotFiniteError: naming the clients with a score that is not finite. A loss tells of a step once the next one
-                is taken; of the last one it is the scores that tell.
+            NotFiniteError: naming the clients with a score that is not finite. If a step has diverged, the loss of the
+                next step shows it. After the last step only the scores do.
         """
         with self.workers.one() as worker:
             client, nbytes = worker.client, self._welcomes(users)
@@ -310,7 +325,7 @@ class FederatedLoop(Evaluations):
         return self.server.histograms()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything on which the next round depends."""
+        """Everything on which the next round depends: a run that goes on from it ends as if it had never stopped."""
         return {
             "round": self.round,
             "history": self.table(),
@@ -337,9 +352,9 @@ class FederatedLoop(Evaluations):
         self.store.load_state_dict(state["store"])
 
     def open_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` was taken, to use what was trained and train no more.
+        """Go back to where `state_dict` was taken, to use what was trained without training on.
 
-        Clients' state stays where it lies, and what the store held is given back.
+        Clients' state stays where it lies. What the store held before is given back.
         """
         self.store = OpenedStore(*self._store_of)
         self.load_state_dict(state)

@@ -13,7 +13,7 @@ from cgfedrec.server import Server
 MOST_DIM = 2**16
 """Numbers in an embedding, or in a layer of a network."""
 MOST_EPOCHS = 10_000
-"""Passes over a client's samples in one round; all their batches are drawn before."""
+"""Passes over a client's samples in one round. The batches of all of them are drawn before the first."""
 
 
 class Recommender:

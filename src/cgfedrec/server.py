@@ -13,12 +13,13 @@ from cgfedrec.wire.values import Field
 
 
 class Growing(nn.Module):
-    """A module with buffers whose length changes from round to round: it takes those of any length."""
+    """A module with buffers whose length changes from round to round. It loads those of any length."""
 
     grows: tuple[str, ...] = ()
     """Their names."""
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Torch refuses a buffer of another length: each is first made as long as the one that is loaded into it.
         for name in self.grows:
             setattr(self, name, self.get_buffer(name).new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -28,11 +29,11 @@ class Server(Growing):
     """A server that does nothing: the base of all, and the whole of the Local control.
 
     Its buffers are its state, saved in every checkpoint. It does not count rounds: the loop tells it which one it is,
-    from 1. What it sends in a round depends on the `update` before alone, since cohorts train while others are
+    from 1. What it sends in a round depends only on the `update` before, since some cohorts train while others are
     aggregated.
 
-    A round is: `broadcast` to each cohort; for each cohort `reduce`, by any thread, and `aggregate`, one after another
-    in the same order; then one `update`.
+    In a round, each cohort first gets its `broadcast`. Once it has trained, any thread calls `reduce` for it. Then
+    `aggregate` takes in the cohorts one after another, always in the same order. One `update` ends the round.
 
     Args:
         expects: The fields of one client's upload, by name; what arrives is held against them.
@@ -67,7 +68,7 @@ class Server(Growing):
         return upload.sum()
 
     def aggregate(self, part: Upload | Sum) -> None:
-        """Take in what `reduce` left of a cohort, one cohort after another, always in the same order."""
+        """Take in what `reduce` left of a cohort. Cohorts come one after another, always in the same order."""
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         """End a round.
@@ -89,8 +90,8 @@ class Server(Growing):
 class MeanServer(Server):
     """Averages what this round's participants upload, and keeps the mean tables.
 
-    Sums are float64 and the mean is rounded to float32, so that neither the order of the clients nor the size of a
-    cohort shows in it, unless a mean lies within some 1e-16 of the middle between two float32.
+    Sums are float64, and the mean is rounded to float32. So neither the order of the clients nor the size of a cohort
+    shows in it, unless a mean lies within some 1e-16 of the middle between two float32.
 
     Args:
         expects: The fields of one client's upload, by name.
@@ -113,24 +114,29 @@ class MeanServer(Server):
         return Broadcast({"seed": torch.tensor(self.seed)})
 
     def aggregate(self, part: Upload | Sum) -> None:
-        added = part.sum() if isinstance(part, Upload) else part
-        self.sum = added if self.sum is None else self.sum + added
+        if isinstance(part, Upload):
+            part = part.sum()
+        if self.sum is not None:
+            part = self.sum + part
+        self.sum = part
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         total = self.take_sum()
         for name, values in total.values.items():
-            self.mean(name).copy_(values / total.clients)
+            self.mean(name).copy_(values / total.clients)  # divided in float64, and rounded by the copy
         return {}
 
     def take_sum(self) -> Sum:
-        """This round's sum, which then begins anew."""
+        """This round's sum. The next one begins from nothing."""
         assert self.sum is not None, "a round without participants"
         total, self.sum = self.sum, None
         return total
 
 
 class TableServer(MeanServer):
-    """Sends down the means as they are, from the second round on; those of the first start from the welcome's seed."""
+    """Sends down the means as they are. In the first round there are none: clients start from the welcome's seed."""
 
     def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
-        return Broadcast(dict(self.means.named_buffers())) if round > 1 else None
+        if round <= 1:
+            return None
+        return Broadcast(dict(self.means.named_buffers()))

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.client import Batch, Client, forget, narrow
+from cgfedrec.client import Batch, Client, StepOutput, forget, narrow
 from cgfedrec.wire.messages import NotFiniteError
+
+
+class Stepping(Protocol):
+    """A client as Fabric has wrapped it."""
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:
+        """`Client.training_step`, in the precision that Fabric was given."""
 
 
 class Worker(NamedTuple):
     """What one thread trains with."""
 
     client: Client
-    module: Any
+    module: Stepping
     """The client as set up by Fabric, which owns device and precision."""
     optimizers: Sequence[Any]
     """Its optimisers, likewise."""
 
 
 def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
-    """Train a cohort on its batches, each optimiser taking a step on each, in order.
+    """Train a cohort on its batches, in order. On each batch every optimiser takes one step.
 
     Args:
         fabric: Owns device and precision.
@@ -32,25 +39,28 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         batches: Of one round, in order.
 
     Returns:
-        `[clients, 1 + reports]`: each client's mean loss and the means of what it reports (`Client.reports`), weighted
-        by batch length, as the last optimiser saw them. What no step has reported is 0.
+        `[clients, 1 + reports]`: each client's mean loss, and the means of what it reports (`Client.reports`). They are
+        weighted by batch length, and are what the last optimiser saw. What no step has reported is 0.
 
     Raises:
         NotFiniteError: naming the clients whose loss is not finite.
     """
     forget(worker.optimizers)
     cohort = worker.client.private()
+    # [clients]: sums over all batches, and how many samples they had
     losses, seen = torch.zeros(2, len(worker.client.users), device=fabric.device)
     reported = {name: torch.zeros_like(losses) for name in worker.client.reports}
     active = len(seen)
     for batch in fabric.to_device(batches):
+        # Clients come with the longest histories first. One whose batches are used up leaves, so that neither momentum
+        # nor decay moves it any more.
         if len(batch.items) < active:
             active = len(batch.items)
             narrow(worker.client, worker.optimizers, active)
         for step, optimizer in enumerate(worker.optimizers):
             with fabric.autocast():
                 output = worker.module.training_step(batch, step)
-            fabric.backward(output.loss.sum())
+            fabric.backward(output.loss.sum())  # a sum, so that each client's gradient is as if it were alone
             optimizer.step()
             optimizer.zero_grad()
         seen[:active] += batch.sizes
@@ -58,6 +68,7 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         for name, value in output.reported.items():
             reported[name][:active] += value * batch.sizes
         del output  # or its graph would hold on to the shapes that parameters have now
+    # Those who left come back: what they had when they did is in these tensors, which training changed in place.
     worker.client.load(worker.client.users, cohort)
     means: Tensor = (torch.stack((losses, *reported.values()), dim=1) / seen[:, None]).cpu()
     if not means.isfinite().all():

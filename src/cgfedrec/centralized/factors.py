@@ -21,6 +21,7 @@ from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, bits, normal
 
 SCORED_AT_ONCE = 256
+"""Users whose scores of all items are in memory at a time."""
 
 
 def logistic(logits: Tensor) -> Tensor:
@@ -42,11 +43,12 @@ def bpr(logits: Tensor) -> Tensor:
 
 @dataclass(kw_only=True, eq=False)
 class Factors(Reference):
-    """A reference that scores by p_u . q_i, both made from trained tables; Adam on batches of positives.
+    """A reference that scores by p_u . q_i, both made from one trained table. Adam takes steps on batches of positives.
 
-    Negatives are drawn anew in every epoch, ``data.negatives`` a positive, from the same pool and by the same numbers
-    as a client would in that round. Where the data hold out validation, it is ranked every few epochs, the best epoch
-    is kept and training stops once no better one comes; else all epochs are trained.
+    Negatives are drawn anew in every epoch, ``data.negatives`` for each positive. They come from the same pool and by
+    the same random numbers as a client's would in that round. Where the data hold out validation, it is ranked every
+    few epochs. The best epoch is kept, and training stops once no better one comes. Without validation all epochs are
+    trained.
     """
 
     dim: int = 64
@@ -80,7 +82,8 @@ class Factors(Reference):
         yield no_count("method.patience", self.patience, or_none=True)
 
     def check(self, data: FederatedDataModule) -> None:
-        check(no_metric("method.monitor", self.monitor, data) if data.holds_out("val") else None)
+        if data.holds_out("val"):
+            check(no_metric("method.monitor", self.monitor, data))
 
     @abstractmethod
     def loss_of(self, logits: Tensor) -> Tensor:
@@ -98,6 +101,7 @@ class Factors(Reference):
         measured = data.holds_out("val")
         self.setup(data)
         self.num_users = data.num_users
+        # One table, [users + items, dim]: users first, so that row num_users + i is item i.
         places = np.arange(data.num_users + data.num_items)[:, None], np.arange(self.dim)
         start = torch.from_numpy(normal(data.seed, Stream.START, *places)).float() * self.init_scale
         table = start.to(self.device).requires_grad_()
@@ -107,8 +111,10 @@ class Factors(Reference):
             self._train(table, optimizer, data, epoch)
             if epoch != self.epochs and (epoch % self.evaluate_every or not measured):
                 continue
-            self.trained = self.vectors(table.detach()).clone()
-            found = evaluate(data, "val", self.score, SCORED_AT_ONCE)[self.monitor] if measured else 0.0
+            self.trained = self.vectors(table.detach()).clone()  # a copy: the table goes on to be trained
+            found = 0.0  # without validation only the last epoch comes here, and it is the best
+            if measured:
+                found = evaluate(data, "val", self.score, SCORED_AT_ONCE)[self.monitor]
             since_best += 1
             if found > best:
                 chosen, best, since_best, self.best_epoch = self.trained, found, 0, epoch
@@ -122,10 +128,12 @@ class Factors(Reference):
         users, items = data.training_samples(epoch)
         order = torch.from_numpy(bits(data.seed, Stream.SHUFFLE, epoch, np.arange(len(users))).argsort())
         for batch in order.split(self.batch_size):
+            # [batch, 1 + 1 + negatives]: rows of the table, of the user, the positive and its negatives
             rows = torch.cat((users[batch][:, None], items[batch] + self.num_users), dim=1).to(self.device)
-            vectors = self.vectors(table)[rows]
+            vectors = self.vectors(table)[rows]  # [batch, 1 + 1 + negatives, dim]
             loss = self.loss_of((vectors[:, 1:] * vectors[:, :1]).sum(2))
             if self.weight_decay:
+                # Of the trained rows, not of what `vectors` makes of them.
                 loss = loss + self.weight_decay / 2 * table[rows].square().sum() / len(batch)
             loss.backward()
             optimizer.step()

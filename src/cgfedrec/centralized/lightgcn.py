@@ -44,7 +44,7 @@ class LightGCN(Factors):
         self.graph = normalised(data.training_matrix()).to(self.device)
 
     def vectors(self, table: Tensor) -> Tensor:
-        layer = total = table
+        layer = total = table  # [users + items, dim]
         for _ in range(self.layers):
             layer = _PassOn.apply(self.graph, layer)  # type: ignore[no-untyped-call]
             total = total + layer
@@ -52,10 +52,13 @@ class LightGCN(Factors):
 
 
 def normalised(interactions: csr_array) -> Tensor:
-    """D^-1/2 A D^-1/2 of the graph of users and items, `[users + items, users + items]`, sparse; 0 where nothing is."""
+    """D^-1/2 A D^-1/2 of the graph of users and items, `[users + items, users + items]`, sparse."""
+    # Users and items are nodes of one graph. Edges join users with items alone: A = [[0, X], [X^T, 0]].
     adjacency = block_array([[None, interactions], [interactions.T, None]], format="csr")
     degrees = adjacency.sum(1)
+    # An item that nobody has in training has degree 0, and no edge to scale.
     scale = np.divide(1, np.sqrt(degrees), where=degrees > 0, out=np.zeros_like(degrees))
+    # Edge (r, c) weighs D_r^-1/2 D_c^-1/2; a row's scale is repeated for each of its edges.
     values = adjacency.data * scale[adjacency.indices] * np.repeat(scale, np.diff(adjacency.indptr))
     starts, items, weights = (
         torch.from_numpy(part) for part in (adjacency.indptr, adjacency.indices, values.astype("f4"))
@@ -66,7 +69,7 @@ def normalised(interactions: csr_array) -> Tensor:
 
 
 class _PassOn(torch.autograd.Function):
-    """A product with a symmetric sparse matrix, which is its own transpose: backward need not make one."""
+    """A product with a symmetric sparse matrix. It is its own transpose, so `backward` need not make one."""
 
     @staticmethod
     def forward(ctx: Any, graph: Tensor, layer: Tensor) -> Tensor:

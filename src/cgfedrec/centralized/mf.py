@@ -22,4 +22,6 @@ class MF(Factors):
     patience: int | None = 5
 
     def loss_of(self, logits: Tensor) -> Tensor:
-        return bpr(logits) if self.loss == "bpr" else logistic(logits)
+        if self.loss == "bpr":
+            return bpr(logits)
+        return logistic(logits)

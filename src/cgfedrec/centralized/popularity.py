@@ -20,4 +20,5 @@ class Popularity(Reference):
         return self
 
     def score(self, users: Tensor) -> Tensor:
+        # [items], the same row for every user
         return self.popularity.expand(len(users), -1)

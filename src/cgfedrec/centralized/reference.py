@@ -13,9 +13,9 @@ from cgfedrec.method import Recommender
 
 
 class Reference(Recommender, ABC):
-    """A centralised recommender: a dataclass of its settings, which keeps beside them what it has learned.
+    """A centralised recommender: a dataclass of its settings, which keeps what it has learned beside them.
 
-    It is fitted to training interactions alone; where it stops early, validation interactions choose when.
+    It is fitted to training interactions alone. Where it stops early, validation interactions choose when.
 
     Attributes:
         device: Where it computes; set before `fit`.

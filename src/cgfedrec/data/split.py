@@ -37,6 +37,18 @@ def assign(
         ties: ``file_first`` or ``random``: which of two interactions of a user at the same time counts as later.
         fractions: For ``temporal``, the shares of all interactions that come before validation and before test.
         seed: Of everything random.
+
+    Two users, of whom the first one's second interaction is the latest:
+
+    >>> import polars as pl
+    >>> users, items = np.array([0, 0, 0, 0, 1, 1, 1]), np.array([2, 0, 3, 1, 0, 1, 2])
+    >>> times = np.array([10, 40, 20, 30, 15, 25, 35])
+    >>> ids = pl.Series(["ann", "bob"]), pl.Series(["a", "b", "c", "d"])
+    >>> data = Interactions(*ids, users, items, times, positive=np.ones(7, bool))
+    >>> assign(data, "leave_one_out", "file_first", (0.8, 0.9), seed=1)
+    array([0, 2, 0, 1, 0, 1, 2], dtype=int8)
+    >>> assign(data, "temporal", "file_first", (0.5, 0.95), seed=1)  # validation from 25, test from 40
+    array([0, 2, 0, 1, 0, 1, 1], dtype=int8)
     """
     if split == "none":
         return np.zeros(len(data.users), np.int8)

@@ -22,7 +22,7 @@ from cgfedrec.wire.messages import Broadcast, Upload
 class FactorClient(Client):
     """Score sigmoid(p . q_i), with a private user vector p and an item table Q.
 
-    Binary cross-entropy is averaged over the batch. A method's own client says which optimiser moves what.
+    The loss is binary cross-entropy, averaged over the batch. A method's own client says which optimiser moves what.
 
     Args:
         method: The settings.
@@ -38,9 +38,10 @@ class FactorClient(Client):
         self.table = empty_parameter(num_items, self.dim)
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
-        """One initial table for all and a user vector of one's own, N(0, scale^2)."""
+        """One initial table for all, and for each client a user vector of its own. All are N(0, scale^2)."""
         scale = self.method.scale()
         table = shared_start(self.shared_seed, scale, self.num_items, self.dim)
+        # From the private seed: with a user vector, a table's change would tell which of its items the client has.
         drawn = normal(self.seed, Stream.START, users.numpy()[:, None] + 1, np.arange(self.dim))
         return {
             "user": torch.from_numpy(drawn).float() * scale,
@@ -59,6 +60,7 @@ class FactorClient(Client):
         return Upload(self.users, {"table": self.table.detach()})
 
     def score(self) -> Tensor:
+        # [clients, 1, dim] @ [clients, dim, items]
         return bmm(self.user.detach()[:, None], self.table.detach().mT).squeeze(1)
 
 

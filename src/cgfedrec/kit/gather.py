@@ -14,9 +14,9 @@ from cgfedrec.wire.messages import Sum, Upload
 class GatherServer(Server):
     """Keeps what each client sends until its round ends.
 
-    The few published methods whose server compares or groups clients derive from it (GPFedRec, CoFedRec, FedCA), and
-    what works on sums alone refuses them. Beside another server, as in ``class Mine(GatherServer, ClusterServer)``, it
-    comes first.
+    The few published methods whose server compares or groups clients derive from it: GPFedRec, CoFedRec and FedCA. What
+    works on sums alone refuses them. Beside another server it comes first, as in
+    ``class Mine(GatherServer, ClusterServer)``.
     """
 
     sees_single_uploads = True
@@ -26,7 +26,7 @@ class GatherServer(Server):
         self.uploads: list[Upload] = []
 
     def reduce(self, upload: Upload) -> Upload:
-        """A copy: what arrives lies in the clients' own memory, in which they go on to train."""
+        """A copy. What arrives lies in the clients' own memory, where training goes on in place."""
         return Upload(upload.clients, {name: value.clone() for name, value in upload.values.items()}, upload.sparse)
 
     def aggregate(self, part: Upload | Sum) -> None:
@@ -34,17 +34,29 @@ class GatherServer(Server):
         self.uploads.append(part)
 
     def take_uploads(self) -> list[Upload]:
-        """This round's uploads, cohort by cohort; then it gathers those of the next."""
+        """This round's uploads, cohort by cohort. From here on those of the next round are gathered."""
         gathered, self.uploads = self.uploads, []
         return gathered
 
 
 class Mailbox(Growing):
-    """Rows that wait for single clients; a row may wait for several.
+    """Rows that wait for single clients. A row may wait for several.
+
+    A client takes part only now and then. What the server has for it alone is kept here until then, in every checkpoint
+    too.
 
     Args:
         name: What an `Upload` calls these rows.
         shape: Of a row.
+
+    >>> mailbox = Mailbox("table", 2)
+    >>> mailbox.put(torch.tensor([4, 9]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    >>> found = mailbox.of(torch.tensor([9, 5]))  # nothing waits for client 5
+    >>> found.clients, found.values["table"]
+    (tensor([9]), tensor([[3., 4.]]))
+    >>> mailbox.discard(torch.tensor([4]))
+    >>> mailbox.of(torch.tensor([4, 9])).values["table"]
+    tensor([[3., 4.]])
     """
 
     grows = ("clients", "places", "rows")
@@ -64,19 +76,21 @@ class Mailbox(Growing):
 
     def of(self, users: Tensor) -> Upload | None:
         """What waits for some of ``users`` `[clients]`; ``None`` where nothing does."""
+        # [clients, waiting]: which user is whom a row waits for
         found, waiting = (users.to(self.clients.device)[:, None] == self.clients).nonzero(as_tuple=True)
         if not len(found):
             return None
         return Upload(users[found.to(users.device)], {self.name: self.rows[self.places[waiting]]})
 
     def discard(self, users: Tensor) -> None:
-        """Nothing waits for ``users`` `[clients]` any longer, and a row that waits for nobody is dropped."""
+        """Let nothing wait for ``users`` `[clients]` any longer. A row that then waits for nobody is dropped."""
         waiting = ~torch.isin(self.clients, users.to(self.clients.device))
+        # The rows that are still needed close ranks, and places follow them.
         needed, self.places = self.places[waiting].unique(return_inverse=True)
         self.clients, self.rows = self.clients[waiting], self.rows[needed]
 
     def put(self, users: Tensor, rows: Tensor, places: Tensor | None = None) -> None:
-        """Let rows wait for clients. What waited for them before is discarded.
+        """Let rows wait for clients, in place of what waited for them before.
 
         Args:
             users: `[clients]`.
@@ -84,7 +98,10 @@ class Mailbox(Growing):
             places: `[clients]`: which row is for whom; by default the first row for the first client, and so on.
         """
         self.discard(users)
-        places = torch.arange(len(users)) if places is None else places
+        if places is None:
+            places = torch.arange(len(users))
         self.places = torch.cat((self.places, len(self.rows) + places.to(self.places.device)))
         self.clients = torch.cat((self.clients, users.to(self.clients.device)))
-        self.rows = torch.cat((self.rows, rows)) if len(self.rows) else rows
+        if len(self.rows):
+            rows = torch.cat((self.rows, rows))
+        self.rows = rows  # not copied where nothing else waits: these may be the tables of all clients

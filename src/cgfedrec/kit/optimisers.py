@@ -1,6 +1,7 @@
-"""Optimisers with the rates with which methods begin. All that they leave open is as torch has it.
+"""Optimisers whose default rates are those of the methods. Everything else is as torch has it.
 
-A default that is a class can be written to a config and read back; a function around one cannot.
+They are classes so that a method can name one as its default. A class can be written to a config and read back; a
+function around one cannot.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 OptimizerCallable = Callable[[Iterable[nn.Parameter]], Optimizer]
-"""What an option ``optimizer`` holds: it makes an optimiser of some parameters."""
+"""What an option ``optimizer`` holds: something that makes an optimiser of some parameters."""
 
 
 class TableSGD(SGD):
-    """SGD for a head or a network; a table beside it has a rate of its own."""
+    """SGD for a head or a network. A table beside it has a rate of its own, far higher."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float = 0.1, **kwargs: Any) -> None:
         super().__init__(params, lr, **kwargs)

@@ -25,8 +25,8 @@ Head = Literal["shared", "private"]
 class TableClient(Client):
     """A private item table and a private linear head: item i scores sigmoid(w . e_i + b). There is no user vector.
 
-    On each batch the head takes a step first, then the table, on the loss recomputed. Binary cross-entropy is
-    averaged over the batch.
+    The loss is binary cross-entropy, averaged over the batch. On each batch the head takes a step first. Then the loss
+    is computed anew, and the table takes a step.
 
     Args:
         method: The settings.
@@ -40,17 +40,18 @@ class TableClient(Client):
         self.table = empty_parameter(num_items, method.dim)
         self.head_weight = empty_parameter(method.dim)
         self.head_bias = empty_parameter()
-        self._rows: Tensor | None = None
+        self._rows: Tensor | None = None  # [clients, batch, dim], from step 0 to step 1 of a batch
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """One initial table for all, N(0, init_scale^2); heads uniform as `torch.nn.Linear` draws them."""
         dim = self.method.dim
         table = shared_start(self.shared_seed, self.method.init_scale, self.num_items, dim)
+        # A shared head is drawn for client 0 by everyone. Private ones are counted from 1.
         owners, seed = np.zeros(len(users), np.int64), self.shared_seed
         if self.method.head == "private":
             owners, seed = users.numpy() + 1, self.seed
         drawn = uniform(seed, Stream.START, owners[:, None], np.arange(dim + 1))
-        head = torch.from_numpy((2 * drawn - 1) * dim**-0.5).float()
+        head = torch.from_numpy((2 * drawn - 1) * dim**-0.5).float()  # [clients, dim + 1]: weight and bias
         return {
             "table": table.expand(len(users), -1, -1),
             "head_weight": head[:, :-1].contiguous(),
@@ -58,6 +59,7 @@ class TableClient(Client):
         }
 
     def configure_optimizers(self) -> list[Optimizer]:
+        # The table steps on the rows of the batch alone, however many items there are. The head is small.
         make = self.method.optimizer
         head, table = make([self.head_weight, self.head_bias]), make([self.table])
         for group in table.param_groups:
@@ -69,6 +71,7 @@ class TableClient(Client):
         if step == 0:
             self._rows = rows_of(self.table.detach(), batch.items)
             return StepOutput(linear_loss(self._rows, self.head_weight, self.head_bias, batch))
+        # The head's step has not moved the table, so the rows are still those of step 0.
         rows = rows_of(self.table, batch.items, self._rows)
         self._rows = None
         return StepOutput(linear_loss(rows, self.head_weight.detach(), self.head_bias.detach(), batch))
@@ -77,6 +80,7 @@ class TableClient(Client):
         return Upload(self.users, {"table": self.table.detach()})
 
     def score(self) -> Tensor:
+        # [clients, 1, dim] @ [clients, dim, items]; the bias is left out, which changes no client's order
         return bmm(self.head_weight.detach()[:, None], self.table.detach().mT).squeeze(1)
 
 

@@ -1,7 +1,9 @@
 """CGFedRec: learning to collaborate via structures (arXiv 2602.21957).
 
-Clients upload item tables; the server averages them, clusters the items and sends back one label for each. A client
-pulls its own embeddings of items with the same label together, and its table is never overwritten.
+Clients upload item tables. The server averages them, clusters the items, and sends back one label for each item. A
+client pulls its own embeddings of items with one label together. Its table is never overwritten.
+
+The client is `AlignedClient`, the server `ClusterServer`: CoFedRec builds on both, and so they stand in `structure`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """CoFedRec: co-clustering of items and clients (He et al., WWW 2024, arXiv 2411.01690).
 
-As in CGFedRec, item tables go up, and labels of the items come down, towards which clients align theirs. In every round
-the server also looks for a group: clients whose tables agree on the items of one cluster. The group's mean table comes
-down in place of its clients' own; all others keep theirs.
+As in CGFedRec, item tables go up and labels of the items come down, and clients align their tables to the labels. In
+every round the server also looks for a group: clients whose tables agree on the items of one cluster. The group's mean
+table replaces those of its clients. All others keep theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cgfedrec.wire.messages import Broadcast
 
 
 class CoFedRecClient(AlignedClient):
-    """An `AlignedClient` that starts from its group's table if there is one for it."""
+    """An `AlignedClient` that goes on from its group's table if one waits for it."""
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
         super().receive(broadcast, round)
@@ -33,10 +33,10 @@ class CoFedRecClient(AlignedClient):
 
 
 class GroupServer(GatherServer, ClusterServer):
-    """Clusters the mean item table; then finds one group of clients, and averages their tables (`similar`).
+    """Clusters the mean item table. Then finds one group of clients (`similar`) and averages their tables.
 
-    One of the round's participants and one of the clusters are drawn at random. A group's table waits for each of its
-    clients until that client takes part again.
+    The group is looked for around one of the round's participants and on one of the clusters, both drawn at random. Its
+    table waits for each of its clients until that client takes part again.
 
     Args:
         num_items: n.
@@ -50,44 +50,52 @@ class GroupServer(GatherServer, ClusterServer):
         self.groups = Mailbox("table", num_items, dim)
 
     def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
-        """Labels for all, and for those who were in a group since they last took part its mean table."""
+        """Labels for all. Besides, a group's mean table for those who were in one since they last took part."""
         broadcast = super().broadcast(users, round)
         return broadcast and replace(broadcast, own=self.groups.of(users))
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
-        """Average, cluster, find the group; report besides what `ClusterServer` does how large the group is."""
+        """Average, cluster, and find the group. Report also how large the group is."""
+        # 1. The mean of all tables and its clusters, as if the uploads had been added up one after another.
         uploads = self.take_uploads()
         for upload in uploads:
             ClusterServer.aggregate(self, upload)
         report = super().update(users, round)
         tables = [upload.values["table"] for upload in uploads]
+
+        # 2. One client and one cluster. Only clusters that have items are drawn.
         used = self.labels.unique()
         one, cluster = integers(bits(self.seed, Stream.GROUPS, round, [0, 1]), [len(users), len(used)]).tolist()
+
+        # 3. Who agrees with that client on the items of that cluster, `[participants]`.
         group = similar(torch.cat([table[:, self.labels == used[cluster]] for table in tables]), one)
+
+        # 4. The group's mean table, cohort by cohort: all tables in one tensor would take as much memory again.
         chosen = group.split([len(table) for table in tables])
         total = sum(table[rows].sum(0, dtype=torch.float64) for table, rows in zip(tables, chosen, strict=True))
         members = users[group.to(users.device)]
         self.groups.discard(users)  # who took part has received what waited
+        # One row, which waits for all members: place 0 for each.
         self.groups.put(members, (total / group.sum()).float()[None], torch.zeros_like(members))
         return report | {"group/clients": float(group.sum())}
 
 
 def similar(rows: Tensor, one: int) -> Tensor:
-    """Who is in the group of client ``one``, by how its rows of some items agree with those of the others.
+    """Who is in the group of client ``one``: those whose rows of some items agree with its own.
 
-    The cosines of two clients' rows are summed over the items. The other clients, the most similar first, are cut at
-    the elbow of these sums.
+    The cosines of two clients' rows are summed over the items. The other clients are sorted, the most similar first.
+    Those before the elbow of these sums are in the group.
 
     Args:
         rows: `[clients, items, dim]`.
-        one: The client to which all others are compared; always of the group.
+        one: The client to which all others are compared. It is always in the group.
 
     Returns:
         `[clients]`, bool.
     """
     rows = rows.double()
-    sums = F.cosine_similarity(rows, rows[one], dim=2).sum(1)
-    sums[one] = torch.inf
+    sums = F.cosine_similarity(rows, rows[one], dim=2).sum(1)  # [clients]
+    sums[one] = torch.inf  # it comes first, whatever rounding made of its cosines with itself
     order = sums.argsort(descending=True, stable=True)
     group = torch.zeros_like(sums, dtype=torch.bool)
     group[order[: 1 + before_elbow(sums[order[1:]])]] = True
@@ -109,6 +117,7 @@ def before_elbow(falling: Tensor) -> int:
     """
     if len(falling) < 3:
         return len(falling)
+    # How far each value lies above the chord. Its distance from the chord is that times one number for all values.
     gap = falling - torch.linspace(
         falling[0].item(), falling[-1].item(), len(falling), dtype=falling.dtype, device=falling.device
     )
@@ -122,8 +131,8 @@ def before_elbow(falling: Tensor) -> int:
 class CoFedRec(AlignedMethod):
     """CoFedRec (arXiv 2411.01690): tables go up; labels come down to all, a table of its own to one group a round.
 
-    What the card leaves open is decided thus. The client that is drawn is itself of the group. Only clusters that have
-    items are drawn. The mean table that is clustered, and the group, are of this round's participants alone.
+    Decided here: the client that is drawn is itself in the group. Only clusters that have items are drawn. The mean
+    table that is clustered is that of this round's participants alone, and only they can be in the group.
     """
 
     clusters: int = 30

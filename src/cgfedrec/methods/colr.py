@@ -1,8 +1,9 @@
 """CoLR: correlated low-rank structure (Nguyen et al., WWW 2024, arXiv 2401.03748).
 
-All clients hold one item table W. In a round nobody trains it: each client trains its user vector and a factor A, from
-zero, of the low-rank change A B of W, where B is random, new in each round, and known to all from a seed. What goes up
-is A alone, of which only the rows that training touched are not zero; what comes down is the mean A.
+All clients hold the same item table W, and nobody trains it. In a round each client trains its user vector and a
+factor A, which starts from zero. The change of W is of low rank, A B. B is random and new in each round, and everybody
+knows it from a seed. Only A goes up, and of A only the rows that training touched, since all others are still zero. The
+mean A comes down.
 """
 
 from __future__ import annotations
@@ -29,14 +30,23 @@ from cgfedrec.wire.values import Field, SparseRows
 
 
 def random_basis(seed: int, round: int, rank: int, dim: int) -> Tensor:
-    """B of a round, `[rank, dim]`: orthogonal rows of length sqrt(dim / rank), so that an average B^T B is 1."""
+    """B of a round, `[rank, dim]`: orthogonal rows of length sqrt(dim / rank).
+
+    With this length B^T B is the identity on average over rounds: a change keeps its size, whatever the rank.
+
+    >>> basis = random_basis(seed=7, round=1, rank=2, dim=8)
+    >>> (basis @ basis.T).round(decimals=4).abs()  # dim / rank on the diagonal
+    tensor([[4., 0.],
+            [0., 4.]])
+    """
+    # [dim, rank]: its columns span a subspace of which every position is equally likely
     drawn = torch.from_numpy(normal(seed, Stream.BASIS, round, np.arange(dim)[:, None], np.arange(rank)))
     basis: Tensor = torch.linalg.qr(drawn).Q.T * (dim / rank) ** 0.5
     return basis.float().contiguous()
 
 
 def change(factor: Tensor, basis: Tensor) -> Tensor:
-    """A B, `[items, dim]`: in float64, so that all who add it to W have the same W."""
+    """A B, `[items, dim]`. Computed in float64, so that clients and server who add it to W all have the same W."""
     return (factor.double() @ basis.double()).float()
 
 
@@ -69,18 +79,23 @@ class CoLRClient(FactorClient):
         return [by_rows(self.method.optimizer([self.user, self.factor]))]
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
-        frozen = rows_of(self.table.detach(), batch.items)
+        frozen = rows_of(self.table.detach(), batch.items)  # [clients, batch, dim]
+        # w_i + a_i B, [clients, batch, dim]
         rows = baddbmm(frozen, rows_of(self.factor, batch.items), self.basis.detach())
         return StepOutput(linear_loss(rows, self.user, None, batch))
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
-        """Bring W up to date and begin the next A; who missed a round has received W as it was before the last one."""
+        """Bring W up to date, and begin the next A.
+
+        A client that missed the last round first takes over W as it was before that round's change.
+        """
         if broadcast is not None:
             factor = broadcast.values["factor"]
             assert isinstance(factor, SparseRows)
             if broadcast.own is not None:
                 missed = torch.isin(self.users, broadcast.own.clients).to(self.table.device)
                 self.table.data[missed] = broadcast.own.values["table"].to(self.table.device)
+            # W += A B with the B of the round in which A was trained
             self.table.data += change(factor.values.to(self.table.device), self._basis_of(round - 1))
         self.factor.data.zero_()
         self.basis.data.copy_(self._basis_of(round))
@@ -89,7 +104,8 @@ class CoLRClient(FactorClient):
         return Upload(self.users, {"factor": self.factor.detach()}, frozenset({"factor"}))
 
     def score(self) -> Tensor:
-        user = self.user.detach()[:, :, None]
+        user = self.user.detach()[:, :, None]  # [clients, dim, 1]
+        # (W + A B) p = W p + A (B p): A B itself, [clients, items, dim], is never made.
         learned = bmm(self.factor.detach(), bmm(self.basis.detach(), user))
         return baddbmm(learned, self.table.detach(), user).squeeze(2)
 
@@ -97,7 +113,7 @@ class CoLRClient(FactorClient):
 class CoLRServer(MeanServer):
     """Averages each row of A over the clients that touched it, and sends that mean down.
 
-    Clients that took part in the last round need no more; to the others it sends, besides, W as those had it then.
+    That is enough for clients that took part in the last round. The others also receive W, as it was in that round.
 
     Args:
         num_items: n.
@@ -119,7 +135,9 @@ class CoLRServer(MeanServer):
         if round == 1:
             return None
         missed = users[~torch.isin(users, self.up_to_date.cpu())]
-        own = Upload(missed, {"table": self.table.expand(len(missed), -1, -1)}) if len(missed) else None
+        own = None
+        if len(missed):
+            own = Upload(missed, {"table": self.table.expand(len(missed), -1, -1)})
         return Broadcast({"factor": SparseRows(self.mean("factor"))}, own)
 
     def reduce(self, upload: Upload) -> Sum:
@@ -128,12 +146,14 @@ class CoLRServer(MeanServer):
         return Upload(upload.clients, {**upload.values, "touched": touched.float()}).sum()
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
+        # W stays one round behind the mean A. So a client that missed the round can take it over, and then add A as all
+        # the others do.
         if round > 1:
             factor = self.mean("factor")
             basis = random_basis(self.seed, round - 1, factor.shape[1], self.table.shape[1])
             self.table += change(factor, basis.to(factor.device))
         sums = self.take_sum().values
-        touched = sums["touched"]
+        touched = sums["touched"]  # [items]: by how many clients; a row that nobody touched stays zero
         self.mean("factor").copy_(sums["factor"] / touched.clamp_min(1)[:, None])
         self.up_to_date = users.to(self.table.device)
         return {"items/touched": float((touched > 0).double().mean())}
@@ -144,9 +164,9 @@ class CoLR(FactorMethod):
     """CoLR (arXiv 2401.03748): the touched rows of a low-rank change go up, the mean change comes down.
 
     Touched rows say which items were among a client's samples: its interactions and the negatives drawn for them.
-    Weight decay is the optimiser's, and so on A and the user vector, not on the frozen table. The card leaves open what
-    a client receives; here it is what it lacks, as bytes: A of the last round, in sparse rows, and for one that missed
-    it the table besides.
+    Weight decay is the optimiser's. It acts on A and the user vector, and not on the frozen table. Decided here: a
+    client receives what it lacks. That is A of the last round, in sparse rows, and if it missed that round, also the
+    table.
     """
 
     dim: int = 64

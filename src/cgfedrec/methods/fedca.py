@@ -1,9 +1,9 @@
 """FedCA: composite aggregation (Zhang et al., 2024, arXiv 2406.03933).
 
-Item tables stay with their clients. In every round a random tenth of the clients exchange theirs: for each of them the
-server mixes the tables of all of them, with weights that favour clients with much data, alike in how their tables
-changed, and alike in the space that their trained rows span. Each next starts from 0.9 of its own table and 0.1 of its
-mix.
+Item tables stay with their clients. In every round a random tenth of the clients send theirs, and the server makes a
+mix of these tables for each of them. Three things give a table weight in a client's mix: much data, a change like that
+of the client's own table, and trained rows that span a space like the client's own. When that client next takes part,
+it starts from 0.9 of its own table and 0.1 of its mix.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from cgfedrec.wire.values import Field
 
 
 class FedCAClient(FactorClient):
-    """A `FactorClient` that keeps its table, and in a round in which its turn is draws nearer to a mix of others.
+    """A `FactorClient` that keeps its own table. A mix that waits for it draws the table nearer to those of others.
 
-    Whose turn it is follows from the seed and the round, so the others need not send anything. A client whose mean
-    loss over an epoch differs from that of the epoch before by less than the tolerance stands still for the rest of the
-    round.
+    Whose turn it is to send follows from the seed and the round. A client can tell without being asked. It stops early
+    where its mean loss changes by less than the tolerance from one epoch to the next (`EarlyStop`). It then stands
+    still for the rest of the round.
 
     Args:
         method: The settings.
@@ -60,9 +60,10 @@ class FedCAClient(FactorClient):
         return [optimizer]
 
     def _hold(self) -> None:
-        """Before a step, remember those who stand still: without a gradient, momentum would move them yet."""
+        """Before a step, remember those who stand still: even without a gradient, momentum would move them."""
         still = (~self._moving).nonzero().squeeze(1)
-        self._kept = (still, [self.user.data[still], self.table.data[still]]) if len(still) else None
+        if len(still):
+            self._kept = (still, [self.user.data[still], self.table.data[still]])
 
     def _put_back(self) -> None:
         if self._kept is not None:
@@ -72,13 +73,14 @@ class FedCAClient(FactorClient):
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         loss = super().training_step(batch, step).loss
+        # Padding has weight 0, and is no sample.
         self.seen.data.scatter_add_(1, batch.items, batch.weights.gt(0).to(self.seen.dtype))
         self._moving = self.stop.active[: len(loss)]
         self.stop.observe(loss.detach(), batch)
         return StepOutput(loss)
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
-        """A mix, where there is one, draws the client's table towards it."""
+        """If there is a mix for a client, its table becomes ``own`` of itself and 1 - ``own`` of the mix."""
         self.round = round
         self.seen.data.zero_()
         self.stop = EarlyStop(len(self.users), self.method.tolerance, self.table.device)
@@ -87,11 +89,10 @@ class FedCAClient(FactorClient):
             self.table.data[places] = mixes.to(self.table.device).lerp(self.table.data[places], self.method.own)
 
     def upload(self) -> Upload:
-        """The table, the leading directions of its trained rows and the number of samples, all zero, and so not sent,
-        from clients whose turn it is not.
-        """
+        """The table, the leading directions of its trained rows, and the number of samples; zeros out of turn."""
         drawn = uniform(self.shared_seed, Stream.MIXES, self.round, self.users.numpy())
         turn = torch.from_numpy(drawn < self.method.share)
+        # The directions are found by `eigh`, which fails on what is not finite and does not say whose it is.
         if not self.table.isfinite().all():
             bad = ~self.table.detach().flatten(1).isfinite().all(1).cpu()
             raise NotFiniteError("uploaded table", self.users[bad].tolist())
@@ -101,9 +102,8 @@ class FedCAClient(FactorClient):
             "directions": leading_directions(self.table.detach(), self.seen.detach(), self.method.directions),
             "samples": self.seen.detach().sum(1)[:, None, None],
         }
-        return Upload(
-            self.users, {name: torch.where(turn, value, 0) for name, value in values.items()}, frozenset(values)
-        )
+        sent = {name: torch.where(turn, value, 0) for name, value in values.items()}
+        return Upload(self.users, sent, frozenset(sent))
 
 
 def leading_directions(table: Tensor, seen: Tensor, number: int) -> Tensor:
@@ -117,15 +117,15 @@ def leading_directions(table: Tensor, seen: Tensor, number: int) -> Tensor:
     Returns:
         `[clients, number, dim]`, orthonormal, the leading one first.
     """
-    share = (seen / seen.sum(1, keepdim=True).clamp_min(1))[:, None]
-    centred = table - bmm(share, table)
-    covariance = torch.bmm(centred.mT * share, centred)
-    rising: Tensor = torch.linalg.eigh(covariance).eigenvectors.mT
+    share = (seen / seen.sum(1, keepdim=True).clamp_min(1))[:, None]  # [clients, 1, items]
+    centred = table - bmm(share, table)  # [clients, items, dim]: without the mean of the rows that were seen
+    covariance = torch.bmm(centred.mT * share, centred)  # [clients, dim, dim]
+    rising: Tensor = torch.linalg.eigh(covariance).eigenvectors.mT  # [clients, dim, dim]: a direction each row
     return rising.flip(1)[:, :number].contiguous()
 
 
 class MixServer(GatherServer):
-    """Mixes the tables of those whose turn it was, for each of them; a mix waits until its client takes part again.
+    """Mixes the tables of those whose turn it was, for each of them. A mix waits until its client takes part again.
 
     Args:
         start: The shared initial table, `[items, dim]`.
@@ -138,7 +138,7 @@ class MixServer(GatherServer):
     start: Tensor
 
     def __init__(self, start: Tensor, seed: int, alpha: float, beta: float, directions: int) -> None:
-        # Zeros are not sent, and so all that those send whose turn it is not is that they have nothing.
+        # Sparse: a client whose turn it is not has only zeros, and so sends three headers and nothing else.
         super().__init__(
             {
                 "table": Field(tuple(start.shape), sparse=True),
@@ -155,15 +155,17 @@ class MixServer(GatherServer):
 
     def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
         mixes = self.mixes.of(users)
-        return None if mixes is None else Broadcast(own=mixes)
+        if mixes is None:
+            return None
+        return Broadcast(own=mixes)
 
     def reduce(self, upload: Upload) -> Upload:
-        """The messages of those whose turn it was; those of all others are zero."""
+        """The messages of those whose turn it was. All others are zero, and are dropped."""
         sent = upload.values["samples"].flatten() > 0
         return Upload(upload.clients[sent.cpu()], {name: value[sent] for name, value in upload.values.items()})
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
-        """Mix, and report how many tables were, and the mean weight of a client's own in its mix."""
+        """Mix. Report how many tables were mixed, and how much a client's own weighs in its mix on average."""
         sent = self.take_uploads()
         clients = torch.cat([upload.clients for upload in sent])
         table, directions, samples = (
@@ -172,14 +174,18 @@ class MixServer(GatherServer):
         weights = mix_weights(table - self.start, directions, samples.flatten(), self.alpha, self.beta)
         self.mixes.discard(users)  # who took part has received what waited
         self.mixes.put(clients, (weights.to(table.dtype) @ table.flatten(1)).view_as(table))
-        own = float(weights.diagonal().mean()) if len(clients) else 0.0
-        return {"mixes/clients": float(len(clients)), "mixes/own": own}
+        report = {"mixes/clients": float(len(clients)), "mixes/own": 0.0}
+        if len(clients):  # in a round it may be nobody's turn
+            report["mixes/own"] = float(weights.diagonal().mean())
+        return report
 
 
 def mix_weights(changes: Tensor, directions: Tensor, samples: Tensor, alpha: float, beta: float) -> Tensor:
-    """With which weights each client's mix takes the tables of all: the paper's quadratic program, row by row.
+    """How much each table weighs in each client's mix: the paper's quadratic program, row by row.
 
-    On the simplex, |w|^2 - 2 <p + alpha comp - beta sim, w> is least where w is nearest to p + alpha comp - beta sim.
+    It minimises |w|^2 - 2 <p, w> - 2 alpha <comp, w> + 2 beta <sim, w> over w on the simplex, where p are the shares of
+    the samples. But for a constant, that is the squared distance of w from p + alpha comp - beta sim. So w is the point
+    of the simplex nearest to that.
 
     Args:
         changes: `[clients, items, dim]`: how far each table is from the start of all.
@@ -198,21 +204,24 @@ def mix_weights(changes: Tensor, directions: Tensor, samples: Tensor, alpha: flo
 
 def complementarity(directions: Tensor) -> Tensor:
     """The cosine of the mean principal angle between any two clients' directions, `[clients, clients]`."""
-    cosines: Tensor = torch.linalg.svdvals(torch.einsum("ukd,vld->uvkl", directions, directions))
-    return cosines.clamp(max=1).acos().mean(2).cos()
+    products = torch.einsum("ukd,vld->uvkl", directions, directions)  # [clients, clients, directions, directions]
+    # The singular values for two orthonormal bases are the cosines of the principal angles between what they span.
+    cosines: Tensor = torch.linalg.svdvals(products)  # [clients, clients, directions]
+    return cosines.clamp(max=1).acos().mean(2).cos()  # rounding may take a cosine above 1, where acos is nan
 
 
 def similarity(changes: Tensor) -> Tensor:
     """-1 / (1 + distance) of any two clients' changes along the first principal component of each.
 
-    A principal component has no sign of its own; the distance is the lesser of the two.
+    A principal component may point either way. Of the two distances that this gives, the smaller one is taken.
 
     Returns:
         `[clients, clients]`, -1 for those who changed alike.
     """
-    centred = changes - changes.mean(1, keepdim=True)
-    first: Tensor = torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, :, -1:]
-    scores = (centred @ first).squeeze(2)
+    centred = changes - changes.mean(1, keepdim=True)  # [clients, items, dim]
+    first: Tensor = torch.linalg.eigh(centred.mT @ centred).eigenvectors[:, :, -1:]  # [clients, dim, 1]
+    scores = (centred @ first).squeeze(2)  # [clients, items]: each row along its client's first component
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b; where a.b is negative, the other sign of b is nearer.
     products = scores @ scores.T
     squares = products.diagonal()
     distance: Tensor = (squares[:, None] + squares - 2 * products.abs()).clamp_min(0).sqrt()
@@ -227,7 +236,13 @@ def project_to_simplex(points: Tensor) -> Tensor:
 
     Returns:
         `[rows, size]`
+
+    >>> project_to_simplex(torch.tensor([[0.5, 0.25, -1.0], [2.0, 0.0, 0.0]]))
+    tensor([[0.6250, 0.3750, 0.0000],
+            [1.0000, 0.0000, 0.0000]])
     """
+    # The solution is the point less one number, cut off at zero. If the k largest values stay positive, that number is
+    # (their sum - 1) / k; and k is the last place at which the value is still above it.
     falling = points.sort(1, descending=True).values
     excess = (falling.cumsum(1) - 1) / torch.arange(1, points.shape[1] + 1, dtype=points.dtype, device=points.device)
     last = (falling > excess).sum(1, keepdim=True) - 1
@@ -238,13 +253,13 @@ def project_to_simplex(points: Tensor) -> Tensor:
 class FedCA(FactorMethod):
     """FedCA (arXiv 2406.03933), with matrix factorisation for its backbone.
 
-    What the card leaves open is decided thus. A tenth is drawn by lot, each client with that probability; they alone
-    send their tables, and a mix is of these tables alone. Clients find the directions of their trained rows themselves,
-    so that the server need not know which rows those are. The early stop is that of FedRAP.
+    Decided here: a tenth is drawn by lot, each client with that probability. Only they send their tables, and a mix is
+    of these tables alone. Clients find the directions of their trained rows themselves, so that the server need not
+    know which rows those are. The early stop is that of FedRAP.
 
-    The published code departs from this in three ways: it subtracts the principal component of the start from that of
-    each table, so that the start cancels, and with signs as they fall; it counts a similarity below -0.9 as -1; and it
-    pairs directions greedily instead of taking principal angles.
+    The published code departs from this in three ways. It subtracts the principal component of the start from that of
+    each table, with signs as they fall, and so the start cancels. It counts a similarity below -0.9 as -1. It pairs
+    directions greedily instead of taking principal angles.
     """
 
     dim: int = 16

@@ -1,7 +1,7 @@
 """FedCIA: collaborative information aggregation (Han et al., 2025, arXiv 2504.14208).
 
-What goes up is how alike a client's items are, V V^T with Laplace noise, and not the item table V; what comes down is
-the mean of these matrices, to which each client then fits its own table.
+The item table V stays with its client. What goes up is how alike the client's items are: V V^T, with Laplace noise.
+The mean of these matrices comes down, and each client then fits its own table to it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ Distance = Literal["norm", "squared"]
 
 
 class KeptAdam(Optimizer):
-    """Adam (Kingma and Ba 2015) whose moments and steps are their clients' private state, kept from round to round.
+    """Adam (Kingma and Ba 2015) whose moments and counts of steps are kept from round to round.
+
+    They are private state of their clients. The state of any other optimiser is cleared in every round.
 
     Args:
-        moments: For each parameter, its running mean of gradients and of their squares.
+        moments: For each parameter, the running mean of its gradients and that of their squares.
         steps: `[clients]`, int64: how many steps each client has taken.
         lr: Learning rate.
     """
@@ -52,15 +54,17 @@ class KeptAdam(Optimizer):
             gradient = parameter.grad
             if gradient is None:
                 continue
+            # [clients, 1, ...]: a client that missed rounds is corrected by its own count
             steps = self.steps.double().view(-1, *[1] * (parameter.ndim - 1))
             mean.lerp_(gradient, 1 - self.MEAN)
+            # The paper's algorithm 1: m and v, both divided by what starting from zero has taken from them.
             square.mul_(self.SQUARE).addcmul_(gradient, gradient, value=1 - self.SQUARE)
             size = (square / (1 - self.SQUARE**steps).to(square)).sqrt_().add_(self.EPSILON)
             parameter.sub_((mean / (1 - self.MEAN**steps).to(mean)).div_(size), alpha=group["lr"])
 
 
 class FedCIAClient(FactorClient):
-    """A `FactorClient` that sends V V^T, and fits its table to what comes down.
+    """A `FactorClient` that sends V V^T, and fits its table V to the mean that comes down.
 
     Args:
         method: The settings.
@@ -73,6 +77,7 @@ class FedCIAClient(FactorClient):
     def __init__(self, method: FedCIA, num_items: int, seed: int) -> None:
         super().__init__(method, num_items, seed)
         dim = method.dim
+        # Parameters only so that they are kept with the client's state. No gradient reaches them.
         self.user_mean, self.user_square = empty_parameter(dim), empty_parameter(dim)
         self.table_mean, self.table_square = empty_parameter(num_items, dim), empty_parameter(num_items, dim)
         self.steps = nn.Parameter(torch.empty(0, dtype=torch.int64), requires_grad=False)
@@ -98,9 +103,10 @@ class FedCIAClient(FactorClient):
 
     def upload(self) -> Upload:
         table = self.table.detach()
-        similarity = torch.bmm(table, table.mT)
+        similarity = torch.bmm(table, table.mT)  # [clients, items, items]
         if self.method.noise:
-            # one client at a time, for the numbers of a whole cohort would not fit memory
+            # One client at a time: the float64 numbers of a whole cohort would not fit memory.
+            # A client's steps are the counter: they grow from round to round, so no noise is sent twice.
             for row, user, steps in zip(similarity, self.users.tolist(), self.steps.tolist(), strict=True):
                 drawn = laplace(self.seed, Stream.NOISE, user, steps, np.arange(self.num_items**2))
                 row += torch.from_numpy(self.method.noise * drawn).view_as(row).to(row)
@@ -110,7 +116,8 @@ class FedCIAClient(FactorClient):
 def fit(table: Tensor, target: Tensor, steps: int, lr: float, distance: Distance) -> Tensor:
     """Gradient descent on the distance of each client's V V^T from ``target``.
 
-    The gradient of its square, 4 (V V^T - S) V, takes V^T V and S V alone; so does the norm itself.
+    The gradient of the squared distance is 4 (V V^T - S) V. It needs only V^T V and S V, and so does the distance
+    itself. No matrix of items x items is made anew.
 
     Args:
         table: V, `[clients, items, dim]`; not changed.
@@ -122,12 +129,15 @@ def fit(table: Tensor, target: Tensor, steps: int, lr: float, distance: Distance
     Returns:
         `[clients, items, dim]`
     """
-    each = target.expand(len(table), -1, -1)
+    each = target.expand(len(table), -1, -1)  # [clients, items, items], all of them the same memory
     whole = target.square().sum()
     for _ in range(steps):
-        square, wished = torch.bmm(table.mT, table), torch.bmm(each, table)
-        slope = torch.baddbmm(wished, table, square, beta=-4, alpha=4)
+        square = torch.bmm(table.mT, table)  # V^T V, [clients, dim, dim]
+        wished = torch.bmm(each, table)  # S V, [clients, items, dim]
+        slope = torch.baddbmm(wished, table, square, beta=-4, alpha=4)  # 4 V (V^T V) - 4 S V
         if distance == "norm":
+            # |V V^T - S|^2 = |V^T V|^2 - 2 <V, S V> + |S|^2, [clients]. Near zero it is all rounding, so it is not let
+            # fall below what rounding of |S|^2 makes.
             left = square.square().sum((1, 2)) - 2 * (table * wished).sum((1, 2)) + whole
             slope /= 2 * left.clamp_min(torch.finfo(left.dtype).eps * whole).sqrt()[:, None, None]
         table = table.sub(slope, alpha=lr)
@@ -135,11 +145,11 @@ def fit(table: Tensor, target: Tensor, steps: int, lr: float, distance: Distance
 
 
 class SimilarityServer(TableServer):
-    """A `TableServer` of what is symmetric but for the noise, and of which it sends the symmetric part."""
+    """A `TableServer` of similarities. Noise makes their mean asymmetric; its symmetric part is what goes down."""
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         report = super().update(users, round)
-        mean = self.mean("similarity")
+        mean = self.mean("similarity")  # [items, items]
         mean.copy_((mean + mean.T) / 2)
         return report
 
@@ -148,14 +158,14 @@ class SimilarityServer(TableServer):
 class FedCIA(FactorBase):
     """FedCIA (arXiv 2504.14208), with matrix factorisation for its backbone: similarities of items go up and down.
 
-    A client sends and receives items x items numbers a round, and fits its table at a cost of items^2 x dim a step: a
-    method for small catalogues. Published batches hold 4,096 samples (``data.batch_size``).
+    This is a method for small catalogues: a client sends and receives items x items numbers a round, and a step of the
+    fit costs items^2 x dim. Published batches hold 4,096 samples (``data.batch_size``).
 
-    The paper writes the distance to the server's matrix as squared, with SGD at 0.1; that diverges as soon as 8 x 0.1 x
-    the square of V's largest singular value exceeds 2, which the published start does from some hundred items on. The
-    published code takes steps on the norm itself, which do not: so ``norm`` is the default here. The code's loss in
-    local training multiplies embeddings element by element; here it is that of their inner product. Clients share one
-    start, score after training, and fit their tables at the beginning of the next round.
+    The paper squares the distance to the server's matrix, and takes SGD at 0.1. That diverges as soon as 8 x 0.1 x the
+    square of V's largest singular value exceeds 2. With the published start it does, from some hundred items on. The
+    published code takes its steps on the norm itself, and these do not diverge. So ``norm`` is the default here. In
+    local training the code's loss multiplies embeddings element by element; here it is that of their inner product.
+    Clients share one start, and score after training. They fit their tables at the beginning of the next round.
     """
 
     dim: int = 256

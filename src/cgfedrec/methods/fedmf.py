@@ -1,6 +1,6 @@
 """FedMF: federated matrix factorisation (Chai et al. 2019, arXiv 1906.05108), without its encryption.
 
-The user vector stays with its client; the item table goes up, is averaged, and comes down in place of the client's.
+The user vector stays with its client. The item table goes up, is averaged, and comes down in place of the client's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 secure aggregation.
 
 The model is NeuMF (He et al. 2017, arXiv 1708.05031): generalised matrix factorisation beside a multi-layer
-perceptron. User vectors stay with their clients; item embeddings and the network go up, are averaged, and come down.
+perceptron. User vectors stay with their clients. Item embeddings and the network go up, are averaged, and come down.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from cgfedrec.wire.values import Field
 class FedNCFClient(FactorClient):
     """Score sigmoid(w . [p * q_i ; MLP([p' ; q'_i])] + b), the MLP with ReLU after each layer.
 
-    A user vector is p beside p', `[clients, 2 dim]`, a row of the item table q beside q', and ``network`` holds all
-    layers one after another (`layers_of`), so that an optimiser moves them in one operation.
+    A user vector holds p and p' side by side, `[clients, 2 dim]`. A row of the item table likewise holds q and q'.
+    ``network`` holds all layers one after another (`layers_of`), so that an optimiser moves them in one operation.
     """
 
     method: FedNCF
@@ -43,10 +43,11 @@ class FedNCFClient(FactorClient):
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """Embeddings as a `FactorClient`'s; one network for all, Xavier-uniform with biases of 0."""
-        generator = torch.Generator().manual_seed(self.shared_seed + 1)
+        generator = torch.Generator().manual_seed(self.shared_seed + 1)  # the seed itself draws the table
         layers = []
         for inside, out in self.shapes:
             weight = nn.init.xavier_uniform_(torch.empty(out, inside), generator=generator)
+            # Transposed: here a layer multiplies rows from the right, `[in, out]`.
             layers += [weight.T.flatten(), torch.zeros(out)]
         return super().start(users) | {"network": filled(torch.cat(layers), self.shapes).expand(len(users), -1)}
 
@@ -61,8 +62,10 @@ class FedNCFClient(FactorClient):
     def _logits(self, rows: Tensor) -> Tensor:
         """Logits of some items, `[clients, items]`, from their ``rows`` of the table, `[clients, items, 2 dim]`."""
         *layers, (out, bias) = layers_of(self.network, self.shapes)
-        (factors, perceived), (mine, own) = rows.chunk(2, dim=2), self.user.chunk(2, dim=1)
-        hidden = perceptron(layers, own, perceived).relu()
+        (factors, perceived), (mine, own) = rows.chunk(2, dim=2), self.user.chunk(2, dim=1)  # q, q' and p, p'
+        hidden = perceptron(layers, own, perceived).relu()  # [clients, items, last hidden]
+        # The last layer w takes both halves, [clients, dim + last hidden, 1]. w . [p * q ; h] is summed half by half;
+        # the first is (w * p) . q, so that p * q, [clients, items, dim], is never made.
         of_factors, of_hidden = out.split([mine.shape[1], hidden.shape[2]], dim=1)
         logits = baddbmm(bias, factors, of_factors * mine[:, :, None])
         return baddbmm(logits, hidden, of_hidden).squeeze(2)
@@ -74,6 +77,7 @@ class FedNCFClient(FactorClient):
             self.network.data.copy_(filled(broadcast.values["network"], self.shapes))  # type: ignore[arg-type]
 
     def upload(self) -> Upload:
+        # Without the zeros at the end of each row, which are there for the place in memory alone.
         network = self.network.detach()[:, : num_weights(self.shapes)]
         return Upload(self.users, {"table": self.table.detach(), "network": network})
 
@@ -85,8 +89,8 @@ class FedNCFClient(FactorClient):
 class FedNCF(FactorMethod):
     """FedNCF (arXiv 2106.04405): all of NeuMF but the user vectors goes up and down.
 
-    Item embeddings and network are plain means over the participants; the paper goes further and aggregates the two
-    by different rules. The paper leaves open how user vectors start: here each client draws its own.
+    Item embeddings and network are plain means over the participants. The paper goes further, and has a rule of its own
+    for each of the two. It leaves open how user vectors start: here each client draws its own.
     """
 
     dim: int = 64
@@ -104,11 +108,11 @@ class FedNCF(FactorMethod):
         yield from super().problems()
 
     def width(self) -> int:
-        """Both halves."""
+        """That of both halves, which lie side by side."""
         return 2 * self.dim
 
     def layers(self) -> list[tuple[int, int]]:
-        """What every layer takes in and puts out, the logit's last, which takes both halves."""
+        """What every layer takes in and puts out. The last one makes the logit of both halves."""
         return [*pairwise((2 * self.dim, *self.hidden)), (self.dim + self.hidden[-1], 1)]
 
     def server(self, num_items: int, seed: int) -> TableServer:

@@ -1,7 +1,7 @@
 """FedRAP: additive personalisation (Li, Long and Zhou, ICLR 2024, arXiv 2301.09109).
 
-An item is the sum of two embeddings: a personal one that never leaves its client, and a common one that goes up, is
-averaged, and comes down. The loss pushes the two apart and the common one towards zeros.
+An item is the sum of two embeddings. The personal one never leaves its client. The common one goes up, is averaged,
+and comes down. The loss pushes the two apart, and the common one towards zeros.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class FedRAPClient(Client):
     """Score sigmoid(w . (D_i + C_i) + b), with a private table D, a private head, and the server's table C.
 
     The loss is binary cross-entropy - apart * mean (D - C)^2 + sparse * mean |C|, the means over a batch's rows.
-    A client whose mean loss over an epoch differs from that of the epoch before by less than the tolerance stands
-    still for the rest of the round: neither gradients nor decay move it.
+    A client stops early where its mean loss changes by less than the tolerance from one epoch to the next
+    (`EarlyStop`). For the rest of the round neither gradients nor decay move it.
 
     Args:
         method: The settings.
@@ -53,7 +53,7 @@ class FedRAPClient(Client):
         self.strength = 0.0
         self.stop = EarlyStop(0, method.tolerance, self.device)
         self._moving = self.stop.active
-        self._groups: list[dict[str, Any]] = []
+        self._groups: list[dict[str, Any]] = []  # the optimiser's, whose rates fall from round to round
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """All clients begin alike: tables N(0, init_scale^2), the head uniform as `torch.nn.Linear` draws it."""
@@ -81,33 +81,41 @@ class FedRAPClient(Client):
 
     @torch.no_grad()
     def _shrink(self) -> None:
-        """Decay what moves, before a step on the rows of a batch alone: together that of SGD with weight decay.
+        """Decay the clients that move, before the step.
 
-        SGD's own decay would need a gradient for every row, and would move clients that have stopped.
+        Together with a step on the rows of the batch, this is SGD with weight decay. SGD's own decay would need a
+        gradient for every row, and would move clients that have stopped.
         """
         for group in self._groups:
+            # [clients]: 1 for a client that has stopped
             factor = 1 - self._moving * (group["lr"] * self.method.weight_decay)
             for parameter in group["params"]:
                 parameter.mul_(factor.view(-1, *[1] * (parameter.ndim - 1)))
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        # [clients, batch, dim] each, of the batch's items; the penalties are means over these rows alone
         personal, common = rows_of(self.personal, batch.items), rows_of(self.common, batch.items)
         apart = (batch.weights * (personal - common).square().mean(2)).sum(1)
         sparse = (batch.weights * common.abs().mean(2)).sum(1)
         loss = linear_loss(personal + common, self.head_weight, self.head_bias, batch)
+        # BCE - lambda MSE(D, C) + mu mean |C|, with both weights ramped up
         loss = loss + self.strength * (self.method.sparse * sparse - self.method.apart * apart)
         self._moving = self.stop.active[: len(loss)]
         self.stop.observe(loss.detach(), batch)
+        # A constant has no gradient: so a client that has stopped stands still, and its loss is still told.
         return StepOutput(torch.where(self._moving, loss, loss.detach()))
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
-        """The server's table replaces the client's; how many rounds have been says how to weigh and to learn."""
+        """The server's table replaces the client's. The round sets the penalties' strength and the learning rates."""
         if broadcast is not None:
             common = broadcast.values["common"]
             assert isinstance(common, Tensor)
+            # A table for each client: training moves them apart again.
             self.common.data = common.to(self.common.device).repeat(len(self.users), 1, 1)
         before = round - 1
-        self.strength = math.tanh(before / 10) if self.method.ramp == "paper" else 1.0
+        self.strength = 1.0
+        if self.method.ramp == "paper":
+            self.strength = math.tanh(before / 10)
         for group in self._groups:
             group["lr"] = group["initial_lr"] * self.method.lr_decay**before
         self.stop = EarlyStop(len(self.users), self.method.tolerance, self.common.device)
@@ -116,7 +124,8 @@ class FedRAPClient(Client):
         return Upload(self.users, {"common": self.common.detach()})
 
     def score(self) -> Tensor:
-        items = self.personal.detach() + self.common.detach()
+        items = self.personal.detach() + self.common.detach()  # [clients, items, dim]
+        # Without the bias: it is the same for all of a client's items, and changes no order.
         return bmm(self.head_weight.detach()[:, None], items.mT).squeeze(1)
 
 
@@ -124,13 +133,13 @@ class FedRAPClient(Client):
 class FedRAP(Method):
     """FedRAP (arXiv 2301.09109): of two item tables, the common one goes up and down and the personal one stays.
 
-    The paper scores with a user vector and no bias, the published code with a linear head; here the head. One step of
-    SGD moves head and tables together. The paper lets both weights grow with the round as tanh(round / 10); the
-    published code computes that and trains with the full weights throughout (``ramp`` chooses; the first round counts
-    as 0). The code's early stop compares running means over all epochs so far, and in some versions decays the
-    learning rates within a round too; here epochs are compared with each other, and rates fall between rounds alone.
-    Published batches hold 2,048 samples (``data.batch_size``). For ML-100K its authors give sparse 1e-3, weight_decay
-    1e-6, lr 1e-4 and table_lr 1e3.
+    The paper scores with a user vector and no bias. The published code scores with a linear head, and so does this. One
+    step of SGD moves head and tables together. The paper lets both weights grow with the round as tanh(round / 10). The
+    published code computes that, and trains with the full weights throughout. ``ramp`` chooses; the first round counts
+    as 0. The code's early stop compares running means over all epochs so far. Some versions of it also decay the
+    learning rates within a round. Here each epoch is compared with the one before it, and rates fall only between
+    rounds. Published batches hold 2,048 samples (``data.batch_size``). For ML-100K its authors give sparse 1e-3,
+    weight_decay 1e-6, lr 1e-4 and table_lr 1e3.
     """
 
     dim: int = 32

@@ -1,8 +1,8 @@
 """GPFedRec: graph-guided personalisation (Zhang et al., KDD 2024, arXiv 2305.07866).
 
-Item tables go up. The server joins clients whose tables are similar and averages over each client's neighbours; the
-mean of these averages comes down in place of every client's table, and a client's own average as what its table is
-pulled towards. User vectors and the network that scores stay with their clients.
+Item tables go up. The server joins clients whose tables are similar, and averages each client's table with those of
+its neighbours. Two tables come down. The mean of all averages replaces every client's table; a client's own average is
+what its table is then pulled towards. User vectors and the network that scores stay with their clients.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from cgfedrec.wire.values import Field
 
 COMPARED_AT_ONCE = 2**22
-"""Values, of all clients' tables, that the server holds side by side."""
+"""Numbers of all clients' tables together that the server copies at a time."""
 
 
 class GPFedRecClient(FactorClient):
-    """Score item i by a network of ReLU layers on [user vector ; e_i]; one optimiser steps on everything at once.
+    """Score item i by a network of ReLU layers on [user vector ; e_i]. One optimiser steps on everything at once.
 
-    The loss is the batch's mean binary cross-entropy plus ``reg`` times the mean square of the table's distance from
-    its target, taken over all items. The target is what the server sent for this client, and where it sent nothing,
-    the table with which the round starts. ``network`` holds all layers one after another (`layers_of`).
-    That distance is what it reports.
+    The loss is the batch's mean binary cross-entropy plus ``reg`` times the distance of the table from its target. The
+    distance is the mean square over all items, and is reported. The target is what the server sent for this client. If
+    it sent nothing, the target is the table with which the round starts. ``network`` holds all layers one after another
+    (`layers_of`).
 
     Args:
         method: The settings.
@@ -60,7 +60,8 @@ class GPFedRecClient(FactorClient):
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         """Embeddings as a `FactorClient`'s; one network for all, as `torch.nn.Linear` draws it."""
-        generator = torch.Generator().manual_seed(self.shared_seed + 1)
+        generator = torch.Generator().manual_seed(self.shared_seed + 1)  # the seed itself draws the table
+        # A layer's weight and bias together: U(-1/sqrt(in), 1/sqrt(in)).
         layers = [
             (2 * torch.rand((inside + 1) * out, generator=generator) - 1) * inside**-0.5 for inside, out in self.shapes
         ]
@@ -78,6 +79,7 @@ class GPFedRecClient(FactorClient):
         loss = F.binary_cross_entropy_with_logits(logits, batch.targets, batch.weights, reduction="none").sum(1)
         if self.method.reg == 0:
             return StepOutput(loss)
+        # BCE + reg * MSE(E_u, r_u); clients whose batches are used up have left at the end
         distance = F.mse_loss(self.table, self.target[: len(loss)], reduction="none").mean((1, 2))
         return StepOutput(loss + self.method.reg * distance, {"distance": distance.detach()})
 
@@ -86,8 +88,9 @@ class GPFedRecClient(FactorClient):
         return perceptron(layers_of(self.network, self.shapes), self.user, rows).squeeze(2)
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
-        """The server's table replaces the client's; the client's own average becomes its target."""
+        """The server's table replaces the client's. The client's own average becomes its target."""
         super().receive(broadcast, round)
+        # A copy: training moves the table in place, and a target must stay where it is.
         self.target = self.table.data.clone()
         self.round = round
         if broadcast is not None and broadcast.own is not None:
@@ -95,13 +98,14 @@ class GPFedRecClient(FactorClient):
             self.target[places] = targets.to(self.target.device)
 
     def upload(self) -> Upload:
-        """The table, with Laplace noise of the client's own where there is to be some."""
+        """The table. If ``noise`` is above 0, each client adds Laplace noise of its own to what it sends."""
         table = self.table.detach()
         if self.method.noise > 0:
             table = table + self._draw_noise().to(table.device)
         return Upload(self.users, {"table": table})
 
     def _draw_noise(self) -> Tensor:
+        """`[clients, items, dim]`: a function of client, round and place, and of the seed that the server lacks."""
         place = np.arange(self.num_items * self.dim).reshape(self.num_items, self.dim)
         drawn = laplace(self.seed, Stream.NOISE, self.users.numpy()[:, None, None] + 1, self.round, place)
         return torch.from_numpy(self.method.noise * drawn).float()
@@ -114,8 +118,8 @@ class GraphServer(GatherServer, TableServer):
     """Averages each participant's table with its neighbours', and keeps the averages r_u and their mean.
 
     Two participants are neighbours if the cosine of their tables exceeds ``threshold`` times the mean cosine of all
-    pairs; everyone is its own neighbour. Work grows with the square of the participants, and the r_u of all who have
-    ever taken part are kept: a client that is absent keeps its last.
+    pairs. Everyone is its own neighbour. Work grows with the square of the number of participants. The server keeps the
+    r_u of everyone who has ever taken part: a client that is absent keeps its last one.
 
     Args:
         num_items: n.
@@ -135,35 +139,43 @@ class GraphServer(GatherServer, TableServer):
         return broadcast and replace(broadcast, own=self.averages.of(users))
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
-        """Find the graph, average over it; report how many neighbours a participant has, itself included."""
+        """Find the graph and average over it. Report how many neighbours a participant has, itself included."""
         similarity = self._similarity(users)
         graph = neighbours(similarity, self.threshold)
-        weights = (graph / graph.sum(1, keepdim=True)).float()
+        # One hop over the graph: r_u = sum_v W_uv E_v, each row of W the same share for every neighbour.
+        weights = (graph / graph.sum(1, keepdim=True)).float()  # [clients, clients]
         targets = self.mean("table").new_empty(len(users), *self.mean("table").shape)
         for items, tables in self._tables():
-            targets[:, items] = (weights @ tables.flatten(1)).view_as(tables)
+            targets[:, items] = (weights @ tables.flatten(1)).view_as(tables)  # [clients, some items, dim]
         self.averages.put(users, targets)
         self.take_uploads()
+        # The global table is the mean of the r_u. From here they are summed as a `TableServer` sums uploads.
         TableServer.aggregate(self, Upload(users, {"table": targets}))
         return super().update(users, round) | {"graph/neighbours": graph.sum(1).double().mean().item()}
 
     def _similarity(self, users: Tensor) -> Tensor:
-        """The cosine of any two participants' tables, `[clients, clients]`, in float64, for edges hang on it.
+        """The cosine of any two participants' tables, `[clients, clients]`.
+
+        It is float64, since rounding could move a pair across the threshold and change the graph.
 
         Raises:
             NotFiniteError: naming the clients whose table is not finite.
         """
         products = torch.zeros(len(users), len(users), dtype=torch.float64, device=self.mean("table").device)
         for _, tables in self._tables():
-            rows = tables.flatten(1).double()
+            rows = tables.flatten(1).double()  # [clients, some items * dim]
             products.addmm_(rows, rows.T)
         norms = products.diagonal().sqrt()
         if not norms.isfinite().all():
             raise NotFiniteError("uploaded table", users[~norms.isfinite().cpu()].tolist())
+        # A table of zeros has no direction. It gets the cosine 0 in place of nan.
         return products / (norms[:, None] * norms).clamp_min(1e-300)
 
     def _tables(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some items after others, and their rows in all participants' tables, `[clients, items, dim]`."""
+        """All items, some at a time, with their rows in all participants' tables, `[clients, some items, dim]`.
+
+        All tables side by side would be a second copy of everything that was uploaded.
+        """
         tables = [upload.values["table"] for upload in self.uploads]
         num_items, dim = tables[0].shape[1:]
         at_once = max(1, COMPARED_AT_ONCE // (sum(map(len, tables)) * dim))
@@ -173,7 +185,20 @@ class GraphServer(GatherServer, TableServer):
 
 
 def neighbours(similarity: Tensor, threshold: float) -> Tensor:
-    """Who is whose neighbour, `[clients, clients]`, bool: whoever is more similar than ``threshold`` times the mean."""
+    """Who is whose neighbour: two clients that are more similar than ``threshold`` times the mean similarity.
+
+    Args:
+        similarity: `[clients, clients]`.
+        threshold: Of the mean over all pairs, those of a client with itself included.
+
+    Returns:
+        `[clients, clients]`, bool; everyone is its own neighbour.
+
+    >>> neighbours(torch.tensor([[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]]), threshold=1.0)
+    tensor([[ True,  True, False],
+            [ True,  True, False],
+            [False, False,  True]])
+    """
     return (similarity > threshold * similarity.mean()).fill_diagonal_(True)
 
 
@@ -181,11 +206,11 @@ def neighbours(similarity: Tensor, threshold: float) -> Tensor:
 class GPFedRec(FactorMethod):
     """GPFedRec (arXiv 2305.07866): tables go up; the mean table, and each client's own average, come down.
 
-    The published code joins clients by the cosine *distance* of their tables, and so the least similar; here it is the
-    similarity, as in the paper. What the card leaves open is decided thus. The mean similarity is taken over all
-    pairs, those of a client with itself included. A client for which the server has no average yet is pulled towards
-    the table with which the round starts. Each client draws a user vector of its own; the published code starts all
-    from one. Noise is added to what is sent alone; as all randomness here, it follows from the seed.
+    The published code joins clients by the cosine *distance* of their tables, and so joins the least similar. Here it
+    is the similarity, as in the paper. Decided here: the mean similarity is taken over all pairs, those of a client
+    with itself included. A client for which the server has no average yet is pulled towards the table with which the
+    round starts. Each client draws a user vector of its own; the published code starts all from one. Noise is added
+    only to what is sent. It follows from the seed, as all randomness here.
     """
 
     optimizer: OptimizerCallable = TableSGD

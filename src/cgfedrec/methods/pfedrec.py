@@ -1,7 +1,7 @@
 """PFedRec: dual personalisation (Zhang et al., IJCAI 2023, arXiv 2301.08143).
 
-The item table goes up, is averaged, and comes down in place of the client's, which then makes it its own by local
-training; the score function, a linear head, never leaves. Clients score with their own tables.
+The item table goes up, is averaged, and comes down in place of the client's. Local training then makes it the client's
+own again. The score function, a linear head, never leaves. Clients score with their own tables, after training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clients that align their items to the labels of a server: client and settings."""
+"""Clients that align their items to a server's labels, and the settings of that."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from cgfedrec.wire.values import Labels
 class AlignedClient(TableClient):
     """A `TableClient` that pulls its embeddings of items with one label together.
 
-    Once labels have arrived, the table's loss adds ``reg`` times `contrast` over all items, which it reports.
+    Once labels have arrived, the table's loss is BCE + ``reg`` times `contrast` over all items, not only those of the
+    batch. The alignment is reported.
     """
 
     method: AlignedMethod
@@ -31,7 +32,7 @@ class AlignedClient(TableClient):
         self.labels: Tensor | None = None
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
-        """As a `TableClient`'s. The alignment is flat in the head, so only step 1, the table's, has it."""
+        """As a `TableClient`'s. The head has no part in the alignment, so only step 1, the table's, adds it."""
         output = super().training_step(batch, step)
         if step == 0 or self.labels is None or self.method.reg == 0:
             return output
@@ -39,8 +40,12 @@ class AlignedClient(TableClient):
         return StepOutput(output.loss + self.method.reg * alignment, {"alignment": alignment.detach()})
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
-        labels = None if broadcast is None else broadcast.values["labels"]
-        self.labels = labels.values.to(self.table.device) if isinstance(labels, Labels) else None
+        # The table itself is never overwritten: labels are all that comes down.
+        self.labels = None
+        if broadcast is not None:
+            labels = broadcast.values["labels"]
+            assert isinstance(labels, Labels)
+            self.labels = labels.values.to(self.table.device)
 
 
 @dataclass(frozen=True, kw_only=True)

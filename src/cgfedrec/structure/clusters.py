@@ -21,6 +21,7 @@ from cgfedrec.wire.values import Field, Labels
 KMeansKind = Literal["minibatch", "full"]
 LabelsKind = Literal["clustered", "permuted", "frozen"]
 BATCH = 1024
+"""Items in a batch of mini-batch k-means, or as many as there are clusters if these are more."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Clustering:
 
 
 class ClusterServer(MeanServer):
-    """Keeps the mean item table, runs k-means on its rows, broadcasts labels.
+    """Keeps the mean item table, runs k-means on its rows, and broadcasts the labels.
 
-    Centroids stay from round to round, so that labels stay comparable: cold fits would rename most of them.
+    Centroids stay from round to round, and so labels stay comparable. A fit from scratch would rename most of them.
 
     Args:
         num_items: n.
@@ -66,18 +67,20 @@ class ClusterServer(MeanServer):
             return None
         labels = self.labels
         if self.clustering.labels == "permuted":
+            # One order for all rounds: the labels stay as comparable as before, and say nothing of the items.
             order = bits(self.seed, Stream.PERMUTATION, np.arange(len(labels))).argsort()
             labels = labels[torch.from_numpy(order).to(labels.device)]
         return Broadcast({"labels": Labels(labels, self.clustering.clusters)})
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
-        """Average, cluster; report how many clusters are in use and which share of the labels has changed."""
+        """Average and cluster. Report how many clusters are in use, and which share of the labels has changed."""
         super().update(users, round)
         before = self.labels.clone()
+        # Frozen labels are those that go down first: found at the end of the last silent round.
         if not (self.clustering.labels == "frozen" and round > self.clustering.silent_rounds):
             self._cluster(round)
         report = {"clusters/used": float(self.labels.unique().numel())}
-        if before[0] >= 0:
+        if before[0] >= 0:  # -1 until the first labels are found
             report["clusters/changed"] = (before != self.labels).double().mean().item()
         return report
 
@@ -86,11 +89,13 @@ class ClusterServer(MeanServer):
         return {"clusters/sizes": torch.bincount(self.labels, minlength=self.clustering.clusters)}
 
     def _cluster(self, round: int) -> None:
-        rows = self.mean("table").cpu().numpy()
-        warm = bool(self.labels[0] >= 0)
+        rows = self.mean("table").cpu().numpy()  # [items, dim]
+        init: str | np.ndarray = "k-means++"
+        if self.labels[0] >= 0:  # there are centroids to go on from
+            init = self.centroids.cpu().numpy()
         shared = {
             "n_clusters": self.clustering.clusters,
-            "init": self.centroids.cpu().numpy() if warm else "k-means++",
+            "init": init,
             "n_init": 1,
             "random_state": int(bits(self.seed, Stream.CLUSTERS, round) >> np.uint64(32)),
         }

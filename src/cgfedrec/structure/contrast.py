@@ -35,6 +35,12 @@ def contrast(
 
     Returns:
         `[clients]`, the mean over all items, items without positives counting 0.
+
+    Two clients, three items, of which the first two have one label. For the first client these two are alike:
+
+    >>> table = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
+    >>> contrast(table, torch.tensor([0, 0, 1])).round(decimals=4)
+    tensor([0.0000, 0.7136])
     """
     with torch.autocast(table.device.type, enabled=False):  # similarities near 1 need all of float32
         loss: Tensor = _Contrast.apply(table, labels, temperature, base_temperature, kind)  # type: ignore[no-untyped-call]

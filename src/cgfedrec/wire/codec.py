@@ -3,7 +3,7 @@
 A packed message is: the number of its fields (1 byte), then for each field the length of its name (1) and the name,
 its encoding (1), the bits of a value (1), the number of axes (1), the axes (4 each, little-endian), and the values.
 Labels have the axes (items, clusters) and are packed at ``bits`` bits a value, most significant bit first; sparse rows
-have the axes (items, dim, count), and hold the numbers of the ``count`` items (4 bytes each), then their rows; other
+have the axes (items, dim, count), and hold the numbers of the ``count`` items (4 bytes each), then their rows. Other
 tensors are raw little-endian values.
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from cgfedrec.wire.values import Field, Labels, SparseRows, Value
 
+# An encoding is the place of its type among `_DTYPES`; of sparse rows that plus `_SPARSE`; of labels `_PACKED`.
 _PACKED = 255
 _SPARSE = 128
-"""Added to the encoding of the rows' values."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
 COUNT = 4
 """Bytes at the end of the header of sparse rows that say how many they are: all that a receiver cannot know before."""
@@ -46,18 +46,32 @@ def header(name: str, field: Field, count: int = 0) -> bytes:
     return struct.pack(layout, len(encoded), encoded, encoding, field.bits, len(axes), *axes)
 
 
+def fixed_length(head: bytes, field: Field) -> int:
+    """How many bytes of a header a receiver knows before: all, and of sparse rows all but how many follow."""
+    if field.sparse:
+        return len(head) - COUNT
+    return len(head)
+
+
 def row_nbytes(field: Field) -> int:
     """The bytes of one sparse row: the number of its item, and its values."""
     return COUNT + field.shape[1] * field.dtype.itemsize
 
 
 def raw(values: Tensor) -> Tensor:
-    """The bytes of a tensor where it lies, `[bytes]`, uint8: a view, and a copy only of what has gaps."""
+    """The bytes of a tensor where it lies, `[bytes]`, uint8. It is a view; only a tensor with gaps is copied."""
     return values.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def encode(values: Mapping[str, Value]) -> bytes:
-    """One message."""
+    """The bytes of one message.
+
+    >>> message = encode({"labels": Labels(torch.tensor([6, 1]), clusters=8)})
+    >>> len(message)  # 1 byte, a header of 18, and two labels of 3 bits each in one byte
+    20
+    >>> f"{message[-1]:08b}"  # 110 for 6, 001 for 1, and two bits to fill the byte
+    '11000100'
+    """
     fields = (_encode(name, Field.of(value), value) for name, value in values.items())
     return bytes([len(values)]) + b"".join(fields)
 
@@ -77,6 +91,7 @@ def _bytes(values: Tensor) -> bytes:
 
 
 def _pack_bits(labels: np.ndarray, bits: int) -> bytes:
+    # [items, bits]: each label's bits in a row, the most significant first, and then eight of them to a byte
     shifts = np.arange(bits - 1, -1, -1)
     return np.packbits(((labels[:, None] >> shifts) & 1).astype(np.uint8)).tobytes()
 
@@ -89,8 +104,8 @@ def _unpack_bits(data: bytes, count: int, bits: int) -> np.ndarray:
 def decode(data: bytes, expected: Mapping[str, Field]) -> dict[str, Value]:
     """The values of one message, which may come from anyone: it must be laid out as is expected.
 
-    What a field's header must be follows from what is expected of it, so nothing that a message says of itself decides
-    how much is allocated. Only sparse rows say how many they are, and that is compared with the bytes at hand first.
+    What a field's header must be follows from what is expected of it. So nothing that a message says of itself decides
+    how much is allocated. Only sparse rows say how many they are, and that is first compared with the bytes at hand.
 
     Raises:
         ValueError: for bytes that are no such message, saying where they differ.
@@ -102,11 +117,13 @@ def decode(data: bytes, expected: Mapping[str, Field]) -> dict[str, Value]:
     at = 1
     for name, field in expected.items():
         head = header(name, field)
-        fixed = len(head) - COUNT if field.sparse else len(head)
+        fixed = fixed_length(head, field)
         if data[at : at + fixed] != head[:fixed]:
             raise ValueError(f"{what}: field {name!r} is not {field}")
         at += len(head)
-        count = _count(data[at - COUNT : at], name, field, what) if field.sparse else 0
+        count = 0
+        if field.sparse:
+            count = _count(data[at - COUNT : at], name, field, what)
         end = at + size(field, count)
         if len(data) < end:
             raise ValueError(f"{what}: field {name!r} is cut off")
@@ -147,7 +164,9 @@ def _value(payload: bytes, name: str, field: Field, count: int) -> Value:
 
 def _tensor(payload: bytes, dtype: torch.dtype) -> Tensor:
     """Values in memory of their own, which begins where a tensor's does: some kernels round by place."""
-    return torch.frombuffer(bytearray(payload), dtype=dtype).clone() if payload else torch.empty(0, dtype=dtype)
+    if not payload:  # `frombuffer` refuses it
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(bytearray(payload), dtype=dtype).clone()
 
 
 def scatter_rows(name: str, field: Field, owners: Tensor, items: Tensor, rows: Tensor, clients: int) -> Tensor:
@@ -169,6 +188,7 @@ def scatter_rows(name: str, field: Field, owners: Tensor, items: Tensor, rows: T
     """
     num_items = field.shape[0]
     places = owners * num_items + items  # in all tables, one under another
+    # Places that rise mean both: within a client its items rise, and clients come one after another.
     if len(items) and not ((items >= 0).all() and (items < num_items).all() and (places.diff() > 0).all()):
         raise ValueError(f"field {name!r}: its rows are not those of different items, in ascending order")
     tables = rows.new_zeros(clients * num_items, field.shape[1]).index_copy_(0, places, rows)

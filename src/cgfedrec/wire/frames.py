@@ -1,8 +1,8 @@
 """A cohort's messages as they travel: headers in bytes, and read-only views of the values where they lie.
 
-Joining and splitting the messages of a cohort would copy every number twice. Nothing asks for that in one process: a
-message is the same message whether its bytes are in one piece or not. So what is made anew are the headers, and the
-indices of sparse rows; the values stay where the clients hold them, seen as bytes.
+Joining and splitting the messages of a cohort would copy every number twice. In one process nothing asks for that: a
+message is the same message whether its bytes are in one piece or not. So only the headers are made anew, and the items
+of sparse rows. The values stay where the clients hold them, seen as bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cgfedrec.wire.codec import COUNT, header, raw, row_nbytes, scatter_rows, size
+from cgfedrec.wire.codec import COUNT, fixed_length, header, raw, row_nbytes, scatter_rows, size
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.values import Field
 
@@ -23,9 +23,9 @@ class Frame:
     """One field of every message of a cohort.
 
     Args:
-        headers: One for all clients, or of sparse rows one for each, since it says how many rows follow.
+        headers: One for all clients. Of sparse rows one for each client, since it says how many rows follow.
         buffers: `[bytes]`, uint8: the values of all clients one after another; of sparse rows first their items. They
-            may be the memory of the clients: who keeps them longer than a round copies them.
+            may be the clients' own memory: whoever keeps them longer than a round copies them.
     """
 
     headers: Sequence[bytes]
@@ -59,12 +59,14 @@ class Frames:
         total = clients  # each message begins with the number of its fields, in one byte
         for frame in self.fields:
             headers = sum(map(len, frame.headers))
-            total += headers * clients if len(frame.headers) == 1 else headers
+            if len(frame.headers) == 1:  # one for all, and yet each client sends it
+                headers *= clients
+            total += headers
             total += sum(buffer.numel() for buffer in frame.buffers)
         return total
 
     def read(self, expected: Mapping[str, Field]) -> Upload:
-        """The upload that arrives: views of the same memory, and tables of their own for sparse rows.
+        """The upload that arrives. Its values are views of the same memory; sparse rows are laid out in new tables.
 
         Args:
             expected: The fields of one client's message.
@@ -94,7 +96,7 @@ def _frame(name: str, field: Field, value: Tensor) -> Frame:
 def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
     """The values of one field, `[clients, ...]`."""
     wanted = header(name, field)
-    fixed = len(wanted) - COUNT if field.sparse else len(wanted)
+    fixed = fixed_length(wanted, field)
     for head in frame.headers:
         if head[:fixed] != wanted[:fixed] or len(head) != len(wanted):
             raise ValueError(f"field {name!r} is not {field}")
@@ -107,6 +109,7 @@ def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
     counts = torch.tensor([int.from_bytes(head[-COUNT:], "little") for head in frame.headers], device=items.device)
     if len(items) + len(rows) != int(counts.sum()) * row_nbytes(field):
         raise ValueError(f"field {name!r} is cut off")
+    # [rows]: whose each row is, from how many each client sends
     owners = torch.arange(clients, device=items.device).repeat_interleave(counts)
     return scatter_rows(
         name,

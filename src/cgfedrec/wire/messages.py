@@ -1,7 +1,7 @@
 """What crosses the wire: an `Upload` from each client of a cohort, a `Broadcast` from the server.
 
-Both turn into bytes and back, and the communication that a run reports is the length of those bytes. What the server
-makes of the uploads that it needs no longer one by one is a `Sum`.
+Both turn into bytes and back, and the communication that a run reports is the length of those bytes. Uploads that have
+been added up are a `Sum`: no single one can be read from it any more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Broadcast:
 
     Args:
         values: Named values, the same for every client that receives it.
-        own: What only some of the clients receive besides, a row of their own each.
+        own: What some of the clients receive besides: each a row of its own.
 
     >>> from cgfedrec.wire.values import Labels
     >>> message = Broadcast({"labels": Labels(torch.arange(1682) % 60, clusters=60)})
@@ -52,7 +52,7 @@ class Broadcast:
         return {name: Field.of(value) for name, value in self.values.items()}
 
     def pack(self) -> bytes:
-        """The bytes of what is the same for all; `own` is packed row by row, as an `Upload`."""
+        """The bytes of what is the same for all. What is in `own` is packed row by row, as an `Upload`."""
         return encode(self.values)
 
     @classmethod
@@ -64,18 +64,23 @@ class Broadcast:
             expected: Its fields, by name, in order.
 
         Raises:
-            ValueError: for bytes that are no such message. No more has been allocated than one would take.
+            ValueError: for bytes that are no such message. Until then no more is allocated than such a message takes.
         """
         return cls(decode(data, expected))
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Uploads added up: what a server that needs no single one is given.
+    """Uploads added up. A server that needs no single upload is given this.
 
     Args:
         values: Named sums over clients, `[...]`, float64.
         clients: Over how many.
+
+    >>> two, one = Sum({"table": torch.tensor([1.0, 5.0])}, clients=2), Sum({"table": torch.tensor([2.0, 0.0])}, 1)
+    >>> both = two + one
+    >>> both.values["table"] / both.clients
+    tensor([1.0000, 1.6667])
     """
 
     values: Mapping[str, Tensor]
@@ -93,12 +98,20 @@ class Upload:
     Args:
         clients: `[clients]`, who sends or receives.
         values: Named tensors `[clients, ...]`; row c belongs to ``clients[c]``.
-        sparse: The names of tables `[clients, items, dim]` that travel as `SparseRows`, so that each client's message
-            has its own length.
+        sparse: The names of tables `[clients, items, dim]` of which only rows that are not all zero travel
+            (`SparseRows`). Each client's message then has a length of its own.
 
     >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
     >>> [len(message) for message in upload.pack()]
     [215314, 215314]
+
+    Of two sparse tables with one row and with three rows, a row takes its 32 numbers and 4 bytes for its item:
+
+    >>> tables = torch.zeros(2, 1682, 32)
+    >>> tables[0, 7] = tables[1, 5:8] = 1
+    >>> sparse = Upload(torch.tensor([4, 9]), {"table": tables}, sparse=frozenset({"table"}))
+    >>> [len(message) for message in sparse.pack()]
+    [154, 418]
     """
 
     clients: Tensor
@@ -113,7 +126,7 @@ class Upload:
         }
 
     def pack(self) -> list[bytes]:
-        """The bytes that each client would send, in the order of ``clients``: a message, and nothing of the others."""
+        """The bytes that each client would send, in the order of ``clients``. A message holds nothing of the others."""
         return [encode(self._row(row)) for row in range(len(self.clients))]
 
     @classmethod
@@ -137,22 +150,28 @@ class Upload:
             except ValueError as error:
                 raise ValueError(f"client {client}: {error}") from error
             for name, value in received.items():
-                rows[name].append(value if isinstance(value, Tensor) else value.values)
+                if not isinstance(value, Tensor):  # sparse rows: as a table
+                    value = value.values
+                rows[name].append(value)
         sparse = frozenset(name for name, field in expected.items() if field.sparse)
         return cls(clients, {name: torch.stack(values) for name, values in rows.items()}, sparse)
 
     def _row(self, row: int) -> dict[str, Value]:
-        return {
-            name: SparseRows(value[row]) if name in self.sparse else value[row] for name, value in self.values.items()
-        }
+        """One client's values, as they travel."""
+        values: dict[str, Value] = {}
+        for name, value in self.values.items():
+            values[name] = value[row]
+            if name in self.sparse:
+                values[name] = SparseRows(value[row])
+        return values
 
     def sum(self) -> Sum:
         """The sum over the clients, in float64 and in their order.
 
         Raises:
-            NotFiniteError: naming the clients, if a value is not finite. Only a sum that is not finite makes anyone
-                look at single messages.
+            NotFiniteError: naming the clients, if a value is not finite.
         """
+        # Whatever is not finite shows in the sum. Single messages are looked at only then, to tell whose it is.
         sums = {name: _sum(value) for name, value in self.values.items()}
         for name, total in sums.items():
             if not total.isfinite().all():
@@ -161,10 +180,14 @@ class Upload:
         return Sum(sums, len(self.clients))
 
     def of(self, users: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """The places among ``users`` `[users]` of those that have a row here, and their rows of the value ``name``.
+        """The rows of the value ``name`` that are for some of ``users`` `[users]`.
 
         Returns:
-            `[found]`, int64, and `[found, ...]`.
+            The places of those users among ``users``, `[found]`, int64, and their rows, `[found, ...]`.
+
+        >>> upload = Upload(torch.tensor([4, 9]), {"score": torch.tensor([0.25, 0.75])})
+        >>> upload.of(torch.tensor([9, 2]), "score")
+        (tensor([0]), tensor([0.7500]))
         """
         places, rows = (users[:, None] == self.clients).nonzero(as_tuple=True)
         value = self.values[name]
@@ -172,7 +195,8 @@ class Upload:
 
 
 def _sum(value: Tensor) -> Tensor:
-    """The sum over clients in float64, `[clients, ...]` to `[...]`; on a CPU by numpy, which needs half the time."""
+    """The sum over clients in float64, `[clients, ...]` to `[...]`."""
     if value.is_cuda:
         return value.sum(0, dtype=torch.float64)
+    # On a CPU numpy needs half the time.
     return torch.from_numpy(np.asarray(value.numpy().sum(0, dtype=np.float64)))

@@ -23,7 +23,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class SparseRows:
-    """A table of which only the rows that are not all zero cross the wire, and which they are.
+    """A table of which only the rows that are not all zero cross the wire, each with the number of its item.
 
     Args:
         values: `[items, dim]`.
@@ -74,11 +74,13 @@ class Field:
     def bits(self) -> int:
         """Bits that one number takes on the wire."""
         if self.clusters is not None:
-            return max(1, (self.clusters - 1).bit_length())
+            return max(1, (self.clusters - 1).bit_length())  # ceil(log2 K) for integers, without rounding
         return self.dtype.itemsize * 8
 
     def __repr__(self) -> str:
         if self.clusters is not None:
             return f"{self.shape[0]} labels of {self.clusters} clusters"
-        kind = "sparse " if self.sparse else ""
-        return f"{kind}{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+        name = f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+        if self.sparse:
+            return f"sparse {name}"
+        return name

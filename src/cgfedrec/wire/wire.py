@@ -20,11 +20,11 @@ class Step(ABC):
     """Something done to every upload on its way: forward on the client, and reversed on the server.
 
     Steps are given as ``wire.steps``, as ``class_path`` and ``init_args``. They must not mix the rows of the clients
-    axis. They are called by several threads, each for a cohort of its own, and so change nothing in themselves.
+    axis. Several threads call a step at once, each for a cohort of its own. So it must not change anything in itself.
     """
 
     sums_only: ClassVar[bool] = False
-    """Whether what it leaves is of use in sums alone, so that a server which looks at single uploads is refused."""
+    """Whether what it leaves makes sense only in a sum. A server that looks at single uploads is then refused."""
 
     def fields(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
         """What travels where ``fields`` are to be sent; by default the same."""
@@ -58,16 +58,19 @@ class Wire:
             expected: The fields of one client's message, as the server has declared them (`Server.expects`).
 
         Returns:
-            The upload as it arrives, and the bytes of all messages. Values that no step has changed are still the
-            memory of the clients: a server that keeps them copies them.
+            The upload as it arrives, and the bytes of all messages. Values that no step has changed still lie in the
+            clients' memory: a server that keeps them copies them.
 
         Raises:
             WireError: where a name, a shape or a type is not what the server expects.
         """
+        # On the client. The layout is followed too, since a step may change what travels.
         travelling = expected
         for step in self.steps:
             upload, travelling = step.forward(upload), step.fields(travelling)
         frames = Frames.of(upload)
+
+        # On the server.
         arrived = _read(frames, travelling)
         for step in reversed(self.steps):
             arrived = step.reverse(arrived)
@@ -79,14 +82,16 @@ class Wire:
         """Carry a broadcast to so many clients.
 
         Returns:
-            The message as it arrives, and the bytes that all of them receive: what is the same for all once for each,
-            and besides what only some of them get.
+            The message as it arrives, and the bytes that all of them receive. What is the same for all counts once for
+            each client. What only some of them get counts besides.
         """
         if broadcast is None:
             return None, 0
         packed = broadcast.pack()
         arrived = Broadcast.unpack(packed, broadcast.fields)
-        nbytes = len(packed) * clients if broadcast.values else 0  # without values there is no message for all
+        nbytes = len(packed) * clients
+        if not broadcast.values:  # no message for all, then
+            nbytes = 0
         if broadcast.own is None:
             return arrived, nbytes
         frames = Frames.of(broadcast.own)
