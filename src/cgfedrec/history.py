@@ -1,4 +1,7 @@
-"""What a run has measured, a row an evaluated round; in a checkpoint as one table of numbers, which takes no time."""
+"""What a run has measured: a row for each evaluated round.
+
+A checkpoint holds them as one table of numbers, so that it takes no time to write however long a run becomes.
+"""
 
 from __future__ import annotations
 
