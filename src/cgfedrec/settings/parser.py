@@ -20,10 +20,9 @@ from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.layers import CONTROLLED, Layer, leaves, merged, short
-from cgfedrec.settings.mistakes import no_mappings, problems, shown
+from cgfedrec.settings.mistakes import no_mappings, problems
 from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of
 from cgfedrec.settings.sources import Said, layer_in, layer_of, option_of
-from cgfedrec.settings.trust import settings_of
 from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
@@ -189,54 +188,6 @@ def _out_of_bounds(settings: Namespace) -> Iterator[str]:
     for name in ("ckpt_path", "run_dir"):
         if settings[name] == "":
             yield f"{name}: is empty"
-
-
-def settings_in(text: str, given: Said) -> Layer:
-    """The settings of a checkpoint. It may name a class of somebody's own only if this call names it too.
-
-    Args:
-        text: The settings, as the checkpoint holds them.
-        given: What is said in this call, with the classes that it names, and those of ``--trust``.
-
-    Raises:
-        InputError: naming every setting that it may not hold. Nothing has been imported then.
-    """
-    trusted = [str(layer["trust"]) for _, layer in given.layers if layer.get("trust")]
-    return settings_of(text, given.named(), [name.strip() for names in trusted for name in names.split(",")])
-
-
-def checkpoint_in(given: Said) -> Path | None:
-    """The checkpoint that is named, if any is. It must be known before `parse`, whose base its settings are."""
-    path = given.value("ckpt_path")
-    if path is None or path == "null":
-        return None
-    if not isinstance(path, str) or not path:
-        raise InputError(f"ckpt_path: must be the path of a file, not {shown(path)}")
-    return Path(path)
-
-
-def refuse_of_fit(given: Said, verb: str) -> None:
-    """Refuse what only ``fit`` can heed, and say of a variable that it has no effect.
-
-    A variable may be set for good, to serve every ``fit``: that is no reason for another command to end.
-
-    Raises:
-        InputError: naming the options.
-    """
-    for variable, layer in given.variables.items():
-        if layer.keys() & {"ckpt_path", "run_dir"}:
-            _tell(f"{variable} has no effect on {verb}")
-    check(*_of_fit(given, verb))
-
-
-def _of_fit(given: Said, verb: str) -> Iterator[str]:
-    """The problem with each option of a config or of the command line that only ``fit`` can heed."""
-    for name in ("ckpt_path", "run_dir"):
-        for source, layer in given.configs:
-            if layer.get(name) is not None:
-                yield f"{name}: {verb} cannot heed it ({source})"
-        if given.options.get(name) is not None:
-            yield f"{name}: {verb} cannot heed it"
 
 
 def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
