@@ -20,6 +20,7 @@ from cgfedrec.cli import main
 from cgfedrec.client import empty_parameter
 from cgfedrec.errors import InputError
 from cgfedrec.run.api import start
+from cgfedrec.settings.mistakes import MOVED
 from cgfedrec.settings.options import options_of
 from cgfedrec.settings.parser import dump, instantiate, parse, parser
 from cgfedrec.settings.sources import Config, said
@@ -266,6 +267,23 @@ def test_what_is_no_config_is_refused_in_words(text: str, message: str) -> None:
         assert message.replace("no YAML of options", "") in str(refused.value)
         assert len(str(refused.value)) < 500
     assert sorted(path.name for path in Path().iterdir()) == ["config.yaml"]
+
+
+def test_a_class_that_has_moved_is_told_by_its_name_of_now() -> None:
+    now = "cgfedrec.run.loggers.WandbLogger"
+    told = f"logger: cgfedrec.logging.WandbLogger was its name until version 0.2; it is {now} now"
+    Path("config.yaml").write_text("logger: {class_path: cgfedrec.logging.WandbLogger, init_args: {project: p}}\n")
+    assert problems("config.yaml") == f"{told} (config.yaml)"
+    assert problems({"logger": "cgfedrec.logging.WandbLogger"}) == f"{told} (config)"
+    assert problems(options=["--logger", "cgfedrec.logging.WandbLogger"]) == told
+
+
+@pytest.mark.parametrize("before", MOVED)
+def test_a_class_that_has_moved_is_where_it_is_said_to_be(before: str) -> None:
+    _, now = MOVED[before]
+    assert isinstance(resolve_name(now), type)
+    with pytest.raises((ImportError, AttributeError)):
+        resolve_name(before)
 
 
 def test_a_config_that_is_no_file_is_refused() -> None:

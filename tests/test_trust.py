@@ -290,4 +290,6 @@ def test_the_settings_of_a_run_have_no_aliases() -> None:
     """`settings_of` refuses them, so `dump` must not write them, even where two settings are one object."""
     shared = [0.8, 0.9]
     run = cgfedrec.fit(TINY, {"data": {"init_args": {"temporal_fractions": shared}}, "loop": {"rounds": 1}})
-    assert settings_of(run.config, (), ())["data"]["init_args"]["temporal_fractions"] == shared
+    data = settings_of(run.config, (), ())["data"]
+    assert isinstance(data, dict)
+    assert data["init_args"]["temporal_fractions"] == shared

@@ -12,7 +12,10 @@ from cgfedrec import __version__
 from cgfedrec.settings.environment import Verbs
 
 Command = Callable[[Namespace, list[str]], int]
-"""Given its own arguments, and the options that it does not know itself, runs and returns an exit code."""
+"""Runs a command and returns its exit code.
+
+It is given its own arguments, and the options that it does not know itself: they are those of a run's settings.
+"""
 EPILOG = """examples:
   cgfedrec fit                                     train on the embedded data set
   cgfedrec fit --data.path ratings.csv             train on a table with columns user, item, timestamp
@@ -58,7 +61,7 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
     whole.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     verbs = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parsers: dict[tuple[str, ...], ArgumentParser] = {(): whole}
-    kinds = None
+    kinds = None  # the commands below data, which is none itself
     for words, help in _HELP.items():
         group = verbs
         if words[0] == "data":

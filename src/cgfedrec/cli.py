@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = with_variables(argv, verbs, os.environ)
     except InputError as error:
         return _fail(Arguments(traceback=False), 2, *error.problems)
+    # What the parser does not know may be a setting of a run. The command says so itself if it takes none.
     arguments, options = parser.parse_known_args(_with_ids_joined(argv))
     tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
     try:
@@ -73,15 +74,20 @@ def _with_ids_joined(argv: list[str]) -> list[str]:
     """
     if "recommend" not in argv:
         return argv
-    joined, ids = list[str](), 0
+    joined: list[str] = []
+    within_ids = needs_one = False
     for word in argv:
-        if ids and (ids == 1 or not word.startswith("--")):
-            joined, ids = [*joined, f"--user={word}"], 2
+        if needs_one or (within_ids and not word.startswith("--")):
+            joined.append(f"--user={word}")
+            needs_one = False
+        elif word == "--user":
+            within_ids = needs_one = True
         else:
-            ids = int(word == "--user")
-            if not ids:
-                joined.append(word)
-    return joined + ["--user"] * (ids == 1)
+            joined.append(word)
+            within_ids = False
+    if needs_one:  # argparse says that an id is missing
+        joined.append("--user")
+    return joined
 
 
 def _fail(arguments: Arguments, code: int, *problems: str) -> int:

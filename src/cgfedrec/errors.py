@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Any
+from typing import TypeGuard
 
 LARGEST = 1e38
 """Of numbers that are computed with: float32 holds little more."""
@@ -16,7 +16,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 
 
 def printable(text: str) -> str:
-    """A text as it may go to a terminal: what would move its cursor, colour it or turn its direction is spelt out.
+    """A text as it may go to a terminal: what would move the cursor, colour the text or turn it round is spelt out.
 
     Ids, titles and names of columns come from files, and may hold anything. Line ends and tabs stay.
     """
@@ -24,14 +24,20 @@ def printable(text: str) -> str:
 
 
 class Notice(UserWarning):
-    """What a user should know of what they gave, and that ends nothing."""
+    """Something that users should know of what they gave. The command goes on."""
 
 
 class InputError(Exception):
-    """What the user gave cannot be used; exit code 2. Holds every problem found, not only the first."""
+    """What the user gave cannot be used; exit code 2.
+
+    Attributes:
+        problems: Every problem found, not only the first.
+    """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        if isinstance(problems, str):  # it too is an iterable of texts, of its letters
+            problems = [problems]
+        self.problems = list(problems)
         super().__init__("\n".join(self.problems))
 
 
@@ -42,7 +48,9 @@ class RunError(Exception):
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at which of these names may have been meant, or nothing."""
     found = get_close_matches(name, list(names), 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    if not found:
+        return ""
+    return f"; did you mean {found[0]}?"
 
 
 def check(*problems: str | None) -> None:
@@ -51,25 +59,51 @@ def check(*problems: str | None) -> None:
         raise InputError(found)
 
 
-def not_positive(option: str, value: Any, most: float = LARGEST, or_none: bool = False) -> str | None:
+def not_positive(option: str, value: object, most: float = LARGEST, or_none: bool = False) -> str | None:
     """The problem with a number that must be above 0 and at most ``most``; ``or_none``: or ``None``."""
-    return None if or_none and value is None else _problem(option, value, 0, most, above=True)
+    if or_none and value is None:
+        return None
+    if not _is_number(value):
+        return f"{option}: {_shown(value)} is no number"
+    if value <= 0:
+        return f"{option}: {value} is not positive"
+    return _too_much(option, value, most)
 
 
-def not_between(option: str, value: Any, low: float, high: float = LARGEST) -> str | None:
+def not_between(option: str, value: object, low: float, high: float = LARGEST) -> str | None:
     """The problem with a number that must be from ``low`` to ``high``."""
-    return _problem(option, value, low, high)
+    if not _is_number(value):
+        return f"{option}: {_shown(value)} is no number"
+    if value < low:
+        return f"{option}: {value} is below {low:g}"
+    return _too_much(option, value, high)
 
 
-def no_count(option: str, value: Any, least: int = 1, most: int = MOST, or_none: bool = False) -> str | None:
+def no_count(option: str, value: object, least: int = 1, most: int = MOST, or_none: bool = False) -> str | None:
     """The problem with a whole number that must be from ``least`` to ``most``; ``or_none``: or ``None``."""
-    return None if or_none and value is None else _problem(option, value, least, most, whole=True)
+    if or_none and value is None:
+        return None
+    if not _is_number(value) or not isinstance(value, Integral):
+        return f"{option}: {_shown(value)} is no whole number"
+    if value < least and least == 1:
+        return f"{option}: {value} is not positive"
+    if value < least:
+        return f"{option}: {value} is below {least:g}"
+    return _too_much(option, value, most)
 
 
-def _problem(option: str, value: Any, low: float, high: float, above: bool = False, whole: bool = False) -> str | None:
-    kind: Any = Integral if whole else Real  # numpy has numbers of its own
-    if isinstance(value, bool) or not isinstance(value, kind) or value != value:
-        return f"{option}: {'null' if value is None else value} is no {'whole ' if whole else ''}number"
-    if value < low or (above and value == low):
-        return f"{option}: {value} is {'not positive' if above or (whole and low == 1) else f'below {low:g}'}"
-    return f"{option}: {value} is more than {high:,}" if value > high else None
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number of Python or of numpy. NaN is none, and to Python true would be one."""
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(value == value)
+
+
+def _too_much(option: str, value: float, most: float) -> str | None:
+    if value > most:
+        return f"{option}: {value} is more than {most:,}"
+    return None
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value)

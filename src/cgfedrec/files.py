@@ -1,8 +1,8 @@
 """Files: written beside their target, synced and renamed; read back only if they are what was written.
 
-Every file that a run, a comparison or a search writes goes through here, so a kill or a full disk at any moment leaves
-the file before or the file after, and never a part of one. Checksums are XXH3: they find damage, and are no defence
-against somebody who writes a file on purpose; `cgfedrec.settings.trust` is.
+Every file that a run, a comparison or a search writes goes through here. A kill or a full disk leaves the file of
+before or the file of after, and never a part of one. Checksums are XXH3. They find damage. They are no defence against
+somebody who writes a file on purpose; `cgfedrec.settings.trust` is.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     Args:
         path: Its folder is made where there is none.
         content: What to write, or what writes it into an open file.
-        size: Bytes that it will take at least, where that is known before.
+        size: Bytes that it will take at least, if that is known before.
 
     Raises:
         RunError: if there is no room for it, naming the folder. What was there before is still there.
     """
+    if isinstance(content, str):
+        content = content.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
@@ -53,19 +55,28 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
             if callable(content):
                 content(file)
             else:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException as error:
+    except BaseException as error:  # an interrupt too leaves a part behind
         full = _full_disk(error)
-        problem = None if full is None else no_room(path, partial.stat().st_size if partial.exists() else 0, size)
+        problem = ""
+        if full is not None:  # said before the part is removed, which makes room again
+            problem = no_room(path, _size(partial), size)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        if problem is not None:
+        if full is not None:
             raise RunError(problem) from full
         raise
     sync_folder(path.parent)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file that may not be there."""
+    if not path.exists():
+        return 0
+    return path.stat().st_size
 
 
 def append(path: Path, text: str) -> None:
@@ -96,15 +107,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def no_room(path: Path, written: int = 0, wanted: int | None = None) -> str:
-    """What to say where a disk is full.
+    """What to say if a disk is full.
 
     Args:
         path: The file for which there is no room.
         written: Bytes of it that there was room for.
-        wanted: Its whole length, where that is known.
+        wanted: Its whole length in bytes, if that is known.
     """
     free = shutil.disk_usage(path.parent).free
-    missing = f"{wanted - written - free:,} bytes are missing" if wanted and wanted > written + free else "none is left"
+    missing = "none is left"
+    if wanted and wanted > written + free:
+        missing = f"{wanted - written - free:,} bytes are missing"
     return (
         f"{path}: the disk of {path.parent} is full: {written:,} bytes were written, and {missing}; what was there "
         "before is intact. Make room, or choose another folder"
@@ -113,7 +126,7 @@ def no_room(path: Path, written: int = 0, wanted: int | None = None) -> str:
 
 @contextmanager
 def room_for(path: Path, written: int = 0, wanted: int | None = None) -> Iterator[None]:
-    """Raise `RunError` with what `no_room` says where the body finds the disk full."""
+    """Raise `RunError` with what `no_room` says if the body finds the disk full."""
     try:
         yield
     except OSError as error:
@@ -123,7 +136,7 @@ def room_for(path: Path, written: int = 0, wanted: int | None = None) -> Iterato
 
 
 def _full_disk(error: BaseException | None) -> OSError | None:
-    """The operating system's own error, where it, or one that it caused, says that a disk is full."""
+    """The operating system's own error, if that is what this error comes from: libraries wrap it in their own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return error
@@ -145,7 +158,7 @@ def file_digest(path: Path) -> str:
     return running.hexdigest()
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON file that `read_json` can check."""
     sealed = {**values, CHECKSUM: digest(_canonical(values))}
     write_atomically(path, json.dumps(sealed, indent=2) + "\n")
@@ -170,19 +183,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(values)
 
 
-def _canonical(values: Mapping[str, Any]) -> bytes:
+def _canonical(values: Mapping[str, object]) -> bytes:
+    """Values as bytes that depend neither on the order of the keys nor on white space."""
     return json.dumps(values, sort_keys=True).encode()
 
 
 def no_folder(option: str, folder: Path) -> str | None:
     """The problem with a folder that is to be written into, and may be there or not."""
     shown, name = f"{option}: {str(folder)[:80]}", os.fsencode(folder)
+    # The limits of Linux. Beyond them even asking whether the folder is there fails.
     if b"\0" in name or len(name) >= 4096 or any(len(part) > 255 for part in name.split(b"/")):
         return f"{shown}... is no name that a folder can have"
     above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not above.is_dir():
-        return f"{shown} is a file" if above == folder.absolute() else f"{shown} lies below {above}, which is a file"
-    return None if os.access(above, os.W_OK | os.X_OK) else f"{shown}: nothing may be written into {above}"
+    if above.is_dir():
+        if os.access(above, os.W_OK | os.X_OK):
+            return None
+        return f"{shown}: nothing may be written into {above}"
+    if above == folder.absolute():
+        return f"{shown} is a file"
+    return f"{shown} lies below {above}, which is a file"
 
 
 @contextmanager

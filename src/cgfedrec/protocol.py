@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from cgfedrec.errors import check, no_count
 
@@ -35,26 +35,33 @@ class Protocol:
     cutoffs: Sequence[int] = (5, 10, 20, 50, 100)
 
     def __post_init__(self) -> None:
-        check(
-            f"protocol.name: {self.name!r} is unknown; choose strict or reference"
-            if self.name not in ("strict", "reference")
-            else None,
-            no_count("protocol.num_candidates", self.num_candidates),
-            None if self.cutoffs else "protocol.cutoffs: name one or more",
-            *(no_count("protocol.cutoffs", cutoff) for cutoff in self.cutoffs),
-        )
+        check(*self._problems())
+        # Frozen, but for this: whoever names cut-offs may do so in any order.
         object.__setattr__(self, "cutoffs", tuple(sorted(set(self.cutoffs))))
+
+    def _problems(self) -> Iterator[str | None]:
+        if self.name not in ("strict", "reference"):
+            yield f"protocol.name: {self.name!r} is unknown; choose strict or reference"
+        yield no_count("protocol.num_candidates", self.num_candidates)
+        if not self.cutoffs:
+            yield "protocol.cutoffs: name one or more"
+        for cutoff in self.cutoffs:
+            yield no_count("protocol.cutoffs", cutoff)
 
     @property
     def ranking(self) -> Literal["full", "sampled"]:
         """What held-out items are ranked against, defaults applied."""
-        return self.candidates or ("full" if self.name == "strict" else "sampled")
+        if self.candidates:
+            return self.candidates
+        if self.name == "strict":
+            return "full"
+        return "sampled"
 
     @property
     def leaks(self) -> bool:
         """Whether training negatives avoid the held-out items, and so reveal them."""
         return self.name == "reference"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, as stored in checkpoints and in ``summary.json``."""
         return asdict(self) | {"candidates": self.ranking, "cutoffs": list(self.cutoffs)}

@@ -1,15 +1,14 @@
 """Counter-based random numbers: a hash of (seed, stream, counters).
 
-Every draw is a function of who draws, in which round and at which position, so that no result depends on the order
-of the clients, on the size of a cohort or on where a run was resumed. The mixing function is the finaliser of
-SplitMix64 (Steele, Lea, Flood 2014).
+Every draw is a function of who draws, in which round and at which position. So no result depends on the order of the
+clients, on the size of a cohort or on where a run was resumed. The mixing function is the finaliser of SplitMix64
+(Steele, Lea, Flood 2014).
 """
 
 from __future__ import annotations
 
 import hashlib
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,8 +60,9 @@ def _derived(seed: int, purpose: bytes) -> int:
 
 def bits(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.uint64]:
     """64 random bits for each position of the broadcast ``counters``."""
-    with np.errstate(over="ignore"):
-        state: NDArray[np.uint64] = _mix(np.uint64(seed % 2**64) + _GOLDEN * np.uint64(stream))
+    with np.errstate(over="ignore"):  # the hash is arithmetic modulo 2^64
+        state = _mix(np.asarray(np.uint64(seed % 2**64) + _GOLDEN * np.uint64(stream)))
+        # One after the other, not added up: (user 1, item 2) and (user 2, item 1) are different draws.
         for counter in counters:
             state = _mix(state + _GOLDEN * (np.asarray(counter).astype(np.uint64) + np.uint64(1)))
     return state
@@ -98,6 +98,9 @@ def distinct(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int
     Args:
         random_bits: `[..., k]`.
         high: `[...]`, at least ``k`` everywhere.
+
+    Returns:
+        `[..., k]`.
     """
     k = random_bits.shape[-1]
     drawn = np.empty(random_bits.shape, np.int64)
@@ -105,13 +108,15 @@ def distinct(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int
         last = np.asarray(high) - k + position
         candidate = integers(random_bits[..., position], last + 1)
         taken = np.zeros(candidate.shape, bool)
+        # A number that is taken is replaced by the last one, which no earlier position could draw.
         for earlier in range(position):
             taken |= drawn[..., earlier] == candidate
         drawn[..., position] = np.where(taken, last, candidate)
     return drawn
 
 
-def _mix(state: Any) -> Any:
+def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64: each bit of the result depends on all bits of the state."""
     state = (state ^ (state >> np.uint64(30))) * _MIX_1
     state = (state ^ (state >> np.uint64(27))) * _MIX_2
     return state ^ (state >> np.uint64(31))

@@ -22,7 +22,8 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.console import progress_bars, quiet_console
 from cgfedrec.run.run import Run
-from cgfedrec.settings.parser import dump, parse, refuse_of_fit
+from cgfedrec.settings.opening import refuse_of_fit
+from cgfedrec.settings.parser import dump, parse
 from cgfedrec.settings.sources import said
 from cgfedrec.wire.messages import NotFiniteError
 

@@ -14,7 +14,8 @@ from cgfedrec.run.checkpoint import State, read_checkpoint
 from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.run import Run
-from cgfedrec.settings.parser import checkpoint_in, instantiate, parse, refuse_of_fit, settings_in
+from cgfedrec.settings.opening import checkpoint_in, refuse_of_fit, settings_in
+from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import Config, Said, said
 
 

@@ -1,7 +1,7 @@
-"""Environment variables: every option of every command has one, and one that nobody reads is told.
+"""Environment variables: every option of every command has one, and a user is told of one that nobody reads.
 
-The variable of ``--top_k`` of ``recommend`` is CGFEDREC_RECOMMEND_TOP_K. The settings of a run are options of ``fit``
-wherever they are taken, and their variables begin with `PREFIX`; `cgfedrec.settings.sources` reads those.
+The variable of ``--top_k`` of ``recommend`` is CGFEDREC_RECOMMEND_TOP_K. The settings of a run are options of ``fit``,
+whichever command takes them. Their variables begin with `PREFIX`; `cgfedrec.settings.sources` reads those.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from cgfedrec.errors import InputError, Notice, nearest
 
 Verbs = Mapping[tuple[str, ...], ArgumentParser]
-"""The parser of each command's own options, by the words that call it; of none, those before any command."""
+"""The parser of each command's own options, by the words of the command. No words: the options before any command."""
 PREFIX = "CGFEDREC_FIT_"
 """Of the variables of a run's settings."""
 _OTHERS = ("CGFEDREC_DATA", "CGFEDREC_PARITY", "CGFEDREC_ALL_STOPS", "CGFEDREC_ALL_OPTIONS")
@@ -22,23 +22,37 @@ _OTHERS = ("CGFEDREC_DATA", "CGFEDREC_PARITY", "CGFEDREC_ALL_STOPS", "CGFEDREC_A
 
 
 def with_variables(argv: Sequence[str], verbs: Verbs, environment: Mapping[str, str]) -> list[str]:
-    """A command line with what the environment says where it says nothing itself.
+    """A command line, completed by what the environment says of options that it does not give.
 
     Raises:
         InputError: for a variable of a switch that is neither true nor false.
     """
-    first = next((place for place, word in enumerate(argv) if not word.startswith("-")), len(argv))
-    last = next((end for end in (first + 2, first + 1) if tuple(argv[first:end]) in verbs and end > first), first)
-    words = tuple(argv[first:last])
-    before = _said(verbs[()], (), argv, environment)
-    own = _said(verbs[words], words, argv, environment) if words in verbs and words else []
+    first = 0
+    while first < len(argv) and argv[first].startswith("-"):
+        first += 1
+    words = _command(argv[first:], verbs)
+    before = _options(verbs[()], (), argv, environment)
+    own: list[str] = []
+    if words:
+        own = _options(verbs[words], words, argv, environment)
+    # argparse takes an option only behind the command that it belongs to.
+    last = first + len(words)
     return [*before, *argv[:last], *own, *argv[last:]]
 
 
+def _command(words: Sequence[str], verbs: Verbs) -> tuple[str, ...]:
+    """The command with which these words begin, such as ``data describe`` or ``fit``; empty if they begin with none."""
+    for length in (2, 1):
+        command = tuple(words[:length])
+        if command in verbs:
+            return command
+    return ()
+
+
 def tell_of_unread(verb: tuple[str, ...], verbs: Verbs, environment: Mapping[str, str], takes_settings: bool) -> None:
-    """Warn of variables of ours that no option has, and of a run's settings where no run takes them."""
-    known = {name: None for words, parser in verbs.items() for name, _ in _variables(parser, words)}
-    known |= dict.fromkeys(_OTHERS)
+    """Warn of our variables that no option has, and of a run's settings if the command takes none."""
+    known = {name for words, parser in verbs.items() for name, _ in _variables(parser, words)}
+    known.update(_OTHERS)
     for name in sorted(environment):
         if not name.startswith("CGFEDREC_") or name in known:
             continue
@@ -56,11 +70,11 @@ def _variables(parser: ArgumentParser, words: Sequence[str]) -> Iterator[tuple[s
             yield "_".join(["CGFEDREC", *words, action.dest]).upper(), action.option_strings[0]
 
 
-def _said(
+def _options(
     parser: ArgumentParser, words: Sequence[str], argv: Sequence[str], environment: Mapping[str, str]
 ) -> list[str]:
-    """The options that the environment gives, and the command line does not."""
-    given = []
+    """The options of one parser that the environment gives and the command line does not."""
+    given: list[str] = []
     switches = {action.option_strings[0] for action in parser._actions if action.option_strings and action.nargs == 0}
     many = {action.option_strings[0] for action in parser._actions if action.option_strings and action.nargs == "+"}
     for variable, option in _variables(parser, words):
@@ -70,7 +84,10 @@ def _said(
         if option in switches:
             if text.lower() not in ("true", "false"):
                 raise InputError(f"{variable}: must be true or false, not {text!r}")
-            given += [option] if text.lower() == "true" else []
+            if text.lower() == "true":
+                given.append(option)
+        elif option in many:
+            given += [f"{option}={one}" for one in shlex.split(text)]
         else:
-            given += [f"{option}={one}" for one in (shlex.split(text) if option in many else [text])]
+            given.append(f"{option}={text}")
     return given

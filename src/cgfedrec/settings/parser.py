@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 from lightning import Fabric
@@ -20,10 +20,9 @@ from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.layers import CONTROLLED, Layer, leaves, merged, short
-from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, no_mappings, options_of, problems, shown
-from cgfedrec.settings.sources import Said, layer_of, option_of
-from cgfedrec.settings.trust import settings_of
-from cgfedrec.settings.yamlfile import read_yaml_file
+from cgfedrec.settings.mistakes import no_mappings, problems
+from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of
+from cgfedrec.settings.sources import Said, layer_in, layer_of, option_of
 from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
@@ -34,7 +33,7 @@ set_parsing_settings(
 )
 
 COMPONENTS = ("fabric", "data", "protocol", "method", "wire", "loop", "logger")
-DEFAULTS: Layer = {
+DEFAULTS = {
     "data": {"class_path": "cgfedrec.data.FederatedDataModule"},
     "method": {"class_path": CONTROLLED},
     "logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"},
@@ -42,10 +41,12 @@ DEFAULTS: Layer = {
 
 
 def quickstart() -> Path:
-    """The config that a run without any uses: in the package once installed, in `configs/` of the repository else."""
+    """The config of a run that names none: in the package once that is installed, else in the repository."""
     package = Path(__file__).parents[1]
     installed = package / "quickstart.yaml"
-    return installed if installed.exists() else package.parents[1] / "configs" / "quickstart.yaml"
+    if installed.exists():
+        return installed
+    return package.parents[1] / "configs" / "quickstart.yaml"
 
 
 _DESCRIPTION = """Train a federation. Options come from environment variables (ENV below), from the config, which
@@ -60,10 +61,12 @@ def parser(defaults: bool = True) -> ArgumentParser:
     """The parser of everything that a run can be told.
 
     Args:
-        defaults: Whether it names the classes of `DEFAULTS`. It must not where others may be named: it would let them
-            take over settings.
+        defaults: Whether the classes of `DEFAULTS` are its defaults. They must not be where another class may be
+            named: jsonargparse would let that one take over their settings.
     """
-    named = DEFAULTS if defaults else dict.fromkeys(DEFAULTS)
+    named: Mapping[str, object] = DEFAULTS
+    if not defaults:
+        named = dict.fromkeys(DEFAULTS)
     parser = ArgumentParser(
         prog="cgfedrec fit",
         description=_DESCRIPTION,
@@ -106,50 +109,57 @@ def parser(defaults: bool = True) -> ArgumentParser:
     return parser
 
 
-def parse(given: Said, base: Mapping[str, Any] | None = None, on_quickstart: bool | None = None) -> Namespace:
+@dataclass(frozen=True)
+class _Ranks:
+    """All layers of a run but the environment's, which may turn out to be of no option.
+
+    Attributes:
+        below: Those that the environment outranks.
+        above: Those that outrank it.
+    """
+
+    below: Sequence[Layer]
+    above: Sequence[Layer]
+
+    def with_variables(self, variables: Mapping[str, Layer]) -> Layer:
+        """All that is said, with these variables of the environment."""
+        spec = merged(DEFAULTS, *self.below, *variables.values(), *self.above)
+        # A null that a later layer has undone has taken the class with it.
+        for group, default in DEFAULTS.items():
+            chosen = spec[group]
+            if isinstance(chosen, dict):
+                spec[group] = {**default, **chosen}
+        return spec
+
+
+def parse(given: Said, base: Mapping[str, object] | None = None, on_quickstart: bool | None = None) -> Namespace:
     """The settings of a run.
 
     Args:
         given: What is said of it.
-        base: Settings that outrank the environment and nothing else: those of a checkpoint.
-        on_quickstart: Whether the quickstart's config lies below all that is said; by default where no config is
-            named. It never does below ``base``.
+        base: Settings of a checkpoint. They outrank the environment, and nothing else.
+        on_quickstart: Whether the quickstart's config lies below all that is said; by default if no config is named.
+            It never does below ``base``.
 
     Raises:
         InputError: naming every option that is wrong, and who gave it.
     """
     for request in given.asked:
         _print_help(*request)
-    named = not given.configs if on_quickstart is None else on_quickstart
-    below = [layer_of(read_yaml_file(quickstart()), "quickstart")] if named and base is None else []
-    above = [*([] if base is None else [layer_of(base, "ckpt_path")]), *(layer for _, layer in given.configs)]
-
-    def whole(variables: Mapping[str, Layer]) -> Layer:
-        spec = merged(DEFAULTS, *below, *variables.values(), *above, given.options)
-        for group, default in DEFAULTS.items():  # a null that has been undone has taken the class with it
-            if isinstance(spec[group], dict):
-                spec[group] = {**default, **spec[group]}
-        return spec
-
-    known = options_of(parser(False), whole(given.variables))
+    ranks = _ranks(given, base, on_quickstart)
+    # A variable may set an option of a class that only another variable names. So all of them are heard before it is
+    # known which options there are, and those of no option are left out after.
+    known = options_of(parser(False), ranks.with_variables(given.variables))
     read = {name: layer for name, layer in given.variables.items() if _is_known(layer, known)}
-    spec = whole(read)
-    _tell_of_variables(given, read, known, whole)
-    check(
-        *(
-            f"{short(path)}: {problem}{given.source(path)}"
-            for path, problem in no_mappings(spec, known, ("data", "method"))
-        )
-    )
+    spec = ranks.with_variables(read)
+    _tell_of_variables(given, read, known, ranks)
+    check(*no_mappings(spec, known, ("data", "method"), given.source))
     try:
         settings: Namespace = parser(False).parse_object(completed(spec, known), env=False)
     except ERRORS as error:
+        # The parser stops at the first problem. To name all of them, each option is tried by itself.
         raise InputError(list(problems(spec, known, given.source)) or str(error)) from error
-    seed = settings.seed_everything
-    check(
-        None if 0 <= seed < 2**63 else f"seed_everything: {seed} is not from 0 to 2^63 - 1",
-        *(f"{name}: is empty" for name in ("ckpt_path", "run_dir") if settings[name] == ""),
-    )
+    check(*_out_of_bounds(settings))
     settings.config = given.files
     for name, flags in given.asked:
         if name == "--print_config":
@@ -157,43 +167,27 @@ def parse(given: Said, base: Mapping[str, Any] | None = None, on_quickstart: boo
     return settings
 
 
-def settings_in(text: str, given: Said) -> dict[str, Any]:
-    """The settings of a checkpoint, which may name classes of its own only where this call names them too.
-
-    Raises:
-        InputError: naming every setting that it may not hold. Nothing has been imported then.
-    """
-    trusted = [str(layer["trust"]) for _, layer in given.layers if layer.get("trust")]
-    return settings_of(text, given.named(), [name.strip() for names in trusted for name in names.split(",")])
-
-
-def checkpoint_in(given: Said) -> Path | None:
-    """The checkpoint that is named; its config is the base of all that is said, and so must be known before."""
-    path = given.value("ckpt_path")
-    if path is None or path == "null":
-        return None
-    check(None if isinstance(path, str) and path else f"ckpt_path: must be the path of a file, not {shown(path)}")
-    return Path(path)
+def _ranks(given: Said, base: Mapping[str, object] | None, on_quickstart: bool | None) -> _Ranks:
+    """What lies below the environment and above it; the arguments are those of `parse`."""
+    if on_quickstart is None:
+        on_quickstart = not given.configs
+    below, above = list[Layer](), list[Layer]()
+    if base is not None:
+        above.append(layer_of(base, "ckpt_path"))
+    elif on_quickstart:
+        below.append(layer_in(quickstart(), "quickstart"))
+    above += [layer for _, layer in given.configs]
+    return _Ranks(below, [*above, given.options])
 
 
-def refuse_of_fit(given: Said, verb: str) -> None:
-    """Refuse what only ``fit`` can heed, or say of a variable that it has no effect.
-
-    Raises:
-        InputError: naming the options.
-    """
-    for variable, layer in given.variables.items():
-        if layer.keys() & {"ckpt_path", "run_dir"}:
-            _tell(f"{variable} has no effect on {verb}")
-    layers = [*given.configs, ("", given.options)]
-    check(
-        *(
-            f"{name}: {verb} cannot heed it{f' ({source})' if source else ''}"
-            for name in ("ckpt_path", "run_dir")
-            for source, layer in layers
-            if layer.get(name) is not None
-        )
-    )
+def _out_of_bounds(settings: Namespace) -> Iterator[str]:
+    """The problem with each value that the parser takes and no run does."""
+    seed = settings.seed_everything
+    if not 0 <= seed < 2**63:
+        yield f"seed_everything: {seed} is not from 0 to 2^63 - 1"
+    for name in ("ckpt_path", "run_dir"):
+        if settings[name] == "":
+            yield f"{name}: is empty"
 
 
 def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
@@ -201,22 +195,33 @@ def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
     groups = groups_of(known)
     for path, _ in leaves(layer):
         names = [short(path[: end + 1]) for end, part in enumerate(path) if part != "class_path"]
+        # The value of an option may be a mapping, such as one of choices: what it holds are no options.
         taken_whole = any(name in known and name not in groups for name in names)
         if not taken_whole and names[-1] not in known and names[-1] not in groups:
             return False
     return True
 
 
-def _tell_of_variables(
-    given: Said, read: Mapping[str, Layer], known: Mapping[str, Option], whole: Callable[[Mapping[str, Layer]], Layer]
-) -> None:
-    """Warn of variables that are no option's, and of those that something else puts out of use."""
+def _tell_of_variables(given: Said, read: Mapping[str, Layer], known: Mapping[str, Option], ranks: _Ranks) -> None:
+    """Warn of variables that are of no option, and of those that something else puts out of use.
+
+    The command line may outrank a variable without a word: whoever types an option means just that.
+
+    Args:
+        given: What is said.
+        read: Its variables that are of an option.
+        known: Of `options_of`.
+        ranks: The layers below and above the variables.
+    """
     spoken = {short(path) for path, _ in leaves(given.options)}
     for name, layer in given.variables.items():
-        option, others = option_of(name), {other: read[other] for other in read if other != name}
         if name not in read:
+            option = option_of(name)
             _tell(f"{name} is not read: there is no option {option}{nearest(option, known)}")
-        elif whole(others) == whole(read) and not {short(path) for path, _ in leaves(layer)} <= spoken:
+            continue
+        others = {other: read[other] for other in read if other != name}
+        changes_nothing = ranks.with_variables(others) == ranks.with_variables(read)
+        if changes_nothing and not {short(path) for path, _ in leaves(layer)} <= spoken:
             _tell(f"{name} has no effect here: a config or a checkpoint says otherwise, or another class is named")
     for name in given.ignored:
         _tell(f"{name} has no effect here: other configs are named")
@@ -228,10 +233,13 @@ def _tell(text: str) -> None:
 
 def _print_help(name: str, value: str) -> None:
     """Print what ``--help`` or one of its kind asks for, and exit."""
-    if name == "--print_config":
+    if name == "--print_config":  # it prints settings, which are not known yet
         return
+    words = [name]
+    if value:
+        words.append(value)
     try:
-        parser().parse_args([name, *([value] if value else [])])
+        parser().parse_args(words)
     except ERRORS as error:
         raise InputError(f"{name}: {str(error).strip()}") from error
     raise SystemExit(0)
@@ -249,7 +257,7 @@ def _print(settings: Namespace, flags: str) -> None:
 
 
 def dump(settings: Namespace) -> str:
-    """The settings as YAML that a config may hold; without what belongs to this one run."""
+    """The settings as YAML that a config may hold, without what belongs to this one run."""
     kept = settings.clone()
     for name in ("config", "ckpt_path", "run_dir", "trust"):
         kept.pop(name, None)
@@ -257,14 +265,22 @@ def dump(settings: Namespace) -> str:
 
 
 def instantiate(settings: Namespace) -> Namespace:
-    """Build every component but Fabric, whose arguments stay. Raises `InputError` with the problems of all of them."""
-    built, problems = Namespace(), list[str]()
+    """Build every component but Fabric, whose arguments stay.
+
+    Returns:
+        The components by their names, `COMPONENTS`.
+
+    Raises:
+        InputError: with the problems of all of them.
+    """
+    built, wrong = Namespace(), list[str]()
+    # Each by itself: the parser would stop at the first one that cannot be built.
     for name in COMPONENTS:
         try:
             built[name] = parser().instantiate(Namespace({name: settings[name]}))[name]
         except InputError as error:
-            problems += error.problems
+            wrong += error.problems
         except (*ERRORS, RuntimeError, ArithmeticError) as error:
-            problems.append(f"{name}: {error}")
-    check(*problems)
+            wrong.append(f"{name}: {error}")
+    check(*wrong)
     return built

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 from cgfedrec.errors import InputError, check
 from cgfedrec.settings.environment import PREFIX
@@ -13,8 +14,10 @@ from cgfedrec.settings.layers import CLASSES, Layer, joined, shaped
 from cgfedrec.settings.trust import import_paths, meta_keys
 from cgfedrec.settings.yamlfile import is_file, read_yaml, read_yaml_file
 
-Config = str | os.PathLike[str] | Mapping[str, Any]
+Config = str | os.PathLike[str] | Mapping[str, object]
+"""The path of a file, YAML, or a mapping."""
 _GROUPS = (*CLASSES, "protocol", "fabric", "loop")
+"""Options that stand for a group of others."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,11 @@ class Said:
     """What is said of a run.
 
     Attributes:
-        variables: The environment's, each with its layer.
-        configs: In rising order, each with what to call it in a message.
+        variables: The environment's layers, by the variables that say them.
+        configs: The layer of each config, after what to call it in a message. A later one outranks an earlier one.
         options: The command line's layer.
-        asked: Its requests to print something, such as ``--help``, and their values.
-        ignored: Variables that are set and that these configs put out of use.
+        asked: What the command line asks to be printed, such as ``--help``, each with its value.
+        ignored: Variables that are set, but out of use because of these configs.
     """
 
     variables: Mapping[str, Layer] = field(default_factory=dict)
@@ -45,19 +48,28 @@ class Said:
         """The configs that are files."""
         return [name for name, _ in self.configs if is_file(name)]
 
-    def value(self, option: str) -> Any:
+    def value(self, option: str) -> object:
         """What the highest layer that says anything of an option without dots says of it."""
-        return next((layer[option] for _, layer in reversed(self.layers) if option in layer), None)
+        for _, layer in reversed(self.layers):
+            if option in layer:
+                return layer[option]
+        return None
 
     def named(self) -> set[str]:
         """Every class or function that a user names."""
-        return set[str]().union(*(import_paths(layer) for _, layer in self.layers))
+        found: set[str] = set()
+        for _, layer in self.layers:
+            found |= import_paths(layer)
+        return found
 
     def source(self, path: Sequence[str]) -> str:
         """Who says what the settings hold at this place, in brackets; nothing for the command line itself."""
         for name, layer in reversed(self.layers):
-            if _at(layer, path):
-                return f" ({name})" if name else ""
+            if not _speaks_of(layer, path):
+                continue
+            if name:
+                return f" ({name})"
+            break
         return ""
 
 
@@ -74,25 +86,24 @@ def said(
     Raises:
         InputError: with every problem; nothing has been imported then.
     """
-    given, more, asked = _pairs(options)
-    variables = {
-        name: text
-        for name, text in sorted((os.environ if environment is None else environment).items())
-        if name.startswith(PREFIX)
-    }
-    from_environment = variables.pop(f"{PREFIX}CONFIG", None)
-    named = [*configs, *more]
-    ignored = [f"{PREFIX}CONFIG"] if named and from_environment else []
-    if not named and from_environment:
-        named = [from_environment]
+    typed = _typed_words(options)
+    if environment is None:
+        environment = os.environ
+    variables = {name: text for name, text in sorted(environment.items()) if name.startswith(PREFIX)}
+    # The one config of the environment stands in for those that are not named: it is none beside others.
+    config = variables.pop(f"{PREFIX}CONFIG", None)
+    named = [*configs, *typed.configs]
+    ignored = []
+    if config and named:
+        ignored = [f"{PREFIX}CONFIG"]
+    elif config:
+        named = [config]
     problems: list[str] = []
     read = [_read(config, problems) for config in named]
-    of_options = _layer(given, "the command line", problems, typed=True)
-    of_variables = {
-        name: _layer([(option_of(name), text)], name, problems, typed=True) for name, text in variables.items()
-    }
+    of_options = _typed_layer(typed.options, "the command line", problems)
+    of_variables = {name: _typed_layer([(option_of(name), text)], name, problems) for name, text in variables.items()}
     check(*problems)
-    return Said(of_variables, read, of_options, asked, ignored)
+    return Said(of_variables, read, of_options, typed.asked, ignored)
 
 
 def option_of(variable: str) -> str:
@@ -105,92 +116,140 @@ def variable_of(option: str) -> str:
     return PREFIX + option.replace(".", "__").upper()
 
 
-def layer_of(tree: Mapping[Any, Any], where: str) -> Layer:
+def layer_of(tree: Mapping[str, object], where: str) -> Layer:
     """The layer that a mapping says, whatever short forms it uses. Raises `InputError`, naming where it is from."""
     problems: list[str] = []
-    layer = _layer(tree.items(), where, problems)
+    layer = _layer(tree, where, problems)
     check(*problems)
     return layer
 
 
-def _pairs(options: Sequence[str]) -> tuple[list[tuple[str, str]], list[str], list[tuple[str, str]]]:
-    """The options of a command line and their values, the configs among them, and the requests to print something."""
-    given, configs, asked, problems = list[tuple[str, str]](), list[str](), list[tuple[str, str]](), list[str]()
-    waiting = list(options)
+def layer_in(file: Path, where: str) -> Layer:
+    """The layer that a YAML file says. Raises `InputError`, naming where it is from."""
+    tree = read_yaml_file(file)
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{where}: holds no options")
+    return layer_of(tree, where)
+
+
+class _Typed(NamedTuple):
+    """A command line in its parts.
+
+    Attributes:
+        options: Each option without its dashes, and the text of its value.
+        configs: The values of ``--config``.
+        asked: What it asks to be printed, each with its value.
+    """
+
+    options: list[tuple[str, str]]
+    configs: list[str]
+    asked: list[tuple[str, str]]
+
+
+def _typed_words(words: Sequence[str]) -> _Typed:
+    """The parts of a command line. Raises `InputError` for words that are no option, and options without a value."""
+    found, problems = _Typed([], [], []), list[str]()
+    waiting = list(words)
     while waiting:
         word = waiting.pop(0)
         name, equals, value = word.partition("=")
         follows = bool(waiting) and not waiting[0].startswith("--")
         if word == "-h" or name.split(".")[-1].lstrip("-") == "help":
-            asked.append((name, value or (waiting.pop(0) if follows and "." in name else "")))
+            # --method.help tells of the class that follows it, and --help of everything.
+            if not value and follows and "." in name:
+                value = waiting.pop(0)
+            found.asked.append((name, value))
         elif name == "--print_config":
-            asked.append((name, value))
+            found.asked.append((name, value))
         elif not name.startswith("--") or name == "--":
             problems.append(f"unrecognized argument {word!r}: options begin with --, and have one value")
         elif not equals and not follows:
             problems.append(f"{name}: has no value")
         else:
-            value = value if equals else waiting.pop(0)
+            if not equals:
+                value = waiting.pop(0)
             if name == "--config":
-                configs.append(value)
+                found.configs.append(value)
             else:
-                given.append((name[2:], value))
+                found.options.append((name.removeprefix("--"), value))
     check(*problems)
-    return given, configs, asked
+    return found
 
 
 def _read(config: Config, problems: list[str]) -> tuple[str, Layer]:
-    """A config and what to call it."""
+    """What to call a config, and its layer; notes what is wrong with it."""
+    name = "config"
     if isinstance(config, Mapping):
-        return "config", _layer(config.items(), "config", problems)
-    name = str(config) if is_file(config) else "config"
+        return name, _layer(config, name, problems)
+    no_options = f"{name}: {str(config)[:80]!r} is no file, and no YAML of options"
+    if is_file(config):
+        name = str(config)
+        no_options = f"{name}: holds no options"
     try:
-        tree = read_yaml_file(config) if is_file(config) else read_yaml(str(config), "config")
+        tree = read_yaml_file(config) if is_file(config) else read_yaml(str(config), name)
     except InputError as error:
         problems += error.problems
         return name, {}
     if not isinstance(tree, Mapping):
-        told = "no options" if is_file(config) else f"{str(config)[:80]!r} is no file, and no YAML of options"
-        problems.append(f"{name}: holds {told}" if is_file(config) else f"{name}: {told}")
+        problems.append(no_options)
         return name, {}
-    return name, _layer(tree.items(), name, problems)
+    return name, _layer(tree, name, problems)
 
 
-def _layer(pairs: Iterable[tuple[Any, Any]], where: str, problems: list[str], typed: bool = False) -> Layer:
-    """A layer of options and their values; ``typed``: as they stood on a command line, not in a config."""
+def _layer(tree: Mapping[str, object], where: str, problems: list[str]) -> Layer:
+    """The layer of a mapping; notes what is wrong with it."""
     layer: Layer = {}
-    for option, value in pairs:
+    for option, value in tree.items():
         try:
-            layer = joined(layer, shaped(option, _typed(option, value) if typed else value))
+            layer = joined(layer, shaped(option, value))
         except InputError as error:
-            problems += [problem if typed else f"{where}: {problem}" for problem in error.problems]
+            problems += [f"{where}: {problem}" for problem in error.problems]
     problems += meta_keys(where, layer)
     return layer
 
 
-def _typed(option: str, value: str) -> Any:
-    """What was typed as a value: null as in a config, and for a group of options a mapping, or the file of one.
+def _typed_layer(pairs: Iterable[tuple[str, str]], where: str, problems: list[str]) -> Layer:
+    """The layer of options and their texts; notes what is wrong with it.
+
+    An option can stand there twice, and what is wrong with its value is said of the option itself.
+    """
+    layer: Layer = {}
+    for option, text in pairs:
+        try:
+            layer = joined(layer, shaped(option, _typed(option, text)))
+        except InputError as error:
+            problems += error.problems
+    problems += meta_keys(where, layer)
+    return layer
+
+
+def _typed(option: str, text: str) -> object:
+    """The value of a text: null as in a config, and for a group of options a mapping, or the file that holds one.
 
     All other text is left to the parser, which knows what its option takes.
     """
-    if value.strip() == "null":
+    if text.strip() == "null":
         return None
-    inside = "." in option
-    if option.split(".")[0] not in _GROUPS or (inside and not value.lstrip().startswith("{")):
-        return value
-    if not inside and is_file(value):
-        return read_yaml_file(value)
+    group, *below = option.split(".")
+    begins_a_mapping = text.lstrip().startswith("{")
+    if group not in _GROUPS or (below and not begins_a_mapping):
+        return text
+    if not below and is_file(text):
+        return read_yaml_file(text)
     try:
-        tree = read_yaml(value, option)
+        tree = read_yaml(text, option)
     except InputError:
-        if value.lstrip().startswith("{"):
+        # The name of a class need not be YAML.
+        if begins_a_mapping:
             raise
-        return value
-    return tree if tree is None or isinstance(tree, dict) else value
+        return text
+    if tree is None or isinstance(tree, dict):
+        return tree
+    return text
 
 
-def _at(layer: Any, path: Sequence[str]) -> bool:
-    """Whether a layer says anything at a place, or in its stead."""
+def _speaks_of(layer: object, path: Sequence[str]) -> bool:
+    """Whether a layer says anything of a place, or of one that holds it."""
     for part in path:
         if not isinstance(layer, dict):
             return True

@@ -1,15 +1,14 @@
-"""What a checkpoint may say. Its settings are data from elsewhere, checked before anything parses or imports them.
+"""What a checkpoint may say. Its settings come from elsewhere: they are checked before anything parses or imports them.
 
-A config that a user names is their own word, and may name any class: it is not checked here. What a checkpoint holds
-may come from anyone. Of classes it may name those below, and what the very call that opens it names too.
+A config that a user names is their own word. It may name any class, and is not checked here. A checkpoint may come from
+anyone. It may name the classes below, and those that the call which opens it names too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -19,6 +18,7 @@ import cgfedrec.methods
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
+from cgfedrec.settings.layers import Layer
 
 LONGEST = 2**20
 """Characters of a checkpoint's settings; ours have some two thousand."""
@@ -51,21 +51,24 @@ SECTIONS: dict[str, type | tuple[type, ...]] = {
     "wire": dict,
     "loop": dict,
 }
-"""The settings on which a trained state depends, and what each must be. Where a run goes and how it logs is none of a
-checkpoint's business: that is for the call that opens it to say.
+"""The settings on which a trained state depends, and what each must be.
+
+Where a run goes and how it logs is for the call that opens a checkpoint to say, and not for the checkpoint.
 """
 IMPORTING = ("fabric", "method", "wire")
-"""Sections in which the parser takes a text like ``a.b`` for the name of a class or a function, and imports it, and the
-path of a file for that of a config, and reads it.
+"""Sections in which the parser acts on texts.
+
+It takes a text like ``a.b`` for the name of a class or a function, and imports it. It takes the path of a file for that
+of a config, and reads it.
 """
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _META = re.compile(r"__\w+__")
 
-Leaf = tuple[str, Any]
+_Leaf = tuple[str, object]
 """The place of a value in the settings, such as ``loop.rounds``, and the value."""
 
 
-def settings_of(text: str, named: Collection[str], trusted: Collection[str]) -> dict[str, Any]:
+def settings_of(text: str, named: Collection[str], trusted: Collection[str]) -> Layer:
     """The settings that a checkpoint holds, without those that are not its business.
 
     Args:
@@ -78,32 +81,27 @@ def settings_of(text: str, named: Collection[str], trusted: Collection[str]) -> 
     """
     tree = _tree(text)
     check(*meta_keys("ckpt_path: its settings", tree))
-    check(
-        *(
-            f"ckpt_path: its settings hold no usable {name!r}"
-            for name, kind in SECTIONS.items()
-            if not isinstance(tree.get(name), kind) or isinstance(tree.get(name), bool)
-        )
-    )
+    check(*_unusable_sections(tree))
     kept = {name: tree[name] for name in SECTIONS}
-    check(*_not_plain(kept))
+    check(*_odd_keys(kept), *_odd_values(kept))
     check(*_not_allowed(kept, named, trusted), *_not_mappings(kept))
     return kept
 
 
-def meta_keys(where: str, tree: Any) -> list[str]:
+def meta_keys(where: str, tree: object) -> list[str]:
     """The problem with each key like ``__path__``: the parser keeps notes of its own under such names."""
     found = {key for place, _ in _leaves(tree) for key in place.split(".") if _META.fullmatch(key)}
     return [f"{where}: {key} is no option" for key in sorted(found)]
 
 
-def import_paths(tree: Any) -> set[str]:
-    """Every text in a user's own settings that names a class or a function, as far as its form tells."""
+def import_paths(tree: object) -> set[str]:
+    """Every text in a user's own settings that has the form of the name of a class or a function."""
     return {value for _, value in _leaves(tree) if isinstance(value, str) and _DOTTED.fullmatch(value)}
 
 
-def _tree(text: str) -> dict[str, Any]:
-    check("ckpt_path: its settings are too long to be any" if len(text) > LONGEST else None)
+def _tree(text: str) -> Layer:
+    if len(text) > LONGEST:
+        raise InputError("ckpt_path: its settings are too long to be any")
     try:
         # An alias can make a small text stand for gigabytes, and we write none.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
@@ -111,15 +109,31 @@ def _tree(text: str) -> dict[str, Any]:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise InputError("ckpt_path: its settings are no YAML of plain values") from error
-    check(None if isinstance(tree, dict) else "ckpt_path: its settings are no mapping")
-    return dict(tree)
+    if not isinstance(tree, dict):
+        raise InputError("ckpt_path: its settings are no mapping")
+    return tree
 
 
-def _leaves(tree: Any, place: str = "", depth: int = 0) -> Iterator[Leaf]:
-    """Every value that is no list or mapping, and what lies deeper than any setting does as it is."""
+def _unusable_sections(tree: Layer) -> Iterator[str]:
+    for name, kind in SECTIONS.items():
+        value = tree.get(name)
+        # To Python, true is a whole number: of a seed it would pass for 1.
+        if not isinstance(value, kind) or isinstance(value, bool):
+            yield _unusable(name)
+
+
+def _unusable(place: str) -> str:
+    return f"ckpt_path: its settings hold no usable {place!r}"
+
+
+def _leaves(tree: object, place: str = "", depth: int = 0) -> Iterator[_Leaf]:
+    """Every value that is no list and no mapping. What lies deeper than any setting does is given as it is."""
     if isinstance(tree, dict) and depth < DEEPEST and tree:
         for key, value in tree.items():
-            yield from _leaves(value, f"{place}.{key}" if place else str(key), depth + 1)
+            below = str(key)
+            if place:
+                below = f"{place}.{key}"
+            yield from _leaves(value, below, depth + 1)
     elif isinstance(tree, list) and depth < DEEPEST:
         for value in tree:
             yield from _leaves(value, place, depth + 1)
@@ -127,66 +141,80 @@ def _leaves(tree: Any, place: str = "", depth: int = 0) -> Iterator[Leaf]:
         yield place, tree
 
 
-def _not_plain(tree: Any) -> list[str]:
-    """The problem with values that are none of YAML's plain ones, and with keys in which the parser would see two."""
-    plain = str | int | float | bool | None
-    return [f"ckpt_path: its settings hold the key {key!r}, which is no option" for key in _odd_keys(tree)] + [
-        f"ckpt_path: its setting {place} is no plain value"
-        for place, value in _leaves(tree)
-        if not isinstance(value, plain) and value != {}
-    ]
-
-
-def _odd_keys(tree: Any, depth: int = 0) -> Iterator[Any]:
-    if depth >= DEEPEST or not isinstance(tree, dict | list):
-        return
-    if isinstance(tree, dict):
-        yield from (key for key in tree if not isinstance(key, str) or "." in key)
-    for value in tree.values() if isinstance(tree, dict) else tree:
-        yield from _odd_keys(value, depth + 1)
-
-
-def _not_allowed(tree: dict[str, Any], named: Collection[str], trusted: Collection[str]) -> list[str]:
-    problems = []
+def _odd_values(tree: Layer) -> Iterator[str]:
+    """The problem with each value that is none of YAML's plain ones, or lies too deep."""
     for place, value in _leaves(tree):
-        if place.split(".")[0] in IMPORTING and isinstance(value, str) and _is_there(value):
-            problems.append(f"ckpt_path: its setting {place} names a file, {value}, which was not read")
+        if not isinstance(value, str | int | float | bool | None) and value != {}:
+            yield f"ckpt_path: its setting {place} is no plain value"
+
+
+def _odd_keys(tree: object, depth: int = 0) -> Iterator[str]:
+    """The problem with each key that is no text, or in which the parser would see two."""
+    inside: list[object] = []
+    if isinstance(tree, dict):
+        for key in tree:
+            if not isinstance(key, str) or "." in key:
+                yield f"ckpt_path: its settings hold the key {key!r}, which is no option"
+        inside = list(tree.values())
+    elif isinstance(tree, list):
+        inside = tree
+    if depth + 1 < DEEPEST:
+        for value in inside:
+            yield from _odd_keys(value, depth + 1)
+
+
+def _not_allowed(tree: Layer, named: Collection[str], trusted: Collection[str]) -> Iterator[str]:
+    """The problem with each name of a class that is not allowed, and with each path of a file."""
+    for place, value in _leaves(tree):
+        acted_on = place.split(".")[0] in IMPORTING and isinstance(value, str)
+        if acted_on and _is_there(str(value)):
+            yield f"ckpt_path: its setting {place} names a file, {value}, which was not read"
             continue
-        names_a_class = place.endswith("class_path")
-        imports = place.split(".")[0] in IMPORTING and isinstance(value, str) and _DOTTED.fullmatch(value)
-        if not (names_a_class or imports) or (isinstance(value, str) and (value in CLASSES or value in named)):
+        # A class_path is imported wherever it stands, and whatever its form.
+        imported = place.endswith("class_path") or (acted_on and _DOTTED.fullmatch(str(value)))
+        allowed = isinstance(value, str) and (value in CLASSES or value in named)
+        if allowed or not imported:
             continue
+        # With the dot, trust in my.module is none in my.module2.
         if any(f"{value}.".startswith(f"{module}.") for module in trusted):
             continue
-        way_out = f"--method {value}" if place == "method.class_path" else f"--trust {value}"
-        problems.append(
+        way_out = f"--trust {value}"
+        if place == "method.class_path":
+            way_out = f"--method {value}"
+        yield (
             f"ckpt_path: its setting {place} names {value}, which is neither a method of cgfedrec nor an optimiser of "
             f"torch, and so was not imported. If you trust that code, name it in this call: {way_out}"
         )
-    return problems
 
 
 def _is_there(path: str) -> bool:
     """Whether a text is the path of something: where a class may stand, the parser would read a config from it."""
     try:
         return Path(path).exists()
-    except (OSError, ValueError):  # too long for one, or with a null
+    except (OSError, ValueError):  # too long for a path, or with a null byte
         return False
 
 
-def _not_mappings(tree: dict[str, Any]) -> list[str]:
-    """Where the parser would open a file if a text stood in place of a mapping."""
-    arguments = tree["data"].get("init_args")
+def _not_mappings(tree: Layer) -> list[str]:
+    """The problem with a text that stands in place of a mapping: the parser would open the file of that name."""
+    data, method = _mapping(tree["data"]), _mapping(tree["method"])
     if isinstance(tree["protocol"], str) and tree["protocol"] not in ("strict", "reference"):
-        return ["ckpt_path: its settings hold no usable 'protocol'"]
+        return [_unusable("protocol")]
+    arguments = data.get("init_args")
     if not isinstance(arguments, dict):
-        return ["ckpt_path: its settings hold no usable 'data.init_args'"]
-    return [
-        f"ckpt_path: its settings hold no usable 'data.init_args.{name}'"
+        return [_unusable("data.init_args")]
+    problems = [
+        _unusable(f"data.init_args.{name}")
         for name in ("format", "synthetic")
         if not isinstance(arguments.get(name, {}), dict)
-    ] + [
-        f"ckpt_path: its settings hold no usable '{name}.init_args'"
-        for name in ("data", "method")
-        if not isinstance(tree[name].get("init_args", {}), dict) or not isinstance(tree[name].get("class_path"), str)
     ]
+    for name, section in (("data", data), ("method", method)):
+        if not isinstance(section.get("init_args", {}), dict) or not isinstance(section.get("class_path"), str):
+            problems.append(_unusable(f"{name}.init_args"))
+    return problems
+
+
+def _mapping(section: object) -> Mapping[str, object]:
+    """A section that has been found to be a mapping."""
+    assert isinstance(section, dict)
+    return section

@@ -8,29 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from cgfedrec.centralized.reference import Reference
-from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
 from cgfedrec.experiments.compare.checks import (
     is_list_of,
     is_metric,
     places_named,
-    shown,
     unknown,
-    unlike,
     wrong_figures,
     wrong_names,
     wrong_overrides,
 )
-from cgfedrec.experiments.compare.job import OF_TRAINING, Facts, Job, Kind
-from cgfedrec.methods import Local
-from cgfedrec.run.run import Run
-from cgfedrec.settings.layers import CONTROL, Layer, merged, same_class
-from cgfedrec.settings.parser import dump, parse
-from cgfedrec.settings.sources import layer_of, said
-from cgfedrec.settings.yamlfile import read_yaml_file
+from cgfedrec.experiments.compare.job import Facts, Job, Kind
+from cgfedrec.experiments.compare.setups import Setups, read_options
+from cgfedrec.settings.sources import layer_of
 
 Test = Literal["t", "wilcoxon"]
 KEYS = ("title", "base", "data", "methods", "seeds", "metrics", "reference", "test", "published")
@@ -93,58 +83,33 @@ def read_plan(path: Path, output: Path) -> Plan:
     Raises:
         InputError: naming every problem.
     """
-    given = _read(path)
-    methods, data = (_section(given, name) for name in ("methods", "data"))
+    given: Mapping[str, Any] = read_options(path)  # anything, until `_problems` has looked at it
+    methods, data = _section(given, "methods"), _section(given, "data")
     check(*_problems(path, given, data, methods))
     seeds, metrics = given.get("seeds", [0, 1, 2]), given.get("metrics", list(DEFAULT_METRICS))
-    check(
-        *(f"metrics: {name!r} is none of hr@k, ndcg@k, mrr@k" for name in metrics if not is_metric(name)),
-    )
+    check(*(f"metrics: {name!r} is none of hr@k, ndcg@k, mrr@k" for name in metrics if not is_metric(name)))
     # Runs of a comparison log nothing unless base says so.
     base = layer_of({"logger": None} | (given.get("base") or {}), "base")
-    # The same problem, found in many runs, is said once, with the runs that have it.
-    problems: dict[str, list[str]] = {}
-    jobs, facts, kinds, settings = list[Job](), dict[str, Facts](), dict[str, Kind](), dict[tuple[str, str], str]()
-    notes = []
-    if not any(_is_local(merged(base, _method_of(entry, problems, name))) for name, entry in methods.items()):
-        free = next(name for name in (Local.__name__, f"{Local.__name__} (control)") if name not in methods)
-        methods[free] = {"method": {"class_path": CONTROL}}
-        notes.append(f"{free} is added: the control in which nobody collaborates")
+    setups = Setups(base, tuple(seeds), tuple(metrics), output)
+    notes = setups.with_control(methods)
     for dataset, of_data in data.items():
         for method, entry in methods.items():
-            where = f"{dataset}/{method}"
-            try:
-                run, config = _open(
-                    merged(base, layer_of(of_data, dataset), _method_of(entry, problems, where)), seeds[0], output
-                )
-            except InputError as error:
-                for problem in error.problems:
-                    problems.setdefault(problem, []).append(where)
-                continue
-            kinds[method] = _kind(run)
-            found = _facts(run)
-            settings[dataset, method] = shown(config)
-            for problem in unlike(facts.setdefault(dataset, found), found, metrics):
-                problems.setdefault(problem, []).append(where)
-            for seed in seeds:
-                config["seed_everything"] = seed
-                text = yaml.safe_dump(config, sort_keys=False)
-                jobs.append(Job(dataset, method, seed, output / dataset / method / str(seed), text))
-    check(*(f"{places_named(places)}: {problem}" for problem, places in problems.items()))
+            setups.add(dataset, of_data, method, entry)
+    check(*(f"{places_named(places)}: {problem}" for problem, places in setups.problems.items()))
     order = {seed: place for place, seed in enumerate(seeds)}
     return Plan(
         title=str(given.get("title") or path.stem),
         directory=output,
-        jobs=tuple(sorted(jobs, key=lambda job: order[job.seed])),  # one whole seed first: something to see soon
-        kinds=kinds,
-        settings=settings,
-        facts=facts,
-        seeds=tuple(seeds),
-        metrics=tuple(metrics),
+        jobs=tuple(sorted(setups.jobs, key=lambda job: order[job.seed])),  # a whole seed first: something to see soon
+        kinds=setups.kinds,
+        settings=setups.settings,
+        facts=setups.facts,
+        seeds=setups.seeds,
+        metrics=setups.metrics,
         reference=given.get("reference"),
         test=given.get("test", "t"),
         published=given.get("published") or {},
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -178,82 +143,14 @@ def _problems(
     yield from wrong_figures(given.get("published") or {}, data, methods)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        given = read_yaml_file(path)
-    except InputError as error:
-        raise InputError(f"--config: {problem}" for problem in error.problems) from error
-    if not isinstance(given, dict):
-        check(f"--config: {path} holds no options")
-    return dict(given)
-
-
 def _section(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The entries of ``data`` or ``methods``, by their names; an entry may be empty, and then overrides nothing."""
+    """The entries of ``data`` or ``methods``, by their names. An empty entry overrides nothing."""
     section = given.get(name) or {}
     if not isinstance(section, dict):
-        check(f"{name}: must map names to overrides")
-    return {str(key): entry if entry is not None else {} for key, entry in section.items()}
-
-
-def _method_of(entry: Any, problems: dict[str, list[str]], where: str) -> Layer:
-    """A method's overrides, with what another config says of a method where it names one."""
-    if isinstance(entry, str):
-        entry = {"config": entry}
-    own = dict(entry)
-    named = own.pop("config", None)
-    if named is None:
-        return layer_of(own, where)
-    try:
-        other = _read(Path(named))
-    except InputError as error:
-        for problem in error.problems:
-            problems.setdefault(problem.removeprefix("--config: "), []).append(where)
-        return layer_of(own, where)
-    other = layer_of(other, str(named))
-    taken: dict[str, Any] = {}
-    if "method" in other:
-        taken["method"] = other["method"]
-    arguments = (other.get("data") or {}).get("init_args") or {}
-    training = {name: arguments[name] for name in OF_TRAINING if name in arguments}
-    if training:
-        taken["data"] = {"init_args": training}
-    return merged(taken, layer_of(own, where))
-
-
-def _is_local(config: Layer) -> bool:
-    method = config.get("method")
-    return isinstance(method, dict) and same_class(method.get("class_path"), CONTROL)
-
-
-def _open(config: Mapping[str, Any], seed: int, output: Path) -> tuple[Run, dict[str, Any]]:
-    """Set a run up, which checks its settings against its data, and give its whole config. Nothing is written."""
-    settings = parse(said([{**config, "seed_everything": seed}], environment={}))
-    whole: dict[str, Any] = yaml.safe_load(dump(settings))
-    settings.logger = None  # to open a logger would write
-    return Run(settings, output / "never written"), whole
-
-
-def _kind(run: Run) -> Kind:
-    if isinstance(run.method, Local):
-        return "control"
-    if isinstance(run.method, Reference):
-        return "centralised"
-    return "federated"
-
-
-def _facts(run: Run) -> Facts:
-    data = run.data
-    if not data.holds_out("test"):
-        check("data.split: holds nothing out for a test: there is nothing to compare")
-    return Facts(
-        path=data.path,
-        users=data.num_users,
-        items=data.num_items,
-        interactions=int(data.interactions_per_user().sum()),
-        held_out=data.part_size(Part.TEST),
-        split=data.split,
-        min_interactions=data.min_interactions,
-        monitor=run.training.monitor,
-        protocol=data.protocol,
-    )
+        raise InputError(f"{name}: must map names to overrides")
+    entries: dict[str, Any] = {}
+    for key, entry in section.items():
+        entries[str(key)] = entry
+        if entry is None:
+            entries[str(key)] = {}
+    return entries

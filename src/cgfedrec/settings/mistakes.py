@@ -1,0 +1,162 @@
+"""What is wrong with the settings of a run, in words: the option, what it must be, what it is, and who says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin
+
+import cgfedrec.centralized
+import cgfedrec.methods
+from cgfedrec.errors import nearest
+from cgfedrec.settings.layers import Layer, leaves, short
+from cgfedrec.settings.options import Option, groups_of
+
+Source = Callable[[Sequence[str]], str]
+"""Who says what stands at a place, in brackets, to end a message with."""
+MOVED = {"cgfedrec.logging.WandbLogger": ("0.2", "cgfedrec.run.loggers.WandbLogger")}
+"""Classes that configs of before may name: the last version that had the name, and the name now.
+
+Methods, references and the data module have kept their names, and the optimisers of our own never had another one.
+"""
+_LONGEST = 80
+_Path = tuple[str, ...]
+
+
+def problems(spec: Layer, known: Mapping[str, Option], source: Source) -> Iterator[str]:
+    """What is wrong with settings.
+
+    Args:
+        spec: The settings.
+        known: Of `options_of`.
+        source: Who says what.
+    """
+    for key, value in spec.items():
+        for path, problem in _wrong(value, (key,), known):
+            yield f"{short(path)}: {problem}{source(path)}"
+
+
+def no_mappings(spec: Layer, known: Mapping[str, Option], needed: Collection[str], source: Source) -> Iterator[str]:
+    """What is wrong where a single value stands for a whole group of options.
+
+    Args:
+        spec: The settings.
+        known: Of `options_of`.
+        needed: Options that name a class, and may not be null.
+        source: Who says what.
+    """
+    groups = groups_of(known)
+    for path, value in leaves(spec):
+        name = short(path)
+        if value != {} and (name in needed or name in groups - known.keys()) and path[-1] != "class_path":
+            yield f"{name}: {_no_mapping(value)}{source(path)}"
+
+
+def shown(value: object) -> str:
+    """A value as it is written in a config, cut where it is long."""
+    if value is None:
+        text = "null"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    elif isinstance(value, str) and value:
+        text = value
+    else:
+        try:
+            text = repr(value)
+        except ValueError:  # Python writes no number of thousands of digits
+            text = "a number without end"
+    if len(text) > _LONGEST:
+        return f"{text[:_LONGEST]}..."
+    return text
+
+
+def told(kind: object) -> str:
+    """A type in words, such as ``a whole number or null``."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        *others, last = map(shown, inner)
+        if not others:
+            return last
+        return f"{', '.join(others)} or {last}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(told, inner))
+    if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        elements = [f"{told(one)}s".removeprefix("a ") for one in inner if one is not Ellipsis]
+        return f"a list of {' and '.join(elements)}"
+    names: dict[object, str] = {
+        NoneType: "null",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+    }
+    return names.get(kind) or str(getattr(kind, "__name__", kind))
+
+
+def _wrong(value: object, path: _Path, known: Mapping[str, Option]) -> Iterator[tuple[_Path, str]]:
+    """Each place below this one where something is wrong, and what."""
+    name = short(path)
+    option = known.get(name)
+    if option is not None and isinstance(value, dict) and "class_path" in value:
+        yield from _wrong_class(option, value, path, known)
+    elif option is not None:
+        if option.problem(value) is None:
+            return
+        if option.takes_class:
+            yield path, _no_class(option, value)
+        else:
+            yield path, f"must be {told(option.kind)}, not {shown(value)}"
+    elif not any(other.startswith(f"{name}.") for other in known):
+        yield path, f"there is no such option{nearest(name, known)}"
+    elif not isinstance(value, dict):
+        yield path, _no_mapping(value)
+    else:
+        for key, inner in value.items():
+            yield from _wrong(inner, (*path, key), known)
+
+
+def _wrong_class(option: Option, spec: Layer, path: _Path, known: Mapping[str, Option]) -> Iterator[tuple[_Path, str]]:
+    """What is wrong with a class and its settings, each at its place."""
+    name = spec["class_path"]
+    if option.named(name) is None:
+        yield path, _no_class(option, name)
+        return
+    arguments = spec.get("init_args", {})
+    if not isinstance(arguments, dict):
+        yield path, f"its init_args must be a mapping, not {shown(arguments)}"
+        return
+    found = [wrong for key, inner in arguments.items() for wrong in _wrong(inner, (*path, "init_args", key), known)]
+    yield from found
+    if found:
+        return
+    # Each setting can be right, and the class still lack one that it needs. Only the parser knows.
+    lines = _lines(option.problem(spec))
+    if lines:
+        yield path, next((line for line in lines if "required" in line), lines[-1])
+
+
+def _no_mapping(value: object) -> str:
+    return f"must be a mapping of its options, not {shown(value)}"
+
+
+def _no_class(option: Option, name: object) -> str:
+    """What is wrong with a name of a class, or with what stands in place of one."""
+    if isinstance(name, str) and name in MOVED:
+        version, now = MOVED[name]
+        return f"{name} was its name until version {version}; it is {now} now"
+    text = f"{shown(name)} is no class that can stand here"
+    if option.dest == "method":
+        text += f"; methods here: {', '.join([*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__])}"
+    tried = name
+    if isinstance(name, str):
+        tried = {"class_path": name}
+    # Of all that the parser says, the one line that tells a mistyped module from a mistyped class.
+    why = [line for line in _lines(option.problem(tried)) if "No module" in line or "has no attribute" in line]
+    if why:
+        text += f" ({why[-1]})"
+    return text
+
+
+def _lines(problem: str | None) -> list[str]:
+    """The lines of what the parser says, without its bullets."""
+    return [line.strip(" -") for line in (problem or "").splitlines() if line.strip()]

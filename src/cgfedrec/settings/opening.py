@@ -1,0 +1,61 @@
+"""What is said by a command that opens a checkpoint: which one, whom it trusts, and what it cannot heed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from cgfedrec.errors import InputError, Notice, check
+from cgfedrec.settings.layers import Layer
+from cgfedrec.settings.mistakes import shown
+from cgfedrec.settings.sources import Said
+from cgfedrec.settings.trust import settings_of
+
+
+def settings_in(text: str, given: Said) -> Layer:
+    """The settings of a checkpoint. It may name a class of somebody's own only if this call names it too.
+
+    Args:
+        text: The settings, as the checkpoint holds them.
+        given: What is said in this call, with the classes that it names, and those of ``--trust``.
+
+    Raises:
+        InputError: naming every setting that it may not hold. Nothing has been imported then.
+    """
+    trusted = [str(layer["trust"]) for _, layer in given.layers if layer.get("trust")]
+    return settings_of(text, given.named(), [name.strip() for names in trusted for name in names.split(",")])
+
+
+def checkpoint_in(given: Said) -> Path | None:
+    """The checkpoint that is named, if any is. It must be known before `parse`, whose base its settings are."""
+    path = given.value("ckpt_path")
+    if path is None or path == "null":
+        return None
+    if not isinstance(path, str) or not path:
+        raise InputError(f"ckpt_path: must be the path of a file, not {shown(path)}")
+    return Path(path)
+
+
+def refuse_of_fit(given: Said, verb: str) -> None:
+    """Refuse what only ``fit`` can heed, and say of a variable that it has no effect.
+
+    A variable may be set for good, to serve every ``fit``: that is no reason for another command to end.
+
+    Raises:
+        InputError: naming the options.
+    """
+    for variable, layer in given.variables.items():
+        if layer.keys() & {"ckpt_path", "run_dir"}:
+            warnings.warn(f"{variable} has no effect on {verb}", Notice, stacklevel=3)
+    check(*_of_fit(given, verb))
+
+
+def _of_fit(given: Said, verb: str) -> Iterator[str]:
+    """The problem with each option of a config or of the command line that only ``fit`` can heed."""
+    for name in ("ckpt_path", "run_dir"):
+        for source, layer in given.configs:
+            if layer.get(name) is not None:
+                yield f"{name}: {verb} cannot heed it ({source})"
+        if given.options.get(name) is not None:
+            yield f"{name}: {verb} cannot heed it"
