@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from lightning import Fabric
+from torch import Tensor
 
-from cgfedrec.errors import InputError
+from cgfedrec.client import Batch, StepOutput
+from cgfedrec.errors import InputError, RunError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedRec, CoFedRec, GPFedRec, Local
 from cgfedrec.structure.alignment import AlignedClient
@@ -168,3 +171,42 @@ def test_labels_reach_the_clients_as_packed(make_data: MakeData) -> None:
     with loop.workers.one() as worker:
         worker.client.receive(Broadcast.unpack(broadcast.pack(), broadcast.fields), 4)
         assert worker.client.labels.equal(loop.server.labels)  # type: ignore[operator, arg-type]
+
+
+class Careless(AlignedClient):
+    """A client with one of a newcomer's mistakes."""
+
+    output: ClassVar[Callable[[Tensor], StepOutput]]
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        return type(self).output(super().training_step(batch, step).loss)
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        (
+            lambda loss: StepOutput(loss.mean()),
+            r"Careless.training_step returned a loss of shape \[\]; it must be \[clients\]",
+        ),
+        (lambda loss: StepOutput(loss[:, None]), r"a loss of shape \[\d+, 1\]"),
+        (lambda loss: StepOutput(loss, {"proximal": loss}), "reports 'proximal', which Careless.reports does not name"),
+    ],
+)
+def test_a_newcomers_mistakes_are_named(
+    output: Callable[[Tensor], StepOutput], problem: str, make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CGFedRec, "client_class", Careless)
+    monkeypatch.setattr(Careless, "output", staticmethod(output), raising=False)
+    with pytest.raises(RunError, match=problem):
+        trained(method(), make_data(), 7)
+
+
+def test_what_a_client_reports_keeps_no_graph(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients leave a cohort while it trains: a graph of before would expect the shapes of before."""
+    monkeypatch.setattr(CGFedRec, "client_class", Careless)
+    monkeypatch.setattr(
+        Careless, "output", staticmethod(lambda loss: StepOutput(loss, {"alignment": loss})), raising=False
+    )
+    loop = trained(method(), make_data(batch_size=16), 100)
+    assert loop.history[-1]["train/alignment"] == pytest.approx(loop.history[-1]["train/loss"])

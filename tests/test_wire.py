@@ -74,13 +74,13 @@ def test_values_that_no_step_changes_are_not_copied() -> None:
 @pytest.mark.parametrize(
     ("expected", "problem"),
     [
-        ({"rows": Field((5, 3))}, r"client 0: field 'rows' is not float32 \[5, 3\]"),
+        ({"rows": Field((5, 3))}, "the message holds table, where rows is expected"),
         ({"table": Field((5, 4))}, r"field 'table' is not float32 \[5, 4\]"),
         ({"table": Field((3, 5))}, r"field 'table' is not float32 \[3, 5\]"),
         ({"table": Field((5, 3), torch.float64)}, r"field 'table' is not float64 \[5, 3\]"),
         ({"table": Field((5, 3), sparse=True)}, r"field 'table' is not sparse float32 \[5, 3\]"),
-        ({}, "a message of 1 fields, where 0 are expected"),
-        (TABLE | {"bias": Field(())}, "a message of 1 fields, where 2 are expected"),
+        ({}, "the message holds table, where nothing is expected"),
+        (TABLE | {"bias": Field(())}, "the message holds table, where table, bias is expected"),
     ],
 )
 def test_an_upload_that_the_server_did_not_declare_is_refused(expected: dict[str, Field], problem: str) -> None:

@@ -44,7 +44,7 @@ class StepOutput(NamedTuple):
     loss: Tensor
     """`[clients]`, each client's loss. The cohort's is their sum, and so no client's gradient meets another's."""
     reported: Mapping[str, Tensor] = MappingProxyType({})
-    """`[clients]` each: further values that are worth a look. Their names are those in `Client.reports`."""
+    """`[clients]` each: further values that are worth a look. Their names are among those in `Client.reports`."""
 
 
 class Client(LightningModule, ABC):

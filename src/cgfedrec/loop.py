@@ -258,7 +258,8 @@ class FederatedLoop(Evaluations):
             self.store.load(client, users)  # private state in
             client.receive(broadcast, self.round)  # structure down
             means = train(self.fabric, worker, self.data.draw(users, self.round, self.epochs))
-            upload, bytes_up = self.wire.up(client.upload(), self.server.expects)  # updates up
+            with torch.no_grad():
+                upload, bytes_up = self.wire.up(client.upload(), self.server.expects)  # updates up
             self.store.save(client)  # private state out
             return Trained(self.server.reduce(upload), bytes_up, bytes_down, means)
 
@@ -312,7 +313,8 @@ class FederatedLoop(Evaluations):
                 nbytes += received
                 if broadcast is not None:
                     client.receive(broadcast, self.round + 1)
-            scores = client.score()
+            with torch.no_grad():
+                scores = client.score()
         with self._counting:  # several threads score at once
             self.bytes_scoring += nbytes
         finite = scores.isfinite().all(1)

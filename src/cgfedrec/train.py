@@ -10,6 +10,7 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.client import Batch, Client, StepOutput, forget, narrow
+from cgfedrec.errors import RunError
 from cgfedrec.wire.messages import NotFiniteError
 
 
@@ -44,6 +45,7 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
 
     Raises:
         NotFiniteError: naming the clients whose loss is not finite.
+        RunError: for a step whose loss is not one for each client, or that reports what `Client.reports` does not name.
     """
     forget(worker.optimizers)
     cohort = worker.client.private()
@@ -60,17 +62,31 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         for step, optimizer in enumerate(worker.optimizers):
             with fabric.autocast():
                 output = worker.module.training_step(batch, step)
+            _check(worker.client, output, active)
             fabric.backward(output.loss.sum())  # a sum, so that each client's gradient is as if it were alone
             optimizer.step()
             optimizer.zero_grad()
         seen[:active] += batch.sizes
         losses[:active] += output.loss.detach() * batch.sizes
-        for name, value in output.reported.items():
-            reported[name][:active] += value * batch.sizes
-        del output  # or its graph would hold on to the shapes that parameters have now
+        for name in output.reported:
+            reported[name][:active] += output.reported[name].detach() * batch.sizes
+        del output  # the last name of it: else its graph would hold on to the shapes that parameters have now
     # Those who left come back: what they had when they did is in these tensors, which training changed in place.
     worker.client.load(worker.client.users, cohort)
     means: Tensor = (torch.stack((losses, *reported.values()), dim=1) / seen[:, None]).cpu()
     if not means.isfinite().all():
         raise NotFiniteError("training loss", worker.client.users[~means.isfinite().all(1)].tolist())
     return means
+
+
+def _check(client: Client, output: StepOutput, clients: int) -> None:
+    """Refuse the first mistakes that one makes in writing a client."""
+    name = type(client).__name__
+    if output.loss.shape != (clients,):
+        raise RunError(
+            f"{name}.training_step returned a loss of shape {list(output.loss.shape)}; it must be [clients], here "
+            f"[{clients}]: one for each client, and never a mean over them"
+        )
+    for reported in output.reported:
+        if reported not in client.reports:
+            raise RunError(f"{name}.training_step reports {reported!r}, which {name}.reports does not name")

@@ -10,7 +10,7 @@ import cgfedrec.centralized
 import cgfedrec.methods
 from cgfedrec.errors import nearest
 from cgfedrec.settings.layers import Layer, leaves, short
-from cgfedrec.settings.options import Option, groups_of
+from cgfedrec.settings.options import Option, class_path, groups_of
 
 Source = Callable[[Sequence[str]], str]
 """Who says what stands at a place, in brackets, to end a message with."""
@@ -97,6 +97,10 @@ def _wrong(value: object, path: _Path, known: Mapping[str, Option]) -> Iterator[
     """Each place below this one where something is wrong, and what."""
     name = short(path)
     option = known.get(name)
+    if option is not None and option.takes_class and isinstance(value, dict) and "class_path" not in value:
+        default = class_path(option.parser.get_default(option.dest))
+        if default is not None:  # settings alone are those of the default class
+            value = {"class_path": default, "init_args": value.get("init_args", value)}
     if option is not None and isinstance(value, dict) and "class_path" in value:
         yield from _wrong_class(option, value, path, known)
     elif option is not None:
@@ -105,7 +109,7 @@ def _wrong(value: object, path: _Path, known: Mapping[str, Option]) -> Iterator[
         if option.takes_class:
             yield path, _no_class(option, value)
         else:
-            yield path, f"must be {told(option.kind)}, not {shown(value)}"
+            yield path, f"must be {told(option.kind)}, not {shown(value)}{_why(option, value)}"
     elif not any(other.startswith(f"{name}.") for other in known):
         yield path, f"there is no such option{nearest(name, known)}"
     elif not isinstance(value, dict):
@@ -144,17 +148,26 @@ def _no_class(option: Option, name: object) -> str:
     if isinstance(name, str) and name in MOVED:
         version, now = MOVED[name]
         return f"{name} was its name until version {version}; it is {now} now"
-    text = f"{shown(name)} is no class that can stand here"
-    if option.dest == "method":
-        text += f"; methods here: {', '.join([*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__])}"
     tried = name
     if isinstance(name, str):
         tried = {"class_path": name}
-    # Of all that the parser says, the one line that tells a mistyped module from a mistyped class.
-    why = [line for line in _lines(option.problem(tried)) if "No module" in line or "has no attribute" in line]
-    if why:
-        text += f" ({why[-1]})"
+    text = f"{shown(name)} is no class that can stand here{_why(option, tried)}"
+    if option.dest == "method":
+        text += f"; methods here: {', '.join([*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__])}"
     return text
+
+
+def _why(option: Option, value: object) -> str:
+    """Of all that the parser says, the one line that tells what is wrong with a class, in brackets.
+
+    It tells a mistyped module from a mistyped class, and both from a class of another kind or a wrong setting of it.
+    """
+    telling = ("No module", "has no attribute", "subclass of", "is not accepted")
+    why = [line for line in _lines(option.problem(value)) if any(words in line for words in telling)]
+    if not why:
+        return ""
+    hint = "; is its folder on PYTHONPATH?" if "No module" in why[-1] else ""
+    return f" ({why[-1]}{hint})"
 
 
 def _lines(problem: str | None) -> list[str]:

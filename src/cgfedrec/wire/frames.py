@@ -7,7 +7,7 @@ of sparse rows. The values stay where the clients hold them, seen as bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +23,13 @@ class Frame:
     """One field of every message of a cohort.
 
     Args:
+        name: As the messages call it.
         headers: One for all clients. Of sparse rows one for each client, since it says how many rows follow.
         buffers: `[bytes]`, uint8: the values of all clients one after another; of sparse rows first their items. They
             may be the clients' own memory: whoever keeps them longer than a round copies them.
     """
 
+    name: str
     headers: Sequence[bytes]
     buffers: Sequence[Tensor]
 
@@ -74,8 +76,9 @@ class Frames:
         Raises:
             ValueError: where the messages are laid out in another way, naming the field.
         """
-        if len(self.fields) != len(expected):
-            raise ValueError(f"a message of {len(self.fields)} fields, where {len(expected)} are expected")
+        names = [frame.name for frame in self.fields]
+        if names != list(expected):
+            raise ValueError(f"the message holds {_list(names)}, where {_list(expected)} is expected")
         values = {
             name: _read(name, field, frame, len(self.clients))
             for (name, field), frame in zip(expected.items(), self.fields, strict=True)
@@ -83,14 +86,18 @@ class Frames:
         return Upload(self.clients, values, frozenset(name for name, field in expected.items() if field.sparse))
 
 
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
 def _frame(name: str, field: Field, value: Tensor) -> Frame:
     """One field of a cohort, from its values `[clients, ...]`."""
     if not field.sparse:
-        return Frame([header(name, field)], [raw(value)])
+        return Frame(name, [header(name, field)], [raw(value)])
     touched = value.ne(0).any(-1)  # [clients, items]
     items = touched.nonzero()[:, 1].int()  # [rows], client after client
     counts = touched.sum(1).tolist()
-    return Frame([header(name, field, count) for count in counts], [raw(items), raw(value[touched])])
+    return Frame(name, [header(name, field, count) for count in counts], [raw(items), raw(value[touched])])
 
 
 def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
@@ -105,17 +112,17 @@ def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
         if buffer.numel() != clients * size(field):
             raise ValueError(f"field {name!r} is cut off")
         return buffer.view(field.dtype).view(clients, *field.shape)
-    items, rows = frame.buffers
-    counts = torch.tensor([int.from_bytes(head[-COUNT:], "little") for head in frame.headers], device=items.device)
-    if len(items) + len(rows) != int(counts.sum()) * row_nbytes(field):
+    item_bytes, row_bytes = frame.buffers
+    counts = torch.tensor([int.from_bytes(head[-COUNT:], "little") for head in frame.headers], device=item_bytes.device)
+    if len(item_bytes) + len(row_bytes) != int(counts.sum()) * row_nbytes(field):
         raise ValueError(f"field {name!r} is cut off")
     # [rows]: whose each row is, from how many each client sends
-    owners = torch.arange(clients, device=items.device).repeat_interleave(counts)
+    owners = torch.arange(clients, device=item_bytes.device).repeat_interleave(counts)
     return scatter_rows(
         name,
         field,
         owners,
-        items.view(torch.int32).long(),
-        rows.view(field.dtype).view(len(owners), field.shape[1]),
+        item_bytes.view(torch.int32).long(),
+        row_bytes.view(field.dtype).view(len(owners), field.shape[1]),
         clients,
     )

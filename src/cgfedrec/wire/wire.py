@@ -102,4 +102,4 @@ def _read(frames: Frames, expected: Mapping[str, Field]) -> Upload:
     try:
         return frames.read(expected)
     except ValueError as error:
-        raise WireError(f"client {int(frames.clients[0])}: {error}") from error
+        raise WireError(f"{error} (Server.expects says what the server expects)") from error
