@@ -103,7 +103,7 @@ def test_a_step_that_is_not_reversed_is_refused() -> None:
         def reverse(self, upload: Upload) -> Upload:
             return upload
 
-    with pytest.raises(WireError, match=r"wire\.steps: leave .*float16"):
+    with pytest.raises(WireError, match=r"wire\.steps: turn an upload .*float16"):
         Wire([Lossy(1.0, [])]).up(upload(), TABLE)
 
 

@@ -21,7 +21,7 @@ ALIGNMENT = 64
 
 
 class Batch(NamedTuple):
-    """One local batch of every client of a cohort that still has one: always its first clients.
+    """One local batch of each client that still has one. Those are the first clients of the cohort.
 
     Shorter batches are padded with item 0 at weight 0.
     """
@@ -66,7 +66,7 @@ class Client(LightningModule, ABC):
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     seed: int
-    """Of what only clients may know: their noise, their private heads, the user vectors with which they start."""
+    """The seed of what only clients may know: their noise, private heads, and the user vectors with which they start."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Client(LightningModule, ABC):
 
     @property
     def shared_seed(self) -> int:
-        """Of the start that all clients share. A client that no server has welcomed starts from its own seed."""
+        """The seed of the start that all clients share; a client's own one where no server has welcomed it."""
         if self._welcomed is None:
             return self.seed
         return self._welcomed
@@ -209,7 +209,7 @@ def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) 
 
 
 def narrow(client: Client, optimizers: Iterable[Optimizer], clients: int) -> None:
-    """Go on with the first ``clients`` of a cohort alone. The others stand still, whatever their momentum."""
+    """Go on with the first ``clients`` of a cohort alone. The others take no more steps."""
     for optimizer in optimizers:
         for state in optimizer.state.values():
             for name, value in state.items():

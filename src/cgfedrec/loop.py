@@ -136,9 +136,11 @@ class FederatedLoop(Evaluations):
 
         # 1. The server, and what it says once to every client.
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
-        self._check_steps(method)
+        check(*self.wire.problems(self.server.sees_single_uploads, type(method).__name__))
         welcome, self._welcome_nbytes = self.wire.down(self.server.welcome(), 1)
-        if welcome is None:  # nobody greets: the start comes with the program, and a control has that of its method
+        if welcome is None:
+            # Nobody greets (Local). Clients still start from the shared seed, as do those of the method that they
+            # control.
             welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
 
         # 2. The workers, each with a client of its own, which holds one cohort after another.
@@ -156,17 +158,6 @@ class FederatedLoop(Evaluations):
             self.store = MemoryStore(*self._store_of, expected=demand.most_clients)
         else:
             self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*self._store_of)
-
-    def _check_steps(self, method: Method) -> None:
-        """Refuse steps of the wire that work on sums alone, where the server looks at single uploads."""
-        check(
-            *(
-                f"wire.steps: {type(step).__name__} works on sums alone, and the server of {type(method).__name__} "
-                f"looks at single uploads"
-                for step in self.wire.steps
-                if step.sums_only and self.server.sees_single_uploads
-            )
-        )
 
     def _new_client(self, method: Method, welcome: Broadcast) -> Client:
         """A worker's client. The welcome is the same for everyone, so it takes it once for all whom it will hold."""
@@ -214,7 +205,7 @@ class FederatedLoop(Evaluations):
             while self.round < self.rounds and not self.should_stop:
                 started, self.round = time.perf_counter(), self.round + 1
 
-                # 1. Draw the participants, and put those into a cohort whose batches are alike.
+                # 1. Draw the participants, and put those into a cohort whose batches are alike in width and number.
                 cohorts = list(self.data.cohorts(self.sample(), self.cohort_size))
                 participants = torch.cat(cohorts)
                 self.store.expect(participants)
@@ -276,7 +267,8 @@ class FederatedLoop(Evaluations):
         row: Row = {"round": self.round} | {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
         if self.data.holds_out("val"):
             row |= self.evaluate("val")
-        elif self.round == self.rounds:  # nothing is ranked, and only scores can tell that the last step has diverged
+        elif self.round == self.rounds:
+            # Nothing is ranked, but a last step that diverged shows only in the scores.
             for _ in self.workers.map(self.score, self.store.known.nonzero().squeeze(1).split(self.cohort_size)):
                 pass
         row |= {
@@ -344,8 +336,9 @@ class FederatedLoop(Evaluations):
             ValueError, KeyError, TypeError, RuntimeError, IndexError: if it was taken elsewhere.
             FileNotFoundError: if the clients' state lies in files that are not there.
         """
-        counts = [state["round"], *state["bytes"]]
-        if not all(type(count) is int and count >= 0 for count in counts) or len(counts) != 4:
+        bytes_up, bytes_down, bytes_scoring = state["bytes"]
+        counts = (state["round"], bytes_up, bytes_down, bytes_scoring)
+        if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("the round and the bytes are no counts")
         self.round, self.bytes_up, self.bytes_down, self.bytes_scoring = counts
         self.history = rows_of(state["history"])
@@ -356,7 +349,7 @@ class FederatedLoop(Evaluations):
     def open_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken, to use what was trained without training on.
 
-        Clients' state stays where it lies. What the store held before is given back.
+        Clients' state stays where it lies. The room that the store before had reserved is freed.
         """
         self.store = OpenedStore(*self._store_of)
         self.load_state_dict(state)

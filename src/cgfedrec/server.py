@@ -26,7 +26,7 @@ class Growing(nn.Module):
 
 
 class Server(Growing):
-    """A server that does nothing: the base of all, and the whole of the Local control.
+    """A server that does nothing. It is the base of all others, and Local has it as it is.
 
     Its buffers are its state, saved in every checkpoint. It does not count rounds: the loop tells it which one it is,
     from 1. What it sends in a round depends only on the `update` before, since some cohorts train while others are
@@ -36,7 +36,7 @@ class Server(Growing):
     `aggregate` takes in the cohorts one after another, always in the same order. One `update` ends the round.
 
     Args:
-        expects: The fields of one client's upload, by name; what arrives is held against them.
+        expects: The fields of one client's upload, by name. What arrives is checked against them.
     """
 
     sees_single_uploads = False

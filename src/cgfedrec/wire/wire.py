@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from cgfedrec.errors import RunError
@@ -50,6 +50,13 @@ class Wire:
     def __init__(self, steps: Sequence[Step] = ()) -> None:
         self.steps = tuple(steps)
 
+    def problems(self, sees_single_uploads: bool, method: str) -> Iterator[str]:
+        """What is wrong with these steps for a method whose server looks at single uploads, or does not."""
+        for step in self.steps:
+            if step.sums_only and sees_single_uploads:
+                name = type(step).__name__
+                yield f"wire.steps: {name} works on sums alone, and the server of {method} looks at single uploads"
+
     def up(self, upload: Upload, expected: Mapping[str, Field]) -> tuple[Upload, int]:
         """Carry a cohort's messages to the server.
 
@@ -59,7 +66,7 @@ class Wire:
 
         Returns:
             The upload as it arrives, and the bytes of all messages. Values that no step has changed still lie in the
-            clients' memory: a server that keeps them copies them.
+            clients' memory: a server that keeps them must copy them.
 
         Raises:
             WireError: where a name, a shape or a type is not what the server expects.
@@ -75,7 +82,7 @@ class Wire:
         for step in reversed(self.steps):
             arrived = step.reverse(arrived)
         if arrived.fields != expected:
-            raise WireError(f"wire.steps: leave {arrived.fields} of an upload of {expected}")
+            raise WireError(f"wire.steps: turn an upload of {expected} into one of {arrived.fields}")
         return arrived, frames.nbytes
 
     def down(self, broadcast: Broadcast | None, clients: int) -> tuple[Broadcast | None, int]:
