@@ -66,7 +66,7 @@ class Client(LightningModule, ABC):
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     seed: int
-    """The seed of what only clients may know: their noise, private heads, and the user vectors with which they start."""
+    """The seed of what only clients may know: noise, private heads, and the user vectors with which they start."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ class FederatedDataModule(LightningDataModule):
 
         Args:
             protocol: How results are measured.
-            seed: Of all that clients and server may both know: embedded data, split and candidates.
+            seed: Of the run: of embedded data, split and candidates. The private seed of the clients follows from it.
             track: Tells the user how far long work is.
         """
         self.protocol, self.seed, self.track = protocol, seed, track

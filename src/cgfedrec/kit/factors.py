@@ -27,7 +27,7 @@ class FactorClient(Client):
     Args:
         method: The settings.
         num_items: n.
-        seed: Of the start.
+        seed: The private one.
     """
 
     def __init__(self, method: FactorBase, num_items: int, seed: int) -> None:

@@ -31,7 +31,7 @@ class TableClient(Client):
     Args:
         method: The settings.
         num_items: n.
-        seed: Of the start.
+        seed: The private one.
     """
 
     def __init__(self, method: TableMethod, num_items: int, seed: int) -> None:

@@ -42,7 +42,7 @@ class GroupServer(GatherServer, ClusterServer):
         num_items: n.
         dim: d.
         clustering: The settings.
-        seed: Of the shared start, of k-means and of the draws.
+        seed: The shared one, of k-means and of the draws too.
     """
 
     def __init__(self, num_items: int, dim: int, clustering: Clustering, seed: int) -> None:

@@ -56,7 +56,7 @@ class CoLRClient(FactorClient):
     Args:
         method: The settings.
         num_items: n.
-        seed: Of the start, and of every round's B.
+        seed: The private one. Every round's B follows from the shared one.
     """
 
     method: CoLR
@@ -117,7 +117,7 @@ class CoLRServer(MeanServer):
 
     Args:
         num_items: n.
-        seed: As the clients'.
+        seed: The shared one.
         start: The initial W, `[items, dim]`.
         rank: r.
     """

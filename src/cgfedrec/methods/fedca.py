@@ -37,7 +37,7 @@ class FedCAClient(FactorClient):
     Args:
         method: The settings.
         num_items: n.
-        seed: Of the start, and of whose turn it is.
+        seed: The private one. Whose turn it is follows from the shared one.
     """
 
     method: FedCA
@@ -129,7 +129,7 @@ class MixServer(GatherServer):
 
     Args:
         start: The shared initial table, `[items, dim]`.
-        seed: Of the shared start, which goes down as this seed.
+        seed: The shared one, which goes down as this seed.
         alpha: Weight of complementarity.
         beta: Weight of similarity.
         directions: How many leading directions a client sends.

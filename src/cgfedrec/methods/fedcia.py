@@ -69,7 +69,7 @@ class FedCIAClient(FactorClient):
     Args:
         method: The settings.
         num_items: n.
-        seed: Of the start and of the noise.
+        seed: The private one, of the noise too.
     """
 
     method: FedCIA

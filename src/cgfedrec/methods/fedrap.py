@@ -38,7 +38,7 @@ class FedRAPClient(Client):
     Args:
         method: The settings.
         num_items: n.
-        seed: Of the start.
+        seed: The private one.
     """
 
     scores_after = "aggregation"

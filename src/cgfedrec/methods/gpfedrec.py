@@ -45,7 +45,7 @@ class GPFedRecClient(FactorClient):
     Args:
         method: The settings.
         num_items: n.
-        seed: Of the start and of the noise.
+        seed: The private one, of the noise too.
     """
 
     method: GPFedRec
@@ -125,7 +125,7 @@ class GraphServer(GatherServer, TableServer):
         num_items: n.
         dim: d.
         threshold: Of the mean cosine.
-        seed: Of the shared start.
+        seed: The shared one.
     """
 
     def __init__(self, num_items: int, dim: int, threshold: float, seed: int) -> None:

@@ -49,7 +49,7 @@ class ClusterServer(MeanServer):
         num_items: n.
         dim: d.
         clustering: The settings.
-        seed: Of the shared start and of k-means.
+        seed: The shared one, of k-means too.
     """
 
     centroids: Tensor
