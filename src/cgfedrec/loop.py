@@ -18,6 +18,7 @@ from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check, no_count, not_positive
 from cgfedrec.evaluation.ranking import Ranked, no_metric, ranked, summarise
 from cgfedrec.history import Evaluations, Row, rows_of
+from cgfedrec.kit.gather import GatherServer
 from cgfedrec.kit.rows import dense_copies
 from cgfedrec.method import Method
 from cgfedrec.random import Stream, bits, private_seed, shared_seed
@@ -146,6 +147,8 @@ class FederatedLoop(Evaluations):
         # 2. The workers, each with a client of its own, which holds one cohort after another.
         self.workers = Workers(fabric, partial(self._new_client, method, welcome))
 
+        self.greeted = torch.zeros(data.num_users, dtype=torch.bool)  # who has had the welcome
+
         # 3. How much the machine must hold, how large a cohort may be, and where clients' state lies.
         with self.workers.one() as worker:
             self.reports = worker.client.reports
@@ -186,7 +189,7 @@ class FederatedLoop(Evaluations):
             self.workers.number,
             kept_rounds=kept_rounds,
             checkpoint_every=self.checkpoint_every,
-            sees_single_uploads=self.server.sees_single_uploads,
+            sees_single_uploads=isinstance(self.server, GatherServer),
         )
 
     @property
@@ -245,18 +248,22 @@ class FederatedLoop(Evaluations):
         with self.workers.one() as worker:
             client = worker.client
             broadcast, bytes_down = self.wire.down(self.server.broadcast(users, self.round), len(users))
-            bytes_down += self._welcomes(users)
+            with self._counting:
+                bytes_down += self._greet(users)
             self.store.load(client, users)  # private state in
             client.receive(broadcast, self.round)  # structure down
             means = train(self.fabric, worker, self.data.draw(users, self.round, self.epochs))
             with torch.no_grad():
-                upload, bytes_up = self.wire.up(client.upload(), self.server.expects)  # updates up
+                # updates up
+                upload, bytes_up = self.wire.up(client.upload(), self.server.expects, self.round, client.seed)
             self.store.save(client)  # private state out
             return Trained(self.server.reduce(upload), bytes_up, bytes_down, means)
 
-    def _welcomes(self, users: Tensor) -> int:
-        """The bytes of a welcome to each of ``users`` who has not taken part before."""
-        return int((~self.store.known[users]).sum()) * self._welcome_nbytes
+    def _greet(self, users: Tensor) -> int:
+        """The bytes of a welcome to each of ``users`` who has not had it before. One thread at a time calls it."""
+        newcomers = int((~self.greeted[users]).sum())
+        self.greeted[users] = True
+        return newcomers * self._welcome_nbytes
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         """Evaluate if this round is to be, and add a row to the history."""
@@ -269,7 +276,7 @@ class FederatedLoop(Evaluations):
             row |= self.evaluate("val")
         elif self.round == self.rounds:
             # Nothing is ranked, but a last step that diverged shows only in the scores.
-            for _ in self.workers.map(self.score, self.store.known.nonzero().squeeze(1).split(self.cohort_size)):
+            for _ in self.workers.map(self._score, self.store.known.nonzero().squeeze(1).split(self.cohort_size)):
                 pass
         row |= {
             "bytes/up": self.bytes_up,
@@ -296,23 +303,28 @@ class FederatedLoop(Evaluations):
             NotFiniteError: naming the clients with a score that is not finite. If a step has diverged, the loss of the
                 next step shows it. After the last step only the scores do.
         """
+        scores, nbytes = self._score(users)
+        with self._counting:  # several threads score at once
+            self.bytes_scoring += nbytes + self._greet(users)
+        return scores
+
+    def _score(self, users: Tensor) -> tuple[Tensor, int]:
+        """Their scores, and the bytes that came down for them."""
+        nbytes = 0
         with self.workers.one() as worker:
-            client, nbytes = worker.client, self._welcomes(users)
+            client = worker.client
             self.store.load(client, users, to_train=False)
             if client.scores_after == "aggregation":
                 sent = self.server.broadcast(users, self.round + 1)
-                broadcast, received = self.wire.down(sent, len(users))
-                nbytes += received
+                broadcast, nbytes = self.wire.down(sent, len(users))
                 if broadcast is not None:
                     client.receive(broadcast, self.round + 1)
             with torch.no_grad():
                 scores = client.score()
-        with self._counting:  # several threads score at once
-            self.bytes_scoring += nbytes
         finite = scores.isfinite().all(1)
         if not finite.all():
             raise NotFiniteError("score", users[~finite.cpu()].tolist())
-        return scores
+        return scores, nbytes
 
     def histograms(self) -> dict[str, Tensor]:
         """What the server has discovered and is worth a look: values `[any]` by name, such as the sizes of clusters."""
@@ -325,6 +337,7 @@ class FederatedLoop(Evaluations):
             "history": self.table(),
             "bytes": [self.bytes_up, self.bytes_down, self.bytes_scoring],
             "seconds": self.seconds,
+            "greeted": self.greeted.clone(),
             "server": self.server.state_dict(),
             "store": self.store.state_dict(),
         }
@@ -343,6 +356,9 @@ class FederatedLoop(Evaluations):
         self.round, self.bytes_up, self.bytes_down, self.bytes_scoring = counts
         self.history = rows_of(state["history"])
         self.seconds = float(state["seconds"])
+        if state["greeted"].dtype != torch.bool or state["greeted"].shape != self.greeted.shape:
+            raise ValueError("who has been greeted is no mask of the users")
+        self.greeted.copy_(state["greeted"])
         self.server.load_state_dict(state["server"])
         self.store.load_state_dict(state["store"])
 

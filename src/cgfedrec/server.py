@@ -106,6 +106,10 @@ class MeanServer(Server):
         for name, field in expects.items():
             self.means.register_buffer(name, torch.zeros(field.shape))
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.sum = None  # of a round that was not ended: what is loaded is the state between two
+        super()._load_from_state_dict(*args, **kwargs)
+
     def mean(self, name: str) -> Tensor:
         """The mean of an uploaded value over the last round's participants, `[...]`; zeros before the first."""
         return self.means.get_buffer(name)

@@ -244,7 +244,7 @@ class Conformance:
         with loop.workers.one() as worker:
             client = worker.client
         upload = client.upload()
-        arrived_up, nbytes_up = Wire().up(upload, loop.server.expects)
+        arrived_up, nbytes_up = Wire().up(upload, loop.server.expects, 4, client.seed)
         assert nbytes_up == sum(map(len, upload.pack())) or not upload.values
         for received in (arrived_up, Upload.unpack(upload.clients, upload.pack(), loop.server.expects)):
             assert all(value.equal(upload.values[name]) for name, value in received.values.items())
@@ -266,7 +266,7 @@ class Conformance:
         """Values arrive in the memory of their clients, who go on to train in it."""
         loop = trained(self.method(), data, 5)
         with loop.workers.one() as worker:
-            arrived, _ = Wire().up(worker.client.upload(), loop.server.expects)
+            arrived, _ = Wire().up(worker.client.upload(), loop.server.expects, 4, worker.client.seed)
         before = {name: value.clone() for name, value in arrived.values.items()}
         loop.server.aggregate(loop.server.reduce(arrived))
         loop.server.update(arrived.clients, loop.round + 1)

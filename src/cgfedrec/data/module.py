@@ -86,7 +86,8 @@ class FederatedDataModule(LightningDataModule):
             seed: Of the run: of embedded data, split and candidates. The private seed of the clients follows from it.
             track: Tells the user how far long work is.
         """
-        self.protocol, self.seed, self.track = protocol, seed, track
+        check(no_count("seed_everything", seed, 0, 2**63 - 1))
+        self.protocol, self.seed, self.track = protocol, int(seed), track
         # Negatives and the order of samples are a client's own business: they have a seed of their own.
         self.private_seed = private_seed(seed)
 

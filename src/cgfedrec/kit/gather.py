@@ -25,6 +25,10 @@ class GatherServer(Server):
         super().__init__(*args, **kwargs)
         self.uploads: list[Upload] = []
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.uploads = []  # of a round that was not ended
+        super()._load_from_state_dict(*args, **kwargs)
+
     def reduce(self, upload: Upload) -> Upload:
         """A copy. What arrives lies in the clients' own memory, where training goes on in place."""
         return Upload(upload.clients, {name: value.clone() for name, value in upload.values.items()}, upload.sparse)

@@ -122,6 +122,7 @@ class CoLRServer(MeanServer):
         rank: r.
     """
 
+    sees_single_uploads = True  # which of each client's rows are not zero
     grows = ("up_to_date",)
     table: Tensor
     up_to_date: Tensor

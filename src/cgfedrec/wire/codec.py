@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.wire.values import Field, Labels, SparseRows, Value
+from cgfedrec.wire.values import DTYPES, Field, Labels, SparseRows, Value
 
-# An encoding is the place of its type among `_DTYPES`; of sparse rows that plus `_SPARSE`; of labels `_PACKED`.
+# An encoding is the place of its type among `DTYPES`; of sparse rows that plus `_SPARSE`; of labels `_PACKED`.
 _PACKED = 255
 _SPARSE = 128
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
+LONGEST_NAME = 255
+"""Bytes of a field's name, whose length takes one byte."""
 COUNT = 4
 """Bytes at the end of the header of sparse rows that say how many they are: all that a receiver cannot know before."""
 
@@ -39,9 +40,9 @@ def header(name: str, field: Field, count: int = 0) -> bytes:
     if field.clusters is not None:
         encoding, axes = _PACKED, (*axes, field.clusters)
     elif field.sparse:
-        encoding, axes = _SPARSE + _DTYPES.index(field.dtype), (*axes, count)
+        encoding, axes = _SPARSE + DTYPES.index(field.dtype), (*axes, count)
     else:
-        encoding = _DTYPES.index(field.dtype)
+        encoding = DTYPES.index(field.dtype)
     layout = f"<B{len(encoded)}sBBB{len(axes)}I"
     return struct.pack(layout, len(encoded), encoded, encoding, field.bits, len(axes), *axes)
 
@@ -60,7 +61,10 @@ def row_nbytes(field: Field) -> int:
 
 def raw(values: Tensor) -> Tensor:
     """The bytes of a tensor where it lies, `[bytes]`, uint8. It is a view; only a tensor with gaps is copied."""
-    return values.detach().contiguous().view(-1).view(torch.uint8)
+    flat = values.detach().contiguous().view(-1)
+    if flat.numel() < 2:
+        flat = flat.as_strided(flat.shape, (1,))  # torch takes one number for contiguous whatever its stride
+    return flat.view(torch.uint8)
 
 
 def encode(values: Mapping[str, Value]) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cgfedrec.wire.codec import COUNT, fixed_length, header, raw, row_nbytes, scatter_rows, size
+from cgfedrec.wire.codec import COUNT, LONGEST_NAME, fixed_length, header, raw, row_nbytes, scatter_rows, size
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.values import Field
 
@@ -48,9 +48,16 @@ class Frames:
 
     @classmethod
     def of(cls, upload: Upload) -> Frames:
-        """The messages of an upload. An upload without values is no message at all."""
+        """The messages of an upload. An upload without values is no message at all.
+
+        Raises:
+            ValueError: for a value that no message can hold, naming the field.
+        """
         declared = upload.fields
-        return cls(upload.clients, [_frame(name, declared[name], value) for name, value in upload.values.items()])
+        clients = len(upload.clients)
+        return cls(
+            upload.clients, [_frame(name, declared[name], value, clients) for name, value in upload.values.items()]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -90,8 +97,13 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(names) or "nothing"
 
 
-def _frame(name: str, field: Field, value: Tensor) -> Frame:
+def _frame(name: str, field: Field, value: Tensor, clients: int) -> Frame:
     """One field of a cohort, from its values `[clients, ...]`."""
+    problem = field.problem()
+    if problem is not None or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"field {name!r} {problem or 'has too long a name'}")
+    if len(value) != clients:
+        raise ValueError(f"field {name!r} has {len(value)} rows for {clients} clients")
     if not field.sparse:
         return Frame(name, [header(name, field)], [raw(value)])
     touched = value.ne(0).any(-1)  # [clients, items]
@@ -107,14 +119,21 @@ def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
     for head in frame.headers:
         if head[:fixed] != wanted[:fixed] or len(head) != len(wanted):
             raise ValueError(f"field {name!r} is not {field}")
+    if len(frame.headers) != (clients if field.sparse else 1):
+        raise ValueError(f"field {name!r} has {len(frame.headers)} headers for {clients} clients")
     if not field.sparse:
         (buffer,) = frame.buffers
         if buffer.numel() != clients * size(field):
             raise ValueError(f"field {name!r} is cut off")
         return buffer.view(field.dtype).view(clients, *field.shape)
     item_bytes, row_bytes = frame.buffers
-    counts = torch.tensor([int.from_bytes(head[-COUNT:], "little") for head in frame.headers], device=item_bytes.device)
-    if len(item_bytes) + len(row_bytes) != int(counts.sum()) * row_nbytes(field):
+    counts = torch.tensor(
+        [int.from_bytes(head[-COUNT:], "little") for head in frame.headers],
+        dtype=torch.int64,
+        device=item_bytes.device,
+    )
+    total = int(counts.sum())
+    if len(item_bytes) != total * COUNT or len(row_bytes) != total * (row_nbytes(field) - COUNT):
         raise ValueError(f"field {name!r} is cut off")
     # [rows]: whose each row is, from how many each client sends
     owners = torch.arange(clients, device=item_bytes.device).repeat_interleave(counts)

@@ -196,7 +196,7 @@ class Upload:
 
 def _sum(value: Tensor) -> Tensor:
     """The sum over clients in float64, `[clients, ...]` to `[...]`."""
-    if value.is_cuda:
+    if value.is_cuda or value.dtype == torch.bfloat16:  # which numpy does not know
         return value.sum(0, dtype=torch.float64)
     # On a CPU numpy needs half the time.
     return torch.from_numpy(np.asarray(value.numpy().sum(0, dtype=np.float64)))

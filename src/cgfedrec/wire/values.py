@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
+"""Types of the numbers that can travel, in the order of their codes on the wire."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -69,6 +72,14 @@ class Field:
         if isinstance(value, SparseRows):
             return cls(tuple(value.values.shape), value.values.dtype, sparse=True)
         return cls(tuple(value.shape), value.dtype)
+
+    def problem(self) -> str | None:
+        """Why no message can hold such a value, if none can."""
+        if self.dtype not in DTYPES:
+            return f"is of {self.dtype}, which does not travel"
+        if self.sparse and len(self.shape) != 2:
+            return f"is sparse, and so must be [clients, items, dim], not [clients, {', '.join(map(str, self.shape))}]"
+        return None
 
     @property
     def bits(self) -> int:

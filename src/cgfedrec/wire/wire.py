@@ -31,12 +31,21 @@ class Step(ABC):
         return fields
 
     @abstractmethod
-    def forward(self, upload: Upload) -> Upload:
-        """On the client: what travels in place of this upload."""
+    def forward(self, upload: Upload, round: int, seed: int) -> Upload:
+        """On the client: what travels in place of this upload, from the same clients.
+
+        Args:
+            upload: What they send.
+            round: From 1.
+            seed: Their private one, for draws by client and round (`cgfedrec.random`).
+        """
 
     @abstractmethod
-    def reverse(self, upload: Upload) -> Upload:
-        """On the server: what is made of what travelled, laid out as the upload that was given to `forward`."""
+    def reverse(self, upload: Upload, round: int) -> Upload:
+        """On the server, which has no private seed: what is made of what travelled.
+
+        It is laid out as the upload that was given to `forward`.
+        """
 
 
 class Wire:
@@ -57,12 +66,14 @@ class Wire:
                 name = type(step).__name__
                 yield f"wire.steps: {name} works on sums alone, and the server of {method} looks at single uploads"
 
-    def up(self, upload: Upload, expected: Mapping[str, Field]) -> tuple[Upload, int]:
+    def up(self, upload: Upload, expected: Mapping[str, Field], round: int, seed: int) -> tuple[Upload, int]:
         """Carry a cohort's messages to the server.
 
         Args:
             upload: What the clients send.
             expected: The fields of one client's message, as the server has declared them (`Server.expects`).
+            round: From 1.
+            seed: The clients' private one.
 
         Returns:
             The upload as it arrives, and the bytes of all messages. Values that no step has changed still lie in the
@@ -74,13 +85,16 @@ class Wire:
         # On the client. The layout is followed too, since a step may change what travels.
         travelling = expected
         for step in self.steps:
-            upload, travelling = step.forward(upload), step.fields(travelling)
-        frames = Frames.of(upload)
+            changed, travelling = step.forward(upload, round, seed), step.fields(travelling)
+            if not changed.clients.equal(upload.clients):
+                raise WireError(f"wire.steps: {type(step).__name__} sends for other clients than it was given")
+            upload = changed
+        frames = _frames(upload)
 
         # On the server.
         arrived = _read(frames, travelling)
         for step in reversed(self.steps):
-            arrived = step.reverse(arrived)
+            arrived = step.reverse(arrived, round)
         if arrived.fields != expected:
             raise WireError(f"wire.steps: turn an upload of {expected} into one of {arrived.fields}")
         return arrived, frames.nbytes
@@ -101,8 +115,18 @@ class Wire:
             nbytes = 0
         if broadcast.own is None:
             return arrived, nbytes
-        frames = Frames.of(broadcast.own)
-        return Broadcast(arrived.values, _read(frames, broadcast.own.fields)), nbytes + frames.nbytes
+        frames = _frames(broadcast.own)
+        own = _read(frames, broadcast.own.fields)
+        # A copy: the clients go on to train in what they make of it, and it is still the server's memory.
+        values = {name: value.clone() for name, value in own.values.items()}
+        return Broadcast(arrived.values, Upload(own.clients, values, own.sparse)), nbytes + frames.nbytes
+
+
+def _frames(upload: Upload) -> Frames:
+    try:
+        return Frames.of(upload)
+    except ValueError as error:
+        raise WireError(f"what is to be sent: {error}") from error
 
 
 def _read(frames: Frames, expected: Mapping[str, Field]) -> Upload:
