@@ -21,6 +21,7 @@ SOURCE = ROOT / "src" / "cgfedrec"
 LONGEST = 300
 LONG = {
     "loop.py": "the whole federation, to be read from its first line to its last",
+    "testing.py": "one class to inherit; half of it says what each test promises",
 }
 """Files above `LONGEST` lines, and why each may be."""
 

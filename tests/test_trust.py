@@ -293,3 +293,24 @@ def test_the_settings_of_a_run_have_no_aliases() -> None:
     data = settings_of(run.config, (), ())["data"]
     assert isinstance(data, dict)
     assert data["init_args"]["temporal_fractions"] == shared
+
+
+def test_a_step_may_be_named_by_the_call_that_opens_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a config, or as the text of a list on the command line; a checkpoint alone may not name it."""
+    Path("mystep.py").write_text(
+        "from cgfedrec.wire.wire import Step\n\n"
+        "class Same(Step):\n"
+        "    def forward(self, upload, round, seed):\n        return upload\n\n"
+        "    def reverse(self, upload, round):\n        return upload\n"
+    )
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    steps = [{"class_path": "mystep.Same"}]
+    cgfedrec.fit(TINY, {"run_dir": "run", "loop": {"rounds": 1}, "wire": {"steps": steps}})
+    checkpoint = "run/checkpoints/last.ckpt"
+    with pytest.raises(InputError, match=r"wire\.steps.* names mystep\.Same"):
+        cgfedrec.load(checkpoint)
+    assert cgfedrec.load(checkpoint, {"wire": {"steps": steps}}).test()
+    assert cgfedrec.load(checkpoint, options=["--wire.steps", "[{class_path: mystep.Same}]"]).test()
+    assert cgfedrec.load(checkpoint, options=["--trust", "mystep"]).test()

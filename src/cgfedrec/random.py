@@ -45,9 +45,10 @@ def shared_seed(seed: int) -> int:
 def private_seed(seed: int) -> int:
     """The seed of what only clients may know: their noise, their private heads, their batches.
 
-    It is derived by a one-way function, so that nobody can compute it from the shared seed. A simulation derives both
-    from the seed of the run, to be reproducible; that seed belongs to whoever runs the simulation, and to neither side.
-    A client in a deployment draws its private seed from its own machine.
+    A simulation derives both seeds from that of the run, so that it can be repeated. The run's seed belongs to whoever
+    runs the simulation, and to neither side. The function is one-way: from the shared seed nobody computes it back,
+    except by trying, which is easy where the run's seed is small. A client in a deployment draws its private seed from
+    its own machine instead.
     """
     return _derived(seed, b"private")
 

@@ -272,6 +272,23 @@ class Conformance:
         loop.server.update(arrived.clients, loop.round + 1)
         assert all(value.equal(before[name]) for name, value in arrived.values.items())
 
+    def test_a_server_of_sums_needs_no_single_upload(self, data: FederatedDataModule) -> None:
+        """Masks that cancel in the sum change nothing: the server would work under secure aggregation too.
+
+        A server that looks at single uploads says so by ``sees_single_uploads``, and what masks them refuses it.
+        """
+        loop = trained(self.method(), data, 100)
+        with loop.workers.one() as worker:
+            upload = worker.client.upload()
+        if loop.server.sees_single_uploads or not upload.values:
+            pytest.skip("looks at single uploads, or at none")
+        masks = {name: torch.randn_like(value) for name, value in upload.values.items()}
+        masked = {name: value + masks[name] - masks[name].mean(0) for name, value in upload.values.items()}
+        plain, hidden = (loop.server.reduce(Upload(upload.clients, values)) for values in (upload.values, masked))
+        for name, value in plain.values.items():
+            gap = (hidden.values[name] - value).norm() / masked[name].double().norm()
+            assert gap < 1e-5, f"the sum of {name} is another where masks that cancel are added"
+
     def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:
         """Every item has a finite score, seen or not; a client's scores are the same alone and among others."""
         loop = trained(self.method(), data, 5)

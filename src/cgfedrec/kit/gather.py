@@ -15,7 +15,7 @@ class GatherServer(Server):
     """Keeps what each client sends until its round ends.
 
     The few published methods whose server compares or groups clients derive from it: GPFedRec, CoFedRec and FedCA. What
-    works on sums alone refuses them. Beside another server it comes first, as in
+    works on sums alone refuses them by ``sees_single_uploads``. Beside another server it comes first, as in
     ``class Mine(GatherServer, ClusterServer)``.
     """
 

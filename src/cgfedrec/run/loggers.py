@@ -119,8 +119,8 @@ class WandbLogger(theirs.WandbLogger):
     """Lightning's logger of Weights & Biases, for runs that know their folder and may have no network.
 
     It is online where a key is configured, else offline (``wandb sync`` uploads such a run later). A run that cannot
-    reach the service soon goes on offline. A run that is resumed in its folder goes on as the same W&B run. Nothing
-    private is uploaded unless asked for.
+    reach the service soon goes on offline. A run that is resumed in its folder goes on as the same W&B run. No table of
+    a client is uploaded unless asked for; the settings are, and with them the seed of the run.
 
     Args:
         project: Under which project the run is filed.

@@ -96,7 +96,15 @@ def meta_keys(where: str, tree: object) -> list[str]:
 
 def import_paths(tree: object) -> set[str]:
     """Every text in a user's own settings that has the form of the name of a class or a function."""
-    return {value for _, value in _leaves(tree) if isinstance(value, str) and _DOTTED.fullmatch(value)}
+    found: set[str] = set()
+    for _, value in _leaves(tree):
+        if not isinstance(value, str):
+            continue
+        if value.lstrip().startswith(("[", "{")):  # a list or a mapping, as a command line holds it
+            found.update(match[0] for match in _DOTTED.finditer(value))
+        elif _DOTTED.fullmatch(value):
+            found.add(value)
+    return found
 
 
 def _tree(text: str) -> Layer:
