@@ -65,11 +65,6 @@ class Plan:
         """The first method in which nobody collaborates."""
         return next(name for name, kind in self.kinds.items() if kind == "control")
 
-    @property
-    def has_finished(self) -> bool:
-        """Whether every run has ended well."""
-        return all(job.state() == "finished" for job in self.jobs)
-
 
 def read_plan(path: Path, output: Path) -> Plan:
     """Read a comparison and check all of it: every method is set up on every data set, and nothing is written.
