@@ -171,4 +171,5 @@ def test_a_run_takes_the_memory_that_it_states(store: str, optimizer: str) -> No
     line = [sys.executable, "-c", MEASURED, store, f"torch.optim.{optimizer}"]
     done = subprocess.run(line, capture_output=True, text=True, env=one_thread, check=True)
     stated, peak = (int(number) for number in done.stdout.split()[-2:])
-    assert peak == pytest.approx(stated, rel=0.1)
+    # What is stated is needed at most. Cohorts that happen not to train at the same moment need less.
+    assert 0.8 * stated < peak < 1.1 * stated
