@@ -18,11 +18,12 @@ from cgfedrec.client import Batch
 from cgfedrec.data.batches import Batches
 from cgfedrec.data.candidates import Candidates, RankingCohort
 from cgfedrec.data.dropping import drop_users, pool_problems
-from cgfedrec.data.interactions import Interactions
+from cgfedrec.data.histories import Histories, History
+from cgfedrec.data.interactions import Interactions, renumbered
 from cgfedrec.data.layout import Format
 from cgfedrec.data.lists import Lists
 from cgfedrec.data.ratings import read
-from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign
+from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign, lateness
 from cgfedrec.data.synthetic import Synthetic, Track, untold
 from cgfedrec.errors import check, no_count
 from cgfedrec.protocol import Protocol
@@ -114,6 +115,12 @@ class FederatedDataModule(LightningDataModule):
 
         self._parts = [lists(part == one) for one in Part]
         self._train = self._parts[Part.TRAIN]
+        later = None
+        if kept.times is not None:
+            # As the split ordered them: among positive interactions alone.
+            training = renumbered(kept.positive)[kept.order[part == Part.TRAIN]]
+            later = [level[training] for level in lateness(kept.only_positive(), self.protocol.ties, self.seed)]
+        self._histories = Histories(self._train, later)
         self._disliked = lists(~positive)
         touched = Lists.of(users, items, self.num_users)
         no_negatives = self._train
@@ -234,6 +241,15 @@ class FederatedDataModule(LightningDataModule):
             The batches in order. Later ones hold only the first clients, those that still have some.
         """
         return self.batches.draw(users, round, epochs, self.private_seed)
+
+    def histories(self, users: Tensor) -> History:
+        """The training items of ``users``, `[clients]`, the newest first: what their own devices know of them."""
+        return self._histories.of(users)
+
+    @property
+    def has_times(self) -> bool:
+        """Whether the data tell in which order a user's interactions came."""
+        return self._histories.lateness is not None
 
     def ranked(self, stage: Stage, cohort_size: int) -> Iterator[Tensor]:
         """All users with something held out for ``stage``, in cohorts, `[users]` each.

@@ -56,19 +56,12 @@ def assign(
         assert data.times is not None
         cuts = _quantiles(data.times, fractions)
         return np.searchsorted(cuts, data.times, side="right").astype(np.int8)
-    # What says which of a user's interactions is later: the first level, where that is equal the next, and so on.
-    levels: list[NDArray[Any]] = []
-    if split == "leave_one_out":
-        assert data.times is not None
-        levels.append(data.times)
-    if split == "random" or ties == "random":
-        stream = Stream.SPLIT
-        if split == "leave_one_out":
-            stream = Stream.TIES
-        levels.append(bits(seed, stream, data.users, _place_of_user(data.users)))
-        levels.append(np.arange(len(data.users)))  # two random numbers may be equal
-    else:  # the one that stands first in the file is the later one
-        levels.append(-np.arange(len(data.users)))
+    if split == "random":
+        # One after the other, since two random numbers may be equal.
+        drawn = bits(seed, Stream.SPLIT, data.users, _place_of_user(data.users))
+        levels: list[NDArray[Any]] = [drawn, np.arange(len(data.users))]
+    else:
+        levels = lateness(data, ties, seed)
     parts = np.zeros(len(data.users), np.int8)
     left = data.order
     for part in (Part.TEST, Part.VAL):
@@ -76,6 +69,24 @@ def assign(
         parts[left[latest]] = part
         left = left[~latest]
     return parts
+
+
+def lateness(data: Interactions, ties: str, seed: int) -> list[NDArray[Any]]:
+    """What says which of a user's interactions is later: the first level, where that is equal the next, and so on.
+
+    Args:
+        data: With times.
+        ties: As of `assign`.
+        seed: As of `assign`.
+
+    Returns:
+        `[interactions]` each: the higher, the later. The last one tells all of a user's interactions apart.
+    """
+    assert data.times is not None
+    if ties == "random":
+        drawn = bits(seed, Stream.TIES, data.users, _place_of_user(data.users))
+        return [data.times, drawn, np.arange(len(data.users))]  # two random numbers may be equal
+    return [data.times, -np.arange(len(data.users))]  # the one that stands first in the file is the later one
 
 
 def _quantiles(times: NDArray[Any], fractions: tuple[float, float]) -> NDArray[Any]:

@@ -1,0 +1,67 @@
+"""Histories: each client's own training items, in the order of time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgfedrec.data.lists import Lists
+
+
+class History(NamedTuple):
+    """What each client of a cohort has in training, and nothing of what is held out."""
+
+    items: Tensor
+    """`[clients, longest]`, int64: each client's items, the newest first; -1 behind those of shorter histories."""
+    ages: Tensor
+    """`[clients, longest]`, int64: how many of the client's items are newer; 0 everywhere where there are no times."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """`[clients]`, int64: how many items each client has."""
+        return self.items.ge(0).sum(1)
+
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All items of all clients in one row: whose each is, which it is, and its age, `[entries]` each."""
+        clients, places = self.items.ge(0).nonzero(as_tuple=True)
+        return clients, self.items[clients, places], self.ages[clients, places]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """All clients' training items, in the order of time.
+
+    Args:
+        train: The training items of each user.
+        lateness: `[entries of train]` each: which item is later (`cgfedrec.data.split.lateness`); ``None`` where the
+            data have no times. Equal times are ordered by the rule of the split, so that what is held out is always
+            what would have come next.
+    """
+
+    train: Lists
+    lateness: list[NDArray[Any]] | None
+
+    @cached_property
+    def _newest_first(self) -> Lists:
+        # Made when it is first asked for: most methods never look at the order.
+        if self.lateness is None:
+            return self.train
+        users = np.repeat(np.arange(len(self.train.lengths)), self.train.lengths)
+        # `lexsort` takes the most important key last. Backwards, so that the newest come first within a user; the users
+        # are then in descending order, which their negative numbers undo.
+        order = np.lexsort((*reversed(self.lateness), -users))[::-1]
+        return Lists(self.train.starts, self.train.items[order])
+
+    def of(self, users: Tensor) -> History:
+        """The histories of a cohort, `[clients]`."""
+        items = torch.from_numpy(self._newest_first.padded(users.numpy(), -1))
+        ages = torch.zeros_like(items)
+        if self.lateness is not None:
+            ages = torch.arange(items.shape[1]).expand_as(items)
+        return History(items, ages)
