@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple
@@ -13,29 +13,13 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cgfedrec.data.batches import Batch as Batch
+from cgfedrec.data.own import Own
 from cgfedrec.errors import LARGEST, InputError, check, not_between
 from cgfedrec.wire.messages import Broadcast, Upload
 
 ALIGNMENT = 64
 """Bytes: a multiple of this is where torch begins a new tensor."""
-
-
-class Batch(NamedTuple):
-    """One local batch of each client that still has one. Those are the first clients of the cohort.
-
-    Shorter batches are padded with item 0 at weight 0.
-    """
-
-    items: Tensor
-    """`[clients, batch]`, int64."""
-    targets: Tensor
-    """`[clients, batch]`, 1 for an interaction, 0 for a negative."""
-    weights: Tensor
-    """`[clients, batch]`: 1 / the client's own batch length, so that a weighted sum is the client's mean."""
-    sizes: Tensor
-    """`[clients]`, float32: the client's own batch length."""
-    ends: Tensor
-    """`[clients]`, bool: whether it is the client's last of an epoch."""
 
 
 class StepOutput(NamedTuple):
@@ -65,6 +49,8 @@ class Client(LightningModule, ABC):
     """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
+    own: Own
+    """What lies on the clients' own devices: their training items in the order of time, and samples drawn from them."""
     seed: int
     """The seed of what only clients may know: noise, private heads, and the user vectors with which they start."""
 
@@ -110,8 +96,18 @@ class Client(LightningModule, ABC):
         takes as many of these rows as the batch has.
         """
 
+    def batches(self) -> Sequence[Batch]:
+        """What the cohort trains on in this round, after `receive`; by default its samples with fresh negatives.
+
+        Where it is empty, nothing is trained.
+        """
+        return self.own.batches()
+
     def upload(self) -> Upload:
-        """What the cohort sends to the server after training; by default nothing."""
+        """What the cohort sends to the server after training; by default nothing.
+
+        Clients that have nothing to say may be left out. An upload of no clients is no message at all.
+        """
         return Upload(self.users)
 
     @abstractmethod

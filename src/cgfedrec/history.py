@@ -117,25 +117,35 @@ class Evaluations:
 
     @history.setter
     def history(self, rows: list[Row]) -> None:
-        self._rows, self._judged, self._best, self._table = rows, 0, 0, Growing()
+        self._rows, self._table = rows, Growing()
+        self._judged = self._worse = 0
+        self._best: int | None = None
 
     @property
     def best(self) -> Row | None:
         """The row of the best round by ``monitor``, or of the last one if nothing is held out. None before any."""
         if not self.history:
             return None
-        return self.history[len(self.history) - 1 - self.since_best]
+        self._judge()
+        if self._best is None:
+            return self.history[-1]
+        return self.history[self._best]
 
     @property
     def since_best(self) -> int:
         """How many evaluated rounds have passed since the best one."""
-        if not self.history or self.monitor not in self.history[-1]:
-            return 0
-        for place in range(self._judged, len(self.history)):  # the rows before have been looked at
-            if self.history[place][self.monitor] > self.history[self._best][self.monitor]:
-                self._best = place
+        self._judge()
+        return self._worse
+
+    def _judge(self) -> None:
+        """Look at the rows that have come since the last time. Those of rounds that only prepare have no metric."""
+        for place in range(self._judged, len(self.history)):
+            if self.monitor not in self.history[place]:
+                continue
+            self._worse += 1
+            if self._best is None or self.history[place][self.monitor] > self.history[self._best][self.monitor]:
+                self._best, self._worse = place, 0
         self._judged = len(self.history)
-        return len(self.history) - 1 - self._best
 
     def table(self) -> Table:
         """The history as one table of numbers: see `table_of`."""

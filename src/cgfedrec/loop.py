@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cgfedrec.client import Client
 from cgfedrec.data.module import FederatedDataModule, Stage
+from cgfedrec.data.own import Own
 from cgfedrec.errors import check, no_count, not_positive
 from cgfedrec.evaluation.ranking import Ranked, no_metric, ranked, summarise
 from cgfedrec.history import Evaluations, Row, rows_of
@@ -39,7 +40,8 @@ class Trained(NamedTuple):
     bytes_up: int
     bytes_down: int
     means: Tensor
-    """`[clients, 1 + reports]`: mean loss, and what else its clients report; see `cgfedrec.train.train`."""
+    """`[clients, 1 + reports]`: mean loss, and what else its clients report; `[clients, 0]` where nothing was trained.
+    See `cgfedrec.train.train`."""
 
 
 class FederatedLoop(Evaluations):
@@ -138,6 +140,7 @@ class FederatedLoop(Evaluations):
         # 1. The server, and what it says once to every client.
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
         check(*self.wire.problems(self.server.sees_single_uploads, type(method).__name__))
+        self.server.enrol(self._ever_there(), self.num_participants)
         welcome, self._welcome_nbytes = self.wire.down(self.server.welcome(), 1)
         if welcome is None:
             # Nobody greets (Local). Clients still start from the shared seed, as do those of the method that they
@@ -147,7 +150,8 @@ class FederatedLoop(Evaluations):
         # 2. The workers, each with a client of its own, which holds one cohort after another.
         self.workers = Workers(fabric, partial(self._new_client, method, welcome))
 
-        self.greeted = torch.zeros(data.num_users, dtype=torch.bool)  # who has had the welcome
+        # Who has had the welcome and each bulletin, `[users]` by name.
+        self.held = {"welcome": torch.zeros(data.num_users, dtype=torch.bool)}
 
         # 3. How much the machine must hold, how large a cohort may be, and where clients' state lies.
         with self.workers.one() as worker:
@@ -205,7 +209,7 @@ class FederatedLoop(Evaluations):
         """
         self.fabric.call("on_federation_start", self)
         try:
-            while self.round < self.rounds and not self.should_stop:
+            while self.round < self.rounds and not self.should_stop and not self.server.finished:
                 started, self.round = time.perf_counter(), self.round + 1
 
                 # 1. Draw the participants, and put those into a cohort whose batches are alike in width and number.
@@ -224,6 +228,8 @@ class FederatedLoop(Evaluations):
 
                 # 3. Let the server make of it what it sends next. A worker does it, on one thread like all else: a
                 #    sum by several threads would depend on how many they are.
+                if self.server.sum is not None:
+                    self.server.sum = self.server.sum.over_processes(self.fabric)
                 (report,) = self.workers.map(partial(self.server.update, participants), [self.round])
 
                 # 4. Evaluate; then callbacks log, write the checkpoint and may stop.
@@ -239,9 +245,19 @@ class FederatedLoop(Evaluations):
         drawn_in = 0  # a round that never is: drawn once, for all rounds
         if self.resample:
             drawn_in = self.round
-        # A random number for everyone, of which the smallest win.
-        keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, drawn_in, everyone)
-        return torch.from_numpy(np.sort(keys.argsort()[: self.num_participants]))
+        pool = everyone
+        wanted = self.server.wanted()
+        if wanted is not None:
+            pool = wanted.numpy()
+        # A random number for everyone in the pool, of which the smallest win.
+        keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, drawn_in, pool)
+        return torch.from_numpy(np.sort(pool[keys.argsort()[: self.num_participants]]))
+
+    def _ever_there(self) -> Tensor:
+        """Who can take part in any round, `[clients]`: everybody, or those who are drawn once for all."""
+        if self.resample:
+            return torch.arange(self.data.num_users)
+        return self.sample()
 
     def train(self, users: Tensor) -> Trained:
         """One cohort's part in this round, `[clients]`."""
@@ -249,32 +265,46 @@ class FederatedLoop(Evaluations):
             client = worker.client
             broadcast, bytes_down = self.wire.down(self.server.broadcast(users, self.round), len(users))
             with self._counting:
-                bytes_down += self._greet(users)
+                bytes_down += self._newly_held(users, broadcast)
             self.store.load(client, users)  # private state in
+            client.own = Own(self.data, users, self.round, self.epochs)
             client.receive(broadcast, self.round)  # structure down
-            means = train(self.fabric, worker, self.data.draw(users, self.round, self.epochs))
+            means = train(self.fabric, worker, client.batches())
             with torch.no_grad():
                 # updates up
                 upload, bytes_up = self.wire.up(client.upload(), self.server.expects, self.round, client.seed)
             self.store.save(client)  # private state out
             return Trained(self.server.reduce(upload), bytes_up, bytes_down, means)
 
-    def _greet(self, users: Tensor) -> int:
-        """The bytes of a welcome to each of ``users`` who has not had it before. One thread at a time calls it."""
-        newcomers = int((~self.greeted[users]).sum())
-        self.greeted[users] = True
-        return newcomers * self._welcome_nbytes
+    def _newly_held(self, users: Tensor, broadcast: Broadcast | None) -> int:
+        """The bytes of what each of ``users`` downloads once and has not had: the welcome, and bulletins.
+
+        One thread at a time calls it.
+        """
+        sizes = {"welcome": self._welcome_nbytes}
+        if broadcast is not None:
+            sizes |= {name: bulletin.nbytes for name, bulletin in broadcast.kept.items()}
+        nbytes = 0
+        for name, size in sizes.items():
+            held = self.held.setdefault(name, torch.zeros(self.data.num_users, dtype=torch.bool))
+            nbytes += int((~held[users]).sum()) * size
+            held[users] = True
+        return nbytes
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         """Evaluate if this round is to be, and add a row to the history."""
-        if self.round % self.evaluate_every and self.round != self.rounds:
+        last = self.round == self.rounds or self.server.finished
+        if self.round % self.evaluate_every and not last and not self.server.preparing:
             return
-        names = ("loss", *self.reports)
+        # Where nothing was trained, there are no means.
+        names = ("loss", *self.reports)[: seen.shape[1]]
         means = seen.double().mean(0).tolist()
         row: Row = {"round": self.round} | {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
-        if self.data.holds_out("val"):
+        if self.server.preparing and not last:
+            pass  # there is nothing new to rank with
+        elif self.data.holds_out("val"):
             row |= self.evaluate("val")
-        elif self.round == self.rounds:
+        elif last:
             # Nothing is ranked, but a last step that diverged shows only in the scores.
             for _ in self.workers.map(self._score, self.store.known.nonzero().squeeze(1).split(self.cohort_size)):
                 pass
@@ -303,17 +333,18 @@ class FederatedLoop(Evaluations):
             NotFiniteError: naming the clients with a score that is not finite. If a step has diverged, the loss of the
                 next step shows it. After the last step only the scores do.
         """
-        scores, nbytes = self._score(users)
+        scores, broadcast, nbytes = self._score(users)
         with self._counting:  # several threads score at once
-            self.bytes_scoring += nbytes + self._greet(users)
+            self.bytes_scoring += nbytes + self._newly_held(users, broadcast)
         return scores
 
-    def _score(self, users: Tensor) -> tuple[Tensor, int]:
-        """Their scores, and the bytes that came down for them."""
-        nbytes = 0
+    def _score(self, users: Tensor) -> tuple[Tensor, Broadcast | None, int]:
+        """Their scores, what came down for them, and its bytes."""
+        broadcast, nbytes = None, 0
         with self.workers.one() as worker:
             client = worker.client
             self.store.load(client, users, to_train=False)
+            client.own = Own(self.data, users, self.round + 1, self.epochs)
             if client.scores_after == "aggregation":
                 sent = self.server.broadcast(users, self.round + 1)
                 broadcast, nbytes = self.wire.down(sent, len(users))
@@ -324,7 +355,7 @@ class FederatedLoop(Evaluations):
         finite = scores.isfinite().all(1)
         if not finite.all():
             raise NotFiniteError("score", users[~finite.cpu()].tolist())
-        return scores, nbytes
+        return scores, broadcast, nbytes
 
     def histograms(self) -> dict[str, Tensor]:
         """What the server has discovered and is worth a look: values `[any]` by name, such as the sizes of clusters."""
@@ -337,7 +368,7 @@ class FederatedLoop(Evaluations):
             "history": self.table(),
             "bytes": [self.bytes_up, self.bytes_down, self.bytes_scoring],
             "seconds": self.seconds,
-            "greeted": self.greeted.clone(),
+            "held": {name: users.clone() for name, users in self.held.items()},
             "server": self.server.state_dict(),
             "store": self.store.state_dict(),
         }
@@ -356,9 +387,10 @@ class FederatedLoop(Evaluations):
         self.round, self.bytes_up, self.bytes_down, self.bytes_scoring = counts
         self.history = rows_of(state["history"])
         self.seconds = float(state["seconds"])
-        if state["greeted"].dtype != torch.bool or state["greeted"].shape != self.greeted.shape:
-            raise ValueError("who has been greeted is no mask of the users")
-        self.greeted.copy_(state["greeted"])
+        for name, users in state["held"].items():
+            if type(name) is not str or users.dtype != torch.bool or users.shape != (self.data.num_users,):
+                raise ValueError("who has had what came down is no mask of the users")
+        self.held |= {name: users.clone() for name, users in state["held"].items()}
         self.server.load_state_dict(state["server"])
         self.store.load_state_dict(state["store"])
 

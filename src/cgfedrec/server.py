@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from cgfedrec.wire.messages import Broadcast, Sum, Upload
 from cgfedrec.wire.values import Field
 
+CLIENTS = "clients/"
+"""What begins the names under which a server reports from how many clients a sum came."""
+
 
 class Growing(nn.Module):
     """A module with buffers whose length changes from round to round. It loads those of any length."""
@@ -37,6 +40,10 @@ class Server(Growing):
 
     Args:
         expects: The fields of one client's upload, by name. What arrives is checked against them.
+
+    Attributes:
+        sum: What this round's participants have sent so far, added up, where a server keeps such a sum. If several
+            processes train, each has one, and the loop adds them up before `update`.
     """
 
     sees_single_uploads = False
@@ -45,6 +52,36 @@ class Server(Growing):
     def __init__(self, expects: Mapping[str, Field] | None = None) -> None:
         super().__init__()
         self.expects: Mapping[str, Field] = dict(expects or {})
+        self.sum: Sum | None = None
+
+    @property
+    def phase(self) -> str:
+        """What the next round is for, in a word, where rounds differ: shown while it runs."""
+        return ""
+
+    @property
+    def preparing(self) -> bool:
+        """Whether the last round changed nothing of what clients score with, so that it need not be evaluated."""
+        return False
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do: another round would change nothing."""
+        return False
+
+    def enrol(self, users: Tensor, participants: int) -> None:
+        """Hear, before the first round, who will ever take part `[clients]`, and how many of them in a round.
+
+        Raises:
+            InputError: where a federation of so many cannot work.
+        """
+
+    def wanted(self) -> Tensor | None:
+        """Whom the next round needs, `[clients]`, int64, ascending: participants are drawn from these alone.
+
+        ``None`` for no matter whom.
+        """
+        return None
 
     def welcome(self) -> Broadcast | None:
         """What a client receives once, when it first takes part; ``None`` for nothing."""
@@ -102,7 +139,6 @@ class MeanServer(Server):
         super().__init__(expects)
         self.seed = seed
         self.means = nn.Module()
-        self.sum: Sum | None = None  # of this round so far
         for name, field in expects.items():
             self.means.register_buffer(name, torch.zeros(field.shape))
 

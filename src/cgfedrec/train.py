@@ -41,12 +41,15 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
 
     Returns:
         `[clients, 1 + reports]`: each client's mean loss, and the means of what it reports (`Client.reports`). They are
-        weighted by batch length, and are what the last optimiser saw. What no step has reported is 0.
+        weighted by batch length, and are what the last optimiser saw. What no step has reported is 0. Without batches
+        there is nothing to tell: `[clients, 0]`.
 
     Raises:
         NotFiniteError: naming the clients whose loss is not finite.
         RunError: for a step whose loss is not one for each client, or that reports what `Client.reports` does not name.
     """
+    if not batches:
+        return torch.empty(len(worker.client.users), 0)
     forget(worker.optimizers)
     cohort = worker.client.private()
     # [clients]: sums over all batches, and how many samples they had

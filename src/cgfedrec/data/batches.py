@@ -10,18 +10,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgfedrec.client import Batch
 from cgfedrec.data.lists import USERS_AT_ONCE, Lists
 from cgfedrec.random import Stream, bits, distinct
 
 SHORTEST = 32
 """Samples to which a client with fewer is padded."""
+
+
+class Batch(NamedTuple):
+    """One local batch of each client that still has one. Those are the first clients of the cohort.
+
+    Shorter batches are padded with item 0 at weight 0.
+    """
+
+    items: Tensor
+    """`[clients, batch]`, int64."""
+    targets: Tensor
+    """`[clients, batch]`, 1 for an interaction, 0 for a negative."""
+    weights: Tensor
+    """`[clients, batch]`: 1 / the client's own batch length, so that a weighted sum is the client's mean."""
+    sizes: Tensor
+    """`[clients]`, float32: the client's own batch length."""
+    ends: Tensor
+    """`[clients]`, bool: whether it is the client's last of an epoch."""
 
 
 @dataclass(frozen=True)

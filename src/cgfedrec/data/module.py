@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from cgfedrec.client import Batch
-from cgfedrec.data.batches import Batches
+from cgfedrec.data.batches import Batch, Batches
 from cgfedrec.data.candidates import Candidates, RankingCohort
 from cgfedrec.data.dropping import drop_users, pool_problems
 from cgfedrec.data.histories import Histories, History

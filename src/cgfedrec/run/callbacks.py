@@ -7,14 +7,17 @@ given.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from signal import Signals as Signal
 
 from rich.console import Console
 from torch import Tensor
 
+from cgfedrec.history import Row
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.signals import Signals
+from cgfedrec.server import CLIENTS
 
 
 class EarlyStopping:
@@ -71,7 +74,8 @@ class ProgressBar:
         """Show the bars, as far as a resumed run is already."""
         self.progress.start()
         self.rounds = self.progress.add_task("rounds", total=loop.rounds, completed=loop.round, metric="")
-        self.clients = self.progress.add_task("clients", total=len(loop.sample()), metric="")
+        self.phase = loop.server.phase
+        self.clients = self.progress.add_task("clients", total=len(loop.sample()), metric=self.phase)
 
     def on_cohort_end(self, loop: FederatedLoop, users: Tensor) -> None:
         """Count these clients, `[clients]`, as done in this round."""
@@ -79,7 +83,11 @@ class ProgressBar:
 
     def on_round_end(self, loop: FederatedLoop) -> None:
         """Count the round and, if it was evaluated, say what it found."""
-        self.progress.reset(self.clients)
+        self._tell(loop)
+        self.phase = loop.server.phase  # what the next round is for
+        self.progress.reset(self.clients, metric=self.phase)
+
+    def _tell(self, loop: FederatedLoop) -> None:
         if not loop.history or loop.history[-1]["round"] != loop.round:  # this round was not evaluated
             self.progress.update(self.rounds, completed=loop.round)
             return
@@ -88,13 +96,22 @@ class ProgressBar:
             metric = f"{loop.monitor} {row[loop.monitor]:.4f}"
         self.progress.update(self.rounds, completed=loop.round, metric=metric)
         if not self.console.is_terminal:
+            told = [f"round {loop.round}/{loop.rounds}", *self._told(loop, row), metric, f"{row['time/round']:.2f} s"]
+            self.console.print("  ".join(part for part in told if part), highlight=False)
+
+    def _told(self, loop: FederatedLoop, row: Row) -> Iterator[str]:
+        """What a line says of a round beside its metric."""
+        if self.phase:
+            yield self.phase
+        for name, value in row.items():
+            if name.startswith(CLIENTS):
+                yield f"{name.removeprefix(CLIENTS)}: {int(value)} clients"
+        if "train/loss" in row:
             loss = f"train/loss {row['train/loss']:.4f}"
             seen = [f"{name} {row[f'train/{name}']:.4f}" for name in loop.reports if row[f"train/{name}"]]
             if seen:
                 loss += f" ({', '.join(seen)})"
-            self.console.print(
-                f"round {loop.round}/{loop.rounds}  {loss}  {metric}  {row['time/round']:.2f} s", highlight=False
-            )
+            yield loss
 
     def on_federation_end(self, loop: FederatedLoop) -> None:
         """Take the bars away."""

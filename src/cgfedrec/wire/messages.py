@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.errors import RunError
+from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
 from cgfedrec.wire.values import Field, SparseRows, Value
 
@@ -34,6 +36,8 @@ class Broadcast:
     Args:
         values: Named values, the same for every client that receives it.
         own: What some of the clients receive besides: each a row of its own.
+        kept: Bulletins by name. A client that has had the one of this name has it still, and does not download it
+            again. Another version has another name.
 
     >>> from cgfedrec.wire.values import Labels
     >>> message = Broadcast({"labels": Labels(torch.arange(1682) % 60, clusters=60)})
@@ -45,6 +49,7 @@ class Broadcast:
 
     values: Mapping[str, Value] = field(default_factory=dict)
     own: Upload | None = None
+    kept: Mapping[str, Bulletin] = field(default_factory=dict)
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -89,6 +94,18 @@ class Sum:
     def __add__(self, other: Sum) -> Sum:
         """The sum over the clients of both."""
         return Sum({name: self.values[name] + other.values[name] for name in self.values}, self.clients + other.clients)
+
+    def over_processes(self, fabric: Fabric) -> Sum:
+        """The sum over the clients of all processes that train together."""
+
+        def summed(value: Tensor) -> Tensor:
+            # Fabric changes what it is given, and makes an average unless told otherwise.
+            total = fabric.all_reduce(value.clone(), reduce_op="sum")
+            assert isinstance(total, Tensor)
+            return total
+
+        values = {name: summed(value) for name, value in self.values.items()}
+        return Sum(values, int(summed(torch.tensor(self.clients))))
 
 
 @dataclass(frozen=True)

@@ -104,22 +104,23 @@ class Wire:
 
         Returns:
             The message as it arrives, and the bytes that all of them receive. What is the same for all counts once for
-            each client. What only some of them get counts besides.
+            each client. What only some of them get counts besides. Bulletins do not count: they have travelled
+            already, and the loop knows who has them.
         """
         if broadcast is None:
             return None, 0
         packed = broadcast.pack()
-        arrived = Broadcast.unpack(packed, broadcast.fields)
+        values = Broadcast.unpack(packed, broadcast.fields).values
         nbytes = len(packed) * clients
         if not broadcast.values:  # no message for all, then
             nbytes = 0
         if broadcast.own is None:
-            return arrived, nbytes
+            return Broadcast(values, kept=broadcast.kept), nbytes
         frames = _frames(broadcast.own)
         own = _read(frames, broadcast.own.fields)
         # A copy: the clients go on to train in what they make of it, and it is still the server's memory.
-        values = {name: value.clone() for name, value in own.values.items()}
-        return Broadcast(arrived.values, Upload(own.clients, values, own.sparse)), nbytes + frames.nbytes
+        copied = Upload(own.clients, {name: value.clone() for name, value in own.values.items()}, own.sparse)
+        return Broadcast(values, copied, broadcast.kept), nbytes + frames.nbytes
 
 
 def _frames(upload: Upload) -> Frames:
