@@ -101,18 +101,18 @@ class Bounds(ByValue):
             values: `[clients, ...]`, int64; or sparse, its entries being rows `[clients, rows]` that are not all zero.
         """
         if values.dtype != torch.int64:
-            return f"is of {values.dtype}, and numbers of known bounds are int64"
+            return f"it is of {values.dtype}, and numbers of known bounds are int64"
         if tuple(values.shape[1:]) != self.shape:
-            return f"is {list(values.shape[1:])} for a client, with bounds for {list(self.shape)}"
+            return f"it is {list(values.shape[1:])} for a client, with bounds for {list(self.shape)}"
         largest = self._compact.to(values.device)
         if values.layout == torch.sparse_coo:
             if values.sparse_dim() != 2 or not values.is_coalesced():
-                return "is sparse, and so must be coalesced, with entries for [clients, rows]"
+                return "it is sparse, and so must be coalesced, with entries for [clients, rows]"
             clients, rows = values.indices()  # [entries] each
             places = clients * values.shape[1] + rows
             within = (clients >= 0) & (clients < values.shape[0]) & (rows >= 0) & (rows < values.shape[1])
             if not within.all() or not (places.diff() > 0).all():
-                return "is sparse, and its entries are not those of different rows, in ascending order"
+                return "it is sparse, and its entries are not those of different rows, in ascending order"
             values = values.values()  # [entries, columns]
             largest = largest.expand(self.shape[0], *largest.shape[1:])[rows]
         return self._outside(values, largest)
@@ -126,4 +126,4 @@ class Bounds(ByValue):
         if not outside.any():
             return None
         low, high, value = (int(one.expand_as(values)[outside][0]) for one in (smallest, largest, values))
-        return f"holds {value}, which is not between {low} and {high}"
+        return f"{value} is not between {low} and {high}"

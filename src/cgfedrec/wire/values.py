@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cgfedrec.wire.bounds import LARGEST, Bounds
+from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.byvalue import ByValue
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
@@ -116,8 +116,8 @@ class IdLayout(ByValue):
 
     def problem(self, shape: tuple[int, ...]) -> str | None:
         """Why there are no such lists of a shape `[rows, most]`, if there are none."""
-        if not 1 <= self.high <= LARGEST:
-            return f"has ids below {self.high}, and that must be between 1 and {LARGEST}"
+        if not 1 <= self.high <= 1 << 31:
+            return f"has ids below {self.high}, and that must be between 1 and {1 << 31}"
         if self.coding not in get_args(Coding):
             return f"has the coding {self.coding!r}, which is none of {', '.join(get_args(Coding))}"
         if self.sizes.numel() and int(self.sizes.max()) > self.high:
