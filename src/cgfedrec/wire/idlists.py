@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 
@@ -12,16 +10,26 @@ from cgfedrec.wire.bits import Bits, Integers
 from cgfedrec.wire.kind import Kind
 from cgfedrec.wire.values import Field, IdLayout, IdLists
 
+_CHOICE = 2
+"""Bits of the choice of a row's k."""
+_LOWEST = -2
+"""The lowest choice: so much is added to the k that suits ids that lie evenly."""
+
 
 class IdKind(Kind[IdLists]):
     """Id lists `[rows, most]`. Their header has the axes (rows, most, high, bytes), where so many ``bytes`` follow.
 
     A gap is the difference to the id before (to -1 at first) less one. The k lowest bits of a gap travel as they are,
-    and the rest, a number q, as q zeros and a one. Each row that is not empty has the k that suits it best.
+    and the rest, a number q, as q zeros and a one. The k that suits ids that lie evenly follows from ``high`` and the
+    row's size. Each row that is not empty has that k, one more, or one or two less, whatever makes it shortest.
 
-    One after another, without padding, follow: k of each row that is not empty; the lowest bits of all gaps; and all
-    that is written in zeros and ones. So the place of everything is known before it is read, and all rows are read at
-    once. Zeros fill the last byte.
+    One after another, without padding, follow: the choice of each row that is not empty, 2 bits; the lowest bits of all
+    gaps; and all that is written in zeros and ones. So the place of everything is known before it is read, and all rows
+    are read at once. Zeros fill the last byte.
+
+    Measured, bits an id for the 64 candidates (fewer where an item has few users) of items numbered by falling
+    popularity, largest EASE weights: ML-100K 5.85 (plain: 11), FilmTrust 5.56 (10), LastFM 8.04 (13). With the rule's k
+    alone: 5.96, 5.72 and 8.10; with any k of 4 bits a row: 5.89, 5.61 and 8.08.
     """
 
     too_many = "says that it is longer than such lists can be"
@@ -39,10 +47,10 @@ class IdKind(Kind[IdLists]):
         sizes = _sizes(layout)
         if layout.coding == "plain":
             return (int(sizes.sum()) * field.bits + 7) // 8
-        # Whatever the ids, there is a k that takes no more than the one that would suit ids that lie evenly.
+        # Whatever the ids, no row is longer than with the k for ids that lie evenly, which is among the choices.
         even = _even(layout.high, sizes)
-        longest = sizes * (1 + even) + ((layout.high - sizes) >> even)
-        return (int(longest[sizes > 0].sum()) + _parameters(sizes, layout.high) + 7) // 8
+        longest = _CHOICE + sizes * (1 + even) + ((layout.high - sizes) >> even)
+        return (int(longest[sizes > 0].sum()) + 7) // 8
 
     def encode(self, value: IdLists, field: Field) -> tuple[bytes, int]:
         layout = _layout(field)
@@ -136,27 +144,26 @@ def _starts(sizes: Integers) -> Integers:
 
 
 def _even(high: int, sizes: Integers) -> Integers:
-    """The k that suits lists whose ids lie evenly, `[rows]`: about log2 of ln 2 times the mean gap."""
-    mean = np.maximum(1, math.log(2) * (high - sizes) / (sizes + 1))
-    return np.floor(np.log2(mean)).astype(np.int64)
+    """The k that suits lists whose ids lie evenly, `[rows]`: log2 of the mean gap times ln 2, rounded down.
+
+    In whole numbers, ln 2 being about 9/13: both ends must come to the same.
+    """
+    middle = 9 * (high - sizes) // (13 * (sizes + 1))
+    return np.maximum(0, np.frexp(middle.astype(np.float64))[1].astype(np.int64) - 1)
 
 
-def _width(high: int) -> int:
-    """The bits of k. It is at most one less than those of an id."""
-    return max(0, (high - 1).bit_length() - 1).bit_length()
-
-
-def _parameters(sizes: Integers, high: int) -> int:
-    """The bits of the ks of all rows."""
-    return int((sizes > 0).sum()) * _width(high)
+def _chosen(high: int, sizes: Integers, choices: Integers) -> Integers:
+    """The k of each list that is not empty, from its choice; both `[lists]`."""
+    return np.maximum(0, _even(high, sizes[sizes > 0]) + _LOWEST + choices)
 
 
 def _best(gaps: Integers, sizes: Integers, high: int) -> Integers:
-    """The k with which each list that is not empty is shortest, `[lists]`."""
+    """The choice with which each list that is not empty is shortest, `[lists]`."""
     filled, starts = sizes[sizes > 0], _starts(sizes)
-    lengths = [
-        filled * (1 + k) + np.add.reduceat(gaps >> k, starts) for k in range(max(1, (high - 1).bit_length()))
-    ]  # [ks, lists]
+    lengths = []
+    for choice in range(1 << _CHOICE):
+        k = _chosen(high, sizes, np.full(len(filled), choice))
+        lengths.append(filled * k + np.add.reduceat(gaps >> k.repeat(filled), starts))
     return np.asarray(np.argmin(lengths, axis=0))
 
 
@@ -164,26 +171,23 @@ def _rice(gaps: Integers, sizes: Integers, high: int) -> Bits:
     """All gaps `[entries]` as bits."""
     if not len(gaps):
         return np.empty(0, np.uint8)
-    best = _best(gaps, sizes, high)
-    k = best.repeat(sizes[sizes > 0])  # [entries]
+    choices = _best(gaps, sizes, high)
+    k = _chosen(high, sizes, choices).repeat(sizes[sizes > 0])  # [entries]
     ends = ((gaps >> k) + 1).cumsum()
     zeros_and_ones = np.zeros(int(ends[-1]), np.uint8)
     zeros_and_ones[ends - 1] = 1
-    return np.concatenate((bits.of_width(best, _width(high)), bits.of_widths(gaps, k), zeros_and_ones))
+    return np.concatenate((bits.of_width(choices, _CHOICE), bits.of_widths(gaps, k), zeros_and_ones))
 
 
 def _read_rice(payload: bytes, sizes: Integers, high: int) -> Integers:
     """The gaps of all lists, `[entries]`."""
     data = bits.from_bytes(payload)
     filled = sizes[sizes > 0]
-    width = _width(high)
-    first = len(filled) * width
+    first = len(filled) * _CHOICE
     if len(data) < first:
         raise ValueError("it is cut off")
-    best = bits.read_width(data[:first], width, len(filled))
-    if best.max(initial=0) >= max(1, (high - 1).bit_length()):
-        raise ValueError(f"no gap has {best.max()} bits that travel as they are")
-    second = first + int((best * filled).sum())
+    of_lists = _chosen(high, sizes, bits.read_width(data[:first], _CHOICE, len(filled)))
+    second = first + int((of_lists * filled).sum())
     ones = np.flatnonzero(data[second:])  # [entries]
     if len(ones) != filled.sum():
         raise ValueError(f"it holds {len(ones)} ids, not {filled.sum()}")
@@ -192,7 +196,7 @@ def _read_rice(payload: bytes, sizes: Integers, high: int) -> Integers:
         used += int(ones[-1]) + 1
     if len(payload) != (used + 7) // 8:
         raise ValueError("it goes on after its last id")
-    k = best.repeat(filled)
+    k = of_lists.repeat(filled)  # [entries]
     zeros = np.diff(ones, prepend=-1) - 1
     if (zeros > (high - 1) >> k).any():
         raise ValueError(f"a gap is longer than {high} ids")
