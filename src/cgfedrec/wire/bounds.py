@@ -24,8 +24,8 @@ class Bounds(ByValue):
         largest: `[...]`, int64, from 0 to `LARGEST`: for each number the largest value. It may be expanded, so that
             all the columns of a row share one number in memory.
         signed: Whether a number may also be negative, down to ``-largest``. Otherwise it is at least 0.
-        bits: As many bits for each number, whatever it can reach. It is the same message in more bytes, to compare
-            with.
+        bits: As many bits for each number, at most 62, whatever it can reach. It is the same message in more bytes, to
+            compare with.
 
     Raises:
         ValueError: for bounds of another type or out of range, and where ``bits`` are too few.
@@ -46,6 +46,8 @@ class Bounds(ByValue):
     def __post_init__(self) -> None:
         if self.largest.dtype != torch.int64:
             raise ValueError(f"bounds are int64, not {self.largest.dtype}")
+        if self.bits is not None and not 0 <= self.bits <= 62:
+            raise ValueError(f"a number takes between 0 and 62 bits, not {self.bits}")
         if not self._compact.numel():
             return
         low, high = (int(one) for one in self._compact.aminmax())

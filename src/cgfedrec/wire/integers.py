@@ -39,8 +39,8 @@ class IntegerKind(Kind[Counts]):
         widths = _widths(bounds)
         numbers = bits.read_widths(bits.split(payload, int(widths.sum())), widths)
         if bounds.signed:
-            largest = bounds.largest.cpu().numpy().reshape(-1)
-            numbers = np.where(numbers > largest, numbers - (1 << widths), numbers)
+            possible = 1 << widths  # of which the upper half stands for negative numbers
+            numbers = np.where(2 * numbers >= possible, numbers - possible, numbers)
         values = torch.from_numpy(numbers).reshape(field.shape)
         problem = bounds.problem(values[None])
         if problem is not None:
