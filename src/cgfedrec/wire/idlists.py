@@ -149,12 +149,13 @@ def _even(high: int, sizes: Integers) -> Integers:
     In whole numbers, ln 2 being about 9/13: both ends must come to the same.
     """
     middle = 9 * (high - sizes) // (13 * (sizes + 1))
-    return np.maximum(0, np.frexp(middle.astype(np.float64))[1].astype(np.int64) - 1)
+    _, length = np.frexp(middle.astype(np.float64))  # in bits
+    return np.maximum(0, np.asarray(length, np.int64) - 1)
 
 
 def _chosen(high: int, sizes: Integers, choices: Integers) -> Integers:
     """The k of each list that is not empty, from its choice; both `[lists]`."""
-    return np.maximum(0, _even(high, sizes[sizes > 0]) + _LOWEST + choices)
+    return np.asarray(np.maximum(0, _even(high, sizes[sizes > 0]) + _LOWEST + choices))
 
 
 def _best(gaps: Integers, sizes: Integers, high: int) -> Integers:
