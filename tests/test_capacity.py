@@ -93,6 +93,13 @@ def test_uploads_larger_than_a_client_count(machine: Any) -> None:
     assert cohort_size(replace(LARGE, upload=products), CPU) == capacity.SMALLEST
 
 
+def test_sparse_uploads_count_as_the_rows_that_clients_have() -> None:
+    """Of 41,000 items a client of 30 interactions sends 30 rows of 64 numbers, and two numbers of its own."""
+    rows = torch.zeros(0, 41_000, 64, dtype=torch.int64).to_sparse(2)
+    demand = replace(LARGE, users=1000, interactions=30_000, upload={"rows": rows, "bias": torch.zeros(1, 2)})
+    assert demand.sent == 30 * 64 * 8 + 8
+
+
 def test_few_participants_of_many_users_fit_in_memory(machine: Any) -> None:
     table = {"table": torch.empty(0, 20_000, 64)}
     few = replace(LARGE, users=6000, participants=10, rounds=2, example=table, upload=table)

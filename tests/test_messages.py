@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.frames import Frames
 from cgfedrec.wire.messages import Broadcast, Upload
-from cgfedrec.wire.values import Field, Labels, SparseRows
+from cgfedrec.wire.values import Counts, Field, IdLists, Labels, SparseRows, Weights
 
 
 @given(st.integers(1, 300), st.integers(2, 1000), st.integers(0, 2**32))
@@ -103,6 +104,12 @@ SENT = Broadcast(
         "rows": SparseRows(torch.eye(6)[:, :2]),
         "table": torch.arange(6.0).reshape(3, 2),
         "round": torch.tensor(3),
+        "counts": Counts(torch.tensor([0, -2, 900]), Bounds(torch.tensor([0, 2, 1000]), signed=True)),
+        "ids": IdLists(torch.tensor([[1, 4, 30], [7, -1, -1]]), torch.tensor([3, 1]), 40),
+        "plain": IdLists(torch.tensor([[1, 4, 30], [7, -1, -1]]), torch.tensor([3, 1]), 40, "plain"),
+        "weights": Weights(
+            torch.tensor([[False, True]]), torch.tensor([[0, 3]]), torch.tensor([0.5]).half(), torch.tensor([2])
+        ),
     }
 )
 """A message with a field of every kind."""
@@ -126,6 +133,8 @@ def allocates_at_most(limit: int, data: bytes) -> None:
     assert rows.values.shape == (6, 2)
     assert isinstance(table, torch.Tensor)
     assert (table.shape, table.dtype) == ((3, 2), torch.float32)
+    assert received.fields == SENT.fields
+    assert Broadcast.unpack(received.pack(), SENT.fields).values.keys() == SENT.values.keys(), "it could be sent again"
 
 
 @given(st.binary(max_size=200))

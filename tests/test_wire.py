@@ -27,7 +27,7 @@ from cgfedrec.methods.fedncf import FedNCF
 from cgfedrec.random import private_seed, shared_seed
 from cgfedrec.server import MeanServer
 from cgfedrec.testing import trained
-from cgfedrec.wire.frames import Frames
+from cgfedrec.wire.frames import Frame, Frames
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Step, Wire, WireError
@@ -133,7 +133,9 @@ def test_rows_of_items_that_are_not_there_are_refused() -> None:
     rows = torch.eye(4)[None].repeat(2, 1, 1)
     sent = Upload(torch.arange(2), {"rows": rows}, frozenset({"rows"}))
     frames = Frames.of(sent)
-    items, _ = frames.fields[0].buffers
+    (frame,) = frames.fields
+    assert isinstance(frame, Frame)
+    items, _ = frame.buffers
     items.view(torch.int32)[5] = 4
     with pytest.raises(ValueError, match="in ascending order"):
         frames.read(sent.fields)

@@ -127,8 +127,8 @@ class Server(Growing):
 class MeanServer(Server):
     """Averages what this round's participants upload, and keeps the mean tables.
 
-    Sums are float64, and the mean is rounded to float32. So neither the order of the clients nor the size of a cohort
-    shows in it, unless a mean lies within some 1e-16 of the middle between two float32.
+    Sums are float64 or whole numbers, and the mean is rounded to float32. So neither the order of the clients nor the
+    size of a cohort shows in it, unless a mean lies within some 1e-16 of the middle between two float32.
 
     Args:
         expects: The fields of one client's upload, by name.
@@ -163,7 +163,7 @@ class MeanServer(Server):
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         total = self.take_sum()
         for name, values in total.values.items():
-            self.mean(name).copy_(values / total.clients)  # divided in float64, and rounded by the copy
+            self.mean(name).copy_(values.double() / total.clients)  # divided in float64, and rounded by the copy
         return {}
 
     def take_sum(self) -> Sum:

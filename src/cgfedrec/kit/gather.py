@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class GatherServer(Server):
 
     def reduce(self, upload: Upload) -> Upload:
         """A copy. What arrives lies in the clients' own memory, where training goes on in place."""
-        return Upload(upload.clients, {name: value.clone() for name, value in upload.values.items()}, upload.sparse)
+        return replace(upload, values={name: value.clone() for name, value in upload.values.items()})
 
     def aggregate(self, part: Upload | Sum) -> None:
         assert isinstance(part, Upload)

@@ -115,8 +115,14 @@ class Demand:
 
     @property
     def sent(self) -> int:
-        """Bytes of what one client sends, before it is packed."""
-        return _row_nbytes(self.upload)
+        """Bytes of what one client sends, before it is packed. Of a sparse tensor a row for each interaction."""
+        dense, entries = {}, 0
+        for name, value in self.upload.items():
+            if value.layout == torch.strided:
+                dense[name] = value
+            else:
+                entries += value.shape[value.sparse_dim() :].numel() * value.itemsize
+        return _row_nbytes(dense) + round(entries * self.interactions / self.users)
 
     @property
     def kept(self) -> int:

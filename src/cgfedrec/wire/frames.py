@@ -2,7 +2,8 @@
 
 Joining and splitting the messages of a cohort would copy every number twice. In one process nothing asks for that: a
 message is the same message whether its bytes are in one piece or not. So only the headers are made anew, and the items
-of sparse rows. The values stay where the clients hold them, seen as bytes.
+of sparse rows. The values stay where the clients hold them, seen as bytes. Whole numbers of known bounds have bytes of
+another layout than their memory: these are counted and not made, and the numbers are checked as if they had been read.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cgfedrec.wire.codec import COUNT, LONGEST_NAME, fixed_length, header, raw, row_nbytes, scatter_rows, size
+from cgfedrec.wire.bounds import Bounds
+from cgfedrec.wire.codec import COUNT, check, fixed_length, header, kind_of
 from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.sparse import ITEM, row_nbytes, scatter_rows
+from cgfedrec.wire.tensors import raw
 from cgfedrec.wire.values import Field
 
 
@@ -33,6 +37,33 @@ class Frame:
     headers: Sequence[bytes]
     buffers: Sequence[Tensor]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values of all clients."""
+        return sum(buffer.numel() for buffer in self.buffers)
+
+
+@dataclass(frozen=True)
+class IntegerFrame:
+    """One field of whole numbers of every message of a cohort.
+
+    Args:
+        name: As the messages call it.
+        headers: One for all clients.
+        values: `[clients, rows, columns]` or `[clients, rows]`, dense or sparse. The clients' own memory.
+        bounds: With which the clients would make bytes of them.
+    """
+
+    name: str
+    headers: Sequence[bytes]
+    values: Tensor
+    bounds: Bounds
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values of all clients: each sends all its numbers, zeros too."""
+        return len(self.values) * self.bounds.nbytes
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -44,7 +75,7 @@ class Frames:
     """
 
     clients: Tensor
-    fields: Sequence[Frame]
+    fields: Sequence[Frame | IntegerFrame]
 
     @classmethod
     def of(cls, upload: Upload) -> Frames:
@@ -70,8 +101,7 @@ class Frames:
             headers = sum(map(len, frame.headers))
             if len(frame.headers) == 1:  # one for all, and yet each client sends it
                 headers *= clients
-            total += headers
-            total += sum(buffer.numel() for buffer in frame.buffers)
+            total += headers + frame.nbytes
         return total
 
     def read(self, expected: Mapping[str, Field]) -> Upload:
@@ -90,20 +120,22 @@ class Frames:
             name: _read(name, field, frame, len(self.clients))
             for (name, field), frame in zip(expected.items(), self.fields, strict=True)
         }
-        return Upload(self.clients, values, frozenset(name for name, field in expected.items() if field.sparse))
+        return Upload.of_fields(self.clients, values, expected)
 
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names) or "nothing"
 
 
-def _frame(name: str, field: Field, value: Tensor, clients: int) -> Frame:
+def _frame(name: str, field: Field, value: Tensor, clients: int) -> Frame | IntegerFrame:
     """One field of a cohort, from its values `[clients, ...]`."""
-    problem = field.problem()
-    if problem is not None or len(name.encode()) > LONGEST_NAME:
-        raise ValueError(f"field {name!r} {problem or 'has too long a name'}")
+    check(name, field)
     if len(value) != clients:
         raise ValueError(f"field {name!r} has {len(value)} rows for {clients} clients")
+    if field.bounds is not None:
+        return IntegerFrame(name, [header(name, field)], value, field.bounds)
+    if value.layout != torch.strided:
+        raise ValueError(f"field {name!r} is a sparse tensor, and only whole numbers with bounds travel as one")
     if not field.sparse:
         return Frame(name, [header(name, field)], [raw(value)])
     touched = value.ne(0).any(-1)  # [clients, items]
@@ -112,7 +144,7 @@ def _frame(name: str, field: Field, value: Tensor, clients: int) -> Frame:
     return Frame(name, [header(name, field, count) for count in counts], [raw(items), raw(value[touched])])
 
 
-def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
+def _read(name: str, field: Field, frame: Frame | IntegerFrame, clients: int) -> Tensor:
     """The values of one field, `[clients, ...]`."""
     wanted = header(name, field)
     fixed = fixed_length(wanted, field)
@@ -121,11 +153,28 @@ def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
             raise ValueError(f"field {name!r} is not {field}")
     if len(frame.headers) != (clients if field.sparse else 1):
         raise ValueError(f"field {name!r} has {len(frame.headers)} headers for {clients} clients")
-    if not field.sparse:
-        (buffer,) = frame.buffers
-        if buffer.numel() != clients * size(field):
-            raise ValueError(f"field {name!r} is cut off")
-        return buffer.view(field.dtype).view(clients, *field.shape)
+    if isinstance(frame, IntegerFrame):
+        return _read_integers(name, field, frame)
+    if field.sparse:
+        return _read_sparse(name, field, frame, clients)
+    (buffer,) = frame.buffers
+    if buffer.numel() != clients * kind_of(field).size(field, 0):
+        raise ValueError(f"field {name!r} is cut off")
+    return buffer.view(field.dtype).view(clients, *field.shape)
+
+
+def _read_integers(name: str, field: Field, frame: IntegerFrame) -> Tensor:
+    """The numbers as they are, `[clients, rows, ...]`, once they are known to be what their bytes can hold."""
+    if frame.bounds != field.bounds:  # bytes made with others would be read as other numbers
+        raise ValueError(f"field {name!r} has other bounds than are expected")
+    problem = frame.bounds.problem(frame.values)
+    if problem is not None:
+        raise ValueError(f"field {name!r}: {problem}")
+    return frame.values
+
+
+def _read_sparse(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
+    """Tables with the rows that arrived, and zeros elsewhere, `[clients, items, dim]`."""
     item_bytes, row_bytes = frame.buffers
     counts = torch.tensor(
         [int.from_bytes(head[-COUNT:], "little") for head in frame.headers],
@@ -133,15 +182,13 @@ def _read(name: str, field: Field, frame: Frame, clients: int) -> Tensor:
         device=item_bytes.device,
     )
     total = int(counts.sum())
-    if len(item_bytes) != total * COUNT or len(row_bytes) != total * (row_nbytes(field) - COUNT):
+    if len(item_bytes) != total * ITEM or len(row_bytes) != total * row_nbytes(field):
         raise ValueError(f"field {name!r} is cut off")
     # [rows]: whose each row is, from how many each client sends
     owners = torch.arange(clients, device=item_bytes.device).repeat_interleave(counts)
-    return scatter_rows(
-        name,
-        field,
-        owners,
-        item_bytes.view(torch.int32).long(),
-        row_bytes.view(field.dtype).view(len(owners), field.shape[1]),
-        clients,
-    )
+    items = item_bytes.view(torch.int32).long()
+    rows = row_bytes.view(field.dtype).view(len(owners), field.shape[1])
+    try:
+        return scatter_rows(field, owners, items, rows, clients)
+    except ValueError as error:
+        raise ValueError(f"field {name!r}: {error}") from error

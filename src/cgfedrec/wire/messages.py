@@ -15,9 +15,10 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.errors import RunError
+from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
-from cgfedrec.wire.values import Field, SparseRows, Value
+from cgfedrec.wire.values import Counts, Field, SparseRows, Value
 
 
 class NotFiniteError(RunError):
@@ -79,7 +80,7 @@ class Sum:
     """Uploads added up. A server that needs no single upload is given this.
 
     Args:
-        values: Named sums over clients, `[...]`, float64.
+        values: Named sums over clients, `[...]`: of whole numbers with bounds exact, in int64; of all others float64.
         clients: Over how many.
 
     >>> two, one = Sum({"table": torch.tensor([1.0, 5.0])}, clients=2), Sum({"table": torch.tensor([2.0, 0.0])}, 1)
@@ -117,6 +118,10 @@ class Upload:
         values: Named tensors `[clients, ...]`; row c belongs to ``clients[c]``.
         sparse: The names of tables `[clients, items, dim]` of which only rows that are not all zero travel
             (`SparseRows`). Each client's message then has a length of its own.
+        bounds: By name, what the numbers of one client's value can reach, for whole numbers that travel in as many bits
+            as that takes. Such a value is int64, `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a
+            client are zero, it may be a coalesced sparse tensor with entries for `[clients, rows]`: that saves memory.
+            Its bytes are the same, since all rows travel, and none tells whether it is zero.
 
     >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
     >>> [len(message) for message in upload.pack()]
@@ -129,17 +134,28 @@ class Upload:
     >>> sparse = Upload(torch.tensor([4, 9]), {"table": tables}, sparse=frozenset({"table"}))
     >>> [len(message) for message in sparse.pack()]
     [154, 418]
+
+    Whole numbers up to 3, of which each takes 2 bits, and the same in 20 bits each:
+
+    >>> numbers = torch.arange(8).view(2, 4) % 4
+    >>> for bounds in (Bounds(torch.tensor([3]).expand(4)), Bounds(torch.tensor([3]).expand(4), bits=20)):
+    ...     counted = Upload(torch.tensor([4, 9]), {"count": numbers}, bounds={"count": bounds})
+    ...     print([len(message) for message in counted.pack()], counted.sum().values["count"])
+    [15, 15] tensor([0, 2, 4, 6])
+    [24, 24] tensor([0, 2, 4, 6])
     """
 
     clients: Tensor
     values: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: frozenset[str] = frozenset()
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
 
     @property
     def fields(self) -> dict[str, Field]:
         """What one client's message holds, by name."""
         return {
-            name: Field(tuple(value.shape[1:]), value.dtype, name in self.sparse) for name, value in self.values.items()
+            name: Field(tuple(value.shape[1:]), value.dtype, name in self.sparse, bounds=self.bounds.get(name))
+            for name, value in self.values.items()
         }
 
     def pack(self) -> list[bytes]:
@@ -167,11 +183,24 @@ class Upload:
             except ValueError as error:
                 raise ValueError(f"client {client}: {error}") from error
             for name, value in received.items():
-                if not isinstance(value, Tensor):  # sparse rows: as a table
+                if isinstance(value, SparseRows | Counts):  # as a table
                     value = value.values
+                assert isinstance(value, Tensor)
                 rows[name].append(value)
-        sparse = frozenset(name for name, field in expected.items() if field.sparse)
-        return cls(clients, {name: torch.stack(values) for name, values in rows.items()}, sparse)
+        return cls.of_fields(clients, {name: torch.stack(values) for name, values in rows.items()}, expected)
+
+    @classmethod
+    def of_fields(cls, clients: Tensor, values: Mapping[str, Tensor], fields: Mapping[str, Field]) -> Upload:
+        """An upload of such fields.
+
+        Args:
+            clients: `[clients]`.
+            values: By name, `[clients, ...]`.
+            fields: Of one client's message, by name: they say which values are sparse, and which have bounds.
+        """
+        sparse = frozenset(name for name, field in fields.items() if field.sparse)
+        bounds = {name: field.bounds for name, field in fields.items() if field.bounds is not None}
+        return cls(clients, values, sparse, bounds)
 
     def _row(self, row: int) -> dict[str, Value]:
         """One client's values, as they travel."""
@@ -180,16 +209,23 @@ class Upload:
             values[name] = value[row]
             if name in self.sparse:
                 values[name] = SparseRows(value[row])
+            elif name in self.bounds:
+                values[name] = Counts(dense(value[row]), self.bounds[name])
         return values
 
     def sum(self) -> Sum:
-        """The sum over the clients, in float64 and in their order.
+        """The sum over the clients: of whole numbers with bounds in int64, of all others in float64, in their order.
 
         Raises:
             NotFiniteError: naming the clients, if a value is not finite.
         """
         # Whatever is not finite shows in the sum. Single messages are looked at only then, to tell whose it is.
-        sums = {name: _sum(value) for name, value in self.values.items()}
+        sums = {}
+        for name, value in self.values.items():
+            if name in self.bounds:
+                sums[name] = _whole_sum(value)
+            else:
+                sums[name] = _sum(value)
         for name, total in sums.items():
             if not total.isfinite().all():
                 bad = self.clients[~self.values[name].flatten(1).isfinite().all(1).cpu()].tolist()
@@ -208,7 +244,22 @@ class Upload:
         """
         places, rows = (users[:, None] == self.clients).nonzero(as_tuple=True)
         value = self.values[name]
-        return places, value[rows.to(value.device)]
+        return places, dense(value.index_select(0, rows.to(value.device)))
+
+
+def dense(value: Tensor) -> Tensor:
+    """The same numbers `[...]`, where they lie in a sparse tensor laid out in full."""
+    if value.layout == torch.strided:
+        return value
+    return value.to_dense()
+
+
+def _whole_sum(value: Tensor) -> Tensor:
+    """The exact sum over clients in int64, `[clients, rows, ...]` to `[rows, ...]`."""
+    if value.layout == torch.strided:
+        return value.sum(0, dtype=torch.int64)
+    rows, entries = value.indices()[1], value.values()  # [entries], [entries, columns]
+    return entries.new_zeros(value.shape[1:]).index_add_(0, rows, entries)
 
 
 def _sum(value: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from cgfedrec.errors import RunError
@@ -109,7 +110,10 @@ class Wire:
         """
         if broadcast is None:
             return None, 0
-        packed = broadcast.pack()
+        try:
+            packed = broadcast.pack()
+        except ValueError as error:
+            raise WireError(f"what is to be sent: {error}") from error
         values = Broadcast.unpack(packed, broadcast.fields).values
         nbytes = len(packed) * clients
         if not broadcast.values:  # no message for all, then
@@ -119,7 +123,7 @@ class Wire:
         frames = _frames(broadcast.own)
         own = _read(frames, broadcast.own.fields)
         # A copy: the clients go on to train in what they make of it, and it is still the server's memory.
-        copied = Upload(own.clients, {name: value.clone() for name, value in own.values.items()}, own.sparse)
+        copied = replace(own, values={name: value.clone() for name, value in own.values.items()})
         return Broadcast(values, copied, broadcast.kept), nbytes + frames.nbytes
 
 
