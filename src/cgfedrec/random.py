@@ -35,6 +35,8 @@ class Stream(IntEnum):
     NOISE = 12
     MIXES = 13
     GROUPS = 14
+    SIGNS = 15
+    HEADS = 16
 
 
 def shared_seed(seed: int) -> int:

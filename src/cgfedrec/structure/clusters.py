@@ -89,24 +89,70 @@ class ClusterServer(MeanServer):
         return {"clusters/sizes": torch.bincount(self.labels, minlength=self.clustering.clusters)}
 
     def _cluster(self, round: int) -> None:
-        rows = self.mean("table").cpu().numpy()  # [items, dim]
         init: str | np.ndarray = "k-means++"
         if self.labels[0] >= 0:  # there are centroids to go on from
             init = self.centroids.cpu().numpy()
-        shared = {
-            "n_clusters": self.clustering.clusters,
-            "init": init,
-            "n_init": 1,
-            "random_state": int(bits(self.seed, Stream.CLUSTERS, round) >> np.uint64(32)),
-        }
-        if self.clustering.kmeans == "full":
-            model = KMeans(**shared)
-        else:
-            model = MiniBatchKMeans(batch_size=max(BATCH, self.clustering.clusters), **shared)
-        # One thread: sums in a fixed order, so that a resumed run finds the same labels. Fewer distinct rows than
-        # clusters are no error here: the rest stay empty, and `clusters/used` shows it.
-        with threadpool_limits(1), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            labels = model.fit_predict(rows)
-        self.centroids.copy_(torch.from_numpy(model.cluster_centers_))
-        self.labels.copy_(torch.from_numpy(labels.astype(np.int64)))
+        seed = int(bits(self.seed, Stream.CLUSTERS, round) >> np.uint64(32))
+        rows = self.mean("table").cpu().numpy()  # [items, dim]
+        labels, centroids = clustered(rows, self.clustering.clusters, seed, self.clustering.kmeans, init)
+        self.centroids.copy_(torch.from_numpy(centroids))
+        self.labels.copy_(torch.from_numpy(labels))
+
+
+def clustered(
+    rows: np.ndarray,
+    clusters: int,
+    seed: int,
+    kind: KMeansKind = "minibatch",
+    init: str | np.ndarray = "k-means++",
+    weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run k-means.
+
+    Args:
+        rows: `[items, dim]`, of numbers.
+        clusters: K, at most the number of items.
+        seed: Of k-means, below 2^32.
+        kind: Which k-means.
+        init: Where centroids begin, `[clusters, dim]`, or how to choose that.
+        weights: `[items]`: how much each item counts; by default all alike.
+
+    Returns:
+        Labels `[items]`, int64, and centroids `[clusters, dim]`. Fewer distinct rows than clusters leave some empty.
+    """
+    shared = {"n_clusters": clusters, "init": init, "n_init": 1, "random_state": seed}
+    if kind == "full":
+        model = KMeans(**shared)
+    else:
+        model = MiniBatchKMeans(batch_size=max(BATCH, clusters), **shared)
+    # One thread: sums in a fixed order, so that a resumed run finds the same labels.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer distinct rows than clusters
+        labels = model.fit_predict(rows, sample_weight=weights)
+    return labels.astype(np.int64), model.cluster_centers_
+
+
+def merged(labels: np.ndarray, centroids: np.ndarray, smallest: int) -> np.ndarray:
+    """Merge clusters of too few items with their nearest, the smallest first, and number those that are left anew.
+
+    Args:
+        labels: `[items]`, int64.
+        centroids: `[clusters, dim]`.
+        smallest: How many items a cluster needs.
+
+    Returns:
+        `[items]`, int64, from 0 without gaps.
+
+    >>> merged(np.array([0, 0, 2, 1, 1]), np.array([[0.0], [5.0], [4.0]]), smallest=2)
+    array([0, 0, 1, 1, 1])
+    """
+    labels = labels.copy()
+    while True:
+        used, sizes = np.unique(labels, return_counts=True)
+        small = sizes.argmin()
+        if sizes[small] >= smallest or len(used) == 1:
+            break
+        others = np.delete(used, small)
+        apart = np.square(centroids[others] - centroids[used[small]]).sum(1)
+        labels[labels == used[small]] = others[apart.argmin()]
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)

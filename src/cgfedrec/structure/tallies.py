@@ -1,0 +1,222 @@
+"""Tallies: the sums over clients from which structure is discovered.
+
+A tally is one numbered sum, to which every client adds once. What a client adds is a table with a row for each item, of
+which only the rows of its own items are not zero. All rows travel, since which ones are zero is private.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgfedrec.data.histories import History
+from cgfedrec.random import Stream, bits
+from cgfedrec.structure.rows import Rows
+from cgfedrec.wire.bounds import Bounds
+from cgfedrec.wire.values import Field
+
+
+@dataclass(frozen=True)
+class Known:
+    """What server and clients both know at some point, from what came down so far.
+
+    Args:
+        num_items: Of the catalogue.
+        num_clients: How many clients will ever take part.
+        seed: The shared one.
+        rows: The items that take part, once the first sum has been counted.
+        labels: `[rows]`, int64: the cluster of each row, once found.
+        pairs: `[rows, most]`, int64: each row's candidates in ascending order, then -1, once found.
+    """
+
+    num_items: int
+    num_clients: int
+    seed: int
+    rows: Rows | None = None
+    labels: Tensor | None = None
+    pairs: Tensor | None = None
+
+    @property
+    def the_rows(self) -> Rows:
+        """The rows, where they are known."""
+        assert self.rows is not None, "the first sum has not been counted"
+        return self.rows
+
+    def for_others(self, counts: Tensor) -> Known:
+        """The same for the sums of those who came late, from their first sum, `[items, 2]`."""
+        return replace(self, rows=self.the_rows.for_others(counts))
+
+
+@dataclass(frozen=True)
+class Tally(ABC):
+    """One sum.
+
+    Args:
+        plain_bits: As many bits for each number, whatever it can reach: the same sum in more bytes, to compare with.
+    """
+
+    plain_bits: int | None = None
+
+    name: ClassVar[str]
+    """Of the sum: of its field on the wire, and of the phase of a run."""
+
+    def field(self, known: Known) -> Field:
+        """What one client sends."""
+        bounds = self.bounds(known)
+        return Field(bounds.shape, torch.int64, bounds=bounds)
+
+    @abstractmethod
+    def bounds(self, known: Known) -> Bounds:
+        """What each number of the sum, and so of any client's part in it, can reach."""
+
+    @abstractmethod
+    def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
+        """What clients add.
+
+        Args:
+            history: Their own items.
+            users: `[clients]`, int64: who they are.
+            known: What came down.
+            seed: Their private one.
+
+        Returns:
+            `[clients, rows, columns]`, int64, sparse: entries are rows of own items.
+        """
+
+
+def own_rows(history: History, known: Known) -> tuple[Tensor, Tensor]:
+    """The rows of clients' own items: whose each is and which, `[entries]` each, in ascending order."""
+    clients, items, _ = history.entries()
+    rows = known.the_rows.row_of[items]
+    clients, rows = clients[rows >= 0], rows[rows >= 0]
+    order = (clients * len(known.the_rows) + rows).argsort()
+    return clients[order], rows[order]
+
+
+def table(clients: Tensor, rows: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A sparse table of the given entries, which are in ascending order.
+
+    Args:
+        clients: `[entries]`
+        rows: `[entries]`
+        values: `[entries, columns]`
+        shape: `[clients, rows, columns]`
+    """
+    return torch.sparse_coo_tensor(
+        torch.stack((clients, rows)), values, shape, is_coalesced=True, check_invariants=False
+    )
+
+
+class ItemCounts(Tally):
+    """The first sum: how many clients have each item, and its reach, the sum of the lengths of their histories."""
+
+    name = "bounds"
+
+    def bounds(self, known: Known) -> Bounds:
+        most = known.num_clients
+        longest = torch.tensor([most, most * known.num_items])  # every client could have everything
+        return Bounds(longest.expand(known.num_items, 2), bits=self.plain_bits)
+
+    def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
+        clients, items, _ = history.entries()
+        order = (clients * known.num_items + items).argsort()
+        clients, items = clients[order], items[order]
+        values = torch.stack((torch.ones_like(items), history.lengths[clients]), dim=1)
+        return table(clients, items, values, (len(users), known.num_items, 2))
+
+
+class Columns(Tally):
+    """G C for some columns C `[rows, columns]`: the row of an own item is the client's profile C^T x.
+
+    The sum's row of item i adds up the profiles of those who have it: how item i goes together with each column.
+    """
+
+    signed: ClassVar[bool] = False
+
+    @abstractmethod
+    def columns(self, known: Known) -> Tensor:
+        """C, `[rows, columns]`, int64, of numbers between -1 and 1."""
+
+    @abstractmethod
+    def width(self, known: Known) -> int:
+        """How many columns."""
+
+    def bounds(self, known: Known) -> Bounds:
+        rows = known.the_rows
+        reach = rows.reach * rows.open  # a row that is not open is not sent
+        return Bounds(reach[:, None].expand(-1, self.width(known)), self.signed, self.plain_bits)
+
+    def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
+        clients, rows = own_rows(history, known)
+        columns = self.columns(known)
+        profiles = torch.zeros(len(users), columns.shape[1], dtype=torch.int64)
+        profiles.index_add_(0, clients, columns[rows])
+        return table(clients, rows, profiles[clients], (len(users), *columns.shape))
+
+
+@dataclass(frozen=True)
+class SignColumns(Columns):
+    """Columns of random signs, which everybody draws from the shared seed.
+
+    Args:
+        number: How many.
+    """
+
+    number: int = 32
+
+    name: ClassVar[str] = "sketch"
+    signed: ClassVar[bool] = True
+
+    def columns(self, known: Known) -> Tensor:
+        items = known.the_rows.items.numpy()[:, None]
+        drawn = bits(known.seed, Stream.SIGNS, items, np.arange(self.number)) >> np.uint64(63)
+        return torch.from_numpy(2 * drawn.astype(np.int64) - 1)
+
+    def width(self, known: Known) -> int:
+        return self.number
+
+
+@dataclass(frozen=True)
+class LabelColumns(Columns):
+    """A column for each cluster, 1 where an item has its label: a profile is a histogram of the client's own items.
+
+    Args:
+        clusters: K, before small clusters were merged.
+    """
+
+    clusters: int = 32
+
+    name: ClassVar[str] = "labels"
+
+    def columns(self, known: Known) -> Tensor:
+        assert known.labels is not None
+        return torch.nn.functional.one_hot(known.labels, self.clusters)
+
+    def width(self, known: Known) -> int:
+        return self.clusters
+
+
+class PairCounts(Tally):
+    """How many clients have both an item and each of its candidates."""
+
+    name = "verify"
+
+    def bounds(self, known: Known) -> Bounds:
+        assert known.pairs is not None
+        clients = known.the_rows.clients * known.the_rows.open
+        both = torch.minimum(clients[:, None], clients[known.pairs.clamp_min(0)])
+        return Bounds(both.masked_fill(known.pairs < 0, 0), bits=self.plain_bits)
+
+    def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
+        assert known.pairs is not None
+        clients, rows = own_rows(history, known)
+        has = torch.zeros(len(users), len(known.the_rows), dtype=torch.bool)
+        has[clients, rows] = True
+        pairs = known.pairs[rows]  # [entries, most]
+        both = has[clients[:, None], pairs.clamp_min(0)] & (pairs >= 0)
+        return table(clients, rows, both.long(), (len(users), *known.pairs.shape))
