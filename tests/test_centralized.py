@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cgfedrec.centralized import EASE, MF, LightGCN, Popularity
+from cgfedrec.centralized import EASE, MF, ItemKNN, LightGCN, Popularity, itemknn
 from cgfedrec.centralized.factors import bpr, logistic
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule, Format, Synthetic
@@ -62,6 +62,48 @@ def test_ease_solves_its_own_problem(make_data: MakeData) -> None:
     assert np.allclose(found, x[users] @ weights, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("at_once", [1, 7 * 60, itemknn.PAIRS_AT_ONCE], ids=["an item", "seven items", "all items"])
+@pytest.mark.parametrize(("neighbours", "shrinkage"), [(3, 0.0), (3, 5.0), (1000, 5.0)])
+def test_itemknn_one_pair_at_a_time(
+    make_data: MakeData, monkeypatch: pytest.MonkeyPatch, at_once: int, neighbours: int, shrinkage: float
+) -> None:
+    """In whatever blocks. Many similarities are equal here, and the first in the catalogue are kept."""
+    monkeypatch.setattr(itemknn, "PAIRS_AT_ONCE", at_once)
+    data = make_data(seed=7)
+    x = data.training_matrix().toarray()
+    counts = x.sum(0)
+    assert (counts == 0).any()  # held out by all who have them
+    expected = np.zeros((30, 60))
+    for item in range(60):
+        similar = {}
+        for other in range(60):
+            together = (x[:, item] * x[:, other]).sum()
+            if together and other != item:
+                similar[other] = together / (np.sqrt(counts[item]) * np.sqrt(counts[other]) + shrinkage)
+        kept = sorted(similar, key=lambda other: (-similar[other], other))[:neighbours]
+        for user in range(30):
+            expected[user, item] = sum(similar[other] for other in kept if x[user, other])
+    found = ItemKNN(neighbours=neighbours, shrinkage=shrinkage).fit(data)
+    everyone = torch.arange(30).flip(0)
+    assert np.allclose(found.score(everyone), expected[everyone], rtol=0, atol=1e-12)
+    assert found.weights.nnz <= 60 * neighbours
+
+
+def test_itemknn_never_holds_all_pairs_of_items(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks hold as many pairs as they may, whatever the size of the catalogue."""
+    largest, seen = itemknn._largest, list[int]()
+
+    def watched(rows: Any, number: int) -> Any:
+        seen.append(rows.nnz)
+        return largest(rows, number)
+
+    monkeypatch.setattr(itemknn, "_largest", watched)
+    monkeypatch.setattr(itemknn, "PAIRS_AT_ONCE", 500)
+    ItemKNN().fit(make_data(synthetic=PLANTED))
+    assert len(seen) == 20  # five of 100 items at a time
+    assert sum(seen) > 500 > max(seen)
+
+
 def test_the_losses_by_hand() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]], dtype=torch.float64)
     sigmoid = 1 / (1 + np.exp(-logits.numpy()))
@@ -110,8 +152,8 @@ def test_a_step_descends_the_penalised_loss(make_data: MakeData, decay: float) -
 
 @pytest.mark.parametrize(
     "reference",
-    [EASE(lambda_=20), MF(loss="bpr", lr=0.01), MF(loss="logistic", lr=0.01), LightGCN(lr=0.01)],
-    ids=["EASE", "bpr", "logistic", "LightGCN"],
+    [EASE(lambda_=20), ItemKNN(), MF(loss="bpr", lr=0.01), MF(loss="logistic", lr=0.01), LightGCN(lr=0.01)],
+    ids=["EASE", "ItemKNN", "bpr", "logistic", "LightGCN"],
 )
 def test_it_learns_planted_groups(make_data: MakeData, reference: Reference) -> None:
     data = make_data(synthetic=PLANTED)
@@ -150,6 +192,10 @@ def test_without_validation_all_epochs_are_trained(make_data: MakeData) -> None:
     ("make", "message"),
     [
         (lambda: EASE(lambda_=0), "method.lambda_: 0 is below 1e-06"),
+        (
+            lambda: ItemKNN(neighbours=0, shrinkage=-1),
+            "method.neighbours: 0 is not positive\nmethod.shrinkage: -1 is below 0",
+        ),
         (lambda: MF(dim=0, epochs=-1), "method.dim: 0 is not positive\nmethod.epochs: -1 is not positive"),
         (lambda: MF(weight_decay=-1), "method.weight_decay: -1 is below 0"),
         (lambda: LightGCN(layers=-1), "method.layers: -1 is below 0"),
@@ -167,7 +213,9 @@ def test_an_unknown_monitor_and_a_divergence_are_named(make_data: MakeData) -> N
         MF(lr=1e30, batch_size=64).fit(make_data())
 
 
-@pytest.mark.parametrize(("reference", "expected"), [(Popularity(), 0.0391), (EASE(lambda_=200), 0.0693)])
+@pytest.mark.parametrize(
+    ("reference", "expected"), [(Popularity(), 0.0391), (EASE(lambda_=200), 0.0693), (ItemKNN(), 0.0579)]
+)
 def test_real_ratings(reference: Reference, expected: float) -> None:
     """ML-100K, against an independent implementation."""
     layout = Format(header=False, user_column=0, item_column=1, timestamp_column=3)

@@ -117,14 +117,16 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
 
 def _test(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.api import load
-    from cgfedrec.run.console import console, show_metrics, show_scoring
+    from cgfedrec.run.console import console, show_metrics, show_scoring, show_standing
 
     run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
     metrics = run.test()
     if not metrics:
         raise InputError("ckpt_path: its split holds nothing out for a test")
-    show_metrics(console(), metrics, run.data.protocol)
-    show_scoring(console(), int(metrics["bytes/scoring"]))
+    out = console()
+    show_metrics(out, metrics, run.data.protocol)
+    show_standing(out, metrics, run.training.monitor)
+    show_scoring(out, int(metrics["bytes/scoring"]))
     return 0
 
 

@@ -195,6 +195,23 @@ METRICS: dict[str, type[RankingMetric]] = {"hr": HitRate, "ndcg": NDCG, "mrr": M
 """By the name that stands before the ``@`` in ``ndcg@10``."""
 
 
+def parsed(metric: str) -> tuple[type[RankingMetric], int]:
+    """The formula and the cut-off that a metric such as ``ndcg@10`` names."""
+    name, _, cutoff = metric.partition("@")
+    return METRICS[name], int(cutoff)
+
+
+def each_users(metric: str, ranks: Tensor) -> Tensor:
+    """Each user's value of a metric: `[users]`, float64, whose mean is the metric.
+
+    Args:
+        metric: Such as ``ndcg@10``.
+        ranks: `[users, relevant]` as returned by `rank`; every user has a relevant item.
+    """
+    kind, k = parsed(metric)
+    return kind.gain(ranks, k).double()
+
+
 class Recommended(Metric):
     """What is recommended: the share of the catalogue that anyone is shown, and how popular that is on average.
 

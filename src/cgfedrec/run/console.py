@@ -133,6 +133,42 @@ def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Proto
         )
 
 
+def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) -> None:
+    """How far the test is above popularity, and a warning where it is not clearly so; nothing where neither was found.
+
+    Args:
+        console: Where to.
+        metrics: Of `cgfedrec.run.summary.tested`.
+        monitor: The validation metric whose test value they compare.
+    """
+    metric = monitor.replace("val/", "test/")
+    difference = metrics.get(f"over_popularity/{metric}")
+    if difference is None:
+        return
+    users = metrics["over_popularity/users"]
+    low, high = (metrics.get(f"over_popularity/{metric}/{end}") for end in ("low", "high"))
+    short, _, k = metric.removeprefix("test/").partition("@")
+    told = (
+        f"{METRICS[short]}@{k} {metrics[metric]:.4f} against popularity's {metrics[f'popularity/{metric}']:.4f}: "
+        f"{difference:+.4f}"
+    )
+    if low is None or high is None:
+        told += " (of one user, which is too few for an interval)"
+        why = "one user cannot show it"
+    else:
+        told += f" (95% interval {low:+.4f} to {high:+.4f}, paired over {users:,} users)"
+        why = "the difference may be chance"
+        if high < 0:
+            why = "it is worse; these settings do not serve these data (yet)"
+    console.print(told, highlight=False, soft_wrap=True)
+    if low is None or low <= 0:
+        console.print(
+            f"warning: not clearly better than showing everybody what is popular: {why}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def show_result(
     console: Console, summary: Mapping[str, Any], protocol: Protocol, monitor: str, directory: Path
 ) -> None:
@@ -146,9 +182,7 @@ def show_result(
         directory: The run's folder.
     """
     show_metrics(console, summary, protocol)
-    metric = monitor.replace("val/", "test/")
-    if metric in summary and summary[metric] <= summary[f"popularity/{metric}"]:
-        console.print(f"{metric} is not above that of popularity: these settings do not serve these data (yet)")
+    show_standing(console, summary, monitor)
     federated = "bytes/up" in summary  # a reference has no rounds, sends nothing and leaves no checkpoint
     if federated:
         console.print(

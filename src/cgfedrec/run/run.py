@@ -220,7 +220,7 @@ class Run:
         found = self._ranked()
         if found is not None:
             write(rank_table(self.data, found), self.directory / RANKS)
-        tests = tested(self.data, found)
+        tests = tested(self.data, found, self.method, training.monitor)
         self.summary = summary_of(training, self.header, self.data, tests, self.directory)
         if "bytes/scoring" in self.summary:  # of all evaluations so far, and of this test
             self.summary["bytes/scoring"] += training.bytes_scoring - before
@@ -240,10 +240,11 @@ class Run:
     def test(self) -> dict[str, float]:
         """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular.
 
-        With ``bytes/scoring``, what clients had to download for it, where anything is held out.
+        With how the two compare (`cgfedrec.run.summary.over_popularity`), and ``bytes/scoring``, what clients had to
+        download for it, where anything is held out.
         """
         before = self.training.bytes_scoring
-        found = tested(self.data, self._ranked())
+        found = tested(self.data, self._ranked(), self.method, self.training.monitor)
         if found:
             found["bytes/scoring"] = self.training.bytes_scoring - before
         return found

@@ -12,8 +12,11 @@ from cgfedrec import __version__
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.factors import SCORED_AT_ONCE
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.evaluation.ranking import Ranked, evaluate, summarise
+from cgfedrec.evaluation.intervals import paired_interval
+from cgfedrec.evaluation.metrics import each_users
+from cgfedrec.evaluation.ranking import Ranked, ranked, summarise
 from cgfedrec.files import file_digest
+from cgfedrec.method import Recommender
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
 from cgfedrec.run.training import Training
@@ -22,17 +25,45 @@ PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-lea
 """Those whose version may show in a result."""
 
 
-def tested(data: FederatedDataModule, found: Ranked | None) -> dict[str, float]:
-    """Test metrics and, as ``popularity/test/...``, those of showing everybody what is popular.
+def tested(data: FederatedDataModule, found: Ranked | None, method: Recommender, monitor: str) -> dict[str, float]:
+    """Test metrics, as ``popularity/test/...`` those of showing everybody what is popular, and how the two compare.
 
     Args:
         data: Whose test items were ranked.
         found: Where they stand; ``None`` where nothing is held out, and so nothing is told.
+        method: What ranked them. `Popularity` is not compared with itself.
+        monitor: The validation metric that chose the best round; its test value is what `over_popularity` compares.
     """
     if found is None:
         return {}
-    popular = evaluate(data, "test", Popularity().fit(data).score, SCORED_AT_ONCE)
-    return summarise(data, "test", found) | {f"popularity/{name}": value for name, value in popular.items()}
+    popular = ranked(data, "test", Popularity().fit(data).score, SCORED_AT_ONCE)
+    tests = summarise(data, "test", found)
+    tests |= {f"popularity/{name}": value for name, value in summarise(data, "test", popular).items()}
+    if not isinstance(method, Popularity):
+        tests |= over_popularity(found, popular, monitor.removeprefix("val/"))
+    return tests
+
+
+def over_popularity(found: Ranked, popular: Ranked, metric: str) -> dict[str, float]:
+    """By how much a metric is above that of popularity, user by user, against the same candidates.
+
+    Args:
+        found: Where the test items stand.
+        popular: Where they stand by popularity.
+        metric: Such as ``ndcg@10``.
+
+    Returns:
+        ``over_popularity/test/METRIC``, the mean difference; the same with ``/low`` and ``/high``, the ends of its 95%
+        interval, unless there is a single user, who has none; and ``over_popularity/users``.
+    """
+    # The same users, but a scorer may be given them in an order of its own.
+    mine, theirs = (each_users(metric, one.ranks)[one.users.argsort()].numpy() for one in (found, popular))
+    difference = paired_interval(mine, theirs)
+    name = f"over_popularity/test/{metric}"
+    told: dict[str, float] = {name: difference.mean, "over_popularity/users": difference.n}
+    if difference.half is not None:
+        told |= {f"{name}/low": difference.low, f"{name}/high": difference.high}
+    return told
 
 
 def summary_of(

@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
+from cgfedrec.evaluation.intervals import Interval, interval, paired_interval
 from cgfedrec.experiments.compare.job import Job, Kind
 from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.runner import reason
-from cgfedrec.experiments.compare.statistics import Interval, holm, interval, paired_test, pareto, per_user
+from cgfedrec.experiments.compare.statistics import holm, paired_test, pareto, per_user
 from cgfedrec.files import write_atomically
 
 POPULARITY = "Popularity"
@@ -215,7 +216,7 @@ class Results:
         for row in rows:
             both = pairs(row.method, control)
             if row.method != control and len(both):
-                row.over_control = interval((both["value"] - both["value_other"]).to_numpy())
+                row.over_control = paired_interval(both["value"].to_numpy(), both["value_other"].to_numpy())
         p_values = []
         for row in tested:
             both = pairs(row.method, str(reference))

@@ -1,53 +1,17 @@
-"""How sure a comparison is: intervals over seeds, paired tests over users, correction, and the Pareto front."""
+"""What a comparison adds to `cgfedrec.evaluation.intervals`: paired tests over users, correction, the Pareto front."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from scipy import stats
 
-from cgfedrec.evaluation.metrics import METRICS, NO_RANK
-
-Values = NDArray[np.float64]
-
-
-class Interval(NamedTuple):
-    """A mean and its interval."""
-
-    mean: float
-    half: float | None
-    """Half of the interval's width; ``None`` for a single value, of which nobody knows how much it varies."""
-    n: int
-    """How many values the mean is over."""
-
-    @property
-    def low(self) -> float:
-        """The lower end; the mean where there is no interval."""
-        return self.mean - (self.half or 0)
-
-    @property
-    def high(self) -> float:
-        """The upper end; the mean where there is no interval."""
-        return self.mean + (self.half or 0)
-
-
-def interval(values: Sequence[float] | Values, level: float = 0.95) -> Interval:
-    """The mean of independent values and its interval by Student's t.
-
-    Args:
-        values: `[n]`, one or more.
-        level: How often such an interval holds the true mean.
-    """
-    array = np.asarray(values, float)
-    if len(array) < 2:
-        return Interval(float(array.mean()), None, len(array))
-    half = stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5
-    return Interval(float(array.mean()), float(half), len(array))
+from cgfedrec.evaluation.intervals import Values
+from cgfedrec.evaluation.metrics import NO_RANK, each_users, parsed
 
 
 def paired_test(first: Values, second: Values, kind: Literal["t", "wilcoxon"] = "t") -> float:
@@ -107,13 +71,12 @@ def per_user(ranks: pl.DataFrame, metric: str, by: Sequence[str] = ()) -> pl.Dat
         metric: Such as ``ndcg@10``; as `cgfedrec.evaluation.metrics` defines it.
         by: Columns that tell one run from another.
     """
-    name, _, cutoff = metric.partition("@")
-    k = int(cutoff)
+    _, k = parsed(metric)
     # No formula looks behind place k of a user's own ranks, of which a split by time may give thousands.
     best = pl.col("rank").sort().head(k)
     users = ranks.group_by(*by, "user", maintain_order=True).agg(best)
     found = users["rank"].list.len().to_torch()
     padded = torch.full((len(users), k), NO_RANK)  # [users, k]
     padded[torch.arange(k) < found[:, None]] = users["rank"].explode().cast(pl.Int64).to_torch()
-    values = METRICS[name].gain(padded, k).double()
+    values = each_users(metric, padded)
     return users.drop("rank").with_columns(pl.Series("value", values.numpy()))

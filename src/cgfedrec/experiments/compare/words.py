@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cgfedrec.evaluation.intervals import Interval
 from cgfedrec.experiments.compare.job import Facts
 from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.results import Row, Table
-from cgfedrec.experiments.compare.statistics import Interval
 from cgfedrec.run.console import METRICS
 from cgfedrec.units import nbytes
 
