@@ -1,5 +1,6 @@
 """One file a published method: a client and a server, and nothing else."""
 
+from cgfedrec.methods.cgfedco import CGFedCo
 from cgfedrec.methods.cgfedrec import CGFedRec
 from cgfedrec.methods.cofedrec import CoFedRec
 from cgfedrec.methods.colr import CoLR
@@ -13,6 +14,7 @@ from cgfedrec.methods.local import Local
 from cgfedrec.methods.pfedrec import PFedRec
 
 __all__ = [
+    "CGFedCo",
     "CGFedRec",
     "CoFedRec",
     "CoLR",

@@ -39,7 +39,12 @@ class Workers:
         # Set up once and for all cohorts: Fabric keeps every module that it has ever set up.
         for _ in range(self.number):
             one = client()
-            module, *optimizers = fabric.setup(one, *one.configure_optimizers())
+            made = one.configure_optimizers()
+            if made:
+                module, *optimizers = fabric.setup(one, *made)
+            else:
+                # Nothing is trained. Fabric returns the module alone then, and no tuple.
+                module, optimizers = fabric.setup(one), []
             self._idle.put(Worker(one, module, optimizers))
         self._pool = ThreadPoolExecutor(self.number, "worker", initializer=lambda: torch.set_num_threads(1))
 

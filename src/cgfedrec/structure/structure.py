@@ -6,17 +6,238 @@ A new kind of structure is one file: a `Structure` with its settings, and the `S
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput, empty_parameter
-from cgfedrec.evaluation.metrics import NDCG, rank, rank_sampled
-from cgfedrec.structure.timeline import CHOOSE, TRAIN, Discovery, known_of
+from cgfedrec.client import Batch, Client, StepOutput
+from cgfedrec.data.candidates import RankingCohort
+from cgfedrec.data.histories import History
+from cgfedrec.evaluation.metrics import NDCG, NO_RANK, rank, rank_sampled
+from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, known_from
+from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
-from cgfedrec.wire.values import Field, Value
+from cgfedrec.wire.values import Counts, Field, Value
+
+UNIT = 2**16
+"""A client's validation metric, from 0 to 1, travels as a whole number of such parts."""
+JUDGED_AT = 10
+"""Readings are compared by NDCG at this cut-off."""
+
+
+class Found(NamedTuple):
+    """What the sums have told the server."""
+
+    factor: Tensor
+    """F, `[rows, rank]`, float64, with G about F F^T."""
+    rows: Rows
+    """The items, with the clients of all who have been counted."""
+    pairs: Tensor | None
+    """`[rows, most]`: candidates, where pairs were counted."""
+    counts: Tensor | None
+    """`[rows, most]`, int64: how many clients have both."""
+    seed: int
+    """The shared one."""
+
+
+class Structure(ABC):
+    """A kind of structure, its settings among its fields."""
+
+    verifies: ClassVar[bool]
+    """Whether it needs candidate pairs counted."""
+
+    @property
+    def train_rounds(self) -> int:
+        """For how many rounds clients train what they read it with; 0 where nothing is trained."""
+        return 0
+
+    @property
+    def readings(self) -> Sequence[str]:
+        """The ways to read it, in a word or two each. If there are several, clients choose by validation."""
+        return ("default",)
+
+    @abstractmethod
+    def problems(self) -> Iterator[str | None]:
+        """What is wrong with its settings."""
+
+    @abstractmethod
+    def find(self, found: Found, discovery: Discovery) -> dict[str, Value]:
+        """The server's half: what goes down, once, from what the sums have told."""
+
+    @abstractmethod
+    def fields(self, known: Known, discovery: Discovery) -> dict[str, Field]:
+        """What this is like, by name: what a client expects."""
+
+    def average(self, known: Known) -> Field | None:
+        """What a trained client sends up, to be averaged over clients and sent back; ``None`` for nothing."""
+        return None
+
+    @abstractmethod
+    def client(self, discovery: Discovery, num_items: int, seed: int) -> SumsClient:
+        """The clients' half."""
+
+
+class SumsClient(Client):
+    """A client that adds to sums, and reads the structure that comes of them.
+
+    A subclass says what its trained parameters are, how it trains in a round of the phase ``train`` (`train_batches`,
+    `training_step`), and how it scores (`read`).
+
+    Args:
+        structure: The kind.
+        discovery: How it is found.
+        num_items: n.
+        seed: The private one.
+    """
+
+    scores_after = "aggregation"
+
+    def __init__(self, structure: Structure, discovery: Discovery, num_items: int, seed: int) -> None:
+        super().__init__()
+        self.structure, self.discovery, self.num_items, self.seed = structure, discovery, num_items, seed
+        self.timeline = discovery.timeline(
+            num_items, structure.verifies, structure.train_rounds, len(structure.readings) > 1
+        )
+        # [clients, phases]: to which sums a client has added. It adds to none twice, whatever a server asks.
+        phases = [step.phase for step in self.timeline if step.tally is not None]
+        self.phases = list(dict.fromkeys(phases))
+        self.added = nn.Parameter(torch.empty(0, len(self.phases), dtype=torch.uint8), requires_grad=False)
+        self.step: Step | None = None
+        self.kept: Mapping[str, Mapping[str, Value]] = {}
+        self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
+        self.average: Tensor | None = None
+        self.chosen = 0
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        return {"added": torch.zeros(1, dtype=torch.uint8).expand(len(users), len(self.phases))}
+
+    def welcome(self, broadcast: Broadcast | None) -> None:
+        super().welcome(broadcast)
+        assert broadcast is not None
+        clients = broadcast.values["clients"]
+        assert isinstance(clients, Tensor)
+        self.nothing_known = self.known = Known(self.num_items, int(clients), self.shared_seed)
+
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
+        assert broadcast is not None
+        kept = {name.split("/")[0]: bulletin for name, bulletin in broadcast.kept.items()}
+        if {name: id(bulletin) for name, bulletin in kept.items()} != self._read:
+            self._read = {name: id(bulletin) for name, bulletin in kept.items()}
+            self.kept = {name: bulletin.values for name, bulletin in kept.items()}
+            self.known = known_from(self.nothing_known, self.kept, self.discovery.least_clients)
+            self.changed()
+        values = broadcast.values
+        self.step = None
+        if "step" in values:
+            self.step = self.timeline[int(values["step"])]  # type: ignore[arg-type]
+        if "reading" in self.kept:
+            values = self.kept["reading"]
+            self.chosen = int(values["chosen"])  # type: ignore[arg-type]
+        self.average = values.get("average")  # type: ignore[assignment]
+        self.due = torch.zeros(len(self.users), dtype=torch.bool)
+        if self.step is not None and self.step.tally is not None:
+            column = self.added.data[:, self.phases.index(self.step.phase)]
+            self.due = column.eq(0).cpu()
+            column.fill_(1)
+
+    def changed(self) -> None:
+        """Called when bulletins have come down: `kept` and `known` hold them."""
+
+    @property
+    def structured(self) -> bool:
+        """Whether a structure has come down."""
+        return "structure" in self.kept
+
+    def batches(self) -> Sequence[Batch]:
+        if self.step is None or self.step.phase != TRAIN:
+            return []
+        return self.train_batches()
+
+    def train_batches(self) -> Sequence[Batch]:
+        """What is trained on in a round of the phase ``train``."""
+        return []
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return []
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        raise NotImplementedError
+
+    def upload(self) -> Upload:
+        if self.step is None:
+            return Upload(self.users[:0])
+        if self.step.tally is not None:
+            return self._addition(self.step)
+        if self.step.phase == CHOOSE:
+            return self._judgement()
+        return Upload(self.users, {"average": self.learned()})
+
+    def learned(self) -> Tensor:
+        """What trained clients send up to be averaged, `[clients, ...]`, as `Structure.average` says."""
+        raise NotImplementedError
+
+    def _addition(self, step: Step) -> Upload:
+        """What those clients add to a sum who have not added to it yet."""
+        tally, known = step.tally, self.known
+        assert tally is not None
+        if step.late and known.rows is not None and "late" in self.kept:
+            counts = self.kept["late"]["counts"]
+            assert isinstance(counts, Counts)
+            known = known.for_others(counts.values)
+        history, users = self.own.history, self.users
+        if not self.due.all():
+            history, users = History(*(part[self.due] for part in history)), users[self.due]
+        added = tally.of(history, users, known, self.seed)
+        return Upload(users, {tally.name: added}, bounds={tally.name: tally.bounds(known)})
+
+    def _judgement(self) -> Upload:
+        """How well each reading ranks what clients hold out, in units of `UNIT`, `[clients, readings]`."""
+        held_out = self.own.validation()
+        number = len(self.structure.readings)
+        if held_out is None:  # nobody can judge, and the first reading stays
+            gains = torch.zeros(len(self.users), number)
+        else:
+            gains = torch.stack([_gain(self.read(reading).cpu(), held_out) for reading in range(number)], dim=1)
+        bounds = judgement(number).bounds
+        assert bounds is not None
+        return Upload(self.users, {CHOOSE: (gains * UNIT).round().long()}, bounds={CHOOSE: bounds})
+
+    def score(self) -> Tensor:
+        if self.structured:
+            return self.read(self.chosen)
+        if self.known.rows is None:
+            return torch.zeros(len(self.users), self.num_items, device=self.added.device)
+        return self.popularity.expand(len(self.users), -1)
+
+    @property
+    def popularity(self) -> Tensor:
+        """`[items]`: log(1 + n) as a share of the largest, from the first sum."""
+        counts = self.kept["bounds"]["counts"]
+        assert isinstance(counts, Counts)
+        popularity = counts.values[:, 0].to(self.added.device).float().log1p()
+        return popularity / popularity.max()
+
+    @abstractmethod
+    def read(self, reading: int) -> Tensor:
+        """Scores of all items, `[clients, items]`, by one of `Structure.readings`, from a structure that has come."""
+
+
+def judgement(readings: int) -> Field:
+    """What a client says of so many readings: its validation metric by each, in units of `UNIT`."""
+    bounds = Bounds(torch.tensor(UNIT).expand(readings))
+    return Field((readings,), torch.int64, bounds=bounds)
+
+
+def _gain(scores: Tensor, held_out: RankingCohort) -> Tensor:
+    """Each client's NDCG, `[clients]`; 0 for those who hold nothing out."""
+    if held_out.sampled is None:
+        ranks = rank(scores, held_out.relevant, held_out.candidates)
+    else:
+        ranks = rank_sampled(scores, held_out.relevant, held_out.sampled)
+    gains = NDCG.gain(ranks, JUDGED_AT)
+    return gains.masked_fill((ranks == NO_RANK).all(1), 0)

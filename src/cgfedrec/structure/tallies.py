@@ -183,22 +183,17 @@ class SignColumns(Columns):
 
 @dataclass(frozen=True)
 class LabelColumns(Columns):
-    """A column for each cluster, 1 where an item has its label: a profile is a histogram of the client's own items.
-
-    Args:
-        clusters: K, before small clusters were merged.
-    """
-
-    clusters: int = 32
+    """A column for each cluster, 1 where an item has its label: a profile is a histogram of the client's own items."""
 
     name: ClassVar[str] = "labels"
 
     def columns(self, known: Known) -> Tensor:
         assert known.labels is not None
-        return torch.nn.functional.one_hot(known.labels, self.clusters)
+        return torch.nn.functional.one_hot(known.labels)
 
     def width(self, known: Known) -> int:
-        return self.clusters
+        assert known.labels is not None
+        return int(known.labels.max()) + 1
 
 
 class PairCounts(Tally):

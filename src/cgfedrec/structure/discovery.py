@@ -1,0 +1,146 @@
+"""Discovery: the settings by which structure is found from sums, and the order in which these are counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from cgfedrec.errors import no_count, not_positive
+from cgfedrec.structure.rows import Rows
+from cgfedrec.structure.tallies import ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
+from cgfedrec.wire.values import Counts, IdLayout, Value
+
+Packing = Literal["tight", "plain"]
+PLAIN_BITS = 20
+"""Bits of every number where packing is ``plain``, or as many more as the largest needs."""
+TRAIN, CHOOSE = "train", "choose"
+"""The phases after all sums: clients train what they read the structure with, and choose how they read it."""
+
+
+class Step(NamedTuple):
+    """What one or more rounds are for, until all whom it wants have taken part."""
+
+    phase: str
+    """The name of a tally, `TRAIN` or `CHOOSE`."""
+    tally: Tally | None = None
+    """What is counted."""
+    late: bool = False
+    """Whether by those who were not there in the first pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery:
+    """How structure is discovered from sums."""
+
+    columns: int | None = None
+    """Columns of random signs in the sketch; by default the power of two nearest to the square root of the number of
+    items, from 16 to 64."""
+    clusters: int | None = None
+    """How many clusters items are put into, whose labels are the columns of the second sketch; by default as many as
+    columns."""
+    penalty: float = 50.0
+    """Weight of the penalty on item-item weights (EASE's lambda)."""
+    pairs_per_client: int = 8
+    """Candidates of an item for each client that has it, from 16 to ``most_pairs``."""
+    most_pairs: int | None = None
+    """Candidates of an item, at most; by default twice as many as columns, from 32 to 64."""
+    least_clients: int = 3
+    """Clients that must have an item for it to take part in sums; the others are recommended by popularity alone. With
+    1, the row of an item that one client has is that client's profile."""
+    least_items: int = 3
+    """Items that a cluster needs; smaller ones are merged with their nearest."""
+    share: float = 1.0
+    """Share of the clients after which the first sum ends. The others are late: they add to every sum afterwards, with
+    the labels and candidates that were found without them."""
+    packing: Packing = "tight"
+    """``tight``: each number in the bits of what it can reach, candidates by coded gaps. ``plain``: 20 bits a number
+    and ids as they are; the same result in more bytes."""
+
+    def problems(self) -> Iterator[str | None]:
+        """What is wrong with these settings."""
+        yield no_count("method.columns", self.columns, most=4096, or_none=True)
+        yield no_count("method.clusters", self.clusters, 2, 4096, or_none=True)
+        yield not_positive("method.penalty", self.penalty)
+        yield no_count("method.pairs_per_client", self.pairs_per_client)
+        yield no_count("method.most_pairs", self.most_pairs, most=1024, or_none=True)
+        yield no_count("method.least_clients", self.least_clients)
+        yield no_count("method.least_items", self.least_items)
+        yield not_positive("method.share", self.share, 1)
+
+    def num_columns(self, num_items: int) -> int:
+        """How many columns of signs there are."""
+        if self.columns is not None:
+            return self.columns
+        # From what everybody knows, the size of the catalogue, and the same for all data.
+        nearest = 1 << round(math.log2(math.sqrt(num_items)))
+        return min(max(nearest, 16), 64)
+
+    def num_clusters(self, num_items: int) -> int:
+        """How many clusters are looked for."""
+        return self.clusters or self.num_columns(num_items)
+
+    def tallies(self, num_items: int, verifies: bool) -> list[Tally]:
+        """The sums, in order."""
+        bits = None
+        if self.packing == "plain":
+            bits = PLAIN_BITS
+        columns = SignColumns(bits, self.num_columns(num_items))
+        found: list[Tally] = [ItemCounts(), columns, LabelColumns(bits)]
+        if verifies:
+            found.append(PairCounts(bits))
+        return found
+
+    def timeline(self, num_items: int, verifies: bool, train_rounds: int, chooses: bool) -> list[Step]:
+        """All steps, in order. `TRAIN` stands there once for each of its rounds."""
+        tallies = self.tallies(num_items, verifies)
+        steps = [Step(tally.name, tally) for tally in tallies]
+        if self.share < 1:
+            steps += [Step(tally.name, tally, late=True) for tally in tallies]
+        steps += [Step(TRAIN)] * train_rounds
+        if chooses:
+            steps.append(Step(CHOOSE))
+        return steps
+
+    def sizes(self, rows: Rows) -> Tensor:
+        """How many candidates each row has, `[rows]`: known to both ends, and never sent."""
+        most = self.most_pairs
+        if most is None:
+            most = min(max(2 * self.num_columns(rows.num_items), 32), 64)
+        most = min(most, len(rows) - 1)
+        return (self.pairs_per_client * rows.clients).clamp(min(16, most), most)
+
+    def pairs_layout(self, rows: Rows) -> IdLayout:
+        """How candidates travel."""
+        coding: Literal["rice", "plain"] = "rice"
+        if self.packing == "plain":
+            coding = "plain"
+        return IdLayout(self.sizes(rows), len(rows), coding)
+
+
+def counts_value(known: Known, counts: Tensor) -> Counts:
+    """The first sum, `[items, 2]`, as it is sent down."""
+    return Counts(counts.cpu(), ItemCounts().bounds(known))
+
+
+def known_from(known: Known, kept: Mapping[str, Mapping[str, Value]], least: int) -> Known:
+    """What is known once bulletins have come down.
+
+    Args:
+        known: What is known without any.
+        kept: Values of the bulletins by name.
+        least: How many clients an item needs to have a row.
+    """
+    found: dict[str, Any] = {}
+    if "bounds" in kept:
+        counts = kept["bounds"]["counts"]
+        assert isinstance(counts, Counts)
+        found["rows"] = Rows.of(counts.values, least)
+    if "labels" in kept:
+        found["labels"] = kept["labels"]["labels"].values  # type: ignore[union-attr]
+    if "verify" in kept:
+        found["pairs"] = kept["verify"]["pairs"].ids  # type: ignore[union-attr]
+    return Known(known.num_items, known.num_clients, known.seed, **found)
