@@ -101,8 +101,8 @@ class Upload:
         values: Named tensors `[clients, ...]`; row c belongs to ``clients[c]``.
         sparse: The names of tables `[clients, items, dim]` of which only rows that are not all zero travel
             (`SparseRows`). Each client's message then has a length of its own.
-        bounds: By name, what the numbers of one client's value can reach, for whole numbers that travel in as many bits
-            as that takes. Such a value is int64, `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a
+        bounds: By name, of the shape of one client's value: what whole numbers can reach, which travel in as many bits
+            as that takes. (Under a secure sum, what their sum can reach.) Such a value is int64, `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a
             client are zero, it may be a coalesced sparse tensor with entries for `[clients, rows]`: that saves memory.
             Its bytes are the same, since all rows travel, and none tells whether it is zero.
 
