@@ -102,9 +102,10 @@ class Upload:
         sparse: The names of tables `[clients, items, dim]` of which only rows that are not all zero travel
             (`SparseRows`). Each client's message then has a length of its own.
         bounds: By name, of the shape of one client's value: what whole numbers can reach, which travel in as many bits
-            as that takes. (Under a secure sum, what their sum can reach.) Such a value is int64, `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a
-            client are zero, it may be a coalesced sparse tensor with entries for `[clients, rows]`: that saves memory.
-            Its bytes are the same, since all rows travel, and none tells whether it is zero.
+            as that takes. (Under a secure sum, what their sum can reach.) Such a value is int64, of the shape
+            `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a client are zero, it may be a coalesced
+            sparse tensor with entries for `[clients, rows]`: that saves memory. Its bytes are the same, since all rows
+            travel, and none tells whether it is zero.
 
     >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
     >>> [len(message) for message in upload.pack()]
