@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgfedrec.wire.messages import Broadcast
-from cgfedrec.wire.values import Field, IdLayout, IdLists, Weights
+from cgfedrec.wire.values import Field, IdLayout, IdLists, WeightLayout, Weights
 from cgfedrec.wire.wire import Wire, WireError
 from tests.slow_bits import in_bytes, width_of, written
 
@@ -341,5 +341,6 @@ def test_lists_are_compared_by_value() -> None:
     assert other == SMALL
     assert other.ids is not SMALL.ids
     assert Broadcast({"ids": other}).fields == Broadcast({"ids": SMALL}).fields
+    assert IdLayout(SMALL.sizes, 9) != WeightLayout(SMALL.sizes)
     for changed in (replace(SMALL, high=10), NARROW, lists([[2, 3, 6], [], [0]], 9), lists([[2, 3, 7], [], [0]], 9, 4)):
         assert changed != SMALL

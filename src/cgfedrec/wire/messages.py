@@ -186,10 +186,16 @@ class Upload:
         bounds = {name: field.bounds for name, field in fields.items() if field.bounds is not None}
         return cls(clients, values, sparse, bounds)
 
+    def check_layout(self, name: str) -> None:
+        """Refuse a sparse tensor of anything but whole numbers with bounds, by a ValueError that names it."""
+        if self.values[name].layout != torch.strided and name not in self.bounds:
+            raise ValueError(f"field {name!r} is a sparse tensor, and only whole numbers with bounds travel as one")
+
     def _row(self, row: int) -> dict[str, Value]:
         """One client's values, as they travel."""
         values: dict[str, Value] = {}
         for name, value in self.values.items():
+            self.check_layout(name)
             values[name] = value[row]
             if name in self.sparse:
                 values[name] = SparseRows(value[row])
