@@ -142,6 +142,19 @@ def test_a_field_of_lists_that_cannot_be_is_refused(change: dict[str, Any], prob
         Broadcast.unpack(b"\x01", {"ids": Field((3, 3), torch.int64, lists=layout)})
 
 
+def test_lists_of_another_kind_are_refused_by_name() -> None:
+    """With one id alone, plain ids and the gaps between them differ in nothing but the code of their kind."""
+    for value, other in (
+        (SMALL, NARROW),
+        (SMALL, replace(SMALL, high=10)),
+        (lists([[0]], 1), lists([[0]], 1, 1, "plain")),
+    ):
+        for sent, expected in ((value, other), (other, value)):
+            problem = f"field 'ids' is not {len(value.ids)} lists of {expected.coding} ids below {expected.high}"
+            with pytest.raises(ValueError, match=problem):
+                Broadcast.unpack(Broadcast({"ids": sent}).pack(), Broadcast({"ids": expected}).fields)
+
+
 def payload_of(value: IdLists, digits: str) -> bytes:
     """A message with these bits in place of the ids that ``value`` holds."""
     whole = Broadcast({"ids": value}).pack()
