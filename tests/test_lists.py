@@ -144,11 +144,8 @@ def test_a_field_of_lists_that_cannot_be_is_refused(change: dict[str, Any], prob
 
 def test_lists_of_another_kind_are_refused_by_name() -> None:
     """With one id alone, plain ids and the gaps between them differ in nothing but the code of their kind."""
-    for value, other in (
-        (SMALL, NARROW),
-        (SMALL, replace(SMALL, high=10)),
-        (lists([[0]], 1), lists([[0]], 1, 1, "plain")),
-    ):
+    alone = lists([[0]], 1)
+    for value, other in ((SMALL, NARROW), (SMALL, replace(SMALL, high=10)), (alone, replace(alone, coding="plain"))):
         for sent, expected in ((value, other), (other, value)):
             problem = f"field 'ids' is not {len(value.ids)} lists of {expected.coding} ids below {expected.high}"
             with pytest.raises(ValueError, match=problem):
@@ -162,7 +159,7 @@ def payload_of(value: IdLists, digits: str) -> bytes:
     return whole[: 1 + 1 + 3 + 3 + 4 * 3] + len(payload).to_bytes(4, "little") + payload
 
 
-# Of the first list k is 0 for every choice but the highest, of the last one 1 and up to 2 more or less.
+# Ids that lie evenly would have k = 0 in the first list and 1 in the last. With these choices k is 0 in both.
 CHOICES = written(2, 2) + written(1, 2)
 
 
