@@ -221,6 +221,15 @@ def test_what_the_server_did_not_declare_is_refused(value: Tensor, bounds: Bound
         Wire().up(upload, COUNT, 1, 7)
 
 
+def test_a_sparse_tensor_without_bounds_is_refused_by_name() -> None:
+    for names in (frozenset[str](), frozenset({"rows"})):
+        upload = Upload(torch.arange(2), {"rows": torch.eye(3).expand(2, 3, 3).to_sparse(2)}, names)
+        with pytest.raises(ValueError, match="field 'rows' is a sparse tensor"):
+            upload.pack()
+        with pytest.raises(WireError, match="field 'rows' is a sparse tensor"):
+            Wire().up(upload, upload.fields, 1, 7)
+
+
 def test_bounds_are_for_whole_tables() -> None:
     upload = Upload(torch.arange(2), {"count": DENSE[..., None]}, frozenset({"count"}))
     bounded = replace(upload, bounds={"count": Bounds(torch.tensor([[3], [3]]))})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgfedrec.wire.messages import Broadcast
-from cgfedrec.wire.values import Field, IdLayout, IdLists, Weights
+from cgfedrec.wire.values import Field, IdLayout, IdLists, WeightLayout, Weights
 from cgfedrec.wire.wire import Wire, WireError
 from tests.slow_bits import in_bytes, width_of, written
 
@@ -142,6 +142,16 @@ def test_a_field_of_lists_that_cannot_be_is_refused(change: dict[str, Any], prob
         Broadcast.unpack(b"\x01", {"ids": Field((3, 3), torch.int64, lists=layout)})
 
 
+def test_lists_of_another_kind_are_refused_by_name() -> None:
+    """With one id alone, plain ids and the gaps between them differ in nothing but the code of their kind."""
+    alone = lists([[0]], 1)
+    for value, other in ((SMALL, NARROW), (SMALL, replace(SMALL, high=10)), (alone, replace(alone, coding="plain"))):
+        for sent, expected in ((value, other), (other, value)):
+            problem = f"field 'ids' is not {len(value.ids)} lists of {expected.coding} ids below {expected.high}"
+            with pytest.raises(ValueError, match=problem):
+                Broadcast.unpack(Broadcast({"ids": sent}).pack(), Broadcast({"ids": expected}).fields)
+
+
 def payload_of(value: IdLists, digits: str) -> bytes:
     """A message with these bits in place of the ids that ``value`` holds."""
     whole = Broadcast({"ids": value}).pack()
@@ -149,7 +159,7 @@ def payload_of(value: IdLists, digits: str) -> bytes:
     return whole[: 1 + 1 + 3 + 3 + 4 * 3] + len(payload).to_bytes(4, "little") + payload
 
 
-# Of the first list k is 0 for every choice but the highest, of the last one 1 and up to 2 more or less.
+# Ids that lie evenly would have k = 0 in the first list and 1 in the last. With these choices k is 0 in both.
 CHOICES = written(2, 2) + written(1, 2)
 
 
@@ -341,5 +351,6 @@ def test_lists_are_compared_by_value() -> None:
     assert other == SMALL
     assert other.ids is not SMALL.ids
     assert Broadcast({"ids": other}).fields == Broadcast({"ids": SMALL}).fields
+    assert IdLayout(SMALL.sizes, 9) != WeightLayout(SMALL.sizes)
     for changed in (replace(SMALL, high=10), NARROW, lists([[2, 3, 6], [], [0]], 9), lists([[2, 3, 7], [], [0]], 9, 4)):
         assert changed != SMALL

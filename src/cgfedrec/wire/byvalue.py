@@ -10,7 +10,7 @@ import torch
 class ByValue:
     """A frozen dataclass (``eq=False``) that equals another one of its class whose fields hold the same.
 
-    Tensors `[...]` are compared as a whole, by shape, type and numbers.
+    Tensors `[...]` are compared as a whole, by shape, type and numbers, wherever they lie.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -28,5 +28,5 @@ def _same(one: object, other: object) -> bool:
     if one is other:
         return True
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and one.equal(other)
+        return one.dtype == other.dtype and one.equal(other.to(one.device))
     return one == other

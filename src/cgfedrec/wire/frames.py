@@ -86,9 +86,11 @@ class Frames:
         """
         declared = upload.fields
         clients = len(upload.clients)
-        return cls(
-            upload.clients, [_frame(name, declared[name], value, clients) for name, value in upload.values.items()]
-        )
+        frames = []
+        for name, value in upload.values.items():
+            upload.check_layout(name)
+            frames.append(_frame(name, declared[name], value, clients))
+        return cls(upload.clients, frames)
 
     @property
     def nbytes(self) -> int:
@@ -134,8 +136,6 @@ def _frame(name: str, field: Field, value: Tensor, clients: int) -> Frame | Inte
         raise ValueError(f"field {name!r} has {len(value)} rows for {clients} clients")
     if field.bounds is not None:
         return IntegerFrame(name, [header(name, field)], value, field.bounds)
-    if value.layout != torch.strided:
-        raise ValueError(f"field {name!r} is a sparse tensor, and only whole numbers with bounds travel as one")
     if not field.sparse:
         return Frame(name, [header(name, field)], [raw(value)])
     touched = value.ne(0).any(-1)  # [clients, items]

@@ -27,9 +27,8 @@ class IdKind(Kind[IdLists]):
     gaps; and all that is written in zeros and ones. So the place of everything is known before it is read, and all rows
     are read at once. Zeros fill the last byte.
 
-    Measured, bits an id for the 64 candidates (fewer where an item has few users) of items numbered by falling
-    popularity, largest EASE weights: ML-100K 5.86 (plain: 11), FilmTrust 5.57 (10), LastFM 8.04 (13). With the rule's k
-    alone: 5.96, 5.72 and 8.10; with any k of 4 bits a row: 5.89, 5.61 and 8.08.
+    Candidates of items numbered by falling popularity take 5.9 bits an id on ML-100K (plain: 11), 5.6 on FilmTrust (10)
+    and 8.0 on LastFM (13): benchmarks/NOTES.md has these figures, and those of other ways to choose k.
     """
 
     too_many = "says that it is longer than such lists can be"

@@ -12,10 +12,10 @@ from cgfedrec.wire.values import Counts, Field
 
 
 class IntegerKind(Kind[Counts]):
-    """Counts `[...]`. Bits fill up only the last byte: a number takes what its bound asks for, and no more.
+    """Counts `[...]`, one number after another without padding. Zeros fill the last byte.
 
-    A negative number travels as what it is modulo 2^b, b being its bits. So a sum under masks could travel in the same
-    bits: masks are then uniform modulo 2^b, number by number.
+    A number of b bits travels modulo 2^b. So it takes the same bits under masks that are uniform modulo 2^b and cancel
+    in the sum, where its bound is what the sum over all clients can reach: the sum modulo 2^b then tells the sum.
     """
 
     def code(self, field: Field) -> int:

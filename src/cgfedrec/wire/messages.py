@@ -118,10 +118,11 @@ class Upload:
         values: Named tensors `[clients, ...]`; row c belongs to ``clients[c]``.
         sparse: The names of tables `[clients, items, dim]` of which only rows that are not all zero travel
             (`SparseRows`). Each client's message then has a length of its own.
-        bounds: By name, what the numbers of one client's value can reach, for whole numbers that travel in as many bits
-            as that takes. Such a value is int64, `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a
-            client are zero, it may be a coalesced sparse tensor with entries for `[clients, rows]`: that saves memory.
-            Its bytes are the same, since all rows travel, and none tells whether it is zero.
+        bounds: By name, of the shape of one client's value: what whole numbers can reach, which travel in as many bits
+            as that takes. (Under a secure sum, what their sum can reach.) Such a value is int64, of the shape
+            `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a client are zero, it may be a coalesced
+            sparse tensor with entries for `[clients, rows]`: that saves memory. Its bytes are the same, since all rows
+            travel, and none tells whether it is zero.
 
     >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
     >>> [len(message) for message in upload.pack()]
@@ -202,10 +203,16 @@ class Upload:
         bounds = {name: field.bounds for name, field in fields.items() if field.bounds is not None}
         return cls(clients, values, sparse, bounds)
 
+    def check_layout(self, name: str) -> None:
+        """Refuse a sparse tensor of anything but whole numbers with bounds, by a ValueError that names it."""
+        if self.values[name].layout != torch.strided and name not in self.bounds:
+            raise ValueError(f"field {name!r} is a sparse tensor, and only whole numbers with bounds travel as one")
+
     def _row(self, row: int) -> dict[str, Value]:
         """One client's values, as they travel."""
         values: dict[str, Value] = {}
         for name, value in self.values.items():
+            self.check_layout(name)
             values[name] = value[row]
             if name in self.sparse:
                 values[name] = SparseRows(value[row])
