@@ -24,7 +24,7 @@ $(INSTALLED_DEV): $(INSTALLED)
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-fit: $(INSTALLED)  ## train CGFedRec on the embedded data set
+fit: $(INSTALLED)  ## train CGFedCo on the embedded data set
 	$(BIN)/cgfedrec fit --config configs/quickstart.yaml
 
 test: $(INSTALLED_DEV)  ## run all tests

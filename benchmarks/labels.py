@@ -1,10 +1,9 @@
-"""Do the labels help? The quickstart against its controls, over generator seeds.
+"""Do CGFedRec's labels help? `configs/cgfedrec.yaml` against its controls, over generator seeds.
 
     python -m benchmarks.labels [--seeds 5]
 
-CGFedRec with the settings of the quickstart; the same aligned against prototypes; the same with its labels permuted at
-random; Local with the same client; and
-popularity. Strict protocol, full ranking, test at the best validation round, as `cgfedrec fit` reports it.
+CGFedRec on the embedded data; the same aligned against prototypes; the same with its labels permuted at random; Local
+with the same client; and popularity. Strict protocol, full ranking, test at the best validation round, as `cgfedrec fit` reports it.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from rich.progress import track
 from rich.table import Table
 
 import cgfedrec
-from cgfedrec.settings.parser import quickstart
 
+CONFIG = Path(__file__).parents[1] / "configs" / "cgfedrec.yaml"
 METRICS = ("test/ndcg@10", "test/hr@10")
 
 
 def settings() -> dict[str, dict[str, object]]:
-    """The methods, as overrides of the quickstart."""
+    """The methods, as overrides of `CONFIG`."""
     import yaml
 
-    client = yaml.safe_load(quickstart().read_text())["method"]["init_args"]
+    client = yaml.safe_load(CONFIG.read_text())["method"]["init_args"]
     shared = ("dim", "optimizer", "lr_eta", "init_scale", "head")
     local = {"class_path": "cgfedrec.methods.Local", "init_args": {name: client[name] for name in shared}}
     return {
@@ -49,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for name, override, seed in track(jobs, "runs"):
             common = {"seed_everything": seed, "logger": None, "run_dir": str(Path(directory) / f"{name}-{seed}")}
-            summary = cgfedrec.fit(override, common).summary
+            summary = cgfedrec.fit(str(CONFIG), override, common).summary
             results.setdefault(name, []).append(tuple(summary[metric] for metric in METRICS))
             if name == "CGFedRec":
                 popular = tuple(summary[f"popularity/{metric}"] for metric in METRICS)

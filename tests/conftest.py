@@ -31,7 +31,7 @@ MakeData = Callable[..., FederatedDataModule]
 DATA = Path(os.environ.get("CGFEDREC_DATA", ROOT.parent / "shared" / "data"))
 TINY: dict[str, Any] = {
     "data": {"init_args": {"synthetic": {"users": 40, "items": 50, "groups": 5, "interactions": 10}}},
-    "method": {"init_args": {"dim": 8, "clusters": 5, "silent_rounds": 1}},
+    "method": {"class_path": "cgfedrec.methods.CGFedRec", "init_args": {"dim": 8, "clusters": 5, "silent_rounds": 1}},
     "loop": {"rounds": 3, "cohort_size": 16},
     "logger": None,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.labels import settings
+from benchmarks.labels import CONFIG, settings
 from benchmarks.leak import local
 
 import cgfedrec
@@ -11,10 +11,10 @@ from tests.conftest import require_data
 
 
 def test_it_is_the_labels_that_help() -> None:
-    """The quickstart ranks far above popularity, Local and itself with permuted labels, on a seed of its own."""
+    """CGFedRec ranks far above popularity, Local and itself with permuted labels, on a seed of its own."""
     found = {}
     for name, override in settings().items():
-        summary = cgfedrec.fit(override, {"seed_everything": 11, "logger": None, "run_dir": name}).summary
+        summary = cgfedrec.fit(str(CONFIG), override, {"seed_everything": 11, "logger": None, "run_dir": name}).summary
         found[name] = summary["test/ndcg@10"]
         found["popularity"] = summary["popularity/test/ndcg@10"]
     assert found["CGFedRec"] > 2 * max(found["popularity"], found["Local"], found["labels permuted"])

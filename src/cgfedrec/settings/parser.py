@@ -19,7 +19,7 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
-from cgfedrec.settings.layers import CONTROLLED, Layer, leaves, merged, short
+from cgfedrec.settings.layers import Layer, leaves, merged, short
 from cgfedrec.settings.mistakes import no_mappings, problems
 from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of
 from cgfedrec.settings.sources import Said, layer_in, layer_of, option_of
@@ -35,7 +35,7 @@ set_parsing_settings(
 COMPONENTS = ("fabric", "data", "protocol", "method", "wire", "loop", "logger")
 DEFAULTS = {
     "data": {"class_path": "cgfedrec.data.FederatedDataModule"},
-    "method": {"class_path": CONTROLLED},
+    "method": {"class_path": "cgfedrec.methods.CGFedCo"},
     "logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"},
 }
 
@@ -51,7 +51,7 @@ def quickstart() -> Path:
 
 _DESCRIPTION = """Train a federation. Options come from environment variables (ENV below), from the config, which
 outranks them, and from the command line, which outranks both; their order does not count. The variable of any option is
-CGFEDREC_FIT_ and its name in capitals, with __ for a dot: CGFEDREC_FIT_METHOD__DIM. --method.help CGFedRec, --data.help
+CGFEDREC_FIT_ and its name in capitals, with __ for a dot: CGFEDREC_FIT_LOOP__ROUNDS. --method.help CGFedCo, --data.help
 FederatedDataModule and --logger.help cgfedrec.run.loggers.WandbLogger tell the options of these parts; --print_config
 prints them all."""
 
