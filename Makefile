@@ -6,7 +6,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test stops options lint format notebooks bench leak labels clean
+.PHONY: help setup fit paper test stops options lint format notebooks bench leak labels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ $(INSTALLED_DEV): $(INSTALLED)
 
 fit: $(INSTALLED)  ## train CGFedCo on the embedded data set
 	$(BIN)/cgfedrec fit --config configs/quickstart.yaml
+
+DATA ?= ../shared/data
+paper: $(INSTALLED)  ## train the paper's CGFedRec with its published settings, on ML-100K and FilmTrust in DATA (minutes)
+	$(BIN)/cgfedrec fit --config configs/paper/ml-100k.yaml --data.path $(DATA)/ml-100k/ratings.csv
+	$(BIN)/cgfedrec fit --config configs/paper/filmtrust.yaml --data.path $(DATA)/filmtrust/ratings.tsv
 
 test: $(INSTALLED_DEV)  ## run all tests
 	$(BIN)/python -m pytest -n 2

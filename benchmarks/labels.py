@@ -3,7 +3,8 @@
     python -m benchmarks.labels [--seeds 5]
 
 CGFedRec on the embedded data; the same aligned against prototypes; the same with its labels permuted at random; Local
-with the same client; and popularity. Strict protocol, full ranking, test at the best validation round, as `cgfedrec fit` reports it.
+with the same client; and popularity. Strict protocol, full ranking, test at the best validation round, as
+`cgfedrec fit` reports it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from cgfedrec.wire.values import SparseRows
 
 
 def server_of(rank: int = 2) -> CoLRServer:
-    return CoLRServer(3, seed=5, start=torch.randn(3, 4, generator=torch.Generator().manual_seed(1)), rank=rank)
+    start = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    return CoLRServer(CoLR(dim=4, rank=rank), start, seed=5)
 
 
 def test_a_basis_is_orthogonal_and_new_in_each_round() -> None:

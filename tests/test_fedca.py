@@ -75,7 +75,10 @@ def test_leading_directions_are_those_of_the_rows_seen_as_often_as_seen() -> Non
 
 @pytest.mark.parametrize("clients", [0, 1])
 def test_nobody_or_one_alone_has_nothing_to_mix_with(clients: int) -> None:
-    server, table = MixServer(torch.zeros(6, 3), seed=0, alpha=0.3, beta=0.3, directions=2), torch.randn(2, 6, 3)
+    server, table = (
+        MixServer(FedCA(dim=3, alpha=0.3, beta=0.3, directions=2), torch.zeros(6, 3), seed=0),
+        torch.randn(2, 6, 3),
+    )
     turn = (torch.arange(2) < clients).float()[:, None, None]
     values = {"table": table * turn, "directions": torch.eye(3)[:2] * turn, "samples": 9 * turn}
     server.aggregate(server.reduce(Upload(torch.arange(2), values)))
@@ -85,7 +88,7 @@ def test_nobody_or_one_alone_has_nothing_to_mix_with(clients: int) -> None:
 
 def test_mixes_go_to_those_whose_turn_it_was_and_wait_for_them() -> None:
     generator = torch.Generator().manual_seed(0)
-    server = MixServer(torch.zeros(6, 3), seed=0, alpha=0.3, beta=0.3, directions=2)
+    server = MixServer(FedCA(dim=3, alpha=0.3, beta=0.3, directions=2), torch.zeros(6, 3), seed=0)
     table, samples = torch.randn(4, 6, 3, generator=generator), torch.tensor([10.0, 0, 30, 20])
     directions = torch.linalg.qr(torch.randn(4, 3, 2, generator=generator)).Q.mT
     values = {"table": table, "directions": directions, "samples": samples[:, None, None]}

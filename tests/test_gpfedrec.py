@@ -148,7 +148,7 @@ def test_averages_are_over_those_more_similar_than_the_mean(
 ) -> None:
     monkeypatch.setattr(gpfedrec, "COMPARED_AT_ONCE", at_once)
     tables = torch.randn(8, 5, 4) + 2 * torch.randn(2, 5, 4).repeat(4, 1, 1)
-    server = GraphServer(5, 4, threshold, seed=0)
+    server = GraphServer(GPFedRec(dim=4, threshold=threshold), 5, seed=0)
     degree = updated(server, 1, list(range(8)), tables)
 
     flat = tables.double().flatten(1)
@@ -163,14 +163,14 @@ def test_averages_are_over_those_more_similar_than_the_mean(
 
 def test_the_graph_joins_the_similar_and_not_the_distant() -> None:
     tables = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 2.0]])[:, None]
-    server = GraphServer(1, 2, 1.0, seed=0)
+    server = GraphServer(GPFedRec(dim=2, threshold=1.0), 1, seed=0)
     assert updated(server, 1, [0, 1, 2, 3], tables) == 2
     near = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.05, 1.5], [0.05, 1.5]])
     torch.testing.assert_close(server.averages.rows[:, 0], near)
 
 
 def test_who_is_absent_keeps_its_last_average() -> None:
-    server = GraphServer(5, 4, 1.0, seed=0)
+    server = GraphServer(GPFedRec(dim=4, threshold=1.0), 5, seed=0)
     assert server.broadcast(torch.arange(9), 1) is None
     updated(server, 1, [4, 1, 8, 6], torch.randn(4, 5, 4))
     first = dict(zip(server.averages.clients.tolist(), server.averages.rows.clone(), strict=True))
@@ -194,5 +194,5 @@ def test_an_upload_that_is_not_finite_names_its_client() -> None:
     tables = torch.randn(4, 5, 4)
     tables[2, 3, 1] = torch.inf
     with pytest.raises(NotFiniteError) as error:
-        updated(GraphServer(5, 4, 1.0, seed=0), 1, [4, 1, 8, 6], tables)
+        updated(GraphServer(GPFedRec(dim=4, threshold=1.0), 5, seed=0), 1, [4, 1, 8, 6], tables)
     assert error.value.clients == [8]

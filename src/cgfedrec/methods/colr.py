@@ -116,10 +116,9 @@ class CoLRServer(MeanServer):
     That is enough for clients that took part in the last round. The others also receive W, as it was in that round.
 
     Args:
-        num_items: n.
-        seed: The shared one.
+        method: The settings.
         start: The initial W, `[items, dim]`.
-        rank: r.
+        seed: The shared one.
     """
 
     sees_single_uploads = True  # which of each client's rows are not zero
@@ -127,8 +126,8 @@ class CoLRServer(MeanServer):
     table: Tensor
     up_to_date: Tensor
 
-    def __init__(self, num_items: int, seed: int, start: Tensor, rank: int) -> None:
-        super().__init__({"factor": Field((num_items, rank), sparse=True)}, seed)
+    def __init__(self, method: CoLR, start: Tensor, seed: int) -> None:
+        super().__init__({"factor": Field((len(start), method.rank), sparse=True)}, seed)
         self.register_buffer("table", start.clone())
         self.register_buffer("up_to_date", torch.empty(0, dtype=torch.int64))
 
@@ -194,4 +193,4 @@ class CoLR(FactorMethod):
 
     def server(self, num_items: int, seed: int) -> CoLRServer:
         start = shared_start(seed, self.scale(), num_items, self.dim)
-        return CoLRServer(num_items, seed, start, self.rank)
+        return CoLRServer(self, start, seed)

@@ -128,25 +128,23 @@ class MixServer(GatherServer):
     """Mixes the tables of those whose turn it was, for each of them. A mix waits until its client takes part again.
 
     Args:
+        method: The settings.
         start: The shared initial table, `[items, dim]`.
         seed: The shared one, which goes down as this seed.
-        alpha: Weight of complementarity.
-        beta: Weight of similarity.
-        directions: How many leading directions a client sends.
     """
 
     start: Tensor
 
-    def __init__(self, start: Tensor, seed: int, alpha: float, beta: float, directions: int) -> None:
+    def __init__(self, method: FedCA, start: Tensor, seed: int) -> None:
         # Sparse: a client whose turn it is not has only zeros, and so sends three headers and nothing else.
         super().__init__(
             {
                 "table": Field(tuple(start.shape), sparse=True),
-                "directions": Field((directions, start.shape[1]), sparse=True),
+                "directions": Field((method.directions, start.shape[1]), sparse=True),
                 "samples": Field((1, 1), sparse=True),
             }
         )
-        self.seed, self.alpha, self.beta = seed, alpha, beta
+        self.method, self.seed = method, seed
         self.register_buffer("start", start, persistent=False)
         self.mixes = Mailbox("table", *start.shape)
 
@@ -171,7 +169,7 @@ class MixServer(GatherServer):
         table, directions, samples = (
             torch.cat([upload.values[name] for upload in sent]) for name in ("table", "directions", "samples")
         )
-        weights = mix_weights(table - self.start, directions, samples.flatten(), self.alpha, self.beta)
+        weights = mix_weights(table - self.start, directions, samples.flatten(), self.method.alpha, self.method.beta)
         self.mixes.discard(users)  # who took part has received what waited
         self.mixes.put(clients, (weights.to(table.dtype) @ table.flatten(1)).view_as(table))
         report = {"mixes/clients": float(len(clients)), "mixes/own": 0.0}
@@ -294,4 +292,4 @@ class FedCA(FactorMethod):
 
     def server(self, num_items: int, seed: int) -> MixServer:
         start = shared_start(seed, self.init_scale, num_items, self.dim)
-        return MixServer(start, seed, self.alpha, self.beta, self.directions)
+        return MixServer(self, start, seed)

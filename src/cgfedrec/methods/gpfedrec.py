@@ -117,21 +117,20 @@ class GPFedRecClient(FactorClient):
 class GraphServer(GatherServer, TableServer):
     """Averages each participant's table with its neighbours', and keeps the averages r_u and their mean.
 
-    Two participants are neighbours if the cosine of their tables exceeds ``threshold`` times the mean cosine of all
-    pairs. Everyone is its own neighbour. Work grows with the square of the number of participants. The server keeps the
-    r_u of everyone who has ever taken part: a client that is absent keeps its last one.
+    Two participants are neighbours if the cosine of their tables exceeds ``method.threshold`` times the mean cosine of
+    all pairs. Everyone is its own neighbour. Work grows with the square of the number of participants. The server keeps
+    the r_u of everyone who has ever taken part: a client that is absent keeps its last one.
 
     Args:
+        method: The settings.
         num_items: n.
-        dim: d.
-        threshold: Of the mean cosine.
         seed: The shared one.
     """
 
-    def __init__(self, num_items: int, dim: int, threshold: float, seed: int) -> None:
-        super().__init__({"table": Field((num_items, dim))}, seed)
-        self.threshold = threshold
-        self.averages = Mailbox("target", num_items, dim)
+    def __init__(self, method: GPFedRec, num_items: int, seed: int) -> None:
+        super().__init__({"table": Field((num_items, method.dim))}, seed)
+        self.method = method
+        self.averages = Mailbox("target", num_items, method.dim)
 
     def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
         """The mean of all r_u for everyone, and a client's own r_u for those who have one."""
@@ -141,7 +140,7 @@ class GraphServer(GatherServer, TableServer):
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Find the graph and average over it. Report how many neighbours a participant has, itself included."""
         similarity = self._similarity(users)
-        graph = neighbours(similarity, self.threshold)
+        graph = neighbours(similarity, self.method.threshold)
         # One hop over the graph: r_u = sum_v W_uv E_v, each row of W the same share for every neighbour.
         weights = (graph / graph.sum(1, keepdim=True)).float()  # [clients, clients]
         targets = self.mean("table").new_empty(len(users), *self.mean("table").shape)
@@ -264,4 +263,4 @@ class GPFedRec(FactorMethod):
         return GPFedRecClient(self, num_items, seed)
 
     def server(self, num_items: int, seed: int) -> GraphServer:
-        return GraphServer(num_items, self.dim, self.threshold, seed)
+        return GraphServer(self, num_items, seed)
