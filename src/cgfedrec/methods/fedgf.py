@@ -234,18 +234,13 @@ class FedGFServer(SumsInTurn):
         if self.products:
             sent[f"filter/{self.products}"] = Bulletin.of({"basis": self.basis, "spectrum": self.spectrum})
         if self.finished:
-            sent["chosen"] = Bulletin.of({"chosen": self.chosen.to(torch.uint8)})
+            sent["chosen"] = Bulletin.of({"chosen": self.chosen})
         return sent
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if not 0 <= int(self.chosen) < len(self.method.alphas):
             raise ValueError(f"there is no alpha {int(self.chosen)}")
-
-    def histograms(self) -> dict[str, Tensor]:
-        if not self.products:
-            return {}
-        return {"filter/spectrum": self.spectrum}
 
 
 @dataclass(frozen=True, kw_only=True)
