@@ -55,6 +55,11 @@ class Server(Growing):
         self.sum: Sum | None = None
 
     @property
+    def working(self) -> int:
+        """Bytes that it takes at most, where that is worth telling: what a run will need is said before it starts."""
+        return 0
+
+    @property
     def phase(self) -> str:
         """What the next round is for, in a word, where rounds differ: shown while it runs."""
         return ""

@@ -28,6 +28,9 @@ from cgfedrec.wire.values import Field, IdLists, Labels, Value
 
 LABELS, PAIRS = LabelColumns.name, PairCounts.name
 
+TABLES = 12
+"""How many tables `[items, columns]` of 8 bytes there are at most: sums, columns, factors. Measured."""
+
 
 class SumsServer(Server):
     """Counts one sum after another, until all clients have added to it, or a stated share.
@@ -110,6 +113,11 @@ class SumsServer(Server):
         if self.finished:
             return None
         return self.timeline[int(self.at)]
+
+    @property
+    def working(self) -> int:
+        columns = self.discovery.num_columns(self.num_items) + self.discovery.num_clusters(self.num_items)
+        return TABLES * 8 * columns * self.num_items
 
     @property
     def phase(self) -> str:
