@@ -14,6 +14,9 @@ from cgfedrec.wire.values import Field
 CLIENTS = "clients/"
 """What begins the names under which a server reports from how many clients a sum came."""
 
+READINGS = "readings/"
+"""What begins the names under which a server reports how well each way to read what it has found serves clients."""
+
 
 class Growing(nn.Module):
     """A module with buffers whose length changes from round to round. It loads those of any length."""
