@@ -395,7 +395,7 @@ def test_the_environment_overrides_the_quickstart(monkeypatch: pytest.MonkeyPatc
     assert run("fit") == 0
     config = yaml.safe_load(Path("runs/quickstart/0/config.yaml").read_text())
     assert config["loop"]["rounds"] == 1
-    assert config["method"]["init_args"]["head"] == "private"
+    assert config["method"]["class_path"] == "cgfedrec.methods.CGFedCo"
 
 
 def test_environment_variables_are_options(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,10 +453,10 @@ def test_every_config_is_accepted(config: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "file"), [("ml-100k", "ml-100k/ratings.csv"), ("filmtrust", "filmtrust/ratings.tsv")]
 )
-def test_real_ratings_end_to_end(config: str, file: str) -> None:
+def test_the_papers_settings_on_real_ratings(config: str, file: str) -> None:
     path = require_data(file)
     done = cgfedrec(
-        "fit", "--config", ROOT / f"configs/{config}.yaml", "--data.init_args.path", path, "--run_dir", "run",
+        "fit", "--config", ROOT / f"configs/paper/{config}.yaml", "--data.init_args.path", path, "--run_dir", "run",
         "--loop.rounds", "3", "--loop.participants", "60", "--logger", "null",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -524,10 +524,11 @@ def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
     assert ours["loop"] == theirs["loop"] | {"rounds": 1}
 
 
-@pytest.mark.parametrize("config", [[], ["--config", ROOT / "configs/ml-100k-private-heads.yaml"]])
-def test_a_method_named_by_an_option_has_its_own_defaults_but_for_the_control(config: list[Any]) -> None:
+@pytest.mark.parametrize("name", ["cgfedrec", "ml-100k-private-heads"])
+def test_a_method_named_by_an_option_has_its_own_defaults_but_for_the_control(name: str) -> None:
     def printed(*options: str) -> dict[str, Any]:
-        whole = yaml.safe_load(cgfedrec("fit", *config, *options, "--print_config").stdout)
+        config = ROOT / "configs" / f"{name}.yaml"
+        whole = yaml.safe_load(cgfedrec("fit", "--config", config, *options, "--print_config").stdout)
         return dict(whole["method"]["init_args"])
 
     ours, local = printed(), printed("--method", "Local")
@@ -546,4 +547,4 @@ def test_a_method_named_by_a_config_has_its_own_defaults(tmp_path: Path) -> None
     for ours in ("loop: {rounds: 3}\n", "method: {init_args: {clusters: 60}}\n"):
         path.write_text(ours)
         printed = yaml.safe_load(cgfedrec("fit", "--config", path, "--print_config").stdout)
-        assert printed["method"]["class_path"] == "cgfedrec.methods.CGFedRec"
+        assert printed["method"]["class_path"] == "cgfedrec.methods.CGFedCo"

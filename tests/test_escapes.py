@@ -54,7 +54,18 @@ def test_no_output_of_the_command_line_holds_escapes(verb: str) -> None:
         assert done.returncode == 2
         assert r"now\x1b[31m" in done.stderr
     else:
-        quick = ("--loop.rounds", "1", "--method.clusters", "2", "--method.dim", "4", "--logger", "null")
+        quick = (
+            "--loop.rounds",
+            "1",
+            "--method",
+            "CGFedRec",
+            "--method.clusters",
+            "2",
+            "--method.dim",
+            "4",
+            "--logger",
+            "null",
+        )
         done = cgfedrec("fit", *data, *quick, "--run_dir", "run")
         assert done.returncode == 0, done.stderr
         ckpt = ("--ckpt_path", "run/checkpoints/last.ckpt")

@@ -31,7 +31,13 @@ BILLION = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{key}: &{key} [{', '.join([f'*{before}'] * 10)}]\n" for before, key in zip("abcdefgh", "bcdefghi", strict=True)
 )
 """A small text that stands for a thousand million values."""
-QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
+QUICKSTART = str(ROOT / "configs" / "cgfedrec.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _on_cgfedrec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In these tests CGFedRec is what runs without a config: it has settings of every kind, where CGFedCo has few."""
+    monkeypatch.setattr("cgfedrec.settings.parser.quickstart", lambda: Path(QUICKSTART))
 
 
 def settings(
@@ -181,8 +187,8 @@ def test_null_is_taken_where_the_type_allows_it(option: str, value: None) -> Non
     other = {option: below.get(option, "sampled" if group == "protocol" else "text")}
     variable = f"CGFEDREC_FIT_{option.replace('.', '__').upper()}"
     for found in (
-        settings(other, options=[f"--{option}", "null"]),
-        settings(other, {option: None}),
+        settings({"method": "CGFedRec"}, other, options=[f"--{option}", "null"]),
+        settings({"method": "CGFedRec"}, other, {option: None}),
         settings(env={variable: "null"}),
     ):
         place = f"{group}.init_args.{rest}" if group in ("data", "method", "logger") else option
@@ -215,7 +221,7 @@ def test_null_is_taken_where_the_type_allows_it(option: str, value: None) -> Non
 def test_null_is_refused_by_name_where_it_is_no_value(option: str, allowed: str) -> None:
     for told in (
         problems(options=[f"--{option}", "null"]),
-        problems({option: None}),
+        problems({"method": "CGFedRec"}, {option: None}),
         problems(env={f"CGFEDREC_FIT_{option.replace('.', '__').upper()}": "null"}),
     ):
         assert told.startswith(f"{option}: must be {allowed}")
@@ -229,7 +235,12 @@ def test_mf_without_a_loss_is_refused() -> None:
 
 def test_all_problems_are_told_at_once_with_their_sources() -> None:
     Path("wrong.yaml").write_text("loop: {turns: 3, rounds: three}\n")
-    told = problems("wrong.yaml", options=["--method.dim", "x"], env={"CGFEDREC_FIT_DATA__NEGATIVES": "many"})
+    told = problems(
+        {"method": "CGFedRec"},
+        "wrong.yaml",
+        options=["--method.dim", "x"],
+        env={"CGFEDREC_FIT_DATA__NEGATIVES": "many"},
+    )
     assert set(told.splitlines()) == {
         "loop.turns: there is no such option; did you mean loop.rounds? (wrong.yaml)",
         "loop.rounds: must be a whole number, not three (wrong.yaml)",
@@ -388,7 +399,7 @@ def test_what_only_fit_heeds_is_refused_elsewhere(capsys: pytest.CaptureFixture[
         (["--logger", "cgfedrec.run.loggers.WandbLogger", "--logger.project", "a/b"], "logger.project: 'a/b'"),
         (["--wire.steps", "[{class_path: no.Where}]"], "(No module named 'no'; is its folder on PYTHONPATH?)"),
         (["--wire.steps", "[{class_path: torch.optim.SGD}]"], "does not correspond to a subclass of Step)"),
-        (["--method.optimizer.lrr", "0.1"], "method.optimizer.lrr: there is no such option; did you mean"),
+        (["--method", "CGFedRec", "--method.optimizer.lrr", "0.1"], "method.optimizer.lrr: there is no such option; did you mean"),
         (["--method", "mine.Mine"], "mine.Mine is no class that can stand here (No module named 'mine'; is its folder"),
         (["--fabric.strategy", "lightning.fabric.strategies.DDPStrategy"], "fabric.strategy"),
         (["--fabric.strategy", "{class_path: lightning.fabric.strategies.DDPStrategy}"], "fabric.strategy"),

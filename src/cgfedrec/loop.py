@@ -194,6 +194,7 @@ class FederatedLoop(Evaluations):
             kept_rounds=kept_rounds,
             checkpoint_every=self.checkpoint_every,
             sees_single_uploads=isinstance(self.server, GatherServer),
+            server=self.server.working,
         )
 
     @property

@@ -14,6 +14,9 @@ from cgfedrec.wire.values import Field
 CLIENTS = "clients/"
 """What begins the names under which a server reports from how many clients a sum came."""
 
+READINGS = "readings/"
+"""What begins the names under which a server reports how well each way to read what it has found serves clients."""
+
 
 class Growing(nn.Module):
     """A module with buffers whose length changes from round to round. It loads those of any length."""
@@ -53,6 +56,11 @@ class Server(Growing):
         super().__init__()
         self.expects: Mapping[str, Field] = dict(expects or {})
         self.sum: Sum | None = None
+
+    @property
+    def working(self) -> int:
+        """Bytes that it takes at most, where that is worth telling: what a run will need is said before it starts."""
+        return 0
 
     @property
     def phase(self) -> str:

@@ -219,6 +219,8 @@ class _Reporter:
         if not loop.history or loop.history[-1]["round"] != loop.round:
             return
         row = loop.history[-1]
+        if loop.monitor not in row:  # the round only prepared
+            return
         self.trial.report(row[loop.monitor], loop.round)
         if self.trial.should_prune():
             from optuna import TrialPruned

@@ -17,7 +17,7 @@ from cgfedrec.history import Row
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.signals import Signals
-from cgfedrec.server import CLIENTS
+from cgfedrec.server import CLIENTS, READINGS
 
 
 class EarlyStopping:
@@ -106,6 +106,9 @@ class ProgressBar:
         for name, value in row.items():
             if name.startswith(CLIENTS):
                 yield f"{name.removeprefix(CLIENTS)}: {int(value)} clients"
+        readings = {name: value for name, value in row.items() if name.startswith(READINGS)}
+        if readings:
+            yield max(readings, key=readings.__getitem__).removeprefix(READINGS)
         if "train/loss" in row:
             loss = f"train/loss {row['train/loss']:.4f}"
             seen = [f"{name} {row[f'train/{name}']:.4f}" for name in loop.reports if row[f"train/{name}"]]

@@ -215,10 +215,10 @@ class WandbLogger(theirs.WandbLogger):
         self.experiment.summary.update(final)
         rows = [[name, float(value)] for name, value in final.items()]
         self.experiment.log({"final": wandb.Table(columns=["metric", "value"], data=rows)})
-        if history and {monitor, "bytes/total"} <= history[-1].keys():
-            points = wandb.Table(
-                columns=["bytes/total", monitor], data=[[row["bytes/total"], row[monitor]] for row in history]
-            )
+        # Rounds that only prepared have no metric, and a reference has no bytes.
+        points_of = [[row["bytes/total"], row[monitor]] for row in history if {monitor, "bytes/total"} <= row.keys()]
+        if points_of:
+            points = wandb.Table(columns=["bytes/total", monitor], data=points_of)
             curve = wandb.plot.line(points, "bytes/total", monitor, f"{monitor} against bytes")
             self.experiment.log({"against bytes": curve})
         if self.log_checkpoint and best.exists():

@@ -20,6 +20,7 @@ from cgfedrec.method import Recommender
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
 from cgfedrec.run.training import Training
+from cgfedrec.server import CLIENTS, READINGS
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 """Those whose version may show in a result."""
@@ -99,7 +100,9 @@ def summary_of(
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
         },
-        **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/"))},
+        **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/", READINGS))},
+        # From how many clients each sum came: told in the row of the round that ended it.
+        **{name: value for row in training.history for name, value in row.items() if name.startswith(CLIENTS)},
         **{name: value for name, value in last.items() if name.startswith("bytes/")},
         "time/round": fmean(row["time/round"] for row in training.history),
         **tests,

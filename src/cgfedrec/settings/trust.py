@@ -15,6 +15,7 @@ import yaml
 
 import cgfedrec.centralized
 import cgfedrec.methods
+import cgfedrec.structure
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
@@ -27,6 +28,7 @@ DEEPEST = 24
 _OFFERED: dict[str, list[type]] = {
     "cgfedrec.methods": [getattr(cgfedrec.methods, name) for name in cgfedrec.methods.__all__],
     "cgfedrec.centralized": [getattr(cgfedrec.centralized, name) for name in cgfedrec.centralized.__all__],
+    "cgfedrec.structure": [getattr(cgfedrec.structure, name) for name in cgfedrec.structure.__all__],
     "cgfedrec.data": [FederatedDataModule],
     "cgfedrec.kit.optimisers": [TableSGD, LowRankSGD, FactorAdam],
     "torch.optim": [

@@ -86,6 +86,7 @@ class Demand:
         kept_rounds: For how many rounds the best checkpoint may need rows that have been replaced since.
         checkpoint_every: For how many rounds the last checkpoint may need them.
         sees_single_uploads: Whether the server holds every upload until its round ends, and what it made of them.
+        server: Bytes that the server itself takes (`cgfedrec.server.Server.working`).
     """
 
     users: int
@@ -102,6 +103,7 @@ class Demand:
     kept_rounds: int
     checkpoint_every: int
     sees_single_uploads: bool
+    server: int = 0
 
     @property
     def client(self) -> int:
@@ -191,7 +193,7 @@ def plan(
         size = cohort_size(demand, device)
     state = round(demand.clients * demand.kept)
     working = _working(demand, size)
-    base = resident() + MODULES + working
+    base = resident() + MODULES + working + demand.server
     if demand.sees_single_uploads:
         # Every upload of the round, and as much again for what the server makes of them.
         base += 2 * demand.participants * demand.sent

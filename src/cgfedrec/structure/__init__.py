@@ -1,1 +1,5 @@
-"""What the server discovers among the items, and what clients do with it."""
+"""What a server discovers, and what a client does with it."""
+
+from cgfedrec.structure.neighbours import Neighbours
+
+__all__ = ["Neighbours"]

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from cgfedrec.errors import RunError, check
 from cgfedrec.random import Stream, bits
-from cgfedrec.server import CLIENTS, Server
+from cgfedrec.server import CLIENTS, READINGS, Server
 from cgfedrec.structure.clusters import clustered, merged
 from cgfedrec.structure.discover import candidates, closed_form
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, counts_value
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.structure import Found, Structure, judgement
+from cgfedrec.structure.structure import UNIT, Found, Structure, judgement
 from cgfedrec.structure.tallies import Columns, Known, LabelColumns, PairCounts
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
@@ -27,6 +27,9 @@ from cgfedrec.wire.messages import Broadcast, Sum, Upload
 from cgfedrec.wire.values import Field, IdLists, Labels, Value
 
 LABELS, PAIRS = LabelColumns.name, PairCounts.name
+
+TABLES = 12
+"""How many tables `[items, columns]` of 8 bytes there are at most: sums, columns, factors. Measured."""
 
 
 class SumsServer(Server):
@@ -48,6 +51,7 @@ class SumsServer(Server):
     pairs: Tensor
     found: Tensor
     average: Tensor
+    judged: Tensor
     part: Tensor
     there: Tensor
     late: Tensor
@@ -69,6 +73,7 @@ class SumsServer(Server):
             "pairs": torch.empty(0, 0, dtype=torch.int64),  # [rows, most]
             "found": torch.empty(0, dtype=torch.uint8),  # the structure as it travels
             "average": torch.empty(0),
+            "judged": torch.empty(0, dtype=torch.int64),  # [readings]: summed gains, in units of `UNIT`
             "part": torch.empty(0, dtype=torch.int64),  # the sum that is being counted
         }
         # Each later sum, once it has been opened.
@@ -112,6 +117,11 @@ class SumsServer(Server):
         return self.timeline[int(self.at)]
 
     @property
+    def working(self) -> int:
+        columns = self.discovery.num_columns(self.num_items) + self.discovery.num_clusters(self.num_items)
+        return TABLES * 8 * columns * self.num_items
+
+    @property
     def phase(self) -> str:
         if self.step is None:
             return ""
@@ -150,7 +160,7 @@ class SumsServer(Server):
             values["step"] = self.at.to(torch.uint8)
             if self.average.numel():
                 values["average"] = self.average
-        return Broadcast(values, kept=self._bulletins)
+        return Broadcast(values, kept=self.bulletins)
 
     def aggregate(self, part: Upload | Sum) -> None:
         assert isinstance(part, Sum)
@@ -187,13 +197,19 @@ class SumsServer(Server):
         if first and int(self.there.sum()) >= math.ceil(self.discovery.share * int(group.sum())):
             missing = 0
         if not missing:
+            counted = int(self.clients)
             self._open(step)
+            if step.phase == CHOOSE:
+                means = (self.judged.double() / UNIT / counted).tolist()
+                names = (f"{READINGS}{reading}" for reading in self.structure.readings)
+                report |= dict(zip(names, means, strict=True))
         return report
 
     def _open(self, step: Step) -> None:
         """Take in a sum to which all have added, and find what the next one needs."""
         part = self.part
         if step.phase == CHOOSE:
+            self.judged = part
             self.chosen.fill_(int(part.argmax()))
         elif int(self.at) == 0:
             self.counts, self.late = part, self.enrolled & ~self.there
@@ -243,6 +259,10 @@ class SumsServer(Server):
         sketch = torch.cat([self.get_buffer(f"total_{tally.name}").cpu() for tally in counted], dim=1)
         return factor(columns.double(), sketch.double())
 
+    def coordinates(self) -> Tensor:
+        """Where the items lie by all columns that have been counted, `[rows, at most 64]`, to be looked at."""
+        return coordinates(self._factor())
+
     def _find_labels(self) -> Tensor:
         """The cluster of each row, `[rows]`, int64."""
         rows = self.known.the_rows
@@ -271,7 +291,7 @@ class SumsServer(Server):
     def _refresh(self) -> None:
         """Bring what follows from the state up to date: what is known, what is sent, and what is expected."""
         self.known = self._known()
-        self._bulletins = self._needed()
+        self.bulletins = self._needed()
         self.expects = self._expected()
 
     def _known(self) -> Known:

@@ -44,6 +44,7 @@ def candidates(half: Tensor, sizes: Tensor) -> Tensor:
         `[rows, most]`, int64: the rows of each target's candidates, ascending, then -1.
     """
     most = int(sizes.max())
+    half = half.float()  # enough to tell which are large, in half the time
     found = torch.empty(len(half), most, dtype=torch.int64, device=half.device)
     block = max(1, CELLS // len(half))
     for start in range(0, len(half), block):

@@ -235,7 +235,8 @@ class Results:
                 history = pl.read_csv(path, infer_schema_length=None)
                 if not set(needed) <= set(history.columns):
                     return None
-                histories.append(history.select(needed))
+                # Rounds that only prepare have a row, and no metric.
+                histories.append(history.select(needed).drop_nulls(monitor))
         if not histories:
             return None
         values = pl.col(monitor)
