@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,43 +20,53 @@ class SumsInTurn(Server):
     """Opens each sum once every client has added to it, in however many rounds, and then goes on to the next.
 
     So any participation ends with the same sums, and none that is opened is over a few clients only. A subclass makes
-    something of each sum (`opened`), and says what has come down by then (`bulletins`). It calls `refresh` once it is
+    something of each sum (`opened`), and says what has come down by then (`needed`). It calls `refresh` once it is
     built.
+
+    Sums span rounds. Under secure aggregation the masks of a sum cancel once all have added to it. So it is opened at
+    its end and not before; here, nothing looks at it until then.
 
     Args:
         sums: The names of the sums, in order; a name may stand there more than once.
-        fields: What one client adds to the sum of each name.
         least_clients: How many clients must take part.
         seed: The shared one.
     """
 
-    grows = ("part",)
+    grows: tuple[str, ...] = ("part",)
     part: Tensor
     at: Tensor
     enrolled: Tensor
     there: Tensor
 
-    def __init__(self, sums: Sequence[str], fields: Mapping[str, Field], least_clients: int, seed: int) -> None:
+    def __init__(self, sums: Sequence[str], least_clients: int, seed: int) -> None:
         super().__init__()
-        self.sums, self.fields, self.least_clients, self.seed = sums, fields, least_clients, seed
+        self.sums, self.least_clients, self.seed = sums, least_clients, seed
         # Which sum is being counted, and what has been added to it so far.
         self.register_buffer("at", torch.tensor(0))
         self.register_buffer("part", torch.empty(0, dtype=torch.float64))
 
     @abstractmethod
-    def opened(self, name: str, total: Tensor) -> dict[str, float]:
-        """Make something of a sum `[...]`, float64, over all clients. Returns what is worth logging, by name."""
+    def field(self, name: str) -> Field:
+        """What one client adds to the sum of this name, once that is to be counted."""
 
     @abstractmethod
-    def bulletins(self) -> dict[str, Bulletin]:
-        """What clients need for the next sum, and to score: by name, once for every sum that is opened."""
+    def opened(self, name: str, total: Tensor) -> dict[str, float]:
+        """Make something of a sum `[...]` over all clients, and of what is to come next.
+
+        Returns:
+            What is worth logging, by name.
+        """
+
+    @abstractmethod
+    def needed(self) -> dict[str, Bulletin]:
+        """What clients need for the next sum, and to score: bulletins by name, asked for whenever a sum is opened."""
 
     def refresh(self) -> None:
         """Bring up to date what is sent and what is expected."""
-        self._bulletins = self.bulletins()
+        self.bulletins = self.needed()
         self.expects = {}
         if not self.finished:
-            self.expects = {self.counting: self.fields[self.counting]}
+            self.expects = {self.counting: self.field(self.counting)}
 
     @property
     def counting(self) -> str:
@@ -86,7 +96,15 @@ class SumsInTurn(Server):
         self.register_buffer("there", torch.zeros_like(enrolled))  # who has added to the present sum
 
     def wanted(self) -> Tensor:
-        return (self.enrolled & ~self.there).nonzero().squeeze(1)
+        return (self.group() & ~self.there).nonzero().squeeze(1)
+
+    def group(self) -> Tensor:
+        """Who is to add to the present sum, `[users]`, bool: by default everybody."""
+        return self.enrolled
+
+    def complete(self) -> bool:
+        """Whether enough have added to the present sum: by default all."""
+        return not len(self.wanted())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -99,7 +117,7 @@ class SumsInTurn(Server):
         return Broadcast({"seed": torch.tensor(self.seed)})
 
     def broadcast(self, users: Tensor, round: int) -> Broadcast:
-        return Broadcast({"at": self.at.to(torch.uint8)}, kept=self._bulletins)
+        return Broadcast({"at": self.at.to(torch.uint8)}, kept=self.bulletins)
 
     def aggregate(self, part: Upload | Sum) -> None:
         assert isinstance(part, Sum)
@@ -116,7 +134,7 @@ class SumsInTurn(Server):
         total, self.sum = self.sum, None
         assert total is not None, "a round without participants"
         name = self.counting
-        asked = int((~self.there)[users].sum())
+        asked = int((self.group() & ~self.there)[users].sum())
         if total.clients != asked:
             raise RunError(f"{total.clients} clients have added to the sum {name!r}, where {asked} were asked")
         added = total.values[name]
@@ -125,7 +143,7 @@ class SumsInTurn(Server):
         self.part = added
         self.there[users] = True
         report: dict[str, float] = {f"{CLIENTS}{name}": int(self.there.sum())}
-        if not len(self.wanted()):
+        if self.complete():
             report |= self.opened(name, self.part)
             self.at += 1
             self.part = self.part.new_empty(0)

@@ -190,13 +190,13 @@ class FedGFServer(SumsInTurn):
 
     def __init__(self, method: FedGF, num_items: int, seed: int) -> None:
         rank = method.columns(num_items)
-        fields = {
+        super().__init__(method.sums(), method.least_clients, seed)
+        self.method = method
+        self.fields = {
             COUNT: Field((num_items,)),
             PRODUCT: Field((num_items, rank)),
             CHOOSE: Field((len(method.alphas) + 1,)),
         }
-        super().__init__(method.sums(), fields, method.least_clients, seed)
-        self.method = method
         self.register_buffer("counts", torch.zeros(num_items))
         self.register_buffer("basis", torch.zeros(num_items, rank))
         self.register_buffer("spectrum", torch.zeros(rank))
@@ -227,7 +227,10 @@ class FedGFServer(SumsInTurn):
             return {f"{CLIENTS}judged": judges, "filter/alpha": self.method.alphas[int(self.chosen)]}
         return {}
 
-    def bulletins(self) -> dict[str, Bulletin]:
+    def field(self, name: str) -> Field:
+        return self.fields[name]
+
+    def needed(self) -> dict[str, Bulletin]:
         sent = {}
         if int(self.at) > 0:
             sent["counts"] = Bulletin.of({"counts": self.counts})

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.errors import RunError, check
+from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.random import Stream, bits
-from cgfedrec.server import CLIENTS, READINGS, Server
+from cgfedrec.server import READINGS
 from cgfedrec.structure.clusters import clustered, merged
 from cgfedrec.structure.discover import candidates, closed_form
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, counts_value
@@ -23,7 +23,7 @@ from cgfedrec.structure.structure import UNIT, Found, Structure, judgement
 from cgfedrec.structure.tallies import Columns, Known, LabelColumns, PairCounts
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
-from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, IdLists, Labels, Value
 
 LABELS, PAIRS = LabelColumns.name, PairCounts.name
@@ -32,11 +32,11 @@ TABLES = 12
 """How many tables `[items, columns]` of 8 bytes there are at most: sums, columns, factors. Measured."""
 
 
-class SumsServer(Server):
-    """Counts one sum after another, until all clients have added to it, or a stated share.
+class SumsServer(SumsInTurn):
+    """Counts the tallies one after another, finds what the next one needs, and at last the structure.
 
-    Sums span rounds. Under secure aggregation the masks of a sum cancel once all have added to it, so it is opened at
-    the end of its phase and not before; here, nothing looks at it until then.
+    Where `Discovery.share` is below 1, the first sum ends early. Those who were there are asked for all later sums of a
+    first pass, and those who came late for all sums of a second one.
 
     Args:
         discovery: The settings.
@@ -52,21 +52,17 @@ class SumsServer(Server):
     found: Tensor
     average: Tensor
     judged: Tensor
-    part: Tensor
-    there: Tensor
     late: Tensor
-    enrolled: Tensor
-    at: Tensor
-    clients: Tensor
     version: Tensor
     chosen: Tensor
 
     def __init__(self, discovery: Discovery, structure: Structure, num_items: int, seed: int) -> None:
-        super().__init__()
-        self.discovery, self.structure, self.num_items, self.seed = discovery, structure, num_items, seed
         chooses = len(structure.readings) > 1
         self.timeline = discovery.timeline(num_items, structure.verifies, structure.train_rounds, chooses)
+        super().__init__([step.phase for step in self.timeline], discovery.least_clients, seed)
+        self.discovery, self.structure, self.num_items = discovery, structure, num_items
         state = {
+            "part": torch.empty(0, dtype=torch.int64),
             "counts": torch.empty(0, 2, dtype=torch.int64),  # [items, 2]: the first sum, of the first pass
             "late_counts": torch.empty(0, 2, dtype=torch.int64),  # the same of those who came late
             "labels": torch.empty(0, dtype=torch.int64),  # [rows]
@@ -74,7 +70,6 @@ class SumsServer(Server):
             "found": torch.empty(0, dtype=torch.uint8),  # the structure as it travels
             "average": torch.empty(0),
             "judged": torch.empty(0, dtype=torch.int64),  # [readings]: summed gains, in units of `UNIT`
-            "part": torch.empty(0, dtype=torch.int64),  # the sum that is being counted
         }
         # Each later sum, once it has been opened.
         tallies = discovery.tallies(num_items, structure.verifies)[1:]
@@ -84,30 +79,19 @@ class SumsServer(Server):
         self.grows = tuple(state)
         for name, value in state.items():
             self.register_buffer(name, value)
-        # At which step of the timeline; how many clients its sum has; which version of the structure; which reading.
-        for name in ("at", "clients", "version", "chosen"):
+        # Which version of the structure has been found, and which reading of it has been chosen.
+        for name in ("version", "chosen"):
             self.register_buffer(name, torch.tensor(0))
-        self.nothing_changed = True
         self._sent: dict[str, Bulletin] = {}
 
     def enrol(self, users: Tensor, participants: int) -> None:
-        least = self.discovery.least_clients
-        if len(users) < least:
-            check(f"method.least_clients: {least} is more than the {len(users)} clients who take part")
-        enrolled = torch.zeros(int(users.max()) + 1, dtype=torch.bool)
-        enrolled[users] = True
-        self.register_buffer("enrolled", enrolled)
-        self.register_buffer("there", torch.zeros_like(enrolled))  # who has added to the sum that is being counted
-        self.register_buffer("late", torch.zeros_like(enrolled))  # who was not there in the first pass
-        self._refresh()
+        super().enrol(users, participants)
+        self.register_buffer("late", torch.zeros_like(self.enrolled))  # who was not there in the first pass
+        self.refresh()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.sum = None
-        if not 0 <= int(self.at) <= len(self.timeline):
-            raise ValueError(f"there is no step {int(self.at)}")
         self._sent = {}
-        self._refresh()
+        super()._load_from_state_dict(*args, **kwargs)
 
     @property
     def step(self) -> Step | None:
@@ -122,32 +106,30 @@ class SumsServer(Server):
         return TABLES * 8 * columns * self.num_items
 
     @property
-    def phase(self) -> str:
-        if self.step is None:
-            return ""
-        return self.step.phase
-
-    @property
     def preparing(self) -> bool:
-        return self.nothing_changed
-
-    @property
-    def finished(self) -> bool:
-        return int(self.at) == len(self.timeline)
-
-    def wanted(self) -> Tensor | None:
-        """Who has not added to the sum that is being counted; everybody in a round of training."""
         if self.step is None or self.step.phase == TRAIN:
-            return self.enrolled.nonzero().squeeze(1)
-        return (self._group() & ~self.there).nonzero().squeeze(1)
+            return False
+        # With a structure whose reading is yet to be chosen, there is nothing to measure yet, but after training.
+        trained = int(self.at) > 0 and self.timeline[int(self.at) - 1].phase == TRAIN
+        return not trained or bool(self.there.any())
 
-    def _group(self) -> Tensor:
-        """Who is to add to the present sum, `[users]`, bool."""
-        if self.step is None or self.step.phase == CHOOSE or int(self.at) == 0:
+    def wanted(self) -> Tensor:
+        """Who has not added to the sum that is being counted; everybody in a round of training."""
+        if self.counting == TRAIN:
+            return self.enrolled.nonzero().squeeze(1)
+        return super().wanted()
+
+    def group(self) -> Tensor:
+        if self.step is None or self.step.tally is None or int(self.at) == 0:
             return self.enrolled
         if self.step.late:
             return self.late
         return self.enrolled & ~self.late
+
+    def complete(self) -> bool:
+        if int(self.at) == 0:
+            return int(self.there.sum()) >= math.ceil(self.discovery.share * int(self.enrolled.sum()))
+        return super().complete()
 
     def welcome(self) -> Broadcast:
         """The seed, and how many clients there will be, from which follows what the first sum can reach."""
@@ -162,85 +144,52 @@ class SumsServer(Server):
                 values["average"] = self.average
         return Broadcast(values, kept=self.bulletins)
 
-    def aggregate(self, part: Upload | Sum) -> None:
-        assert isinstance(part, Sum)
-        if self.sum is not None:
-            part = self.sum + part
-        self.sum = part
-
     def update(self, users: Tensor, round: int) -> dict[str, float]:
-        """End a round, and with it a step once all whom it wants have been there.
-
-        Raises:
-            RunError: if more or fewer clients have added to a sum than were to.
-        """
-        step, total = self.step, self.sum
-        assert step is not None
-        assert total is not None
-        self.sum = None
-        if step.phase == TRAIN:
-            self.average = (total.values["average"] / total.clients).float()
-            self._next()
-            return {}
-        expected = int((self._group() & ~self.there)[users].sum())
-        if total.clients != expected:
-            raise RunError(f"{total.clients} clients have added to the sum {step.phase!r}, where {expected} were to")
-        (added,) = total.values.values()
-        self.part = _plus(self.part, added)
-        self.there[users] = True
-        self.clients += total.clients
-        report: dict[str, float] = {f"{CLIENTS}{step.phase}": int(self.clients)}
-        self.nothing_changed = True
-        group = self._group()
-        missing = int((group & ~self.there).sum())
-        first = int(self.at) == 0
-        if first and int(self.there.sum()) >= math.ceil(self.discovery.share * int(group.sum())):
-            missing = 0
-        if not missing:
-            counted = int(self.clients)
-            self._open(step)
-            if step.phase == CHOOSE:
-                means = (self.judged.double() / UNIT / counted).tolist()
-                names = (f"{READINGS}{reading}" for reading in self.structure.readings)
-                report |= dict(zip(names, means, strict=True))
-        return report
-
-    def _open(self, step: Step) -> None:
-        """Take in a sum to which all have added, and find what the next one needs."""
-        part = self.part
-        if step.phase == CHOOSE:
-            self.judged = part
-            self.chosen.fill_(int(part.argmax()))
-        elif int(self.at) == 0:
-            self.counts, self.late = part, self.enrolled & ~self.there
-        elif step.phase == self.timeline[0].phase:
-            self.late_counts = part
-        else:
-            name = f"total_{step.phase}"
-            setattr(self, name, _plus(self.get_buffer(name), part))
-        self._next()
-
-    def _next(self) -> None:
-        """Go to the next step, with what it needs."""
-        before = self.timeline[int(self.at)]
+        if self.counting != TRAIN:
+            return super().update(users, round)
+        total, self.sum = self.sum, None
+        assert total is not None, "a round without participants"
+        self.average = (total.values[TRAIN] / total.clients).float()
         self.at += 1
-        self.part = self.part.new_empty(0)
-        self.clients.fill_(0)
-        self.there.fill_(False)
-        too_few = int(self.late.sum()) < self.discovery.least_clients
-        while self.step is not None and self.step.late and too_few:
-            self.at += 1  # nobody is late, or too few for a sum of their own
+        self.refresh()
+        return {}
+
+    def opened(self, name: str, total: Tensor) -> dict[str, float]:
+        """Take in a sum to which all have added, and find what the next one needs."""
+        if name == CHOOSE:
+            self.judged = total
+            self.chosen.fill_(int(total.argmax()))
+            means = (total.double() / UNIT / int(self.there.sum())).tolist()
+            readings = (f"{READINGS}{reading}" for reading in self.structure.readings)
+            return dict(zip(readings, means, strict=True))
+        if int(self.at) == 0:
+            self.counts, self.late = total, self.enrolled & ~self.there
+        elif name == self.timeline[0].phase:
+            self.late_counts = total
+        else:
+            before = self.get_buffer(f"total_{name}")
+            if before.numel():
+                total = before + total
+            setattr(self, f"total_{name}", total)
+        self._find(name)
+        return {}
+
+    def _find(self, name: str) -> None:
+        """Find what comes next, after the sum of this name: labels, candidates, the structure, or nothing."""
+        following = int(self.at) + 1
+        if int(self.late.sum()) < self.discovery.least_clients:
+            # Nobody is late, or too few for a sum of their own: they wait.
+            while following < len(self.timeline) and self.timeline[following].late:
+                following += 1
+        self.at.fill_(following - 1)  # the next one is counted from here
         self.known = self._known()
-        if before.phase == self.last_tally:
+        if name == self.last_tally:
             self._find_structure()
-        elif self.phase == LABELS and not self.labels.numel():
+        elif self.sums[following] == LABELS and not self.labels.numel():
             self.labels = self._find_labels()
-        elif self.phase == PAIRS and not self.pairs.numel():
+        elif self.sums[following] == PAIRS and not self.pairs.numel():
             half, _ = closed_form(self._factor(), self.known.the_rows.clients, self.discovery.penalty)
             self.pairs = candidates(half, self.discovery.sizes(self.known.the_rows))
-        # With a structure whose reading is yet to be chosen, there is nothing to measure yet.
-        self.nothing_changed = self.step is not None and self.step.phase != TRAIN and before.phase != TRAIN
-        self._refresh()
 
     def _rows(self) -> Rows:
         """The rows with the clients of everybody who has been counted."""
@@ -288,12 +237,6 @@ class SumsServer(Server):
             return {}
         return {"clusters/sizes": torch.bincount(self.labels)}
 
-    def _refresh(self) -> None:
-        """Bring what follows from the state up to date: what is known, what is sent, and what is expected."""
-        self.known = self._known()
-        self.bulletins = self._needed()
-        self.expects = self._expected()
-
     def _known(self) -> Known:
         """What clients know too, once they have the bulletins."""
         known = Known(self.num_items, int(self.enrolled.sum()), self.seed)
@@ -305,9 +248,9 @@ class SumsServer(Server):
             known = replace(known, pairs=self.pairs.cpu())
         return known
 
-    def _needed(self) -> dict[str, Bulletin]:
-        """What clients need for the next round, and to score: bulletins by name."""
-        step, known = self.step, self.known
+    def needed(self) -> dict[str, Bulletin]:
+        self.known = known = self._known()
+        step = self.step
         sent: dict[str, Bulletin] = {}
         if known.rows is None:
             return sent
@@ -340,25 +283,16 @@ class SumsServer(Server):
             self._sent[name] = Bulletin.of(values)
         return self._sent[name]
 
-    def _expected(self) -> dict[str, Field]:
-        """What one client sends in the next round."""
-        step = self.step
-        if step is None:
-            return {}
-        if step.phase == CHOOSE:
-            return {CHOOSE: judgement(len(self.structure.readings))}
-        if step.tally is None:
-            average = self.structure.average(self.known)
+    def field(self, name: str) -> Field:
+        step, known = self.step, self.known
+        if name == CHOOSE:
+            return judgement(len(self.structure.readings))
+        if name == TRAIN:
+            average = self.structure.average(known)
             assert average is not None, "nothing is averaged, and so there is nothing to train"
-            return {"average": average}
-        known = self.known
+            return average
+        assert step is not None
+        assert step.tally is not None
         if step.late and self.late_counts.numel():
             known = known.for_others(self.late_counts)
-        return {step.tally.name: step.tally.field(known)}
-
-
-def _plus(total: Tensor, part: Tensor) -> Tensor:
-    """A sum that begins as an empty tensor, `[...]`."""
-    if not total.numel():
-        return part
-    return total + part
+        return step.tally.field(known)

@@ -174,7 +174,7 @@ class SumsClient(Client):
             return self._addition(self.step)
         if self.step.phase == CHOOSE:
             return self._judgement()
-        return Upload(self.users, {"average": self.learned()})
+        return Upload(self.users, {TRAIN: self.learned()})
 
     def learned(self) -> Tensor:
         """What trained clients send up to be averaged, `[clients, ...]`, as `Structure.average` says."""
