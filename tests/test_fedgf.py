@@ -11,11 +11,12 @@ from torch import Tensor
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError, RunError
-from cgfedrec.evaluation.ranking import evaluate
+from cgfedrec.evaluation.ranking import evaluate, gains
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import FedGF
 from cgfedrec.methods.fedgf import COUNT, PRODUCT, FedGFClient, FedGFServer, orthonormal
+from cgfedrec.protocol import Protocol
 from cgfedrec.testing import Conformance, prepared, trained
 from cgfedrec.wire.messages import Upload
 
@@ -175,11 +176,10 @@ def test_where_nobody_holds_out_the_first_alpha_stays_and_the_report_says_so() -
 
 def test_phases_say_what_rounds_are_for_and_messages_what_they_cost(data: FederatedDataModule) -> None:
     phases, nbytes = [], []
-    for rounds in range(6):
-        loop = trained(FedGF(rank=8), data, 100, rounds=rounds) if rounds else FederatedLoop()
-        if rounds:
-            phases.append(loop.server.phase)
-            nbytes.append((loop.bytes_up / data.num_users, loop.bytes_down / data.num_users))
+    for rounds in range(1, 6):
+        loop = trained(FedGF(rank=8), data, 100, rounds=rounds)
+        phases.append(loop.server.phase)
+        nbytes.append((loop.bytes_up / data.num_users, loop.bytes_down / data.num_users))
     assert phases == [*(f"power iteration {k} of 3" for k in (1, 2, 3)), "choose", ""]
     up, down = torch.tensor(nbytes).T.diff().round()
     table = 4 * 8 * data.num_items
@@ -206,6 +206,20 @@ def test_settings_that_cannot_work_are_refused(data: FederatedDataModule) -> Non
         trained(FedGF(rank=8, least_clients=41), data, 100)
 
 
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol(candidates="sampled", num_candidates=20)])
+def test_gains_are_those_of_the_evaluation_and_0_where_nothing_is_held_out(protocol: Protocol) -> None:
+    data = prepared(protocol, synthetic=Synthetic(users=20, items=60, groups=6, interactions=10))
+    scores = torch.rand(20, 60, generator=torch.Generator().manual_seed(0))
+    cohort = data.ranking(torch.arange(20), "val")
+    mine = gains("ndcg@10", scores, cohort)
+    expected = evaluate(data, "val", lambda users: scores[users], 7)["val/ndcg@10"]
+    assert mine.mean().item() == pytest.approx(expected)
+    assert expected > 0
+    cohort.relevant[3] = -1
+    assert gains("ndcg@10", scores, cohort)[3] == 0
+    assert mine.count_nonzero() > 1
+
+
 class TestFedGF(Conformance):
     uploads: ClassVar = {"product"}
     optimizers: ClassVar = {}
@@ -229,18 +243,3 @@ class TestFedGF(Conformance):
             sent = client.upload().values[PRODUCT].double()
         basis, rows = server_of(loop).basis.double(), weighted(data, 3)[users]
         torch.testing.assert_close(sent, torch.einsum("ci,cj,jr->cir", rows, rows, basis), atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("candidates", [None, 20])
-def test_gains_are_those_of_the_evaluation_and_0_where_nothing_is_held_out(candidates: int | None) -> None:
-    sampled = Protocol() if candidates is None else Protocol(candidates="sampled", num_candidates=candidates)
-    data = prepared(sampled, synthetic=Synthetic(users=20, items=60, groups=6, interactions=10))
-    scores = torch.rand(20, 60, generator=torch.Generator().manual_seed(0))
-    cohort = data.ranking(torch.arange(20), "val")
-    mine = gains("ndcg@10", scores, cohort)
-    expected = evaluate(data, "val", lambda users: scores[users], 7)["val/ndcg@10"]
-    assert mine.mean().item() == pytest.approx(expected)
-    assert expected > 0
-    cohort.relevant[3] = -1
-    assert gains("ndcg@10", scores, cohort)[3] == 0
-    assert mine.count_nonzero() > 1
