@@ -1,8 +1,7 @@
-"""The server that counts sums one after another, discovers structure from them, and sends that down."""
+"""The server of CGFedCo: discovers structure from sums that have been counted, and sends that down."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,143 +10,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.errors import RunError, check
 from cgfedrec.random import Stream, bits
-from cgfedrec.server import CLIENTS, READINGS, Server
 from cgfedrec.structure.clusters import clustered, merged
+from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
+from cgfedrec.structure.counting import CountingServer
 from cgfedrec.structure.discover import candidates, closed_form
-from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, counts_value
+from cgfedrec.structure.discovery import CHOOSE, Discovery, Step, counts_value
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.structure import UNIT, Found, Structure, judgement
+from cgfedrec.structure.structure import Found, Structure, judgement
 from cgfedrec.structure.tallies import Columns, Known, LabelColumns, PairCounts
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
-from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, IdLists, Labels, Value
 
-LABELS, PAIRS = LabelColumns.name, PairCounts.name
+LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
 
 TABLES = 12
 """How many tables `[items, columns]` of 8 bytes there are at most: sums, columns, factors. Measured."""
 
 
-class SumsServer(Server):
-    """Counts one sum after another, until all clients have added to it, or a stated share.
+class SumsServer(CountingServer):
+    """Finds labels from the first sketch, candidates from all of them, and structure from everything.
 
-    Sums span rounds. Under secure aggregation the masks of a sum cancel once all have added to it, so it is opened at
-    the end of its phase and not before; here, nothing looks at it until then.
-
-    Args:
-        discovery: The settings.
-        structure: What is discovered.
-        num_items: n.
-        seed: The shared one.
+    Arguments are those of `CountingServer`.
     """
 
-    counts: Tensor
-    late_counts: Tensor
     labels: Tensor
+    directions: Tensor
     pairs: Tensor
     found: Tensor
-    average: Tensor
-    judged: Tensor
-    part: Tensor
-    there: Tensor
-    late: Tensor
-    enrolled: Tensor
-    at: Tensor
-    clients: Tensor
     version: Tensor
-    chosen: Tensor
 
     def __init__(self, discovery: Discovery, structure: Structure, num_items: int, seed: int) -> None:
-        super().__init__()
-        self.discovery, self.structure, self.num_items, self.seed = discovery, structure, num_items, seed
-        chooses = len(structure.readings) > 1
-        self.timeline = discovery.timeline(num_items, structure.verifies, structure.train_rounds, chooses)
-        state = {
-            "counts": torch.empty(0, 2, dtype=torch.int64),  # [items, 2]: the first sum, of the first pass
-            "late_counts": torch.empty(0, 2, dtype=torch.int64),  # the same of those who came late
-            "labels": torch.empty(0, dtype=torch.int64),  # [rows]
-            "pairs": torch.empty(0, 0, dtype=torch.int64),  # [rows, most]
-            "found": torch.empty(0, dtype=torch.uint8),  # the structure as it travels
-            "average": torch.empty(0),
-            "judged": torch.empty(0, dtype=torch.int64),  # [readings]: summed gains, in units of `UNIT`
-            "part": torch.empty(0, dtype=torch.int64),  # the sum that is being counted
-        }
-        # Each later sum, once it has been opened.
-        tallies = discovery.tallies(num_items, structure.verifies)[1:]
-        state |= {f"total_{tally.name}": torch.empty(0, dtype=torch.int64) for tally in tallies}
-        self.last_tally = tallies[-1].name
-        self.columns = [tally for tally in tallies if isinstance(tally, Columns)]
-        self.grows = tuple(state)
-        for name, value in state.items():
-            self.register_buffer(name, value)
-        # At which step of the timeline; how many clients its sum has; which version of the structure; which reading.
-        for name in ("at", "clients", "version", "chosen"):
-            self.register_buffer(name, torch.tensor(0))
-        self.nothing_changed = True
+        super().__init__(discovery, structure, num_items, seed)
+        self.hold("labels", torch.empty(0, dtype=torch.int64))  # [rows]
+        self.hold("directions", torch.empty(0, 0))  # [rows, columns], in place of labels
+        self.hold("pairs", torch.empty(0, 0, dtype=torch.int64))  # [rows, most]
+        self.hold("found", torch.empty(0, dtype=torch.uint8))  # the structure as it travels
+        self.register_buffer("version", torch.tensor(0))  # of the structure
+        self.columns = [tally for tally in self.tallies if isinstance(tally, Columns)]
         self._sent: dict[str, Bulletin] = {}
 
-    def enrol(self, users: Tensor, participants: int) -> None:
-        least = self.discovery.least_clients
-        if len(users) < least:
-            check(f"method.least_clients: {least} is more than the {len(users)} clients who take part")
-        enrolled = torch.zeros(int(users.max()) + 1, dtype=torch.bool)
-        enrolled[users] = True
-        self.register_buffer("enrolled", enrolled)
-        self.register_buffer("there", torch.zeros_like(enrolled))  # who has added to the sum that is being counted
-        self.register_buffer("late", torch.zeros_like(enrolled))  # who was not there in the first pass
-        self._refresh()
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.sum = None
-        if not 0 <= int(self.at) <= len(self.timeline):
-            raise ValueError(f"there is no step {int(self.at)}")
         self._sent = {}
-        self._refresh()
-
-    @property
-    def step(self) -> Step | None:
-        """What the next round is for; ``None`` once all is done."""
-        if self.finished:
-            return None
-        return self.timeline[int(self.at)]
+        super()._load_from_state_dict(*args, **kwargs)
 
     @property
     def working(self) -> int:
         columns = self.discovery.num_columns(self.num_items) + self.discovery.num_clusters(self.num_items)
         return TABLES * 8 * columns * self.num_items
-
-    @property
-    def phase(self) -> str:
-        if self.step is None:
-            return ""
-        return self.step.phase
-
-    @property
-    def preparing(self) -> bool:
-        return self.nothing_changed
-
-    @property
-    def finished(self) -> bool:
-        return int(self.at) == len(self.timeline)
-
-    def wanted(self) -> Tensor | None:
-        """Who has not added to the sum that is being counted; everybody in a round of training."""
-        if self.step is None or self.step.phase == TRAIN:
-            return self.enrolled.nonzero().squeeze(1)
-        return (self._group() & ~self.there).nonzero().squeeze(1)
-
-    def _group(self) -> Tensor:
-        """Who is to add to the present sum, `[users]`, bool."""
-        if self.step is None or self.step.phase == CHOOSE or int(self.at) == 0:
-            return self.enrolled
-        if self.step.late:
-            return self.late
-        return self.enrolled & ~self.late
 
     def welcome(self) -> Broadcast:
         """The seed, and how many clients there will be, from which follows what the first sum can reach."""
@@ -162,85 +75,16 @@ class SumsServer(Server):
                 values["average"] = self.average
         return Broadcast(values, kept=self.bulletins)
 
-    def aggregate(self, part: Upload | Sum) -> None:
-        assert isinstance(part, Sum)
-        if self.sum is not None:
-            part = self.sum + part
-        self.sum = part
-
-    def update(self, users: Tensor, round: int) -> dict[str, float]:
-        """End a round, and with it a step once all whom it wants have been there.
-
-        Raises:
-            RunError: if more or fewer clients have added to a sum than were to.
-        """
-        step, total = self.step, self.sum
-        assert step is not None
-        assert total is not None
-        self.sum = None
-        if step.phase == TRAIN:
-            self.average = (total.values["average"] / total.clients).float()
-            self._next()
-            return {}
-        expected = int((self._group() & ~self.there)[users].sum())
-        if total.clients != expected:
-            raise RunError(f"{total.clients} clients have added to the sum {step.phase!r}, where {expected} were to")
-        (added,) = total.values.values()
-        self.part = _plus(self.part, added)
-        self.there[users] = True
-        self.clients += total.clients
-        report: dict[str, float] = {f"{CLIENTS}{step.phase}": int(self.clients)}
-        self.nothing_changed = True
-        group = self._group()
-        missing = int((group & ~self.there).sum())
-        first = int(self.at) == 0
-        if first and int(self.there.sum()) >= math.ceil(self.discovery.share * int(group.sum())):
-            missing = 0
-        if not missing:
-            counted = int(self.clients)
-            self._open(step)
-            if step.phase == CHOOSE:
-                means = (self.judged.double() / UNIT / counted).tolist()
-                names = (f"{READINGS}{reading}" for reading in self.structure.readings)
-                report |= dict(zip(names, means, strict=True))
-        return report
-
-    def _open(self, step: Step) -> None:
-        """Take in a sum to which all have added, and find what the next one needs."""
-        part = self.part
-        if step.phase == CHOOSE:
-            self.judged = part
-            self.chosen.fill_(int(part.argmax()))
-        elif int(self.at) == 0:
-            self.counts, self.late = part, self.enrolled & ~self.there
-        elif step.phase == self.timeline[0].phase:
-            self.late_counts = part
-        else:
-            name = f"total_{step.phase}"
-            setattr(self, name, _plus(self.get_buffer(name), part))
-        self._next()
-
-    def _next(self) -> None:
-        """Go to the next step, with what it needs."""
-        before = self.timeline[int(self.at)]
-        self.at += 1
-        self.part = self.part.new_empty(0)
-        self.clients.fill_(0)
-        self.there.fill_(False)
-        too_few = int(self.late.sum()) < self.discovery.least_clients
-        while self.step is not None and self.step.late and too_few:
-            self.at += 1  # nobody is late, or too few for a sum of their own
+    def opened(self, before: Step) -> None:
         self.known = self._known()
-        if before.phase == self.last_tally:
+        if before.phase == self.tallies[-1].name:
             self._find_structure()
         elif self.phase == LABELS and not self.labels.numel():
             self.labels = self._find_labels()
+        elif self.phase == POWER and not self.directions.numel():
+            self.directions = directions(self.total("sketch").double(), self.discovery.num_clusters(self.num_items))
         elif self.phase == PAIRS and not self.pairs.numel():
-            half, _ = closed_form(self._factor(), self.known.the_rows.clients, self.discovery.penalty)
-            self.pairs = candidates(half, self.discovery.sizes(self.known.the_rows))
-        # With a structure whose reading is yet to be chosen, there is nothing to measure yet.
-        self.nothing_changed = self.step is not None and self.step.phase != TRAIN and before.phase != TRAIN
-        self._refresh()
+            self.pairs = self._find_pairs()
 
     def _rows(self) -> Rows:
         """The rows with the clients of everybody who has been counted."""
@@ -253,11 +97,13 @@ class SumsServer(Server):
         return rows
 
     def _factor(self) -> Tensor:
-        """F from all columns that have been counted, `[rows, rank]`, float64."""
-        counted = [tally for tally in self.columns if self.get_buffer(f"total_{tally.name}").numel()]
-        columns = torch.cat([tally.columns(self.known) for tally in counted], dim=1)
-        sketch = torch.cat([self.get_buffer(f"total_{tally.name}").cpu() for tally in counted], dim=1)
-        return factor(columns.double(), sketch.double())
+        """F from all sketches that have been counted, `[rows, rank]`, float64."""
+        if self.discovery.sketch == "heads":
+            return by_heads(self.total(Heads.name).double())
+        counted = [tally for tally in self.columns if self.total(tally.name).numel()]
+        columns = torch.cat([tally.columns(self.known).double() for tally in counted], dim=1)
+        sketch = torch.cat([self.total(tally.name).double() for tally in counted], dim=1)
+        return factor(columns, sketch)
 
     def coordinates(self) -> Tensor:
         """Where the items lie by all columns that have been counted, `[rows, at most 64]`, to be looked at."""
@@ -271,12 +117,22 @@ class SumsServer(Server):
         # Popular items count more: their co-occurrence is known better.
         weights = (rows.clients + 1).double().sqrt().numpy()
         labels, centroids = clustered(coordinates(self._factor()).numpy(), clusters, seed, weights=weights)
-        return torch.from_numpy(merged(labels, centroids, self.discovery.least_items))
+        found = torch.from_numpy(merged(labels, centroids, self.discovery.least_items))
+        if self.discovery.second == "random_labels":
+            return shuffled(found, self.seed)
+        return found
+
+    def _find_pairs(self) -> Tensor:
+        """The candidates of each row, `[rows, most]`, int64."""
+        half, _ = closed_form(self._factor(), self.known.the_rows.clients, self.discovery.penalty)
+        return candidates(half, self.discovery.sizes(self.known.the_rows))
 
     def _find_structure(self) -> None:
         pairs = counts = None
-        if self.structure.verifies:
-            pairs, counts = self.pairs, self.get_buffer(f"total_{PAIRS}").cpu()
+        if self.structure.verifies and self.discovery.verify:
+            pairs, counts = self.pairs, self.total(PAIRS)
+        elif self.structure.verifies:
+            pairs = self.pairs = self._find_pairs()
         found = Found(self._factor(), self._rows(), pairs, counts, self.seed)
         message = encode(self.structure.find(found, self.discovery))
         self.found = torch.frombuffer(bytearray(message), dtype=torch.uint8)
@@ -288,7 +144,7 @@ class SumsServer(Server):
             return {}
         return {"clusters/sizes": torch.bincount(self.labels)}
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Bring what follows from the state up to date: what is known, what is sent, and what is expected."""
         self.known = self._known()
         self.bulletins = self._needed()
@@ -301,6 +157,8 @@ class SumsServer(Server):
             known = replace(known, rows=Rows.of(self.counts, self.discovery.least_clients))
         if self.labels.numel():
             known = replace(known, labels=self.labels.cpu())
+        if self.directions.numel():
+            known = replace(known, directions=self.directions.cpu())
         if self.pairs.numel():
             known = replace(known, pairs=self.pairs.cpu())
         return known
@@ -317,6 +175,8 @@ class SumsServer(Server):
         if step is not None and step.phase == LABELS and known.labels is not None:
             labels = Labels(known.labels, int(known.labels.max()) + 1)
             sent["labels"] = self._bulletin("labels", {"labels": labels})
+        if step is not None and step.phase == POWER and known.directions is not None:
+            sent["power"] = self._bulletin("power", {"directions": known.directions})
         if known.pairs is not None:
             layout = self.discovery.pairs_layout(known.rows)
             pairs = IdLists(known.pairs, layout.sizes, layout.high, layout.coding)
@@ -355,10 +215,3 @@ class SumsServer(Server):
         if step.late and self.late_counts.numel():
             known = known.for_others(self.late_counts)
         return {step.tally.name: step.tally.field(known)}
-
-
-def _plus(total: Tensor, part: Tensor) -> Tensor:
-    """A sum that begins as an empty tensor, `[...]`."""
-    if not total.numel():
-        return part
-    return total + part

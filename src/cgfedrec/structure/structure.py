@@ -38,9 +38,9 @@ class Found(NamedTuple):
     rows: Rows
     """The items, with the clients of all who have been counted."""
     pairs: Tensor | None
-    """`[rows, most]`: candidates, where pairs were counted."""
+    """`[rows, most]`: candidates, where the structure needs any."""
     counts: Tensor | None
-    """`[rows, most]`, int64: how many clients have both."""
+    """`[rows, most]`, int64: how many clients have both, where that was counted."""
     seed: int
     """The shared one."""
 
@@ -49,7 +49,7 @@ class Structure(ABC):
     """A kind of structure, its settings among its fields."""
 
     verifies: ClassVar[bool]
-    """Whether it needs candidate pairs counted."""
+    """Whether it needs candidate pairs, which are counted unless a setting forbids it."""
 
     @property
     def train_rounds(self) -> int:
@@ -193,7 +193,7 @@ class SumsClient(Client):
         if not self.due.all():
             history, users = History(*(part[self.due] for part in history)), users[self.due]
         added = tally.of(history, users, known, self.seed)
-        return Upload(users, {tally.name: added}, bounds={tally.name: tally.bounds(known)})
+        return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
 
     def _judgement(self) -> Upload:
         """How well each reading ranks what clients hold out, in units of `UNIT`, `[clients, readings]`."""
