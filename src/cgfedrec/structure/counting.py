@@ -63,12 +63,12 @@ class CountingServer(Server):
         self.nothing_changed = True
 
     def hold(self, name: str, empty: Tensor) -> None:
-        """Have a buffer whose length changes."""
+        """Have a buffer whose length changes, of the kind of ``empty`` `[0, ...]`."""
         self.register_buffer(name, empty)
         self.grows = (*self.grows, name)
 
     def total(self, name: str) -> Tensor:
-        """The sum of this name, on the CPU; empty before it has been opened."""
+        """The sum of this name, `[rows, ...]`, on the CPU; empty before it has been opened."""
         return self.get_buffer(f"total_{name}").cpu()
 
     def enrol(self, users: Tensor, participants: int) -> None:
