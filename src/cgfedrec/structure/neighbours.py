@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from cgfedrec.errors import no_count
-from cgfedrec.structure.discover import verified
+from cgfedrec.structure.discover import closed_form, pair_weights, verified
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.structure import Found, Structure, SumsClient
 from cgfedrec.structure.tallies import Known
@@ -60,10 +60,12 @@ class Neighbours(Structure):
     def find(self, found: Found, discovery: Discovery) -> dict[str, Value]:
         """Weigh the candidates by their counts, keep the best, and round their weights."""
         assert found.pairs is not None
-        assert found.counts is not None
         clients = found.rows.clients
-        weights = verified(found.factor, clients, found.pairs, found.counts, discovery.penalty)
-        sizes = discovery.sizes(found.rows)
+        if found.counts is None:
+            weights = pair_weights(*closed_form(found.factor, clients, discovery.penalty), found.pairs)
+        else:
+            weights = verified(found.factor, clients, found.pairs, found.counts, discovery.penalty)
+        sizes = (found.pairs >= 0).sum(1)  # as they were when the candidates were found
         return {"weights": quantised(weights, sizes, self.keep, self.weight_bits)}
 
     def fields(self, known: Known, discovery: Discovery) -> dict[str, Field]:
