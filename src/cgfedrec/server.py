@@ -27,7 +27,8 @@ class Growing(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         # Torch refuses a buffer of another length: each is first made as long as the one that is loaded into it.
         for name in self.grows:
-            setattr(self, name, self.get_buffer(name).new_empty(state_dict[prefix + name].shape))
+            loaded = state_dict[prefix + name]
+            setattr(self, name, self.get_buffer(name).new_empty(loaded.shape, dtype=loaded.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

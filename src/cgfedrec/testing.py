@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cgfedrec.centralized.popularity import Popularity
 from cgfedrec.data import FederatedDataModule, Synthetic
+from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError
 from cgfedrec.evaluation.ranking import evaluate
 from cgfedrec.loop import FederatedLoop
@@ -76,16 +77,30 @@ def trained(
     return loop
 
 
+class StopAfter:
+    """A callback that ends a run after a round, as an interruption would: the rounds that it was told to do stay.
+
+    A run that was told to do fewer would evaluate the last of these, also where others of its kind are not evaluated.
+    """
+
+    def __init__(self, round: int) -> None:
+        self.round = round
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        """Stop, if it is that round."""
+        loop.should_stop = loop.round >= self.round
+
+
 def ran(method: Method, data: FederatedDataModule, stretches: list[Stretch], options: dict[str, Any]) -> FederatedLoop:
     """A run in several stretches: it stops after each, and the next one goes on from what a checkpoint would hold."""
     state = None
     folder = Path(mkdtemp(dir="."))
     threads_before = torch.get_num_threads()
     for store, threads, until in stretches:
-        loop = FederatedLoop(rounds=until, cohort_size=5, store=store, **options)
+        loop = FederatedLoop(rounds=stretches[-1][2], cohort_size=5, store=store, **options)
         torch.set_num_threads(threads)
         try:
-            loop.setup(Fabric(accelerator="cpu", devices=1), data, method, folder)
+            loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=[StopAfter(until)]), data, method, folder)
             assert loop.workers.number == threads
             if state is not None:
                 loop.load_state_dict(state)
@@ -242,8 +257,9 @@ class Conformance:
                 for value in private.values():
                     value[torch.arange(len(users)) != row] *= 3
                 worker.client.load(users, private)
+                worker.client.own = Own(data, users, 3, 1)
                 worker.client.receive(loop.server.broadcast(users, 3), 3)
-                train(fabric, worker, data.draw(users, 3, 1))
+                train(fabric, worker, worker.client.batches())
                 with torch.no_grad():
                     sent = worker.client.upload().values
                     uploads.append({name: dense(value[row]).clone() for name, value in sent.items()})

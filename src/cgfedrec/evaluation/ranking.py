@@ -9,8 +9,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.module import FederatedDataModule, Stage
-from cgfedrec.evaluation.metrics import METRICS, NO_RANK, Recommended, rank, rank_sampled
+from cgfedrec.evaluation.metrics import METRICS, NO_RANK, Recommended, each_users, rank, rank_sampled
 
 SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
@@ -54,15 +55,34 @@ def ranked(
 
     def rank_cohort(users: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
-        if cohort.sampled is None:
-            ranks = rank(scores, cohort.relevant, cohort.candidates)
-        else:
-            ranks = rank_sampled(scores, cohort.relevant, cohort.sampled)
+        ranks = _ranks(scores, cohort)
         values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
         return users, ranks, _best_first(scores, cohort.relevant), items[values.isfinite()]
 
     users, ranks, relevant, shown = zip(*each(rank_cohort, data.ranked(stage, cohort_size)), strict=True)
     return Ranked(torch.cat(users), _stacked(ranks, NO_RANK), _stacked(relevant, -1), torch.cat(shown))
+
+
+def _ranks(scores: Tensor, cohort: RankingCohort) -> Tensor:
+    """The ranks of what a cohort's users hold out, `[users, relevant]`, by scores `[users, items]`."""
+    if cohort.sampled is None:
+        return rank(scores, cohort.relevant, cohort.candidates)
+    return rank_sampled(scores, cohort.relevant, cohort.sampled)
+
+
+def gains(metric: str, scores: Tensor, cohort: RankingCohort) -> Tensor:
+    """What clients can say themselves of a ranking: each one's value of a metric by what it holds out.
+
+    Args:
+        metric: Such as ``ndcg@10``.
+        scores: `[users, items]`.
+        cohort: What these users hold out, and what it is ranked against.
+
+    Returns:
+        `[users]`, float64; 0 for those who hold nothing out.
+    """
+    ranks = _ranks(scores, cohort)
+    return each_users(metric, ranks).masked_fill((ranks == NO_RANK).all(1), 0)
 
 
 def _best_first(scores: Tensor, relevant: Tensor) -> Tensor:

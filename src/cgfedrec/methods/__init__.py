@@ -6,6 +6,7 @@ from cgfedrec.methods.cofedrec import CoFedRec
 from cgfedrec.methods.colr import CoLR
 from cgfedrec.methods.fedca import FedCA
 from cgfedrec.methods.fedcia import FedCIA
+from cgfedrec.methods.fedgf import FedGF
 from cgfedrec.methods.fedmf import FedMF
 from cgfedrec.methods.fedncf import FedNCF
 from cgfedrec.methods.fedrap import FedRAP
@@ -20,6 +21,7 @@ __all__ = [
     "CoLR",
     "FedCA",
     "FedCIA",
+    "FedGF",
     "FedMF",
     "FedNCF",
     "FedRAP",

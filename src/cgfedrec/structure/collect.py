@@ -15,15 +15,14 @@ from cgfedrec.structure.clusters import clustered, merged
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
 from cgfedrec.structure.counting import CountingServer
 from cgfedrec.structure.discover import candidates, closed_form
-from cgfedrec.structure.discovery import CHOOSE, Discovery, Step, counts_value
+from cgfedrec.structure.discovery import Discovery, counts_value
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.structure import Found, Structure, judgement
+from cgfedrec.structure.structure import Found, Structure
 from cgfedrec.structure.tallies import Columns, Known, LabelColumns, PairCounts
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
-from cgfedrec.wire.messages import Broadcast
-from cgfedrec.wire.values import Field, IdLists, Labels, Value
+from cgfedrec.wire.values import IdLists, Labels, Value
 
 LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
 
@@ -62,28 +61,15 @@ class SumsServer(CountingServer):
         columns = self.discovery.num_columns(self.num_items) + self.discovery.num_clusters(self.num_items)
         return TABLES * 8 * columns * self.num_items
 
-    def welcome(self) -> Broadcast:
-        """The seed, and how many clients there will be, from which follows what the first sum can reach."""
-        return Broadcast({"seed": torch.tensor(self.seed), "clients": self.enrolled.sum()})
-
-    def broadcast(self, users: Tensor, round: int) -> Broadcast:
-        """Which step the round is for, the average while clients train, and bulletins."""
-        values: dict[str, Value] = {}
-        if self.step is not None:
-            values["step"] = self.at.to(torch.uint8)
-            if self.average.numel():
-                values["average"] = self.average
-        return Broadcast(values, kept=self.bulletins)
-
-    def opened(self, before: Step) -> None:
+    def find(self, name: str, following: str) -> None:
         self.known = self._known()
-        if before.phase == self.tallies[-1].name:
+        if name == self.tallies[-1].name:
             self._find_structure()
-        elif self.phase == LABELS and not self.labels.numel():
+        elif following == LABELS and not self.labels.numel():
             self.labels = self._find_labels()
-        elif self.phase == POWER and not self.directions.numel():
+        elif following == POWER and not self.directions.numel():
             self.directions = directions(self.total("sketch").double(), self.discovery.num_clusters(self.num_items))
-        elif self.phase == PAIRS and not self.pairs.numel():
+        elif following == PAIRS and not self.pairs.numel():
             self.pairs = self._find_pairs()
 
     def _rows(self) -> Rows:
@@ -144,12 +130,6 @@ class SumsServer(CountingServer):
             return {}
         return {"clusters/sizes": torch.bincount(self.labels)}
 
-    def refresh(self) -> None:
-        """Bring what follows from the state up to date: what is known, what is sent, and what is expected."""
-        self.known = self._known()
-        self.bulletins = self._needed()
-        self.expects = self._expected()
-
     def _known(self) -> Known:
         """What clients know too, once they have the bulletins."""
         known = Known(self.num_items, int(self.enrolled.sum()), self.seed)
@@ -163,9 +143,9 @@ class SumsServer(CountingServer):
             known = replace(known, pairs=self.pairs.cpu())
         return known
 
-    def _needed(self) -> dict[str, Bulletin]:
-        """What clients need for the next round, and to score: bulletins by name."""
-        step, known = self.step, self.known
+    def needed(self) -> dict[str, Bulletin]:
+        self.known = known = self._known()
+        step = self.step
         sent: dict[str, Bulletin] = {}
         if known.rows is None:
             return sent
@@ -199,19 +179,3 @@ class SumsServer(CountingServer):
         if name not in self._sent:
             self._sent[name] = Bulletin.of(values)
         return self._sent[name]
-
-    def _expected(self) -> dict[str, Field]:
-        """What one client sends in the next round."""
-        step = self.step
-        if step is None:
-            return {}
-        if step.phase == CHOOSE:
-            return {CHOOSE: judgement(len(self.structure.readings))}
-        if step.tally is None:
-            average = self.structure.average(self.known)
-            assert average is not None, "nothing is averaged, and so there is nothing to train"
-            return {"average": average}
-        known = self.known
-        if step.late and self.late_counts.numel():
-            known = known.for_others(self.late_counts)
-        return {step.tally.name: step.tally.field(known)}

@@ -65,7 +65,7 @@ class Neighbours(Structure):
             weights = pair_weights(*closed_form(found.factor, clients, discovery.penalty), found.pairs)
         else:
             weights = verified(found.factor, clients, found.pairs, found.counts, discovery.penalty)
-        sizes = discovery.sizes(found.rows)
+        sizes = (found.pairs >= 0).sum(1)  # as they were when the candidates were found
         return {"weights": quantised(weights, sizes, self.keep, self.weight_bits)}
 
     def fields(self, known: Known, discovery: Discovery) -> dict[str, Field]:

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput
-from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.histories import History
-from cgfedrec.evaluation.metrics import NDCG, NO_RANK, rank, rank_sampled
+from cgfedrec.evaluation.ranking import gains
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, known_from
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import Known
@@ -26,8 +25,8 @@ from cgfedrec.wire.values import Counts, Field, Value
 
 UNIT = 2**16
 """A client's validation metric, from 0 to 1, travels as a whole number of such parts."""
-JUDGED_AT = 10
-"""Readings are compared by NDCG at this cut-off."""
+JUDGED_BY = "ndcg@10"
+"""The metric by which clients compare readings."""
 
 
 class Found(NamedTuple):
@@ -139,11 +138,6 @@ class SumsClient(Client):
             values = self.kept["reading"]
             self.chosen = int(values["chosen"])  # type: ignore[arg-type]
         self.average = values.get("average")  # type: ignore[assignment]
-        self.due = torch.zeros(len(self.users), dtype=torch.bool)
-        if self.step is not None and self.step.tally is not None:
-            column = self.added.data[:, self.phases.index(self.step.phase)]
-            self.due = column.eq(0).cpu()
-            column.fill_(1)
 
     def changed(self) -> None:
         """Called when bulletins have come down: `kept` and `known` hold them."""
@@ -175,7 +169,7 @@ class SumsClient(Client):
             return self._addition(self.step)
         if self.step.phase == CHOOSE:
             return self._judgement()
-        return Upload(self.users, {"average": self.learned()})
+        return Upload(self.users, {TRAIN: self.learned()})
 
     def learned(self) -> Tensor:
         """What trained clients send up to be averaged, `[clients, ...]`, as `Structure.average` says."""
@@ -190,8 +184,12 @@ class SumsClient(Client):
             assert isinstance(counts, Counts)
             known = known.for_others(counts.values)
         history, users = self.own.history, self.users
-        if not self.due.all():
-            history, users = History(*(part[self.due] for part in history)), users[self.due]
+        # Noted here and not in `receive`, which is called to score too.
+        column = self.added.data[:, self.phases.index(tally.name)]
+        due = column.eq(0).cpu()
+        column.fill_(1)
+        if not due.all():
+            history, users = History(*(part[due] for part in history)), users[due]
         added = tally.of(history, users, known, self.seed)
         return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
 
@@ -200,12 +198,13 @@ class SumsClient(Client):
         held_out = self.own.validation()
         number = len(self.structure.readings)
         if held_out is None:  # nobody can judge, and the first reading stays
-            gains = torch.zeros(len(self.users), number)
+            gained = torch.zeros(len(self.users), number)
         else:
-            gains = torch.stack([_gain(self.read(reading).cpu(), held_out) for reading in range(number)], dim=1)
+            judged = [gains(JUDGED_BY, self.read(reading).cpu(), held_out) for reading in range(number)]
+            gained = torch.stack(judged, dim=1)
         bounds = judgement(number).bounds
         assert bounds is not None
-        return Upload(self.users, {CHOOSE: (gains * UNIT).round().long()}, bounds={CHOOSE: bounds})
+        return Upload(self.users, {CHOOSE: (gained * UNIT).round().long()}, bounds={CHOOSE: bounds})
 
     def score(self) -> Tensor:
         if self.structured:
@@ -231,13 +230,3 @@ def judgement(readings: int) -> Field:
     """What a client says of so many readings: its validation metric by each, in units of `UNIT`."""
     bounds = Bounds(torch.tensor(UNIT).expand(readings))
     return Field((readings,), torch.int64, bounds=bounds)
-
-
-def _gain(scores: Tensor, held_out: RankingCohort) -> Tensor:
-    """Each client's NDCG, `[clients]`; 0 for those who hold nothing out."""
-    if held_out.sampled is None:
-        ranks = rank(scores, held_out.relevant, held_out.candidates)
-    else:
-        ranks = rank_sampled(scores, held_out.relevant, held_out.sampled)
-    gains = NDCG.gain(ranks, JUDGED_AT)
-    return gains.masked_fill((ranks == NO_RANK).all(1), 0)

@@ -1,0 +1,152 @@
+"""A server that counts sums one after another, each of them over all clients."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgfedrec.errors import RunError, check
+from cgfedrec.server import CLIENTS, Server
+from cgfedrec.wire.bulletin import Bulletin
+from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.values import Field
+
+
+class SumsInTurn(Server):
+    """Opens each sum once every client has added to it, in however many rounds, and then goes on to the next.
+
+    So any participation ends with the same sums, and none that is opened is over a few clients only. A subclass makes
+    something of each sum (`opened`), and says what has come down by then (`needed`). It calls `refresh` once it is
+    built.
+
+    Sums span rounds. Under secure aggregation the masks of a sum cancel once all have added to it. So it is opened at
+    its end and not before; here, nothing looks at it until then.
+
+    Args:
+        sums: The names of the sums, in order; a name may stand there more than once.
+        least_clients: How many clients must take part.
+        seed: The shared one.
+    """
+
+    grows: tuple[str, ...] = ("part",)
+    part: Tensor
+    at: Tensor
+    enrolled: Tensor
+    there: Tensor
+
+    def __init__(self, sums: Sequence[str], least_clients: int, seed: int) -> None:
+        super().__init__()
+        self.sums, self.least_clients, self.seed = sums, least_clients, seed
+        # Which sum is being counted, and what has been added to it so far.
+        self.register_buffer("at", torch.tensor(0))
+        self.register_buffer("part", torch.empty(0, dtype=torch.float64))
+
+    @abstractmethod
+    def field(self, name: str) -> Field:
+        """What one client adds to the sum of this name, once that is to be counted."""
+
+    @abstractmethod
+    def opened(self, name: str, total: Tensor) -> dict[str, float]:
+        """Make something of a sum `[...]` over all clients, and of what is to come next.
+
+        Returns:
+            What is worth logging, by name.
+        """
+
+    @abstractmethod
+    def needed(self) -> dict[str, Bulletin]:
+        """What clients need for the next sum, and to score: bulletins by name, asked for whenever a sum is opened."""
+
+    def refresh(self) -> None:
+        """Bring up to date what is sent and what is expected."""
+        self.bulletins = self.needed()
+        self.expects = {}
+        if not self.finished:
+            self.expects = {self.counting: self.field(self.counting)}
+
+    @property
+    def counting(self) -> str:
+        """The name of the sum that is being counted, or of none: the empty one."""
+        if self.finished:
+            return ""
+        return self.sums[int(self.at)]
+
+    @property
+    def phase(self) -> str:
+        return self.counting
+
+    @property
+    def preparing(self) -> bool:
+        return not self.finished
+
+    @property
+    def finished(self) -> bool:
+        return int(self.at) == len(self.sums)
+
+    def enrol(self, users: Tensor, participants: int) -> None:
+        if len(users) < self.least_clients:
+            check(f"method.least_clients: {self.least_clients} is more than the {len(users)} clients who take part")
+        enrolled = torch.zeros(int(users.max()) + 1, dtype=torch.bool)
+        enrolled[users] = True
+        self.register_buffer("enrolled", enrolled)
+        self.register_buffer("there", torch.zeros_like(enrolled))  # who has added to the present sum
+
+    def wanted(self) -> Tensor:
+        return (self.group() & ~self.there).nonzero().squeeze(1)
+
+    def group(self) -> Tensor:
+        """Who is to add to the present sum, `[users]`, bool: by default everybody."""
+        return self.enrolled
+
+    def complete(self) -> bool:
+        """Whether enough have added to the present sum: by default all."""
+        return not len(self.wanted())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.sum = None  # of a round that was not ended
+        if not 0 <= int(self.at) <= len(self.sums):
+            raise ValueError(f"there is no sum {int(self.at)}")
+        self.refresh()
+
+    def welcome(self) -> Broadcast:
+        return Broadcast({"seed": torch.tensor(self.seed)})
+
+    def broadcast(self, users: Tensor, round: int) -> Broadcast:
+        return Broadcast({"at": self.at.to(torch.uint8)}, kept=self.bulletins)
+
+    def aggregate(self, part: Upload | Sum) -> None:
+        assert isinstance(part, Sum)
+        if self.sum is not None:
+            part = self.sum + part
+        self.sum = part
+
+    def update(self, users: Tensor, round: int) -> dict[str, float]:
+        """End a round, and open the sum once all have added to it.
+
+        Raises:
+            RunError: if more or fewer clients have added to it than were asked.
+        """
+        total, self.sum = self.sum, None
+        assert total is not None, "a round without participants"
+        name = self.counting
+        asked = int((self.group() & ~self.there)[users].sum())
+        if total.clients != asked:
+            raise RunError(f"{total.clients} clients have added to the sum {name!r}, where {asked} were asked")
+        added = total.values[name]
+        if self.part.numel():
+            added = self.part + added
+        self.part = added
+        self.there[users] = True
+        report: dict[str, float] = {f"{CLIENTS}{name}": int(self.there.sum())}
+        if self.complete():
+            report |= self.opened(name, self.part)
+            self.at += 1
+            self.part = self.part.new_empty(0)
+            self.there.fill_(False)
+            self.refresh()
+        return report
