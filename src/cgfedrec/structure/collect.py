@@ -82,7 +82,7 @@ class SumsServer(CountingServer):
             rows = replace(rows, clients=rows.clients + clients * open_, reach=rows.reach + reach * open_)
         return rows
 
-    def _factor(self) -> Tensor:
+    def factor(self) -> Tensor:
         """F from all sketches that have been counted, `[rows, rank]`, float64."""
         if self.discovery.sketch == "heads":
             return by_heads(self.total(Heads.name).double())
@@ -93,7 +93,7 @@ class SumsServer(CountingServer):
 
     def coordinates(self) -> Tensor:
         """Where the items lie by all columns that have been counted, `[rows, at most 64]`, to be looked at."""
-        return coordinates(self._factor())
+        return coordinates(self.factor())
 
     def _find_labels(self) -> Tensor:
         """The cluster of each row, `[rows]`, int64."""
@@ -102,7 +102,7 @@ class SumsServer(CountingServer):
         seed = int(bits(self.seed, Stream.CLUSTERS, 0) >> np.uint64(32))
         # Popular items count more: their co-occurrence is known better.
         weights = (rows.clients + 1).double().sqrt().numpy()
-        labels, centroids = clustered(coordinates(self._factor()).numpy(), clusters, seed, weights=weights)
+        labels, centroids = clustered(coordinates(self.factor()).numpy(), clusters, seed, weights=weights)
         found = torch.from_numpy(merged(labels, centroids, self.discovery.least_items))
         if self.discovery.second == "random_labels":
             return shuffled(found, self.seed)
@@ -110,7 +110,7 @@ class SumsServer(CountingServer):
 
     def _find_pairs(self) -> Tensor:
         """The candidates of each row, `[rows, most]`, int64."""
-        half, _ = closed_form(self._factor(), self.known.the_rows.clients, self.discovery.penalty)
+        half, _ = closed_form(self.factor(), self.known.the_rows.clients, self.discovery.penalty)
         return candidates(half, self.discovery.sizes(self.known.the_rows))
 
     def _find_structure(self) -> None:
@@ -119,7 +119,7 @@ class SumsServer(CountingServer):
             pairs, counts = self.pairs, self.total(PAIRS)
         elif self.structure.verifies:
             pairs = self.pairs = self._find_pairs()
-        found = Found(self._factor(), self._rows(), pairs, counts, self.seed)
+        found = Found(self.factor(), self._rows(), pairs, counts, self.seed)
         message = encode(self.structure.find(found, self.discovery))
         self.found = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         self.version += 1
