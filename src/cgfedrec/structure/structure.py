@@ -200,7 +200,7 @@ class SumsClient(Client):
         if held_out is None:  # nobody can judge, and the first reading stays
             gained = torch.zeros(len(self.users), number)
         else:
-            judged = [gains(JUDGED_BY, self.read(reading).cpu(), held_out) for reading in range(number)]
+            judged = [gains(JUDGED_BY, scores.cpu(), held_out) for scores in self.read_all()]
             gained = torch.stack(judged, dim=1)
         bounds = judgement(number).bounds
         assert bounds is not None
@@ -220,6 +220,11 @@ class SumsClient(Client):
         assert isinstance(counts, Counts)
         popularity = counts.values[:, 0].to(self.added.device).float().log1p()
         return popularity / popularity.max()
+
+    def read_all(self) -> Iterator[Tensor]:
+        """Scores by each reading, in order: `read`, or faster where readings have something in common."""
+        for reading in range(len(self.structure.readings)):
+            yield self.read(reading)
 
     @abstractmethod
     def read(self, reading: int) -> Tensor:
