@@ -37,9 +37,9 @@ class Found(NamedTuple):
     rows: Rows
     """The items, with the clients of all who have been counted."""
     pairs: Tensor | None
-    """`[rows, most]`: candidates, where pairs were counted."""
+    """`[rows, most]`: candidates, where the structure needs any."""
     counts: Tensor | None
-    """`[rows, most]`, int64: how many clients have both."""
+    """`[rows, most]`, int64: how many clients have both, where that was counted."""
     seed: int
     """The shared one."""
 
@@ -48,7 +48,7 @@ class Structure(ABC):
     """A kind of structure, its settings among its fields."""
 
     verifies: ClassVar[bool]
-    """Whether it needs candidate pairs counted."""
+    """Whether it needs candidate pairs, which are counted unless a setting forbids it."""
 
     @property
     def train_rounds(self) -> int:
@@ -138,11 +138,6 @@ class SumsClient(Client):
             values = self.kept["reading"]
             self.chosen = int(values["chosen"])  # type: ignore[arg-type]
         self.average = values.get("average")  # type: ignore[assignment]
-        self.due = torch.zeros(len(self.users), dtype=torch.bool)
-        if self.step is not None and self.step.tally is not None:
-            column = self.added.data[:, self.phases.index(self.step.phase)]
-            self.due = column.eq(0).cpu()
-            column.fill_(1)
 
     def changed(self) -> None:
         """Called when bulletins have come down: `kept` and `known` hold them."""
@@ -189,10 +184,14 @@ class SumsClient(Client):
             assert isinstance(counts, Counts)
             known = known.for_others(counts.values)
         history, users = self.own.history, self.users
-        if not self.due.all():
-            history, users = History(*(part[self.due] for part in history)), users[self.due]
+        # Noted here and not in `receive`, which is called to score too.
+        column = self.added.data[:, self.phases.index(tally.name)]
+        due = column.eq(0).cpu()
+        column.fill_(1)
+        if not due.all():
+            history, users = History(*(part[due] for part in history)), users[due]
         added = tally.of(history, users, known, self.seed)
-        return Upload(users, {tally.name: added}, bounds={tally.name: tally.bounds(known)})
+        return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
 
     def _judgement(self) -> Upload:
         """How well each reading ranks what clients hold out, in units of `UNIT`, `[clients, readings]`."""
@@ -201,7 +200,7 @@ class SumsClient(Client):
         if held_out is None:  # nobody can judge, and the first reading stays
             gained = torch.zeros(len(self.users), number)
         else:
-            judged = [gains(JUDGED_BY, self.read(reading).cpu(), held_out) for reading in range(number)]
+            judged = [gains(JUDGED_BY, scores.cpu(), held_out) for scores in self.read_all()]
             gained = torch.stack(judged, dim=1)
         bounds = judgement(number).bounds
         assert bounds is not None
@@ -221,6 +220,11 @@ class SumsClient(Client):
         assert isinstance(counts, Counts)
         popularity = counts.values[:, 0].to(self.added.device).float().log1p()
         return popularity / popularity.max()
+
+    def read_all(self) -> Iterator[Tensor]:
+        """Scores by each reading, in order: `read`, or faster where readings have something in common."""
+        for reading in range(len(self.structure.readings)):
+            yield self.read(reading)
 
     @abstractmethod
     def read(self, reading: int) -> Tensor:
