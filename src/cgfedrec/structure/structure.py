@@ -103,7 +103,7 @@ class SumsClient(Client):
             num_items, structure.verifies, structure.train_rounds, len(structure.readings) > 1
         )
         # [clients, phases]: to which sums a client has added. It adds to none twice, whatever a server asks.
-        phases = [step.phase for step in self.timeline if step.tally is not None]
+        phases = [step.phase for step in self.timeline if step.phase != TRAIN]
         self.phases = list(dict.fromkeys(phases))
         self.added = nn.Parameter(torch.empty(0, len(self.phases), dtype=torch.uint8), requires_grad=False)
         self.step: Step | None = None
@@ -168,7 +168,7 @@ class SumsClient(Client):
         if self.step.tally is not None:
             return self._addition(self.step)
         if self.step.phase == CHOOSE:
-            return self._judgement()
+            return self._judgement(self._due(self.step))
         return Upload(self.users, {TRAIN: self.learned()})
 
     def learned(self) -> Tensor:
@@ -177,24 +177,30 @@ class SumsClient(Client):
 
     def _addition(self, step: Step) -> Upload:
         """What those clients add to a sum who have not added to it yet."""
-        tally, known = step.tally, self.known
+        tally, known, due = step.tally, self.known, self._due(step)
         assert tally is not None
         if step.late and known.rows is not None and "late" in self.kept:
             counts = self.kept["late"]["counts"]
             assert isinstance(counts, Counts)
             known = known.for_others(counts.values)
         history, users = self.own.history, self.users
-        # Noted here and not in `receive`, which is called to score too.
-        column = self.added.data[:, self.phases.index(tally.name)]
-        due = column.eq(0).cpu()
-        column.fill_(1)
         if not due.all():
             history, users = History(*(part[due] for part in history)), users[due]
         added = tally.of(history, users, known, self.seed)
         return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
 
-    def _judgement(self) -> Upload:
-        """How well each reading ranks what clients hold out, in units of `UNIT`, `[clients, readings]`."""
+    def _due(self, step: Step) -> Tensor:
+        """Who has not added to this step's sum yet, `[clients]`, bool. From now on they all have.
+
+        Noted when they add and not in `receive`, which is called to score too.
+        """
+        column = self.added.data[:, self.phases.index(step.phase)]
+        due = column.eq(0).cpu()
+        column.fill_(1)
+        return due
+
+    def _judgement(self, due: Tensor) -> Upload:
+        """How well each reading ranks what those hold out who are due `[clients]`, in units of `UNIT`."""
         held_out = self.own.validation()
         number = len(self.structure.readings)
         if held_out is None:  # nobody can judge, and the first reading stays
@@ -204,7 +210,8 @@ class SumsClient(Client):
             gained = torch.stack(judged, dim=1)
         bounds = judgement(number).bounds
         assert bounds is not None
-        return Upload(self.users, {CHOOSE: (gained * UNIT).round().long()}, bounds={CHOOSE: bounds})
+        told = (gained * UNIT).round().long()
+        return Upload(self.users[due], {CHOOSE: told[due]}, bounds={CHOOSE: bounds})
 
     def score(self) -> Tensor:
         if self.structured:
