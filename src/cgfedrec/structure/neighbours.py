@@ -94,6 +94,7 @@ def quantised(weights: Tensor, sizes: Tensor, keep: float, bits: int) -> Weights
     # Rounded up to what a half can hold, so that the largest weight never needs a level too many.
     scales = (weights * kept).amax(1) / (2**bits - 1)
     halves = scales.half()
+    halves = (halves.view(torch.int16) + (halves.double() < scales)).view(torch.float16)  # the next one above
     levels = (weights / halves.double().clamp_min(1e-12)[:, None]).round().clamp(0, 2**bits - 1).long() * kept
     return Weights(kept & (levels > 0), levels, halves, sizes, bits)
 
