@@ -37,6 +37,7 @@ class Stream(IntEnum):
     GROUPS = 14
     SIGNS = 15
     HEADS = 16
+    READING = 18
 
 
 def shared_seed(seed: int) -> int:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+<<<<<<< HEAD
 from itertools import groupby
 from operator import itemgetter
 from typing import ClassVar
+=======
+from typing import ClassVar, Literal
+>>>>>>> wt-controlsb
 
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
+from torch.optim import Adam, Optimizer
 
+from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import no_count
+from cgfedrec.structure.ages import BUCKETS, bucket, questions
 from cgfedrec.structure.discover import closed_form, pair_weights, verified
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.structure import Found, Structure, SumsClient
@@ -23,6 +30,14 @@ DECAYS = (0.0, 0.25, 0.5, 1.0)
 """rho: an item of age a, in items, counts (1 + a)^-rho. 0 reads all of a history alike."""
 POPULARITIES = (0.0, 0.1, 0.3, 1.0, 3.0)
 """beta: how much an item's popularity counts beside its neighbours."""
+Reading = Literal["chosen", "flat", "trained"]
+TRAIN_ROUNDS = 8
+STEPS = 5
+"""That a client takes in a round of training."""
+STEP_SIZE = 1.0
+"""Of Adam, whose steps do not depend on how large the weights of a data set are."""
+START = 16.0
+"""Of what is trained: what an item of age 0 counts at first. In other buckets it is this times 2^(-bucket / 2)."""
 NUDGE = 1e-6
 """Weight of the popularity that only decides between items with equal scores, such as those without neighbours."""
 
@@ -39,9 +54,10 @@ class Neighbours(Structure):
     """Bits of a weight, in units of a scale that each item has for itself."""
     keep: float = 0.5
     """Share of an item's candidates that stay as neighbours: those with the largest weights, if above 0."""
-    reading: str = "chosen"
+    reading: Reading = "chosen"
     """``chosen``: rho and beta are chosen by all clients together, on what they hold out for validation. ``flat``: the
-    whole history counts alike, and popularity not at all."""
+    whole history counts alike, and popularity not at all. ``trained``: clients also train how much each age counts and
+    popularity beside it; the average of what they find and each client's own are two more readings to choose among."""
 
     verifies: ClassVar[bool] = True
 
@@ -57,7 +73,22 @@ class Neighbours(Structure):
 
     @property
     def readings(self) -> Sequence[str]:
-        return [f"rho {decay:g}, beta {popularity:g}" for decay, popularity in self.options]
+        named = [f"rho {decay:g}, beta {popularity:g}" for decay, popularity in self.options]
+        if self.reading == "trained":
+            named += ["trained, shared", "trained, personal"]
+        return named
+
+    @property
+    def train_rounds(self) -> int:
+        if self.reading == "trained":
+            return TRAIN_ROUNDS
+        return 0
+
+    def average(self, known: Known) -> Field | None:
+        """What each bucket of age counts, and popularity, `[BUCKETS + 1]`."""
+        if self.reading == "trained":
+            return Field((BUCKETS + 1,))
+        return None
 
     def find(self, found: Found, discovery: Discovery) -> dict[str, Value]:
         """Weigh the candidates by their counts, keep the best, and round their weights."""
@@ -76,6 +107,8 @@ class Neighbours(Structure):
         return {"weights": Field(shape, torch.float16, lists=WeightLayout(sizes, self.weight_bits))}
 
     def client(self, discovery: Discovery, num_items: int, seed: int) -> NeighboursClient:
+        if self.reading == "trained":
+            return TrainedClient(self, discovery, num_items, seed)
         return NeighboursClient(self, discovery, num_items, seed)
 
 
@@ -124,6 +157,7 @@ class NeighboursClient(SumsClient):
 
     def read(self, reading: int) -> Tensor:
         decay, beta = self.structure.options[reading]
+<<<<<<< HEAD
         return self._by_neighbours(decay) + (beta + NUDGE) * self.popularity
 
     def read_all(self) -> Iterator[Tensor]:
@@ -139,3 +173,72 @@ class NeighboursClient(SumsClient):
         counts = (1 + ages.double()).pow(-decay).float()
         history = csr_array((counts.numpy(), (clients.numpy(), items.numpy())), shape=(len(self.users), self.num_items))
         return torch.from_numpy((history @ self.weights).toarray()).to(self.added.device)
+=======
+        _, _, ages = self.own.history.entries()
+        return self.scores((1 + ages.double()).pow(-decay).float()) + (beta + NUDGE) * self.popularity
+
+    def scores(self, counts: Tensor) -> Tensor:
+        """The sums over neighbours, `[clients, items]`, by how much each entry of the histories counts, `[entries]`."""
+        clients, items, _ = self.own.history.entries()
+        history = csr_array((counts.numpy(), (clients.numpy(), items.numpy())), shape=(len(self.users), self.num_items))
+        return torch.from_numpy((history @ self.weights).toarray()).to(self.added.device)
+
+
+class TrainedClient(NeighboursClient):
+    """Trains how much an item of each age counts, on what came next in its own history.
+
+    What it finds is how far it stands apart from the average of all clients, with which each round begins. So one that
+    has not trained reads by the average.
+    """
+
+    def __init__(self, structure: Neighbours, discovery: Discovery, num_items: int, seed: int) -> None:
+        super().__init__(structure, discovery, num_items, seed)
+        self.apart = empty_parameter(BUCKETS + 1)
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        return super().start(users) | {"apart": torch.zeros(1, BUCKETS + 1).expand(len(users), -1)}
+
+    @property
+    def shared(self) -> Tensor:
+        """What all clients have found together, `[BUCKETS + 1]`: what each bucket counts, and popularity."""
+        if self.average is not None:
+            return self.average.to(self.apart.device)
+        found = START * 2 ** (-torch.arange(BUCKETS + 1) / 2)
+        found[-1] = 0
+        return found.to(self.apart.device)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [Adam([self.apart], lr=STEP_SIZE)]
+
+    def train_batches(self) -> Sequence[Batch]:
+        """The questions of the round in one batch, once for every step."""
+        self.apart.data.zero_()
+        asked = questions(self.own.history, self.users, self.weights, self.seed, self.own.round)
+        device = self.apart.device
+        popularity = self.popularity.cpu()[asked.items]
+        # [clients, questions, answers, BUCKETS + 1]
+        self.features = torch.cat((asked.features, popularity[..., None]), dim=3).to(device)
+        self.closed = ~asked.open.to(device)
+        counted = asked.weights.sum(1)
+        first = asked.items[..., 0]
+        batch = Batch(first, torch.ones_like(first).float(), asked.weights, counted, torch.ones_like(counted).bool())
+        return [batch] * STEPS
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        counts = self.shared + self.apart  # [clients, BUCKETS + 1]
+        scores = (self.features * counts[:, None, None]).sum(3).masked_fill(self.closed, -torch.inf)
+        losses = -scores.log_softmax(2)[..., 0]  # [clients, questions]
+        return StepOutput((losses * batch.weights).sum(1))
+
+    def learned(self) -> Tensor:
+        return self.shared + self.apart.detach()
+
+    def read(self, reading: int) -> Tensor:
+        personal = reading - len(self.structure.options)
+        if personal < 0:
+            return super().read(reading)
+        counts = self.shared + personal * self.apart.detach()  # [clients, BUCKETS + 1]
+        clients, _, ages = self.own.history.entries()
+        entries = counts.cpu()[clients, bucket(ages)]
+        return self.scores(entries) + (counts[:, -1:] + NUDGE) * self.popularity
+>>>>>>> wt-controlsb
