@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-<<<<<<< HEAD
 from itertools import groupby
 from operator import itemgetter
-from typing import ClassVar
-=======
 from typing import ClassVar, Literal
->>>>>>> wt-controlsb
 
 import torch
 from scipy.sparse import csr_array
@@ -157,25 +153,19 @@ class NeighboursClient(SumsClient):
 
     def read(self, reading: int) -> Tensor:
         decay, beta = self.structure.options[reading]
-<<<<<<< HEAD
-        return self._by_neighbours(decay) + (beta + NUDGE) * self.popularity
+        return self.scores(self._counts(decay)) + (beta + NUDGE) * self.popularity
 
     def read_all(self) -> Iterator[Tensor]:
         # Readings that differ in beta alone follow one another, and share what takes the time.
         for decay, options in groupby(self.structure.options, key=itemgetter(0)):
-            near = self._by_neighbours(decay)
+            near = self.scores(self._counts(decay))
             for _, beta in options:
                 yield near + (beta + NUDGE) * self.popularity
 
-    def _by_neighbours(self, decay: float) -> Tensor:
-        """The sums over neighbours in each client's history, `[clients, items]`."""
-        clients, items, ages = self.own.history.entries()
-        counts = (1 + ages.double()).pow(-decay).float()
-        history = csr_array((counts.numpy(), (clients.numpy(), items.numpy())), shape=(len(self.users), self.num_items))
-        return torch.from_numpy((history @ self.weights).toarray()).to(self.added.device)
-=======
+    def _counts(self, decay: float) -> Tensor:
+        """How much each entry of the histories counts, `[entries]`: (1 + age)^-decay."""
         _, _, ages = self.own.history.entries()
-        return self.scores((1 + ages.double()).pow(-decay).float()) + (beta + NUDGE) * self.popularity
+        return (1 + ages.double()).pow(-decay).float()
 
     def scores(self, counts: Tensor) -> Tensor:
         """The sums over neighbours, `[clients, items]`, by how much each entry of the histories counts, `[entries]`."""
@@ -241,4 +231,8 @@ class TrainedClient(NeighboursClient):
         clients, _, ages = self.own.history.entries()
         entries = counts.cpu()[clients, bucket(ages)]
         return self.scores(entries) + (counts[:, -1:] + NUDGE) * self.popularity
->>>>>>> wt-controlsb
+
+    def read_all(self) -> Iterator[Tensor]:
+        yield from super().read_all()
+        for reading in range(len(self.structure.options), len(self.structure.readings)):
+            yield self.read(reading)
