@@ -156,6 +156,7 @@ class NeighboursClient(SumsClient):
         return self.scores(self._counts(decay)) + (beta + NUDGE) * self.popularity
 
     def read_all(self) -> Iterator[Tensor]:
+        """As any client's, `[clients, items]` each."""
         # Readings that differ in beta alone follow one another, and share what takes the time.
         for decay, options in groupby(self.structure.options, key=itemgetter(0)):
             near = self.scores(self._counts(decay))
@@ -233,6 +234,7 @@ class TrainedClient(NeighboursClient):
         return self.scores(entries) + (counts[:, -1:] + NUDGE) * self.popularity
 
     def read_all(self) -> Iterator[Tensor]:
+        """Those of before, and the trained ones, `[clients, items]` each."""
         yield from super().read_all()
         for reading in range(len(self.structure.options), len(self.structure.readings)):
             yield self.read(reading)
