@@ -106,7 +106,9 @@ def goes_on(data: FederatedDataModule, stop: int, **options: Any) -> FederatedLo
     first = FederatedLoop(rounds=ENOUGH, participants=15, cohort_size=6, store="disk", **options)
     first.setup(Fabric(accelerator="cpu", devices=1, callbacks=[StopAfter(stop)]), data, method(), folder)
     first.fit()
-    state = deepcopy(first.state_dict())  # as it is written to a file at once
+    # As for a checkpoint, which is written to a file at once.
+    first.store.pin("last")
+    state = deepcopy(first.state_dict())
     first.should_stop = False
     first.fit()
     second = FederatedLoop(rounds=ENOUGH, participants=15, cohort_size=6, store="disk", **options)

@@ -169,6 +169,25 @@ def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) ->
         )
 
 
+def show_unfinished(console: Console, phase: str, rounds: int, checkpoint: Path) -> None:
+    """A warning where rounds were over before a method that counts in phases had come to its end.
+
+    Args:
+        console: Where to.
+        phase: That in which it stands; empty where there is none, or nothing left to do.
+        rounds: How many there were.
+        checkpoint: From which to go on.
+    """
+    if phase:
+        console.print(
+            f"warning: {rounds} rounds were too few: the phase {phase!r} has not ended, and clients rank by what came "
+            "down before it: at first nothing, then popularity. More participants in a round need fewer rounds; to go on: "
+            f"cgfedrec fit --ckpt_path {checkpoint} --loop.rounds {2 * rounds}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def show_result(
     console: Console, summary: Mapping[str, Any], protocol: Protocol, monitor: str, directory: Path
 ) -> None:

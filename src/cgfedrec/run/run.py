@@ -23,8 +23,8 @@ from cgfedrec.files import write_atomically, write_json
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.callbacks import EarlyStopping, Interrupt, ProgressBar
-from cgfedrec.run.checkpoint import BEST, Header, State
-from cgfedrec.run.console import quiet_console, show_data, tracker
+from cgfedrec.run.checkpoint import BEST, LAST, Header, State
+from cgfedrec.run.console import quiet_console, show_data, show_unfinished, tracker
 from cgfedrec.run.engine import engine
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.loggers import Forgiving, History
@@ -215,6 +215,7 @@ class Run:
                 f"stopped after round {training.round}, before the first evaluation: there is nothing to report"
             )
         if isinstance(training, FederatedLoop):
+            show_unfinished(self.console, training.server.phase, training.round, self.checkpoints / LAST)
             self._saved.go_to_best(training)
         before = training.bytes_scoring
         found = self._ranked()
