@@ -210,9 +210,9 @@ class TrainedClient(NeighboursClient):
         # [clients, questions, answers, BUCKETS + 1]
         self.features = torch.cat((asked.features, popularity[..., None]), dim=3).to(device)
         self.closed = ~asked.open.to(device)
-        counted = asked.weights.sum(1)
         first = asked.items[..., 0]
-        batch = Batch(first, torch.ones_like(first).float(), asked.weights, counted, torch.ones_like(counted).bool())
+        alike = torch.ones(len(first))  # who asks nothing has a loss of 0
+        batch = Batch(first, torch.ones_like(first).float(), asked.weights, alike, alike.bool())
         return [batch] * STEPS
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
