@@ -37,6 +37,7 @@ class Stream(IntEnum):
     GROUPS = 14
     SIGNS = 15
     HEADS = 16
+    PROJECTIONS = 17
 
 
 def shared_seed(seed: int) -> int:
