@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import pad, softplus
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+from torch.nn.functional import softplus
 from torch.optim import SGD, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import check, no_count, not_between, not_positive
+from cgfedrec.errors import no_count, not_between, not_positive
 from cgfedrec.random import Stream, bits, normal
 from cgfedrec.structure.clusters import clustered
 from cgfedrec.structure.discovery import Discovery
@@ -32,6 +32,8 @@ POPULARITIES = (0.0, 0.1, 0.3, 1.0, 3.0)
 """beta: how much an item's popularity counts beside the weights of its labels."""
 CLASSES = 32
 """Of popularity."""
+NONE = -1
+"""In place of a label that an item does not have."""
 PROJECTED = 32
 """Dimensions to which coordinates are projected before they are clustered."""
 
@@ -123,76 +125,131 @@ class LabelSets(Structure):
 
 
 class LabelSetsClient(SumsClient):
-    """Learns a weight for every label, once for each rho: which of them serves all clients best, is chosen at last."""
+    """Learns a weight for every label, once for each rho: which of these serves all clients best is chosen at last.
+
+    A client's loss is logistic. Its positives weigh (1 + age)^-rho and sum to 1, and its negatives sum to 1.
+    """
 
     structure: LabelSets
 
     def __init__(self, structure: LabelSets, discovery: Discovery, num_items: int, seed: int) -> None:
         super().__init__(structure, discovery, num_items, seed)
-        self.weights = empty_parameter(structure.num_labels(num_items), len(DECAYS))
+        self.num_labels = structure.num_labels(num_items)
+        self.weights = empty_parameter(self.num_labels, len(DECAYS))
+        # Whether a client has trained. One that has not scores by the mean of the others' weights.
+        self.trained = nn.Parameter(torch.empty(0, dtype=torch.uint8), requires_grad=False)
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
-        return super().start(users) | {"weights": torch.zeros(1, *self.weights.shape[1:]).expand(len(users), -1, -1)}
+        shared = {"weights": torch.zeros(1, self.num_labels, len(DECAYS)), "trained": torch.zeros(1, dtype=torch.uint8)}
+        return super().start(users) | {name: value.expand(len(users), *value.shape[1:]) for name, value in shared.items()}
 
     def changed(self) -> None:
         if not self.structured:
             return
         rows, clusters = self.known.the_rows, self.structure.num_clusters(self.num_items)
-        none = self.structure.num_labels(self.num_items)  # one beyond the last
-        self.labels = torch.full((self.num_items, self.structure.sets + 1), none)  # [items, sets + 1]
+        self.labels = torch.full((self.num_items, self.structure.sets + 1), NONE)  # [items, sets + 1]
         for number, name in enumerate(self.structure.names):
             labels = self.kept["structure"][name]
             assert isinstance(labels, Labels)
             self.labels[rows.items, number] = number * clusters + labels.values
-        # By the first sum, which all have: classes take no bytes.
+        # Everybody has the first sum already, so these classes take no bytes.
         order = self.popularity.cpu().argsort(descending=True, stable=True)
         places = torch.empty_like(order).scatter_(0, order, torch.arange(self.num_items))
-        self.labels[:, -1] = none - CLASSES + places * CLASSES // self.num_items
+        self.labels[:, -1] = self.structure.sets * clusters + places * CLASSES // self.num_items
+        everything = torch.ones(1, dtype=torch.bool).expand(1, self.num_items)
+        self.items = _labelled(self.labels[None], everything, self.num_labels)
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [SGD([self.weights], lr=self.structure.step_size)]
 
     def train_batches(self) -> Sequence[Batch]:
+        """All samples of the round in one batch, once for every step. Its weights are `[clients, samples, decays]`."""
+        self.trained.data.fill_(1)
         drawn = self.own.batches()
-        clients = len(self.users)
         items, targets, inside = (
-            torch.cat([pad(part, (0, 0, 0, clients - len(part))) for part in parts], dim=1)
-            for parts in zip(*((batch.items, batch.targets, batch.weights.gt(0)) for batch in drawn))
+            torch.cat([_as_many(part, len(self.users)) for part in parts], dim=1)
+            for parts in zip(*((batch.items, batch.targets, batch.weights > 0) for batch in drawn), strict=True)
         )
-        # [clients, items, decays]
+        self.pairs = _labelled(self.labels[items], inside, self.num_labels)
+        self.pairs_back = self.pairs.T.tocsr()
+
         whose, which, ages = self.own.history.entries()
-        decayed = (1 + ages[:, None].double()).pow(-torch.tensor(DECAYS, dtype=torch.float64))
-        table = torch.zeros(clients, self.num_items, len(DECAYS), dtype=torch.float64)
-        table[whose, which] = decayed
-        positive = table.gather(1, items[..., None].expand(-1, -1, len(DECAYS))) * targets[..., None]
-        positive /= positive.sum(1, keepdim=True).clamp_min(1e-12)
-        negative = ((targets == 0) & inside).double()
-        negative /= negative.sum(1, keepdim=True).clamp_min(1)
-        weights = (positive + negative[..., None]).float()
-        batch = Batch(items, targets, weights, inside.sum(1).float(), torch.ones(clients, dtype=torch.bool))
-        return [batch] * self.structure.steps
+        table = torch.zeros(len(self.users), self.num_items, dtype=torch.int64)
+        table[whose, which] = ages
+        newness = 1 / (1 + table.gather(1, items).double())
+        positive = newness[..., None] ** torch.tensor(DECAYS) * targets[..., None]  # [clients, samples, decays]
+        negative = (inside & (targets == 0)).double()[..., None]
+        weights = (_shares(positive) + _shares(negative)).float()
+        sizes = inside.sum(1).float()
+        return [Batch(items, targets, weights, sizes, torch.ones_like(sizes).bool())] * self.structure.steps
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
-        labels = self.labels.to(self.device)[batch.items]  # [clients, samples, sets + 1]
-        scores = self._scores(labels)
-        signs = 1 - 2 * batch.targets[..., None]
-        losses = (batch.weights * softplus(signs * scores)).sum((1, 2))
-        mean = self.average if self.average is not None else 0
-        pulled = (self.weights - mean).square().sum((1, 2)) * self.structure.pull / 2
-        return StepOutput(losses + pulled)
-
-    def _scores(self, labels):
-        clients, samples, sets = labels.shape
-        padded = pad(self.weights, (0, 0, 0, 1))
-        index = labels.flatten(1) + (torch.arange(clients) * padded.shape[1])[:, None]
-        found = torch.nn.functional.embedding(index, padded.flatten(0, 1))
-        return found.view(clients, samples, sets, -1).sum(2)
+        weights = self.weights.flatten(0, 1)  # [clients * labels, decays]
+        scores = _Product.apply(weights, self.pairs, self.pairs_back).view(batch.weights.shape)
+        signs = (1 - 2 * batch.targets)[..., None]  # against positives -1, against negatives 1
+        terms = (batch.weights * softplus(signs * scores)).sum(2)  # [clients, samples]
+        # One after another: so it does not show to which width a cohort is padded.
+        loss = terms.cumsum(1)[:, -1]
+        apart = self.weights
+        if self.average is not None:
+            apart = apart - self.average.to(self.device)
+        return StepOutput(loss + self.structure.pull / 2 * apart.square().sum((1, 2)))
 
     def learned(self) -> Tensor:
         return self.weights.detach()
 
     def read(self, reading: int) -> Tensor:
         decay, beta = self.structure.options[reading]
-        weights = pad(self.weights.detach()[:, :, decay], (0, 1))
-        scores = sum(weights[:, labels] for labels in self.labels.to(self.device).T)
+        weights = self.weights.detach()[:, :, decay]  # [clients, labels]
+        if self.average is not None:
+            mean = self.average.to(self.device)[:, decay]
+            weights = torch.where(self.trained[:, None] > 0, weights, mean)
+        scores = torch.from_numpy(self.items @ weights.T.cpu().contiguous().numpy()).T.to(self.device)  # [clients, items]
         return scores + beta * self.popularity
+
+
+class _Product(torch.autograd.Function):
+    """A product of a sparse matrix of ones, `[samples, labels]`, with `[labels, decays]`.
+
+    Each number is summed in the order of its row, whatever else is in the matrix.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, matrix: csr_array, transposed: csr_array) -> Tensor:
+        ctx.transposed = transposed
+        return torch.from_numpy(matrix @ weights.detach().cpu().numpy()).to(weights.device)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        made = ctx.transposed @ gradient.contiguous().cpu().numpy()
+        return torch.from_numpy(made).to(gradient.device), None, None
+
+
+def _labelled(labels: Tensor, inside: Tensor, num_labels: int) -> csr_array:
+    """Which labels samples have: ones in `[clients * samples, clients * labels]`, each client's in its own columns.
+
+    Args:
+        labels: `[clients, samples, sets + 1]`, `NONE` where there is none.
+        inside: `[clients, samples]`, bool: which samples are no padding.
+        num_labels: Of a client.
+    """
+    clients = len(labels)
+    there = (labels != NONE) & inside[..., None]
+    columns = (labels + num_labels * torch.arange(clients)[:, None, None])[there]
+    ends = there.sum(2).flatten().cumsum(0)
+    starts = torch.nn.functional.pad(ends, (1, 0))
+    return csr_array(
+        (np.ones(len(columns), np.float32), columns.numpy(), starts.numpy()),
+        shape=(len(starts) - 1, clients * num_labels),
+    )
+
+
+def _as_many(part: Tensor, clients: int) -> Tensor:
+    """A batch that some clients no longer have, `[some, samples]`, with zeros for those."""
+    return torch.nn.functional.pad(part, (0, 0, 0, clients - len(part)))
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Each client's weights, `[clients, samples, decays]`, as shares of their sum."""
+    total = weights.cumsum(1)[:, -1:]
+    return weights / total.clamp_min(1e-12)
