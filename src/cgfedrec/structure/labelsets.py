@@ -28,7 +28,7 @@ from cgfedrec.wire.values import Field, Labels, Value
 
 DECAYS = (0.0, 0.5, 1.0)
 """rho: an item of age a, in items, weighs (1 + a)^-rho among a client's positives."""
-POPULARITIES = (0.0, 0.1, 0.3, 1.0, 3.0)
+POPULARITIES = (0.0, 0.3, 1.0, 3.0, 10.0)
 """beta: how much an item's popularity counts beside the weights of its labels."""
 CLASSES = 32
 """Of popularity."""
@@ -141,7 +141,9 @@ class LabelSetsClient(SumsClient):
 
     def start(self, users: Tensor) -> dict[str, Tensor]:
         shared = {"weights": torch.zeros(1, self.num_labels, len(DECAYS)), "trained": torch.zeros(1, dtype=torch.uint8)}
-        return super().start(users) | {name: value.expand(len(users), *value.shape[1:]) for name, value in shared.items()}
+        return super().start(users) | {
+            name: value.expand(len(users), *value.shape[1:]) for name, value in shared.items()
+        }
 
     def changed(self) -> None:
         if not self.structured:
@@ -204,7 +206,9 @@ class LabelSetsClient(SumsClient):
         if self.average is not None:
             mean = self.average.to(self.device)[:, decay]
             weights = torch.where(self.trained[:, None] > 0, weights, mean)
-        scores = torch.from_numpy(self.items @ weights.T.cpu().contiguous().numpy()).T.to(self.device)  # [clients, items]
+        scores = torch.from_numpy(self.items @ weights.T.cpu().contiguous().numpy()).T.to(
+            self.device
+        )  # [clients, items]
         return scores + beta * self.popularity
 
 
