@@ -57,8 +57,8 @@ class SumsServer(SumsInTurn):
     chosen: Tensor
 
     def __init__(self, discovery: Discovery, structure: Structure, num_items: int, seed: int) -> None:
-        chooses = len(structure.readings) > 1
-        self.timeline = discovery.timeline(num_items, structure.verifies, structure.train_rounds, chooses)
+        self.chooses = len(structure.readings) > 1
+        self.timeline = discovery.timeline(num_items, structure.verifies, structure.train_rounds, self.chooses)
         super().__init__([step.phase for step in self.timeline], discovery.least_clients, seed)
         self.discovery, self.structure, self.num_items = discovery, structure, num_items
         state = {
@@ -107,8 +107,12 @@ class SumsServer(SumsInTurn):
 
     @property
     def preparing(self) -> bool:
-        if self.step is None or self.step.phase == TRAIN:
+        if self.step is None:
             return False
+        if self.step.phase == TRAIN:
+            # Clients who are yet to choose are not done. Were they ranked by the first reading, a run could stop here
+            # for want of a better round, and never choose.
+            return self.chooses
         # With a structure whose reading is yet to be chosen, there is nothing to measure yet, but after training.
         trained = int(self.at) > 0 and self.timeline[int(self.at) - 1].phase == TRAIN
         return not trained or bool(self.there.any())
