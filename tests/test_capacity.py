@@ -78,7 +78,7 @@ def test_cohorts_size_themselves(workers: int) -> None:
 
 def test_the_command_line_refuses_before_anything_is_written() -> None:
     huge: list[str | int] = ["--data.init_args.synthetic.users", 3000, "--data.init_args.synthetic.items", 4000]
-    done = cgfedrec("fit", *huge, "--method.init_args.dim", 65_536, "--loop.store", "memory")
+    done = cgfedrec("fit", *huge, "--method", "CGFedRec", "--method.init_args.dim", 65_536, "--loop.store", "memory")
     assert done.returncode == 2
     assert "loop.store: memory needs about" in done.stderr
     assert "are available" in done.stderr

@@ -15,7 +15,7 @@ from cgfedrec.evaluation.ranking import evaluate, gains
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import FedGF
-from cgfedrec.methods.fedgf import COUNT, PRODUCT, FedGFClient, FedGFServer, orthonormal
+from cgfedrec.methods.fedgf import CHOOSE, COUNT, PRODUCT, FedGFClient, FedGFServer, orthonormal
 from cgfedrec.protocol import Protocol
 from cgfedrec.testing import Conformance, prepared, trained
 from cgfedrec.wire.messages import Upload
@@ -221,15 +221,15 @@ def test_gains_are_those_of_the_evaluation_and_0_where_nothing_is_held_out(proto
 
 
 class TestFedGF(Conformance):
-    uploads: ClassVar = {"product"}
+    uploads: ClassVar = {COUNT, PRODUCT, CHOOSE}
+    rounds: ClassVar = 5
     optimizers: ClassVar = {}
     wrong: ClassVar = {"rank": 0}
     odd: ClassVar = {"rank": 7}
     good: ClassVar = {"rank": 16, "iterations": 3}
 
     def method(self, **settings: Any) -> Method:
-        # So many products that the rounds of these tests end among them.
-        return FedGF(**{"rank": 8, "iterations": 6} | settings)
+        return FedGF(**{"rank": 8, "iterations": 3} | settings)
 
     def test_a_product_is_a_client_s_share(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 100, rounds=2)

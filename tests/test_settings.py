@@ -399,7 +399,10 @@ def test_what_only_fit_heeds_is_refused_elsewhere(capsys: pytest.CaptureFixture[
         (["--logger", "cgfedrec.run.loggers.WandbLogger", "--logger.project", "a/b"], "logger.project: 'a/b'"),
         (["--wire.steps", "[{class_path: no.Where}]"], "(No module named 'no'; is its folder on PYTHONPATH?)"),
         (["--wire.steps", "[{class_path: torch.optim.SGD}]"], "does not correspond to a subclass of Step)"),
-        (["--method", "CGFedRec", "--method.optimizer.lrr", "0.1"], "method.optimizer.lrr: there is no such option; did you mean"),
+        (
+            ["--method", "CGFedRec", "--method.optimizer.lrr", "0.1"],
+            "method.optimizer.lrr: there is no such option; did you mean",
+        ),
         (["--method", "mine.Mine"], "mine.Mine is no class that can stand here (No module named 'mine'; is its folder"),
         (["--fabric.strategy", "lightning.fabric.strategies.DDPStrategy"], "fabric.strategy"),
         (["--fabric.strategy", "{class_path: lightning.fabric.strategies.DDPStrategy}"], "fabric.strategy"),

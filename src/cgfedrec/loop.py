@@ -242,23 +242,27 @@ class FederatedLoop(Evaluations):
 
     def sample(self) -> Tensor:
         """This round's participants, `[participants]`, int64, in ascending order."""
-        everyone = np.arange(self.data.num_users)
+        wanted = self.server.wanted()
+        if wanted is None:
+            wanted = torch.arange(self.data.num_users)
+        return self._drawn(wanted)
+
+    def _drawn(self, pool: Tensor) -> Tensor:
+        """Participants from a pool `[clients]` of those who are wanted."""
         drawn_in = 0  # a round that never is: drawn once, for all rounds
         if self.resample:
             drawn_in = self.round
-        pool = everyone
-        wanted = self.server.wanted()
-        if wanted is not None:
-            pool = wanted.numpy()
         # A random number for everyone in the pool, of which the smallest win.
-        keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, drawn_in, pool)
-        return torch.from_numpy(np.sort(pool[keys.argsort()[: self.num_participants]]))
+        users = pool.numpy()
+        keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, drawn_in, users)
+        return torch.from_numpy(np.sort(users[keys.argsort()[: self.num_participants]]))
 
     def _ever_there(self) -> Tensor:
         """Who can take part in any round, `[clients]`: everybody, or those who are drawn once for all."""
+        everyone = torch.arange(self.data.num_users)
         if self.resample:
-            return torch.arange(self.data.num_users)
-        return self.sample()
+            return everyone
+        return self._drawn(everyone)
 
     def train(self, users: Tensor) -> Trained:
         """One cohort's part in this round, `[clients]`."""

@@ -6,7 +6,7 @@ values made an assertion fail, put ``pytest.register_assert_rewrite("cgfedrec.te
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from cgfedrec.simulation.capacity import Place
 from cgfedrec.train import train
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Upload, dense
+from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Wire
 
 try:
@@ -46,14 +47,14 @@ OPTIMIZERS = {
 TOLERANCE = 1e-6
 """How far apart two tensors may lie that should be equal but for rounding, as a share of their norm."""
 Stretch = tuple[Place, int, int]
-"""Of a run: the store that it uses, its number of threads, and the round with which it ends."""
+"""Of a run: the store that it uses, its number of threads, and how many rounds before the last it ends."""
 VARIANTS: list[list[Stretch]] = [
-    [("disk", 1, 3)],
-    [("memory", 3, 3)],
-    [("memory", 1, 2), ("memory", 1, 3)],
-    [("disk", 3, 3)],
-    [("memory", 3, 2), ("disk", 1, 3)],
-    [("disk", 1, 1), ("memory", 3, 3)],
+    [("disk", 1, 0)],
+    [("memory", 3, 0)],
+    [("memory", 1, 1), ("memory", 1, 0)],
+    [("disk", 3, 0)],
+    [("memory", 3, 1), ("disk", 1, 0)],
+    [("disk", 1, 2), ("memory", 3, 0)],
 ]
 """Each is compared with a run in memory, on one thread, in one go: one thing is changed first, then any two."""
 
@@ -77,6 +78,20 @@ def trained(
     return loop
 
 
+class Watched(Wire):
+    """A wire that keeps the names of what clients have sent, and of what hung on a graph of gradients still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attached: set[str] = set()
+
+    def up(self, upload: Upload, expected: Mapping[str, Field], round: int, seed: int) -> tuple[Upload, int]:
+        self.names |= set(upload.values)
+        self.attached |= {name for name, value in upload.values.items() if value.requires_grad}
+        return super().up(upload, expected, round, seed)
+
+
 class StopAfter:
     """A callback that ends a run after a round, as an interruption would: the rounds that it was told to do stay.
 
@@ -91,16 +106,19 @@ class StopAfter:
         loop.should_stop = loop.round >= self.round
 
 
-def ran(method: Method, data: FederatedDataModule, stretches: list[Stretch], options: dict[str, Any]) -> FederatedLoop:
+def ran(
+    method: Method, data: FederatedDataModule, stretches: list[Stretch], options: dict[str, Any], rounds: int = 3
+) -> FederatedLoop:
     """A run in several stretches: it stops after each, and the next one goes on from what a checkpoint would hold."""
     state = None
     folder = Path(mkdtemp(dir="."))
     threads_before = torch.get_num_threads()
-    for store, threads, until in stretches:
-        loop = FederatedLoop(rounds=stretches[-1][2], cohort_size=5, store=store, **options)
+    for store, threads, before in stretches:
+        loop = FederatedLoop(rounds=rounds, cohort_size=5, store=store, **options)
+        fabric = Fabric(accelerator="cpu", devices=1, callbacks=[StopAfter(rounds - before)])
         torch.set_num_threads(threads)
         try:
-            loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=[StopAfter(until)]), data, method, folder)
+            loop.setup(fabric, data, method, folder)
             assert loop.workers.number == threads
             if state is not None:
                 loop.load_state_dict(state)
@@ -170,7 +188,9 @@ class Conformance:
     """
 
     uploads: ClassVar[set[str]]
-    """The names of what a client sends: the keys of ``Client.upload().values``."""
+    """The names of what a client sends in any of the rounds: the keys of ``Client.upload().values``."""
+    rounds: ClassVar[int] = 3
+    """How many rounds are tried, from 3. A method whose rounds differ in what they are for says how many all take."""
     optimizers: ClassVar[dict[str, Any]] = OPTIMIZERS
     """What the setting ``optimizer`` is tried with; empty for a method without that setting."""
     exactly: ClassVar[bool] = True
@@ -214,7 +234,7 @@ class Conformance:
         """
         for optimizer in self.optimizers.values() or [None]:
             settings = {} if optimizer is None else {"optimizer": optimizer}
-            alone, *others = (trained(self.method(**settings), data, size) for size in (1, 5, 100))
+            alone, *others = (trained(self.method(**settings), data, size, self.rounds) for size in (1, 5, 100))
             for together in others:
                 same(together, alone, self.exactly)
 
@@ -223,7 +243,8 @@ class Conformance:
         that nearly the same is enough.
         """
         for settings, exactly in (({}, self.exactly), (self.odd, False)):
-            alone, *others = (trained(self.method(**settings), long_data, size, rounds=2) for size in (1, 7, 100))
+            method, rounds = self.method(**settings), self.rounds - 1
+            alone, *others = (trained(method, long_data, size, rounds) for size in (1, 7, 100))
             for together in others:
                 same(together, alone, exactly)
 
@@ -235,50 +256,59 @@ class Conformance:
         """
         method = self.method(**(self.odd if sizes == "odd" else {}))
         for variants, options in ((VARIANTS, {}), (VARIANTS[-3:], {"participants": 9})):
-            whole = ran(method, long_data, [("memory", 1, 3)], options)
+            whole = ran(method, long_data, [("memory", 1, 0)], options, self.rounds)
             for variant in variants:
-                print("where it ran: store, threads and until which round:", variant)  # pytest shows it of a failure
-                same(ran(method, long_data, variant, options), whole)
+                # pytest shows it of a failure
+                print("where it ran: store, threads and how many rounds before the last it ended:", variant)
+                same(ran(method, long_data, variant, options, self.rounds), whole)
 
     def test_an_upload_depends_on_its_own_client_only(self, data: FederatedDataModule) -> None:
         """What a client sends is the same with other neighbours in its cohort, and with none.
 
         The others' private state is changed here. If the upload changes too, it tells of them.
         """
-        fabric = Fabric(accelerator="cpu", devices=1)
-        loop = trained(self.method(), data, 100, rounds=2)
-        user = int(loop.data.order()[3])
-        (cohort,) = [users for users in data.cohorts(torch.arange(data.num_users), 100) if user in users]
-        uploads = []
-        for users in (torch.tensor([user]), cohort):
-            row = users.tolist().index(user)
-            with loop.workers.one() as worker:
-                private = {name: rows.clone() for name, rows in loop.store.read(users).items()}
-                for value in private.values():
-                    value[torch.arange(len(users)) != row] *= 3
-                worker.client.load(users, private)
-                worker.client.own = Own(data, users, 3, 1)
-                worker.client.receive(loop.server.broadcast(users, 3), 3)
-                train(fabric, worker, worker.client.batches())
-                with torch.no_grad():
-                    sent = worker.client.upload().values
-                    uploads.append({name: dense(value[row]).clone() for name, value in sent.items()})
-        for name, value in uploads[0].items():
-            assert uploads[1][name].equal(value) if self.exactly else distance(uploads[1][name], value) < TOLERANCE
+        for before in range(2, self.rounds):
+            loop = trained(self.method(), data, 100, rounds=before)
+            user = int(loop.data.order()[3])
+            (cohort,) = [users for users in data.cohorts(torch.arange(data.num_users), 100) if user in users]
+            alone, among = (self._upload_of(user, users, loop) for users in (torch.tensor([user]), cohort))
+            for name, value in alone.items():
+                assert among[name].equal(value) if self.exactly else distance(among[name], value) < TOLERANCE
+
+    def _upload_of(self, user: int, users: Tensor, loop: FederatedLoop) -> dict[str, Tensor]:
+        """What one client sends in the next round as one of ``users`` `[clients]`, the others being changed."""
+        row, round = users.tolist().index(user), loop.round + 1
+        with loop.workers.one() as worker:
+            private = {name: rows.clone() for name, rows in loop.store.read(users).items()}
+            for value in private.values():
+                value[torch.arange(len(users)) != row] *= 3
+            client = worker.client
+            client.load(users, private)
+            client.own = Own(loop.data, users, round, 1)
+            client.receive(loop.server.broadcast(users, round), round)
+            train(loop.fabric, worker, client.batches())
+            with torch.no_grad():
+                return {name: dense(value[row]).clone() for name, value in client.upload().values.items()}
 
     def test_what_leaves_a_client_is_what_may(self, data: FederatedDataModule) -> None:
-        """A client sends what `uploads` names and nothing else: everything else is private and stays where it is."""
-        with trained(self.method(), data, 5).workers.one() as worker:
-            upload = worker.client.upload()
-        assert set(upload.values) == self.uploads
-        assert not any(value.requires_grad for value in upload.values.values()), "what is sent needs a .detach()"
+        """Clients send what `uploads` names and nothing else: everything else is private and stays where it is."""
+        wire = Watched()
+        loop = FederatedLoop(rounds=self.rounds, cohort_size=5)
+        loop.setup(Fabric(accelerator="cpu", devices=1), data, self.method(), Path("clients"), wire=wire)
+        loop.fit()
+        assert wire.names == self.uploads
+        assert not wire.attached, "what is sent needs a .detach()"
 
     def test_messages_survive_the_wire_and_are_as_long_as_they_say(self, data: FederatedDataModule) -> None:
         """What arrives is what was sent, both ways, and the bytes that are reported are those of the messages.
 
         Communication is what methods are compared by, so it is measured and never computed by a formula.
         """
-        loop = trained(self.method(), data, 5)
+        for before in range(1, self.rounds):
+            self._messages_survive(trained(self.method(), data, 5, before))
+
+    def _messages_survive(self, loop: FederatedLoop) -> None:
+        """The same of the messages that a cohort would send and receive next."""
         with loop.workers.one() as worker:
             client = worker.client
         upload = client.upload()
@@ -319,25 +349,25 @@ class Conformance:
         A server that looks at single uploads says so by ``sees_single_uploads``, and what masks them refuses it. Sums
         of whole numbers stay exactly the same.
         """
-        loop = trained(self.method(), data, 100)
-        with loop.workers.one() as worker:
-            upload = worker.client.upload()
-        if loop.server.sees_single_uploads or not upload.values:
-            pytest.skip("looks at single uploads, or at none")
-        masked = {
-            name: dense(value) + masks(dense(value), upload.bounds.get(name)) for name, value in upload.values.items()
-        }
-        plain, hidden = (loop.server.reduce(replace(upload, values=values)) for values in (upload.values, masked))
-        for name, value in plain.values.items():
-            if name in upload.bounds:
-                assert hidden.values[name].equal(value), f"the sum of {name} is another where masks cancel"
-                continue
-            gap = (hidden.values[name] - value).norm() / masked[name].double().norm()
-            assert gap < 1e-5, f"the sum of {name} is another where masks that cancel are added"
+        for before in range(1, self.rounds):
+            loop = trained(self.method(), data, 100, before)
+            with loop.workers.one() as worker:
+                upload = worker.client.upload()
+            if loop.server.sees_single_uploads or not upload.values:
+                pytest.skip("looks at single uploads, or at none")
+            whole = {name: dense(value) for name, value in upload.values.items()}
+            masked = {name: value + masks(value, upload.bounds.get(name)) for name, value in whole.items()}
+            plain, hidden = (loop.server.reduce(replace(upload, values=values)) for values in (upload.values, masked))
+            for name, value in plain.values.items():
+                if name in upload.bounds:
+                    assert hidden.values[name].equal(value), f"the sum of {name} is another where masks cancel"
+                    continue
+                gap = (hidden.values[name] - value).norm() / masked[name].double().norm()
+                assert gap < 1e-5, f"the sum of {name} is another where masks that cancel are added"
 
     def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:
         """Every item has a finite score, seen or not; a client's scores are the same alone and among others."""
-        loop = trained(self.method(), data, 5)
+        loop = trained(self.method(), data, 5, self.rounds)
         scores = loop.score(torch.tensor([3, 1]))
         assert scores.shape == (2, data.num_items)
         assert scores.isfinite().all()

@@ -192,11 +192,8 @@ class FedGFServer(SumsInTurn):
         rank = method.columns(num_items)
         super().__init__(method.sums(), method.least_clients, seed)
         self.method = method
-        self.fields = {
-            COUNT: Field((num_items,)),
-            PRODUCT: Field((num_items, rank)),
-            CHOOSE: Field((len(method.alphas) + 1,)),
-        }
+        judged = Field((len(method.alphas) + 1,))
+        self.fields = {COUNT: Field((num_items,)), PRODUCT: Field((num_items, rank)), CHOOSE: judged}
         self.register_buffer("counts", torch.zeros(num_items))
         self.register_buffer("basis", torch.zeros(num_items, rank))
         self.register_buffer("spectrum", torch.zeros(rank))

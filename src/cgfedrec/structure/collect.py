@@ -1,8 +1,7 @@
-"""The server that counts sums one after another, discovers structure from them, and sends that down."""
+"""The server of CGFedCo: discovers structure from sums that have been counted, and sends that down."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,190 +10,67 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.random import Stream, bits
-from cgfedrec.server import READINGS
 from cgfedrec.structure.clusters import clustered, merged
+from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
+from cgfedrec.structure.counting import CountingServer
 from cgfedrec.structure.discover import candidates, closed_form
-from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, counts_value
+from cgfedrec.structure.discovery import Discovery, counts_value
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.structure import UNIT, Found, Structure, judgement
+from cgfedrec.structure.structure import Found, Structure
 from cgfedrec.structure.tallies import Columns, Known, LabelColumns, PairCounts
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
-from cgfedrec.wire.messages import Broadcast
-from cgfedrec.wire.values import Field, IdLists, Labels, Value
+from cgfedrec.wire.values import IdLists, Labels, Value
 
-LABELS, PAIRS = LabelColumns.name, PairCounts.name
+LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
 
 TABLES = 12
 """How many tables `[items, columns]` of 8 bytes there are at most: sums, columns, factors. Measured."""
 
 
-class SumsServer(SumsInTurn):
-    """Counts the tallies one after another, finds what the next one needs, and at last the structure.
+class SumsServer(CountingServer):
+    """Finds labels from the first sketch, candidates from all of them, and structure from everything.
 
-    Where `Discovery.share` is below 1, the first sum ends early. Those who were there are asked for all later sums of a
-    first pass, and those who came late for all sums of a second one.
-
-    Args:
-        discovery: The settings.
-        structure: What is discovered.
-        num_items: n.
-        seed: The shared one.
+    Arguments are those of `CountingServer`.
     """
 
-    counts: Tensor
-    late_counts: Tensor
     labels: Tensor
+    directions: Tensor
     pairs: Tensor
     found: Tensor
-    average: Tensor
-    judged: Tensor
-    late: Tensor
     version: Tensor
-    chosen: Tensor
 
     def __init__(self, discovery: Discovery, structure: Structure, num_items: int, seed: int) -> None:
-        self.chooses = len(structure.readings) > 1
-        self.timeline = discovery.timeline(num_items, structure.verifies, structure.train_rounds, self.chooses)
-        super().__init__([step.phase for step in self.timeline], discovery.least_clients, seed)
-        self.discovery, self.structure, self.num_items = discovery, structure, num_items
-        state = {
-            "part": torch.empty(0, dtype=torch.int64),
-            "counts": torch.empty(0, 2, dtype=torch.int64),  # [items, 2]: the first sum, of the first pass
-            "late_counts": torch.empty(0, 2, dtype=torch.int64),  # the same of those who came late
-            "labels": torch.empty(0, dtype=torch.int64),  # [rows]
-            "pairs": torch.empty(0, 0, dtype=torch.int64),  # [rows, most]
-            "found": torch.empty(0, dtype=torch.uint8),  # the structure as it travels
-            "average": torch.empty(0),
-            "judged": torch.empty(0, dtype=torch.int64),  # [readings]: summed gains, in units of `UNIT`
-        }
-        # Each later sum, once it has been opened.
-        tallies = discovery.tallies(num_items, structure.verifies)[1:]
-        state |= {f"total_{tally.name}": torch.empty(0, dtype=torch.int64) for tally in tallies}
-        self.last_tally = tallies[-1].name
-        self.columns = [tally for tally in tallies if isinstance(tally, Columns)]
-        self.grows = tuple(state)
-        for name, value in state.items():
-            self.register_buffer(name, value)
-        # Which version of the structure has been found, and which reading of it has been chosen.
-        for name in ("version", "chosen"):
-            self.register_buffer(name, torch.tensor(0))
+        super().__init__(discovery, structure, num_items, seed)
+        self.hold("labels", torch.empty(0, dtype=torch.int64))  # [rows]
+        self.hold("directions", torch.empty(0, 0))  # [rows, columns], in place of labels
+        self.hold("pairs", torch.empty(0, 0, dtype=torch.int64))  # [rows, most]
+        self.hold("found", torch.empty(0, dtype=torch.uint8))  # the structure as it travels
+        self.register_buffer("version", torch.tensor(0))  # of the structure
+        self.columns = [tally for tally in self.tallies if isinstance(tally, Columns)]
         self._sent: dict[str, Bulletin] = {}
-
-    def enrol(self, users: Tensor, participants: int) -> None:
-        super().enrol(users, participants)
-        self.register_buffer("late", torch.zeros_like(self.enrolled))  # who was not there in the first pass
-        self.refresh()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._sent = {}
         super()._load_from_state_dict(*args, **kwargs)
 
     @property
-    def step(self) -> Step | None:
-        """What the next round is for; ``None`` once all is done."""
-        if self.finished:
-            return None
-        return self.timeline[int(self.at)]
-
-    @property
     def working(self) -> int:
         columns = self.discovery.num_columns(self.num_items) + self.discovery.num_clusters(self.num_items)
         return TABLES * 8 * columns * self.num_items
 
-    @property
-    def preparing(self) -> bool:
-        if self.step is None:
-            return False
-        if self.step.phase == TRAIN:
-            # Clients who are yet to choose are not done. Were they ranked by the first reading, a run could stop here
-            # for want of a better round, and never choose.
-            return self.chooses
-        # With a structure whose reading is yet to be chosen, there is nothing to measure yet, but after training.
-        trained = int(self.at) > 0 and self.timeline[int(self.at) - 1].phase == TRAIN
-        return not trained or bool(self.there.any())
-
-    def wanted(self) -> Tensor:
-        """Who has not added to the sum that is being counted; everybody in a round of training."""
-        if self.counting == TRAIN:
-            return self.enrolled.nonzero().squeeze(1)
-        return super().wanted()
-
-    def group(self) -> Tensor:
-        if self.step is None or self.step.tally is None or int(self.at) == 0:
-            return self.enrolled
-        if self.step.late:
-            return self.late
-        return self.enrolled & ~self.late
-
-    def complete(self) -> bool:
-        if int(self.at) == 0:
-            return int(self.there.sum()) >= math.ceil(self.discovery.share * int(self.enrolled.sum()))
-        return super().complete()
-
-    def welcome(self) -> Broadcast:
-        """The seed, and how many clients there will be, from which follows what the first sum can reach."""
-        return Broadcast({"seed": torch.tensor(self.seed), "clients": self.enrolled.sum()})
-
-    def broadcast(self, users: Tensor, round: int) -> Broadcast:
-        """Which step the round is for, the average while clients train, and bulletins."""
-        values: dict[str, Value] = {}
-        if self.step is not None:
-            values["step"] = self.at.to(torch.uint8)
-            if self.average.numel():
-                values["average"] = self.average
-        return Broadcast(values, kept=self.bulletins)
-
-    def update(self, users: Tensor, round: int) -> dict[str, float]:
-        if self.counting != TRAIN:
-            return super().update(users, round)
-        total, self.sum = self.sum, None
-        assert total is not None, "a round without participants"
-        if TRAIN in total.values:
-            self.average = (total.values[TRAIN] / total.clients).float()
-        self.at += 1
-        self.refresh()
-        return {}
-
-    def opened(self, name: str, total: Tensor) -> dict[str, float]:
-        """Take in a sum to which all have added, and find what the next one needs."""
-        if name == CHOOSE:
-            self.judged = total
-            self.chosen.fill_(int(total.argmax()))
-            means = (total.double() / UNIT / int(self.there.sum())).tolist()
-            readings = (f"{READINGS}{reading}" for reading in self.structure.readings)
-            return dict(zip(readings, means, strict=True))
-        if int(self.at) == 0:
-            self.counts, self.late = total, self.enrolled & ~self.there
-        elif name == self.timeline[0].phase:
-            self.late_counts = total
-        else:
-            before = self.get_buffer(f"total_{name}")
-            if before.numel():
-                total = before + total
-            setattr(self, f"total_{name}", total)
-        self._find(name)
-        return {}
-
-    def _find(self, name: str) -> None:
-        """Find what comes next, after the sum of this name: labels, candidates, the structure, or nothing."""
-        following = int(self.at) + 1
-        if int(self.late.sum()) < self.discovery.least_clients:
-            # Nobody is late, or too few for a sum of their own: they wait.
-            while following < len(self.timeline) and self.timeline[following].late:
-                following += 1
-        self.at.fill_(following - 1)  # the next one is counted from here
+    def find(self, name: str, following: str) -> None:
         self.known = self._known()
-        if name == self.last_tally:
+        if name == self.tallies[-1].name:
             self._find_structure()
-        elif self.sums[following] == LABELS and not self.labels.numel():
+        elif following == LABELS and not self.labels.numel():
             self.labels = self._find_labels()
-        elif self.sums[following] == PAIRS and not self.pairs.numel():
-            half, _ = closed_form(self._factor(), self.known.the_rows.clients, self.discovery.penalty)
-            self.pairs = candidates(half, self.discovery.sizes(self.known.the_rows))
+        elif following == POWER and not self.directions.numel():
+            self.directions = directions(self.total("sketch").double(), self.discovery.num_clusters(self.num_items))
+        elif following == PAIRS and not self.pairs.numel():
+            self.pairs = self._find_pairs()
 
     def _rows(self) -> Rows:
         """The rows with the clients of everybody who has been counted."""
@@ -206,16 +82,18 @@ class SumsServer(SumsInTurn):
             rows = replace(rows, clients=rows.clients + clients * open_, reach=rows.reach + reach * open_)
         return rows
 
-    def _factor(self) -> Tensor:
-        """F from all columns that have been counted, `[rows, rank]`, float64."""
-        counted = [tally for tally in self.columns if self.get_buffer(f"total_{tally.name}").numel()]
-        columns = torch.cat([tally.columns(self.known) for tally in counted], dim=1)
-        sketch = torch.cat([self.get_buffer(f"total_{tally.name}").cpu() for tally in counted], dim=1)
-        return factor(columns.double(), sketch.double())
+    def factor(self) -> Tensor:
+        """F from all sketches that have been counted, `[rows, rank]`, float64."""
+        if self.discovery.sketch == "heads":
+            return by_heads(self.total(Heads.name).double())
+        counted = [tally for tally in self.columns if self.total(tally.name).numel()]
+        columns = torch.cat([tally.columns(self.known).double() for tally in counted], dim=1)
+        sketch = torch.cat([self.total(tally.name).double() for tally in counted], dim=1)
+        return factor(columns, sketch)
 
     def coordinates(self) -> Tensor:
         """Where the items lie by all columns that have been counted, `[rows, at most 64]`, to be looked at."""
-        return coordinates(self._factor())
+        return coordinates(self.factor())
 
     def _find_labels(self) -> Tensor:
         """The cluster of each row, `[rows]`, int64."""
@@ -224,14 +102,24 @@ class SumsServer(SumsInTurn):
         seed = int(bits(self.seed, Stream.CLUSTERS, 0) >> np.uint64(32))
         # Popular items count more: their co-occurrence is known better.
         weights = (rows.clients + 1).double().sqrt().numpy()
-        labels, centroids = clustered(coordinates(self._factor()).numpy(), clusters, seed, weights=weights)
-        return torch.from_numpy(merged(labels, centroids, self.discovery.least_items))
+        labels, centroids = clustered(coordinates(self.factor()).numpy(), clusters, seed, weights=weights)
+        found = torch.from_numpy(merged(labels, centroids, self.discovery.least_items))
+        if self.discovery.second == "random_labels":
+            return shuffled(found, self.seed)
+        return found
+
+    def _find_pairs(self) -> Tensor:
+        """The candidates of each row, `[rows, most]`, int64."""
+        half, _ = closed_form(self.factor(), self.known.the_rows.clients, self.discovery.penalty)
+        return candidates(half, self.discovery.sizes(self.known.the_rows))
 
     def _find_structure(self) -> None:
         pairs = counts = None
-        if self.structure.verifies:
-            pairs, counts = self.pairs, self.get_buffer(f"total_{PAIRS}").cpu()
-        found = Found(self._factor(), self._rows(), pairs, counts, self.seed)
+        if self.structure.verifies and self.discovery.verify:
+            pairs, counts = self.pairs, self.total(PAIRS)
+        elif self.structure.verifies:
+            pairs = self.pairs = self._find_pairs()
+        found = Found(self.factor(), self._rows(), pairs, counts, self.seed)
         message = encode(self.structure.find(found, self.discovery))
         self.found = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         self.version += 1
@@ -249,6 +137,8 @@ class SumsServer(SumsInTurn):
             known = replace(known, rows=Rows.of(self.counts, self.discovery.least_clients))
         if self.labels.numel():
             known = replace(known, labels=self.labels.cpu())
+        if self.directions.numel():
+            known = replace(known, directions=self.directions.cpu())
         if self.pairs.numel():
             known = replace(known, pairs=self.pairs.cpu())
         return known
@@ -265,6 +155,8 @@ class SumsServer(SumsInTurn):
         if step is not None and step.phase == LABELS and known.labels is not None:
             labels = Labels(known.labels, int(known.labels.max()) + 1)
             sent["labels"] = self._bulletin("labels", {"labels": labels})
+        if step is not None and step.phase == POWER and known.directions is not None:
+            sent["power"] = self._bulletin("power", {"directions": known.directions})
         if known.pairs is not None:
             layout = self.discovery.pairs_layout(known.rows)
             pairs = IdLists(known.pairs, layout.sizes, layout.high, layout.coding)
@@ -287,15 +179,3 @@ class SumsServer(SumsInTurn):
         if name not in self._sent:
             self._sent[name] = Bulletin.of(values)
         return self._sent[name]
-
-    def field(self, name: str) -> Field | None:
-        step, known = self.step, self.known
-        if name == CHOOSE:
-            return judgement(len(self.structure.readings))
-        if name == TRAIN:
-            return self.structure.average(known)
-        assert step is not None
-        assert step.tally is not None
-        if step.late and self.late_counts.numel():
-            known = known.for_others(self.late_counts)
-        return step.tally.field(known)

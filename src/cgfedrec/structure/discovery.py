@@ -10,11 +10,14 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from cgfedrec.errors import no_count, not_positive
+from cgfedrec.structure.controls import Heads, MoreSigns, PowerColumns
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
 from cgfedrec.wire.values import Counts, IdLayout, Value
 
 Packing = Literal["tight", "plain"]
+Sketch = Literal["profiles", "heads"]
+Second = Literal["labels", "random_labels", "signs", "power"]
 PLAIN_BITS = 20
 """Bits of every number where packing is ``plain``, or as many more as the largest needs."""
 TRAIN, CHOOSE = "train", "choose"
@@ -56,6 +59,16 @@ class Discovery:
     share: float = 1.0
     """Share of the clients after which the first sum ends. The others are late: they add to every sum afterwards, with
     the labels and candidates that were found without them."""
+    sketch: Sketch = "profiles"
+    """What a client adds to the sketch in the row of an own item. ``profiles``: its own profile over the columns, which
+    adds up to co-occurrence. ``heads``, a control: its private random signs, a projection from the users' side, with as
+    many columns as both sketches have together, and no second sketch."""
+    second: Second = "labels"
+    """The columns of the second sketch: the clusters' ``labels``, or a control. ``random_labels``: the same labels in
+    an order drawn at random. ``signs``: new random signs. ``power``: the directions in which the first sketch is
+    largest, in 32 bits a number."""
+    verify: bool = True
+    """Whether candidate pairs are counted. Without, a control, they are weighed by the sketch alone."""
     packing: Packing = "tight"
     """``tight``: each number in the bits of what it can reach, candidates by coded gaps. ``plain``: 20 bits a number
     and ids as they are; the same result in more bytes."""
@@ -70,6 +83,8 @@ class Discovery:
         yield no_count("method.least_clients", self.least_clients)
         yield no_count("method.least_items", self.least_items)
         yield not_positive("method.share", self.share, 1)
+        if self.sketch == "heads" and self.second != "labels":
+            yield f"method.second: {self.second} has no effect with the sketch of heads, which has no second one"
 
     def num_columns(self, num_items: int) -> int:
         """How many columns of signs there are."""
@@ -88,11 +103,23 @@ class Discovery:
         bits = None
         if self.packing == "plain":
             bits = PLAIN_BITS
-        columns = SignColumns(bits, self.num_columns(num_items))
-        found: list[Tally] = [ItemCounts(), columns, LabelColumns(bits)]
-        if verifies:
+        columns, clusters = self.num_columns(num_items), self.num_clusters(num_items)
+        found: list[Tally] = [ItemCounts()]
+        if self.sketch == "heads":
+            found.append(Heads(bits, columns + clusters))
+        else:
+            found += [SignColumns(bits, columns), self._second(bits, columns, clusters)]
+        if verifies and self.verify:
             found.append(PairCounts(bits))
         return found
+
+    def _second(self, bits: int | None, columns: int, clusters: int) -> Tally:
+        """The second sketch, of as many columns as there are clusters."""
+        if self.second == "signs":
+            return MoreSigns(bits, clusters, first=columns)
+        if self.second == "power":
+            return PowerColumns()
+        return LabelColumns(bits)
 
     def timeline(self, num_items: int, verifies: bool, train_rounds: int, chooses: bool) -> list[Step]:
         """All steps, in order. `TRAIN` stands there once for each of its rounds."""
@@ -141,6 +168,8 @@ def known_from(known: Known, kept: Mapping[str, Mapping[str, Value]], least: int
         found["rows"] = Rows.of(counts.values, least)
     if "labels" in kept:
         found["labels"] = kept["labels"]["labels"].values  # type: ignore[union-attr]
+    if "power" in kept:
+        found["directions"] = kept["power"]["directions"]
     if "verify" in kept:
         found["pairs"] = kept["verify"]["pairs"].ids  # type: ignore[union-attr]
     return Known(known.num_items, known.num_clients, known.seed, **found)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import ClassVar
 
 import torch
@@ -11,7 +13,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from cgfedrec.errors import no_count
-from cgfedrec.structure.discover import verified
+from cgfedrec.structure.discover import closed_form, pair_weights, verified
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.structure import Found, Structure, SumsClient
 from cgfedrec.structure.tallies import Known
@@ -60,10 +62,12 @@ class Neighbours(Structure):
     def find(self, found: Found, discovery: Discovery) -> dict[str, Value]:
         """Weigh the candidates by their counts, keep the best, and round their weights."""
         assert found.pairs is not None
-        assert found.counts is not None
         clients = found.rows.clients
-        weights = verified(found.factor, clients, found.pairs, found.counts, discovery.penalty)
-        sizes = discovery.sizes(found.rows)
+        if found.counts is None:
+            weights = pair_weights(*closed_form(found.factor, clients, discovery.penalty), found.pairs)
+        else:
+            weights = verified(found.factor, clients, found.pairs, found.counts, discovery.penalty)
+        sizes = (found.pairs >= 0).sum(1)  # as they were when the candidates were found
         return {"weights": quantised(weights, sizes, self.keep, self.weight_bits)}
 
     def fields(self, known: Known, discovery: Discovery) -> dict[str, Field]:
@@ -90,6 +94,7 @@ def quantised(weights: Tensor, sizes: Tensor, keep: float, bits: int) -> Weights
     # Rounded up to what a half can hold, so that the largest weight never needs a level too many.
     scales = (weights * kept).amax(1) / (2**bits - 1)
     halves = scales.half()
+    halves = (halves.view(torch.int16) + (halves.double() < scales)).view(torch.float16)  # the next one above
     levels = (weights / halves.double().clamp_min(1e-12)[:, None]).round().clamp(0, 2**bits - 1).long() * kept
     return Weights(kept & (levels > 0), levels, halves, sizes, bits)
 
@@ -119,8 +124,18 @@ class NeighboursClient(SumsClient):
 
     def read(self, reading: int) -> Tensor:
         decay, beta = self.structure.options[reading]
+        return self._by_neighbours(decay) + (beta + NUDGE) * self.popularity
+
+    def read_all(self) -> Iterator[Tensor]:
+        # Readings that differ in beta alone follow one another, and share what takes the time.
+        for decay, options in groupby(self.structure.options, key=itemgetter(0)):
+            near = self._by_neighbours(decay)
+            for _, beta in options:
+                yield near + (beta + NUDGE) * self.popularity
+
+    def _by_neighbours(self, decay: float) -> Tensor:
+        """The sums over neighbours in each client's history, `[clients, items]`."""
         clients, items, ages = self.own.history.entries()
         counts = (1 + ages.double()).pow(-decay).float()
         history = csr_array((counts.numpy(), (clients.numpy(), items.numpy())), shape=(len(self.users), self.num_items))
-        scores = torch.from_numpy((history @ self.weights).toarray()).to(self.added.device)  # [clients, items]
-        return scores + (beta + NUDGE) * self.popularity
+        return torch.from_numpy((history @ self.weights).toarray()).to(self.added.device)

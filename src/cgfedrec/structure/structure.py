@@ -37,9 +37,9 @@ class Found(NamedTuple):
     rows: Rows
     """The items, with the clients of all who have been counted."""
     pairs: Tensor | None
-    """`[rows, most]`: candidates, where pairs were counted."""
+    """`[rows, most]`: candidates, where the structure needs any."""
     counts: Tensor | None
-    """`[rows, most]`, int64: how many clients have both."""
+    """`[rows, most]`, int64: how many clients have both, where that was counted."""
     seed: int
     """The shared one."""
 
@@ -48,7 +48,7 @@ class Structure(ABC):
     """A kind of structure, its settings among its fields."""
 
     verifies: ClassVar[bool]
-    """Whether it needs candidate pairs counted."""
+    """Whether it needs candidate pairs, which are counted unless a setting forbids it."""
 
     @property
     def train_rounds(self) -> int:
@@ -103,7 +103,7 @@ class SumsClient(Client):
             num_items, structure.verifies, structure.train_rounds, len(structure.readings) > 1
         )
         # [clients, phases]: to which sums a client has added. It adds to none twice, whatever a server asks.
-        phases = [step.phase for step in self.timeline if step.tally is not None]
+        phases = [step.phase for step in self.timeline if step.phase != TRAIN]
         self.phases = list(dict.fromkeys(phases))
         self.added = nn.Parameter(torch.empty(0, len(self.phases), dtype=torch.uint8), requires_grad=False)
         self.step: Step | None = None
@@ -138,11 +138,6 @@ class SumsClient(Client):
             values = self.kept["reading"]
             self.chosen = int(values["chosen"])  # type: ignore[arg-type]
         self.average = values.get("average")  # type: ignore[assignment]
-        self.due = torch.zeros(len(self.users), dtype=torch.bool)
-        if self.step is not None and self.step.tally is not None:
-            column = self.added.data[:, self.phases.index(self.step.phase)]
-            self.due = column.eq(0).cpu()
-            column.fill_(1)
 
     def changed(self) -> None:
         """Called when bulletins have come down: `kept` and `known` hold them."""
@@ -173,7 +168,7 @@ class SumsClient(Client):
         if self.step.tally is not None:
             return self._addition(self.step)
         if self.step.phase == CHOOSE:
-            return self._judgement()
+            return self._judgement(self._due(self.step))
         learned = self.learned()
         if learned is None:
             return Upload(self.users[:0])
@@ -185,30 +180,41 @@ class SumsClient(Client):
 
     def _addition(self, step: Step) -> Upload:
         """What those clients add to a sum who have not added to it yet."""
-        tally, known = step.tally, self.known
+        tally, known, due = step.tally, self.known, self._due(step)
         assert tally is not None
         if step.late and known.rows is not None and "late" in self.kept:
             counts = self.kept["late"]["counts"]
             assert isinstance(counts, Counts)
             known = known.for_others(counts.values)
         history, users = self.own.history, self.users
-        if not self.due.all():
-            history, users = History(*(part[self.due] for part in history)), users[self.due]
+        if not due.all():
+            history, users = History(*(part[due] for part in history)), users[due]
         added = tally.of(history, users, known, self.seed)
-        return Upload(users, {tally.name: added}, bounds={tally.name: tally.bounds(known)})
+        return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
 
-    def _judgement(self) -> Upload:
-        """How well each reading ranks what clients hold out, in units of `UNIT`, `[clients, readings]`."""
+    def _due(self, step: Step) -> Tensor:
+        """Who has not added to this step's sum yet, `[clients]`, bool. From now on they all have.
+
+        Noted when they add and not in `receive`, which is called to score too.
+        """
+        column = self.added.data[:, self.phases.index(step.phase)]
+        due = column.eq(0).cpu()
+        column.fill_(1)
+        return due
+
+    def _judgement(self, due: Tensor) -> Upload:
+        """How well each reading ranks what those hold out who are due `[clients]`, in units of `UNIT`."""
         held_out = self.own.validation()
         number = len(self.structure.readings)
         if held_out is None:  # nobody can judge, and the first reading stays
             gained = torch.zeros(len(self.users), number)
         else:
-            judged = [gains(JUDGED_BY, self.read(reading).cpu(), held_out) for reading in range(number)]
+            judged = [gains(JUDGED_BY, scores.cpu(), held_out) for scores in self.read_all()]
             gained = torch.stack(judged, dim=1)
         bounds = judgement(number).bounds
         assert bounds is not None
-        return Upload(self.users, {CHOOSE: (gained * UNIT).round().long()}, bounds={CHOOSE: bounds})
+        told = (gained * UNIT).round().long()
+        return Upload(self.users[due], {CHOOSE: told[due]}, bounds={CHOOSE: bounds})
 
     def score(self) -> Tensor:
         if self.structured:
@@ -224,6 +230,11 @@ class SumsClient(Client):
         assert isinstance(counts, Counts)
         popularity = counts.values[:, 0].to(self.added.device).float().log1p()
         return popularity / popularity.max()
+
+    def read_all(self) -> Iterator[Tensor]:
+        """Scores by each reading, in order: `read`, or faster where readings have something in common."""
+        for reading in range(len(self.structure.readings)):
+            yield self.read(reading)
 
     @abstractmethod
     def read(self, reading: int) -> Tensor:

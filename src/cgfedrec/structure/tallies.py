@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cgfedrec.data.histories import History
@@ -32,6 +33,7 @@ class Known:
         rows: The items that take part, once the first sum has been counted.
         labels: `[rows]`, int64: the cluster of each row, once found.
         pairs: `[rows, most]`, int64: each row's candidates in ascending order, then -1, once found.
+        directions: `[rows, columns]`, float32: columns in place of labels, once found.
     """
 
     num_items: int
@@ -40,6 +42,7 @@ class Known:
     rows: Rows | None = None
     labels: Tensor | None = None
     pairs: Tensor | None = None
+    directions: Tensor | None = None
 
     @property
     def the_rows(self) -> Rows:
@@ -57,13 +60,23 @@ class Tally(ABC):
     """One sum.
 
     Args:
-        plain_bits: As many bits for each number, whatever it can reach: the same sum in more bytes, to compare with.
+        plain_bits: As many bits for each number, or more where the largest needs more: the same sum in more bytes, to
+            compare with.
     """
 
     plain_bits: int | None = None
 
     name: ClassVar[str]
     """Of the sum: of its field on the wire, and of the phase of a run."""
+    dtype: ClassVar[torch.dtype] = torch.int64
+    """Of what a client adds."""
+
+    @property
+    def summed(self) -> torch.dtype:
+        """Of the sum."""
+        if self.dtype.is_floating_point:
+            return torch.float64
+        return torch.int64
 
     def field(self, known: Known) -> Field:
         """What one client sends."""
@@ -73,6 +86,13 @@ class Tally(ABC):
     @abstractmethod
     def bounds(self, known: Known) -> Bounds:
         """What each number of the sum, and so of any client's part in it, can reach."""
+
+    def packed(self, largest: Tensor, signed: bool = False) -> Bounds:
+        """Bounds of numbers up to ``largest`` `[...]`, in the bits that they need or in plain ones."""
+        bounds = Bounds(largest, signed)
+        if self.plain_bits is None:
+            return bounds
+        return Bounds(largest, signed, max(self.plain_bits, int(bounds.widths.max())))
 
     @abstractmethod
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
@@ -85,7 +105,7 @@ class Tally(ABC):
             seed: Their private one.
 
         Returns:
-            `[clients, rows, columns]`, int64, sparse: entries are rows of own items.
+            `[clients, rows, columns]`, of `dtype`. Whole numbers are sparse: entries are rows of own items.
         """
 
 
@@ -120,7 +140,7 @@ class ItemCounts(Tally):
     def bounds(self, known: Known) -> Bounds:
         most = known.num_clients
         longest = torch.tensor([most, most * known.num_items])  # every client could have everything
-        return Bounds(longest.expand(known.num_items, 2), bits=self.plain_bits)
+        return self.packed(longest.expand(known.num_items, 2))
 
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
         clients, items, _ = history.entries()
@@ -128,6 +148,11 @@ class ItemCounts(Tally):
         clients, items = clients[order], items[order]
         values = torch.stack((torch.ones_like(items), history.lengths[clients]), dim=1)
         return table(clients, items, values, (len(users), known.num_items, 2))
+
+
+def signs(random_bits: NDArray[np.uint64]) -> Tensor:
+    """-1 or 1 by the first bit of each number, `[...]`, int64."""
+    return torch.from_numpy(2 * (random_bits >> np.uint64(63)).astype(np.int64) - 1)
 
 
 class Columns(Tally):
@@ -149,12 +174,12 @@ class Columns(Tally):
     def bounds(self, known: Known) -> Bounds:
         rows = known.the_rows
         reach = rows.reach * rows.open  # a row that is not open is not sent
-        return Bounds(reach[:, None].expand(-1, self.width(known)), self.signed, self.plain_bits)
+        return self.packed(reach[:, None].expand(-1, self.width(known)), self.signed)
 
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
         clients, rows = own_rows(history, known)
         columns = self.columns(known)
-        profiles = torch.zeros(len(users), columns.shape[1], dtype=torch.int64)
+        profiles = torch.zeros(len(users), columns.shape[1], dtype=columns.dtype)
         profiles.index_add_(0, clients, columns[rows])
         return table(clients, rows, profiles[clients], (len(users), *columns.shape))
 
@@ -165,17 +190,19 @@ class SignColumns(Columns):
 
     Args:
         number: How many.
+        first: Which one is the first: columns of other numbers have other signs.
     """
 
     number: int = 32
+    first: int = 0
 
     name: ClassVar[str] = "sketch"
     signed: ClassVar[bool] = True
 
     def columns(self, known: Known) -> Tensor:
         items = known.the_rows.items.numpy()[:, None]
-        drawn = bits(known.seed, Stream.SIGNS, items, np.arange(self.number)) >> np.uint64(63)
-        return torch.from_numpy(2 * drawn.astype(np.int64) - 1)
+        columns = np.arange(self.first, self.first + self.number)
+        return signs(bits(known.seed, Stream.SIGNS, items, columns))
 
     def width(self, known: Known) -> int:
         return self.number
@@ -205,7 +232,7 @@ class PairCounts(Tally):
         assert known.pairs is not None
         clients = known.the_rows.clients * known.the_rows.open
         both = torch.minimum(clients[:, None], clients[known.pairs.clamp_min(0)])
-        return Bounds(both.masked_fill(known.pairs < 0, 0), bits=self.plain_bits)
+        return self.packed(both.masked_fill(known.pairs < 0, 0))
 
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
         assert known.pairs is not None
