@@ -162,11 +162,12 @@ def shared_start(seed: int, scale: float, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) -> Optimizer:
+def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], where: str = "method") -> Optimizer:
     """Make sure that an optimiser cannot mix clients: two trained together must end where each ends alone.
 
     Args:
         optimizer: As given by the user.
+        where: Whose setting it is.
 
     Returns:
         One, made for a trial.
@@ -188,17 +189,17 @@ def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) 
         together, made = trial(slice(0, 2))
         check(
             *(
-                not_between(f"method.optimizer.{name}", value, -LARGEST)
+                not_between(f"{where}.optimizer.{name}", value, -LARGEST)
                 for name, value in made.defaults.items()
                 if isinstance(value, float)
             )
         )
         alone = torch.cat([trial(slice(client, client + 1))[0] for client in range(2)])
     except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"method.optimizer: {error}") from error
+        raise InputError(f"{where}.optimizer: {error}") from error
     if not torch.allclose(together, alone, rtol=1e-5, atol=1e-7):
         check(
-            f"method.optimizer: {type(made).__name__} computes over all clients of a cohort at once; choose one that "
+            f"{where}.optimizer: {type(made).__name__} computes over all clients of a cohort at once; choose one that "
             "treats every element alone, such as SGD, Adam, AdamW or Adagrad"
         )
     return made

@@ -37,7 +37,8 @@ class Stream(IntEnum):
     GROUPS = 14
     SIGNS = 15
     HEADS = 16
-    READING = 18
+    READING = 17
+    PROJECTIONS = 18
 
 
 def shared_seed(seed: int) -> int:

@@ -46,8 +46,8 @@ class SumsInTurn(Server):
         self.register_buffer("part", torch.empty(0, dtype=torch.float64))
 
     @abstractmethod
-    def field(self, name: str) -> Field:
-        """What one client adds to the sum of this name, once that is to be counted."""
+    def field(self, name: str) -> Field | None:
+        """What one client adds to the sum of this name, once that is to be counted; ``None`` for nothing."""
 
     @abstractmethod
     def opened(self, name: str, total: Tensor) -> dict[str, float]:
@@ -65,8 +65,11 @@ class SumsInTurn(Server):
         """Bring up to date what is sent and what is expected."""
         self.bulletins = self.needed()
         self.expects = {}
-        if not self.finished:
-            self.expects = {self.counting: self.field(self.counting)}
+        if self.finished:
+            return
+        field = self.field(self.counting)
+        if field is not None:
+            self.expects = {self.counting: field}
 
     @property
     def counting(self) -> str:

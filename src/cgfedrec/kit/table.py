@@ -29,12 +29,12 @@ class TableClient(Client):
     is computed anew, and the table takes a step.
 
     Args:
-        method: The settings.
+        method: The settings: a method's, or those of a structure.
         num_items: n.
         seed: The private one.
     """
 
-    def __init__(self, method: TableMethod, num_items: int, seed: int) -> None:
+    def __init__(self, method: TableSettings, num_items: int, seed: int) -> None:
         super().__init__()
         self.method, self.num_items, self.seed = method, num_items, seed
         self.table = empty_parameter(num_items, method.dim)
@@ -85,8 +85,8 @@ class TableClient(Client):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableMethod(Method):
-    """A method whose client is a `TableClient`."""
+class TableSettings:
+    """The settings of a `TableClient`."""
 
     dim: int = 32
     """Size of an item embedding."""
@@ -97,27 +97,37 @@ class TableMethod(Method):
     table_lr: float | None = None
     """Learning rate of the table."""
     local_epochs: int = 2
+    """Passes over a participant's own samples in each round."""
     init_scale: float = 1.0
     """Standard deviation of the initial table, which all clients share."""
     head: Head = "shared"
     """Whether clients start from one ``shared`` head, or each from a ``private`` random one, which makes the mean of
     their tables a random projection of who touched what."""
 
-    client_class: ClassVar[type[TableClient]] = TableClient
-
-    def problems(self) -> Iterator[str | None]:
-        yield no_count("method.dim", self.dim, most=MOST_DIM)
-        yield not_positive("method.lr_eta", self.lr_eta)
-        yield not_positive("method.table_lr", self.table_lr, or_none=True)
-        yield not_positive("method.init_scale", self.init_scale)
-        yield from super().problems()
-
-    def client(self, num_items: int, seed: int) -> TableClient:
-        check_elementwise(self.optimizer)
-        return self.client_class(self, num_items, seed)
+    def wrong(self, where: str) -> Iterator[str | None]:
+        """What is wrong with them, as settings of ``where``."""
+        yield no_count(f"{where}.dim", self.dim, most=MOST_DIM)
+        yield not_positive(f"{where}.lr_eta", self.lr_eta)
+        yield not_positive(f"{where}.table_lr", self.table_lr, or_none=True)
+        yield not_positive(f"{where}.init_scale", self.init_scale)
 
     def rate_of_table(self, lr: float, num_items: int) -> float:
         """Learning rate of the table where that of the head is ``lr``."""
         if self.table_lr is None:
             return lr * num_items * self.lr_eta
         return self.table_lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableMethod(TableSettings, Method):
+    """A method whose client is a `TableClient`."""
+
+    client_class: ClassVar[type[TableClient]] = TableClient
+
+    def problems(self) -> Iterator[str | None]:
+        yield from self.wrong("method")
+        yield from super().problems()
+
+    def client(self, num_items: int, seed: int) -> TableClient:
+        check_elementwise(self.optimizer)
+        return self.client_class(self, num_items, seed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cgfedrec.client import Batch, StepOutput
 from cgfedrec.errors import check, no_count, not_between
-from cgfedrec.kit.table import TableClient, TableMethod
+from cgfedrec.kit.table import TableClient, TableMethod, TableSettings
 from cgfedrec.structure.clusters import KMeansKind
 from cgfedrec.structure.contrast import Kind, contrast
 from cgfedrec.wire.messages import Broadcast
@@ -24,19 +24,23 @@ class AlignedClient(TableClient):
     batch. The alignment is reported.
     """
 
-    method: AlignedMethod
+    method: AlignmentSettings
     reports = ("alignment",)
 
-    def __init__(self, method: AlignedMethod, num_items: int, seed: int) -> None:
+    def __init__(self, method: AlignmentSettings, num_items: int, seed: int) -> None:
         super().__init__(method, num_items, seed)
         self.labels: Tensor | None = None
+        # Which items these are of, `[labels]`; all of them by default. The others have no part in the alignment.
+        self.labelled: Tensor | slice = slice(None)
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         """As a `TableClient`'s. The head has no part in the alignment, so only step 1, the table's, adds it."""
         output = super().training_step(batch, step)
         if step == 0 or self.labels is None or self.method.reg == 0:
             return output
-        alignment = contrast(self.table, self.labels, self.method.temperature, kind=self.method.contrast)
+        alignment = contrast(
+            self.table[:, self.labelled], self.labels, self.method.temperature, kind=self.method.contrast
+        )
         return StepOutput(output.loss + self.method.reg * alignment, {"alignment": alignment.detach()})
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
@@ -49,17 +53,28 @@ class AlignedClient(TableClient):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignedMethod(TableMethod):
-    """A method whose server clusters the items, and whose clients align their tables to the labels."""
+class AlignmentSettings(TableSettings):
+    """The settings of an `AlignedClient`."""
 
-    clusters: int
-    """K, the number of item clusters; at most the number of items."""
     reg: float = 0.005
     """Weight of the alignment towards the labels."""
     temperature: float = 0.1
     """T of the alignment (`cl_t` of the published code)."""
     contrast: Kind = "exact"
     """``exact``, or against cluster ``prototypes``: an approximation that costs items x clusters."""
+
+    def wrong(self, where: str) -> Iterator[str | None]:
+        yield not_between(f"{where}.reg", self.reg, 0)
+        yield not_between(f"{where}.temperature", self.temperature, 1e-3, 1e6)
+        yield from super().wrong(where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignedMethod(AlignmentSettings, TableMethod):
+    """A method whose server clusters the items, and whose clients align their tables to the labels."""
+
+    clusters: int
+    """K, the number of item clusters; at most the number of items."""
     kmeans: KMeansKind = "minibatch"
     """``minibatch`` or ``full``, with centroids kept from round to round."""
 
@@ -67,8 +82,6 @@ class AlignedMethod(TableMethod):
 
     def problems(self) -> Iterator[str | None]:
         yield no_count("method.clusters", self.clusters, 2)
-        yield not_between("method.reg", self.reg, 0)
-        yield not_between("method.temperature", self.temperature, 1e-3, 1e6)
         yield from super().problems()
 
     def check_clusters(self, num_items: int) -> None:

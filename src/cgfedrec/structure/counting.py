@@ -39,8 +39,8 @@ class CountingServer(SumsInTurn):
     known: Known
 
     def __init__(self, discovery: Discovery, structure: Structure, num_items: int, seed: int) -> None:
-        chooses = len(structure.readings) > 1
-        self.timeline = discovery.timeline(num_items, structure.verifies, structure.train_rounds, chooses)
+        self.chooses = len(structure.readings) > 1
+        self.timeline = discovery.timeline(num_items, structure.verifies, structure.train_rounds, self.chooses)
         super().__init__([step.phase for step in self.timeline], discovery.least_clients, seed)
         self.discovery, self.structure, self.num_items = discovery, structure, num_items
         self.tallies = discovery.tallies(num_items, structure.verifies)
@@ -76,8 +76,12 @@ class CountingServer(SumsInTurn):
 
     @property
     def preparing(self) -> bool:
-        if self.step is None or self.step.phase == TRAIN:
+        if self.step is None:
             return False
+        if self.step.phase == TRAIN:
+            # Clients who are yet to choose are not done. Were they ranked by the first reading, a run could stop here
+            # for want of a better round, and never choose.
+            return self.chooses
         # With a structure whose reading is yet to be chosen, there is nothing to measure yet, but after training.
         trained = int(self.at) > 0 and self.timeline[int(self.at) - 1].phase == TRAIN
         return not trained or bool(self.there.any())
@@ -118,7 +122,8 @@ class CountingServer(SumsInTurn):
             return super().update(users, round)
         total, self.sum = self.sum, None
         assert total is not None, "a round without participants"
-        self.average = (total.values[TRAIN] / total.clients).float()
+        if TRAIN in total.values:
+            self.average = (total.values[TRAIN] / total.clients).float()
         self.at += 1
         self.refresh()
         return {}
@@ -157,14 +162,12 @@ class CountingServer(SumsInTurn):
     def find(self, name: str, following: str) -> None:
         """Find what the following sum needs, now that the one of this name has been opened; either may be the last."""
 
-    def field(self, name: str) -> Field:
+    def field(self, name: str) -> Field | None:
         step, known = self.step, self.known
         if name == CHOOSE:
             return judgement(len(self.structure.readings))
         if name == TRAIN:
-            average = self.structure.average(known)
-            assert average is not None, "nothing is averaged, and so there is nothing to train"
-            return average
+            return self.structure.average(known)
         assert step is not None
         assert step.tally is not None
         if step.late and self.late_counts.numel():
