@@ -14,4 +14,5 @@ def test_every_notebook_runs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in shown) >= 2  # without the real ratings one of them shows two
+    # Without the real ratings, one of them shows two.
+    assert sum("image/png" in output.get("data", {}) for output in shown) >= 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cgfedrec.data import FederatedDataModule, Format
 from cgfedrec.data.histories import History
-from cgfedrec.methods import CGFedCo
-from cgfedrec.protocol import Protocol
 from cgfedrec.structure import discover
 from cgfedrec.structure.clusters import merged
 from cgfedrec.structure.discover import candidates, closed_form, pair_weights, verified
@@ -24,7 +19,6 @@ from cgfedrec.structure.neighbours import quantised
 from cgfedrec.structure.nystroem import factor
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
-from cgfedrec.testing import prepared, trained
 from cgfedrec.wire.codec import decode, encode
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.values import Field, WeightLayout, Weights
@@ -231,15 +225,15 @@ def test_no_merged_cluster_is_too_small(labels: list[int], smallest: int) -> Non
 
 @given(st.integers(0, 2**32), st.integers(1, 8), st.sampled_from([0.2, 0.5, 1.0]), st.floats(1e-4, 10))
 @settings(max_examples=60, deadline=None)
-def test_quantised_weights_survive_the_wire_within_half_a_step(
-    seed: int, bits: int, keep: float, scale: float
-) -> None:
+def test_quantised_weights_survive_the_wire_within_half_a_step(seed: int, bits: int, keep: float, scale: float) -> None:
     rng = np.random.default_rng(seed)
     sizes = torch.from_numpy(rng.integers(1, 8, 6))
     inside = torch.arange(7) < sizes[:, None]
     weights = torch.from_numpy(rng.normal(size=(6, 7)) * scale) * inside
     made = quantised(weights, sizes, keep, bits)
-    (arrived,) = decode(encode({"w": made}), {"w": Field((6, 7), torch.float16, lists=WeightLayout(sizes, bits))}).values()
+    (arrived,) = decode(
+        encode({"w": made}), {"w": Field((6, 7), torch.float16, lists=WeightLayout(sizes, bits))}
+    ).values()
     assert isinstance(arrived, Weights)
     assert arrived == made
     assert int(made.levels.max()) < 2**bits

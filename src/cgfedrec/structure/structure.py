@@ -232,7 +232,10 @@ class SumsClient(Client):
         return popularity / popularity.max()
 
     def read_all(self) -> Iterator[Tensor]:
-        """Scores by each reading, `[clients, items]`, in order: those of `read`, or faster where readings have something in common."""
+        """Scores by each reading, `[clients, items]`, in order.
+
+        They are those of `read`, but may come faster where readings have something in common.
+        """
         for reading in range(len(self.structure.readings)):
             yield self.read(reading)
 
