@@ -93,9 +93,11 @@ def test_random_signs_are_drawn_by_item_and_column_and_follow_the_shared_seed() 
     assert few.unique().tolist() == [-1, 1]
     assert not few.equal(SignColumns(None, 5).columns(other))
     # Whichever items have rows, an item keeps its signs.
-    fewer = everything_known(ones, seed=1, least=10)
-    places = known.the_rows.row_of[fewer.the_rows.items]
-    assert SignColumns(None, 5).columns(fewer).equal(few[places])
+    turned = everything_known(ones.flip(1), seed=1, least=10)  # in another order, and fewer
+    places = known.the_rows.row_of[turned.the_rows.items]
+    there = places >= 0
+    assert not places.equal(torch.arange(len(places)))
+    assert SignColumns(None, 5).columns(turned)[there].equal(few[places[there]])
 
 
 def test_rows_are_numbered_by_clients_and_then_by_item_and_scarce_items_have_none() -> None:
