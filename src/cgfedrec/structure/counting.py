@@ -48,7 +48,7 @@ class CountingServer(SumsInTurn):
         self.hold("counts", torch.empty(0, 2, dtype=torch.int64))  # [items, 2]: the first sum, of the first pass
         self.hold("late_counts", torch.empty(0, 2, dtype=torch.int64))  # the same of those who came late
         for tally in self.tallies[1:]:  # each later sum, once it has been opened
-            self.hold(f"total_{tally.name}", torch.empty(0, dtype=tally.summed))
+            self.hold(f"total_{tally.name}", torch.empty(0, dtype=torch.int64))
         self.hold("average", torch.empty(0))
         self.hold("judged", torch.empty(0, dtype=torch.int64))  # [readings]: summed gains, in units of `UNIT`
         self.register_buffer("chosen", torch.tensor(0))  # which reading

@@ -71,13 +71,6 @@ class Tally(ABC):
     dtype: ClassVar[torch.dtype] = torch.int64
     """Of what a client adds."""
 
-    @property
-    def summed(self) -> torch.dtype:
-        """Of the sum."""
-        if self.dtype.is_floating_point:
-            return torch.float64
-        return torch.int64
-
     def field(self, known: Known) -> Field:
         """What one client sends."""
         bounds = self.bounds(known)
