@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import cgfedrec
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError
