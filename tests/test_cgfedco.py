@@ -342,7 +342,8 @@ def test_the_chosen_reading_is_the_one_that_validates_best(data: FederatedDataMo
         def read(users: Tensor, reading: int = reading) -> Tensor:
             loop.score(users)
             with loop.workers.one() as worker:
-                return worker.client.read(reading)  # type: ignore[operator]
+                scores: Tensor = worker.client.read(reading)  # type: ignore[operator]
+                return scores
 
         scored.append(evaluate(data, "val", read, 100)["val/ndcg@10"])
     told = server.judged.double() / UNIT / data.num_users

@@ -104,7 +104,7 @@ def test_a_client_trains_as_that_of_the_paper_does(data: FederatedDataModule) ->
         aligned.load(users, {name.removeprefix("aligned."): value.clone() for name, value in theirs_too.items()})
         aligned.own = own
         aligned.labelled = server_of(loop).known.the_rows.items  # type: ignore[assignment]
-        structure = loop.server.broadcast(users, COUNTED + 1).kept["structure/1"].values  # type: ignore[union-attr]
+        structure = loop.server.broadcast(users, COUNTED + 1).kept["structure/1"].values
         aligned.labels = structure["labels"].values  # type: ignore[assignment, union-attr]
         train(theirs.fabric, worker, aligned.batches())
         expected = {name: value.clone() for name, value in aligned.private().items()}

@@ -1,4 +1,4 @@
-"""Label sets: what is found and what is learned are those of a computation by hand, and the choice is the loop's own."""
+"""Label sets: what is found and learned is what a computation by hand gives, and the choice is the loop's own."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class TestLabelSets(Conformance):
     good: ClassVar = {"structure": LabelSets(sets=4, clusters=8, rounds=8), "columns": 16}
 
     def method(self, **settings: Any) -> CGFedCo:
-        structure = LabelSets(sets=3, clusters=8, rounds=2)
-        return CGFedCo(**{"columns": 8, "structure": structure} | settings)
+        made: dict[str, Any] = {"columns": 8, "structure": LabelSets(sets=3, clusters=8, rounds=2)}
+        return CGFedCo(**made | settings)
 
 
 @pytest.fixture

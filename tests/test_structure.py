@@ -148,7 +148,7 @@ def test_a_message_takes_the_bits_of_what_its_numbers_can_reach() -> None:
         (SignColumns(None, 5), 2 * known.the_rows.reach + 1),
         (LabelColumns(), known.the_rows.reach + 1),
     ):
-        columns = tally.width(known)  # type: ignore[attr-defined]
+        columns = tally.width(known)
         bits = sum(columns * (int(value) - 1).bit_length() for value in values)
         assert tally.bounds(known).nbytes == (bits + 7) // 8
         field = tally.field(known)
@@ -233,7 +233,7 @@ class Largest(TorchDispatchMode):
     """Notes how many numbers the largest tensor has that is made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.numel = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -50,7 +50,7 @@ class LabelSets(Structure):
     """How many clusterings. The first is of the items' coordinates, each other one of a random projection of them."""
     clusters: int = 60
     """Labels in a set, or as many as items if these are fewer."""
-    rounds: int = 12
+    rounds: int = 8
     """Rounds in which clients train and average their weights."""
     steps: int = 5
     """Steps that a client takes in each of these rounds, on all its items with fresh negatives."""
@@ -187,12 +187,13 @@ class LabelSetsClient(SumsClient):
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         weights = self.weights.flatten(0, 1)  # [clients * labels, decays]
-        scores = _Product.apply(weights, self.pairs, self.pairs_back).view(batch.weights.shape)
+        scores: Tensor = _Product.apply(weights, self.pairs, self.pairs_back)  # type: ignore[no-untyped-call]
+        scores = scores.view(*batch.targets.shape, -1)  # [clients, samples, decays]
         signs = (1 - 2 * batch.targets)[..., None]  # against positives -1, against negatives 1
         terms = (batch.weights * softplus(signs * scores)).sum(2)  # [clients, samples]
         # One after another: so it does not show to which width a cohort is padded.
         loss = terms.cumsum(1)[:, -1]
-        apart = self.weights
+        apart: Tensor = self.weights
         if self.average is not None:
             apart = apart - self.average.to(self.device)
         return StepOutput(loss + self.structure.pull / 2 * apart.square().sum((1, 2)))
@@ -206,10 +207,8 @@ class LabelSetsClient(SumsClient):
         if self.average is not None:
             mean = self.average.to(self.device)[:, decay]
             weights = torch.where(self.trained[:, None] > 0, weights, mean)
-        scores = torch.from_numpy(self.items @ weights.T.cpu().contiguous().numpy()).T.to(
-            self.device
-        )  # [clients, items]
-        return scores + beta * self.popularity
+        scores = torch.from_numpy(self.items @ weights.T.cpu().contiguous().numpy()).T  # [clients, items]
+        return scores.to(self.device) + beta * self.popularity
 
 
 class _Product(torch.autograd.Function):
@@ -224,7 +223,7 @@ class _Product(torch.autograd.Function):
         return torch.from_numpy(matrix @ weights.detach().cpu().numpy()).to(weights.device)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         made = ctx.transposed @ gradient.contiguous().cpu().numpy()
         return torch.from_numpy(made).to(gradient.device), None, None
 
