@@ -181,8 +181,8 @@ def show_unfinished(console: Console, phase: str, rounds: int, checkpoint: Path)
     if phase:
         console.print(
             f"warning: {rounds} rounds were too few: the phase {phase!r} has not ended, and clients rank by what came "
-            "down before it: at first nothing, then popularity. More participants in a round need fewer rounds; to go on: "
-            f"cgfedrec fit --ckpt_path {checkpoint} --loop.rounds {2 * rounds}",
+            "down before it: at first nothing, then popularity. More participants in a round need fewer rounds; to go "
+            f"on: cgfedrec fit --ckpt_path {checkpoint} --loop.rounds {2 * rounds}",
             highlight=False,
             soft_wrap=True,
         )
