@@ -28,7 +28,7 @@ from cgfedrec.wire.messages import Upload
 PHASES = ["bounds", "sketch", "labels", "verify", "choose"]
 FOUND = ("counts", "labels", "pairs", "found", "chosen", "judged", "total_sketch", "total_labels", "total_verify")
 """What the sums have told the server in the end."""
-ENOUGH = 10_000
+ENOUGH = 300
 """More rounds than any of these runs needs: they end when all is done."""
 
 
