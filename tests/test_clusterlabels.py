@@ -157,8 +157,7 @@ def test_it_is_named_on_the_command_line_and_a_checkpoint_of_it_is_trusted() -> 
     where = ["--data.synthetic", synthetic, "--run_dir", "run", "--logger", "null"]
     assert main(["fit", "--method", "CGFedCo", *wanted, *small, *where]) == 0
     opened = cgfedrec.load("run/checkpoints/last.ckpt")
-    method = opened.loop.method
-    assert isinstance(method, CGFedCo)
-    assert isinstance(method.structure, ClusterLabels)
-    assert method.structure.dim == 4
+    structure = server_of(opened.loop).structure
+    assert isinstance(structure, ClusterLabels)
+    assert structure.dim == 4
     assert opened.loop.server.finished
