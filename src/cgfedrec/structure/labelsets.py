@@ -50,7 +50,7 @@ class LabelSets(Structure):
     """How many clusterings. The first is of the items' coordinates, each other one of a random projection of them."""
     clusters: int = 60
     """Labels in a set, or as many as items if these are fewer."""
-    rounds: int = 12
+    rounds: int = 8
     """Rounds in which clients train and average their weights."""
     steps: int = 5
     """Steps that a client takes in each of these rounds, on all its items with fresh negatives."""
