@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import cgfedrec
+from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError
@@ -86,8 +88,9 @@ def test_only_items_with_rows_are_aligned(data: FederatedDataModule) -> None:
     alone = super(type(client.aligned), client.aligned).training_step(batch, 1)
     torch.testing.assert_close(output.loss - alone.loss, 0.5 * expected)
     (pull,) = torch.autograd.grad((output.loss - alone.loss).sum(), client.aligned.table)
-    assert not pull[:, scarce].any()
-    assert pull[:, ~scarce].abs().sum(2).gt(0).float().mean() > 0.9
+    # But for rounding, since the rest of the loss cancels.
+    assert pull[:, scarce].abs().max() < 1e-7
+    assert pull[:, ~scarce].abs().amax(2).gt(1e-5).float().mean() > 0.9
 
 
 def test_a_client_trains_as_that_of_the_paper_does(data: FederatedDataModule) -> None:
@@ -145,3 +148,16 @@ def test_nothing_goes_up_while_clients_train(data: FederatedDataModule) -> None:
 def test_wrong_settings_are_named(wrong: dict[str, Any], data: FederatedDataModule) -> None:
     with pytest.raises(InputError, match=rf"method\.structure\.{next(iter(wrong))}"):
         trained(method(**wrong), data, 5)
+
+
+def test_it_is_named_on_the_command_line_and_a_checkpoint_of_it_is_trusted() -> None:
+    synthetic = '{"users": 40, "items": 60, "groups": 6, "interactions": 10}'
+    wanted = ["--method.structure", "ClusterLabels", "--method.structure.dim", "4"]
+    small = ["--method.structure.clusters", "8", "--method.structure.rounds", "2", "--loop.rounds", "9"]
+    where = ["--data.synthetic", synthetic, "--run_dir", "run", "--logger", "null"]
+    assert main(["fit", "--method", "CGFedCo", *wanted, *small, *where]) == 0
+    opened = cgfedrec.load("run/checkpoints/last.ckpt")
+    structure = server_of(opened.loop).structure
+    assert isinstance(structure, ClusterLabels)
+    assert structure.dim == 4
+    assert opened.loop.server.finished

@@ -1,4 +1,4 @@
-"""Label sets: what is found and learned is what a computation by hand gives, and the choice is the loop's own."""
+"""Label sets: what is found and learned is as computed by hand, and the choice is the loop's own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import cgfedrec
+from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError
@@ -41,8 +43,8 @@ class TestLabelSets(Conformance):
     good: ClassVar = {"structure": LabelSets(sets=4, clusters=8, rounds=8), "columns": 16}
 
     def method(self, **settings: Any) -> CGFedCo:
-        made: dict[str, Any] = {"columns": 8, "structure": LabelSets(sets=3, clusters=8, rounds=2)}
-        return CGFedCo(**made | settings)
+        structure = LabelSets(sets=3, clusters=8, rounds=2)
+        return CGFedCo(**{"columns": 8, "structure": structure} | settings)
 
 
 @pytest.fixture
@@ -194,3 +196,16 @@ def test_the_choice_is_made_once_all_have_trained_and_is_that_of_the_loop(data: 
 def test_wrong_settings_are_named(wrong: dict[str, Any], data: FederatedDataModule) -> None:
     with pytest.raises(InputError, match=rf"method\.structure\.{next(iter(wrong))}"):
         trained(method(**wrong), data, 5)
+
+
+def test_it_is_named_on_the_command_line_and_a_checkpoint_of_it_is_trusted() -> None:
+    synthetic = '{"users": 40, "items": 60, "groups": 6, "interactions": 10}'
+    wanted = ["--method.structure", "LabelSets", "--method.structure.sets", "2"]
+    small = ["--method.structure.clusters", "8", "--method.structure.rounds", "2", "--loop.rounds", "9"]
+    where = ["--data.synthetic", synthetic, "--run_dir", "run", "--logger", "null"]
+    assert main(["fit", "--method", "CGFedCo", *wanted, *small, *where]) == 0
+    opened = cgfedrec.load("run/checkpoints/last.ckpt")
+    structure = server_of(opened.loop).structure
+    assert isinstance(structure, LabelSets)
+    assert structure.sets == 2
+    assert opened.loop.server.finished
