@@ -43,8 +43,8 @@ class TestLabelSets(Conformance):
     good: ClassVar = {"structure": LabelSets(sets=4, clusters=8, rounds=8), "columns": 16}
 
     def method(self, **settings: Any) -> CGFedCo:
-        structure = LabelSets(sets=3, clusters=8, rounds=2)
-        return CGFedCo(**{"columns": 8, "structure": structure} | settings)
+        chosen: dict[str, Any] = {"columns": 8, "structure": LabelSets(sets=3, clusters=8, rounds=2)}
+        return CGFedCo(**chosen | settings)
 
 
 @pytest.fixture

@@ -138,6 +138,10 @@ def test_bounds_are_reached() -> None:
     known = everything_known(ones)
     for tally in (ItemCounts(), PairCounts()):
         assert counted(tally, ones, known).sum(0).max() == tally.bounds(known).largest.max()
+    # Who has an item has all that are more popular: as many have two of them as have the scarcer one.
+    nested = torch.ones(6, 5, dtype=torch.bool).tril()
+    partly = everything_known(nested)
+    assert counted(PairCounts(), nested, partly).sum(0).equal(PairCounts().bounds(partly).largest)
     alike = Known(5, 4, 0, known.rows, torch.zeros(5, dtype=torch.int64))
     assert counted(LabelColumns(), ones, alike).sum(0).equal(LabelColumns().bounds(alike).largest)
 
