@@ -106,8 +106,8 @@ def test_a_client_trains_as_that_of_the_paper_does(data: FederatedDataModule) ->
         theirs_too = {name: value for name, value in start.items() if "." in name}
         aligned.load(users, {name.removeprefix("aligned."): value.clone() for name, value in theirs_too.items()})
         aligned.own = own
-        aligned.labelled = server_of(loop).known.the_rows.items  # type: ignore[assignment]
-        structure = loop.server.broadcast(users, COUNTED + 1).kept["structure/1"].values
+        aligned.labelled = server_of(loop).known.the_rows.items
+        structure = server_of(loop).broadcast(users, COUNTED + 1).kept["structure/1"].values
         aligned.labels = structure["labels"].values  # type: ignore[assignment, union-attr]
         train(theirs.fabric, worker, aligned.batches())
         expected = {name: value.clone() for name, value in aligned.private().items()}
