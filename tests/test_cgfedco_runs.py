@@ -223,4 +223,3 @@ def test_movielens() -> None:
     assert loop.server.finished
     assert loop.evaluate("test")["test/ndcg@10"] >= 0.085
     assert (loop.bytes_up + loop.bytes_down) / data.num_users <= 350_000
-    assert loop.seconds < 20
