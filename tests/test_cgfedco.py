@@ -24,6 +24,7 @@ from cgfedrec.structure.structure import UNIT
 from cgfedrec.structure.tallies import SignColumns
 from cgfedrec.testing import Conformance, StopAfter, prepared, trained
 from cgfedrec.wire.messages import Upload
+from tests.sums import server_of, small_data
 
 PHASES = ["bounds", "sketch", "labels", "verify", "choose"]
 FOUND = ("counts", "labels", "pairs", "found", "chosen", "judged", "total_sketch", "total_labels", "total_verify")
@@ -50,13 +51,7 @@ class TestCGFedCo(Conformance):
 
 @pytest.fixture
 def data() -> FederatedDataModule:
-    """Some items of one client, some of two, and some of more."""
-    return prepared(synthetic=Synthetic(users=40, items=60, groups=6, interactions=10))
-
-
-def server_of(loop: FederatedLoop) -> SumsServer:
-    assert isinstance(loop.server, SumsServer)
-    return loop.server
+    return small_data()
 
 
 def found(loop: FederatedLoop) -> dict[str, Tensor]:

@@ -9,20 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-import cgfedrec
-from cgfedrec.cli import main
-from cgfedrec.data import FederatedDataModule, Synthetic
+from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo, CGFedRec
 from cgfedrec.structure import ClusterLabels
 from cgfedrec.structure.clusterlabels import ClusterLabelsClient
-from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.contrast import contrast
-from cgfedrec.testing import Conformance, prepared, trained
+from cgfedrec.testing import Conformance, trained
 from cgfedrec.train import train
 from cgfedrec.wire.values import Labels
+from tests.sums import opened_after_fit, server_of, small_data
 
 COUNTED = 3
 """Rounds before clients train: bounds, sketch, labels."""
@@ -46,8 +44,7 @@ class TestClusterLabels(Conformance):
 
 @pytest.fixture
 def data() -> FederatedDataModule:
-    """Some items of one client, some of two, and some of more."""
-    return prepared(synthetic=Synthetic(users=40, items=60, groups=6, interactions=10))
+    return small_data()
 
 
 def client_of(loop: FederatedLoop) -> ClusterLabelsClient:
@@ -55,11 +52,6 @@ def client_of(loop: FederatedLoop) -> ClusterLabelsClient:
         client = worker.client
     assert isinstance(client, ClusterLabelsClient)
     return client
-
-
-def server_of(loop: FederatedLoop) -> SumsServer:
-    assert isinstance(loop.server, SumsServer)
-    return loop.server
 
 
 def scarce_items(data: FederatedDataModule) -> Tensor:
@@ -151,13 +143,8 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], data: FederatedDataModu
 
 
 def test_it_is_named_on_the_command_line_and_a_checkpoint_of_it_is_trusted() -> None:
-    synthetic = '{"users": 40, "items": 60, "groups": 6, "interactions": 10}'
-    wanted = ["--method.structure", "ClusterLabels", "--method.structure.dim", "4"]
-    small = ["--method.structure.clusters", "8", "--method.structure.rounds", "2", "--loop.rounds", "9"]
-    where = ["--data.synthetic", synthetic, "--run_dir", "run", "--logger", "null"]
-    assert main(["fit", "--method", "CGFedCo", *wanted, *small, *where]) == 0
-    opened = cgfedrec.load("run/checkpoints/last.ckpt")
-    structure = server_of(opened.loop).structure
+    loop = opened_after_fit("ClusterLabels", "--method.structure.dim", "4")
+    structure = server_of(loop).structure
     assert isinstance(structure, ClusterLabels)
     assert structure.dim == 4
-    assert opened.loop.server.finished
+    assert loop.server.finished

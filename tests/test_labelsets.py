@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import cgfedrec
-from cgfedrec.cli import main
-from cgfedrec.data import FederatedDataModule, Synthetic
+from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
@@ -19,10 +17,10 @@ from cgfedrec.methods import CGFedCo
 from cgfedrec.random import Stream, bits
 from cgfedrec.structure import LabelSets
 from cgfedrec.structure.clusters import clustered
-from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.labelsets import CLASSES, DECAYS, NONE, LabelSetsClient
 from cgfedrec.structure.nystroem import coordinates
-from cgfedrec.testing import Conformance, prepared, trained
+from cgfedrec.testing import Conformance, trained
+from tests.sums import opened_after_fit, server_of, small_data
 
 COUNTED = 3
 """Rounds before clients train: bounds, sketch, labels."""
@@ -49,13 +47,7 @@ class TestLabelSets(Conformance):
 
 @pytest.fixture
 def data() -> FederatedDataModule:
-    """Some items of one client, some of two, and some of more."""
-    return prepared(synthetic=Synthetic(users=40, items=60, groups=6, interactions=10))
-
-
-def server_of(loop: FederatedLoop) -> SumsServer:
-    assert isinstance(loop.server, SumsServer)
-    return loop.server
+    return small_data()
 
 
 def client_in(loop: FederatedLoop, users: Tensor) -> LabelSetsClient:
@@ -199,13 +191,8 @@ def test_wrong_settings_are_named(wrong: dict[str, Any], data: FederatedDataModu
 
 
 def test_it_is_named_on_the_command_line_and_a_checkpoint_of_it_is_trusted() -> None:
-    synthetic = '{"users": 40, "items": 60, "groups": 6, "interactions": 10}'
-    wanted = ["--method.structure", "LabelSets", "--method.structure.sets", "2"]
-    small = ["--method.structure.clusters", "8", "--method.structure.rounds", "2", "--loop.rounds", "9"]
-    where = ["--data.synthetic", synthetic, "--run_dir", "run", "--logger", "null"]
-    assert main(["fit", "--method", "CGFedCo", *wanted, *small, *where]) == 0
-    opened = cgfedrec.load("run/checkpoints/last.ckpt")
-    structure = server_of(opened.loop).structure
+    loop = opened_after_fit("LabelSets", "--method.structure.sets", "2")
+    structure = server_of(loop).structure
     assert isinstance(structure, LabelSets)
     assert structure.sets == 2
-    assert opened.loop.server.finished
+    assert loop.server.finished

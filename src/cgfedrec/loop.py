@@ -140,7 +140,7 @@ class FederatedLoop(Evaluations):
         # 1. The server, and what it says once to every client.
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
         check(*self.wire.problems(self.server.sees_single_uploads, type(method).__name__))
-        self.server.enrol(self._ever_there(), self.num_participants)
+        self.server.enrol(self._ever_there())
         welcome, self._welcome_nbytes = self.wire.down(self.server.welcome(), 1)
         if welcome is None:
             # Nobody greets (Local). Clients still start from the shared seed, as do those of the method that they

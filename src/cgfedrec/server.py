@@ -78,8 +78,8 @@ class Server(Growing):
         """Whether there is nothing left to do: another round would change nothing."""
         return False
 
-    def enrol(self, users: Tensor, participants: int) -> None:
-        """Hear, before the first round, who will ever take part `[clients]`, and how many of them in a round.
+    def enrol(self, users: Tensor) -> None:
+        """Hear, before the first round, who will ever take part, `[clients]`.
 
         Raises:
             InputError: where a federation of so many cannot work.
@@ -133,7 +133,28 @@ class Server(Growing):
         return {}
 
 
-class MeanServer(Server):
+class SumServer(Server):
+    """Adds up what a round's participants send, and looks at nothing else. What becomes of the sum is a subclass's."""
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.sum = None  # of a round that was not ended: what is loaded is the state between two
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def aggregate(self, part: Upload | Sum) -> None:
+        if isinstance(part, Upload):
+            part = part.sum()
+        if self.sum is not None:
+            part = self.sum + part
+        self.sum = part
+
+    def take_sum(self) -> Sum:
+        """This round's sum. The next one begins from nothing."""
+        assert self.sum is not None, "a round without participants"
+        total, self.sum = self.sum, None
+        return total
+
+
+class MeanServer(SumServer):
     """Averages what this round's participants upload, and keeps the mean tables.
 
     Sums are float64 or whole numbers, and the mean is rounded to float32. So neither the order of the clients nor the
@@ -151,10 +172,6 @@ class MeanServer(Server):
         for name, field in expects.items():
             self.means.register_buffer(name, torch.zeros(field.shape))
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.sum = None  # of a round that was not ended: what is loaded is the state between two
-        super()._load_from_state_dict(*args, **kwargs)
-
     def mean(self, name: str) -> Tensor:
         """The mean of an uploaded value over the last round's participants, `[...]`; zeros before the first."""
         return self.means.get_buffer(name)
@@ -162,24 +179,11 @@ class MeanServer(Server):
     def welcome(self) -> Broadcast:
         return Broadcast({"seed": torch.tensor(self.seed)})
 
-    def aggregate(self, part: Upload | Sum) -> None:
-        if isinstance(part, Upload):
-            part = part.sum()
-        if self.sum is not None:
-            part = self.sum + part
-        self.sum = part
-
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         total = self.take_sum()
         for name, values in total.values.items():
             self.mean(name).copy_(values.double() / total.clients)  # divided in float64, and rounded by the copy
         return {}
-
-    def take_sum(self) -> Sum:
-        """This round's sum. The next one begins from nothing."""
-        assert self.sum is not None, "a round without participants"
-        total, self.sum = self.sum, None
-        return total
 
 
 class TableServer(MeanServer):

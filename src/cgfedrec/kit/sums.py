@@ -1,4 +1,4 @@
-"""A server that counts sums one after another, each of them over all clients."""
+"""Sums that are counted one after another, each of them over all clients: the server, and a client that adds once."""
 
 from __future__ import annotations
 
@@ -7,16 +7,55 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from cgfedrec.client import Batch, Client, StepOutput
 from cgfedrec.errors import RunError, check
-from cgfedrec.server import CLIENTS, Server
+from cgfedrec.server import CLIENTS, SumServer
 from cgfedrec.wire.bulletin import Bulletin
-from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field
 
 
-class SumsInTurn(Server):
+class AddingClient(Client):
+    """A client that adds to each sum once, whatever a server asks. By itself it trains nothing.
+
+    Args:
+        sums: To how many sums there is something to add.
+    """
+
+    scores_after = "aggregation"
+
+    def __init__(self, sums: int) -> None:
+        super().__init__()
+        # [clients, sums]: to which a client has added
+        self.added = nn.Parameter(torch.empty(0, sums, dtype=torch.uint8), requires_grad=False)
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        return {"added": torch.zeros(1, dtype=torch.uint8).expand(len(users), self.added.shape[1])}
+
+    def due(self, place: int) -> Tensor:
+        """Who has not added to the sum at this place yet, `[clients]`, bool. From now on they all have.
+
+        Asked for when they add and not in `receive`, which is called to score too.
+        """
+        column = self.added.data[:, place]
+        due = column.eq(0).cpu()
+        column.fill_(1)
+        return due
+
+    def batches(self) -> Sequence[Batch]:
+        return []
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return []
+
+    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
+        raise NotImplementedError("nothing is trained")
+
+
+class SumsInTurn(SumServer):
     """Opens each sum once every client has added to it, in however many rounds, and then goes on to the next.
 
     So any participation ends with the same sums, and none that is opened is over a few clients only. A subclass makes
@@ -90,7 +129,7 @@ class SumsInTurn(Server):
     def finished(self) -> bool:
         return int(self.at) == len(self.sums)
 
-    def enrol(self, users: Tensor, participants: int) -> None:
+    def enrol(self, users: Tensor) -> None:
         if len(users) < self.least_clients:
             check(f"method.least_clients: {self.least_clients} is more than the {len(users)} clients who take part")
         enrolled = torch.zeros(int(users.max()) + 1, dtype=torch.bool)
@@ -111,7 +150,6 @@ class SumsInTurn(Server):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.sum = None  # of a round that was not ended
         if not 0 <= int(self.at) <= len(self.sums):
             raise ValueError(f"there is no sum {int(self.at)}")
         self.refresh()
@@ -122,20 +160,13 @@ class SumsInTurn(Server):
     def broadcast(self, users: Tensor, round: int) -> Broadcast:
         return Broadcast({"at": self.at.to(torch.uint8)}, kept=self.bulletins)
 
-    def aggregate(self, part: Upload | Sum) -> None:
-        assert isinstance(part, Sum)
-        if self.sum is not None:
-            part = self.sum + part
-        self.sum = part
-
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         """End a round, and open the sum once all have added to it.
 
         Raises:
             RunError: if more or fewer clients have added to it than were asked.
         """
-        total, self.sum = self.sum, None
-        assert total is not None, "a round without participants"
+        total = self.take_sum()
         name = self.counting
         asked = int((self.group() & ~self.there)[users].sum())
         if total.clients != asked:

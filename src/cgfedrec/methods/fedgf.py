@@ -7,20 +7,19 @@ few columns, which comes down again as the next basis. After some rounds it span
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from cgfedrec.client import Batch, Client, StepOutput, shared_start
+from cgfedrec.client import shared_start
 from cgfedrec.data.histories import History
 from cgfedrec.errors import no_count, not_between
 from cgfedrec.evaluation.ranking import gains
-from cgfedrec.kit.sums import SumsInTurn
+from cgfedrec.kit.sums import AddingClient, SumsInTurn
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.server import CLIENTS
 from cgfedrec.wire.bulletin import Bulletin
@@ -66,7 +65,7 @@ def orthonormal(product: Tensor) -> tuple[Tensor, Tensor]:
     return (left * real).float(), (values * real).float()
 
 
-class FedGFClient(Client):
+class FedGFClient(AddingClient):
     """A client that adds to sums, and reads its own history through the filter that comes of them.
 
     Args:
@@ -75,28 +74,12 @@ class FedGFClient(Client):
         seed: The private one, of which nothing is drawn.
     """
 
-    scores_after = "aggregation"
-
     def __init__(self, method: FedGF, num_items: int, seed: int) -> None:
-        super().__init__()
+        super().__init__(len(method.sums()))
         self.method, self.num_items, self.seed = method, num_items, seed
         self.sums, self.rank = method.sums(), method.columns(num_items)
-        # [clients, sums]: to which a client has added. It adds to none twice, whatever a server asks.
-        self.added = nn.Parameter(torch.empty(0, len(self.sums), dtype=torch.uint8), requires_grad=False)
         self.at: int | None = None  # which sum the round is for
         self.kept: dict[str, Tensor] = {}
-
-    def start(self, users: Tensor) -> dict[str, Tensor]:
-        return {"added": torch.zeros(1, dtype=torch.uint8).expand(len(users), len(self.sums))}
-
-    def configure_optimizers(self) -> list[Optimizer]:
-        return []
-
-    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
-        raise NotImplementedError("nothing is trained")
-
-    def batches(self) -> Sequence[Batch]:
-        return []
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
         assert broadcast is not None
@@ -113,9 +96,7 @@ class FedGFClient(Client):
             return Upload(self.users[:0])
         name = self.sums[self.at]
         value = {COUNT: self._marks, PRODUCT: self._product, CHOOSE: self._judgement}[name]()
-        column = self.added.data[:, self.at]
-        due = column.eq(0).cpu()
-        column.fill_(1)
+        due = self.due(self.at)
         if due.all():
             return Upload(self.users, {name: value})
         return Upload(self.users[due], {name: value[due.to(value.device)]})

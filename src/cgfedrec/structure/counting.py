@@ -39,12 +39,10 @@ class CountingServer(SumsInTurn):
     known: Known
 
     def __init__(self, discovery: Discovery, structure: Structure, num_items: int, seed: int) -> None:
-        self.chooses = len(structure.readings) > 1
-        self.timeline = discovery.timeline(num_items, structure.verifies, structure.train_rounds, self.chooses)
+        self.timeline = structure.timeline(discovery, num_items)
         super().__init__([step.phase for step in self.timeline], discovery.least_clients, seed)
         self.discovery, self.structure, self.num_items = discovery, structure, num_items
         self.tallies = discovery.tallies(num_items, structure.verifies)
-        self.hold("part", torch.empty(0, dtype=torch.int64))
         self.hold("counts", torch.empty(0, 2, dtype=torch.int64))  # [items, 2]: the first sum, of the first pass
         self.hold("late_counts", torch.empty(0, 2, dtype=torch.int64))  # the same of those who came late
         for tally in self.tallies[1:]:  # each later sum, once it has been opened
@@ -62,8 +60,8 @@ class CountingServer(SumsInTurn):
         """A sum over everybody who has been counted, `[rows, columns]`; empty before it has been opened."""
         return self.get_buffer(f"total_{name}").cpu()
 
-    def enrol(self, users: Tensor, participants: int) -> None:
-        super().enrol(users, participants)
+    def enrol(self, users: Tensor) -> None:
+        super().enrol(users)
         self.register_buffer("late", torch.zeros_like(self.enrolled))  # who was not there in the first pass
         self.refresh()
 
@@ -81,7 +79,7 @@ class CountingServer(SumsInTurn):
         if self.step.phase == TRAIN:
             # Clients who are yet to choose are not done. Were they ranked by the first reading, a run could stop here
             # for want of a better round, and never choose.
-            return self.chooses
+            return self.timeline[-1].phase == CHOOSE
         # With a structure whose reading is yet to be chosen, there is nothing to measure yet, but after training.
         trained = int(self.at) > 0 and self.timeline[int(self.at) - 1].phase == TRAIN
         return not trained or bool(self.there.any())
@@ -120,8 +118,7 @@ class CountingServer(SumsInTurn):
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         if self.counting != TRAIN:
             return super().update(users, round)
-        total, self.sum = self.sum, None
-        assert total is not None, "a round without participants"
+        total = self.take_sum()
         if TRAIN in total.values:
             self.average = (total.values[TRAIN] / total.clients).float()
         self.at += 1

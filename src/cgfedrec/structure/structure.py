@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from cgfedrec.client import Batch, Client, StepOutput
+from cgfedrec.client import Batch
 from cgfedrec.data.histories import History
 from cgfedrec.evaluation.ranking import gains
+from cgfedrec.kit.sums import AddingClient
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, known_from
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import Known
@@ -60,6 +60,10 @@ class Structure(ABC):
         """The ways to read it, in a word or two each. If there are several, clients choose by validation."""
         return ("default",)
 
+    def timeline(self, discovery: Discovery, num_items: int) -> list[Step]:
+        """All steps of a run, in order, as both halves know them."""
+        return discovery.timeline(num_items, self.verifies, self.train_rounds, len(self.readings) > 1)
+
     @abstractmethod
     def problems(self) -> Iterator[str | None]:
         """What is wrong with its settings."""
@@ -81,7 +85,7 @@ class Structure(ABC):
         """The clients' half."""
 
 
-class SumsClient(Client):
+class SumsClient(AddingClient):
     """A client that adds to sums, and reads the structure that comes of them.
 
     A subclass says what its trained parameters are, how it trains in a round of the phase ``train`` (`train_batches`,
@@ -94,26 +98,18 @@ class SumsClient(Client):
         seed: The private one.
     """
 
-    scores_after = "aggregation"
-
     def __init__(self, structure: Structure, discovery: Discovery, num_items: int, seed: int) -> None:
-        super().__init__()
+        timeline = structure.timeline(discovery, num_items)
+        # A late pass has the phases of the first, and a client adds to each in one of them.
+        phases = list(dict.fromkeys(step.phase for step in timeline if step.phase != TRAIN))
+        super().__init__(len(phases))
         self.structure, self.discovery, self.num_items, self.seed = structure, discovery, num_items, seed
-        self.timeline = discovery.timeline(
-            num_items, structure.verifies, structure.train_rounds, len(structure.readings) > 1
-        )
-        # [clients, phases]: to which sums a client has added. It adds to none twice, whatever a server asks.
-        phases = [step.phase for step in self.timeline if step.phase != TRAIN]
-        self.phases = list(dict.fromkeys(phases))
-        self.added = nn.Parameter(torch.empty(0, len(self.phases), dtype=torch.uint8), requires_grad=False)
+        self.timeline, self.phases = timeline, phases
         self.step: Step | None = None
         self.kept: Mapping[str, Mapping[str, Value]] = {}
         self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
         self.average: Tensor | None = None
         self.chosen = 0
-
-    def start(self, users: Tensor) -> dict[str, Tensor]:
-        return {"added": torch.zeros(1, dtype=torch.uint8).expand(len(users), len(self.phases))}
 
     def welcome(self, broadcast: Broadcast | None) -> None:
         super().welcome(broadcast)
@@ -156,19 +152,13 @@ class SumsClient(Client):
         """What is trained on in a round of the phase ``train``."""
         return []
 
-    def configure_optimizers(self) -> list[Optimizer]:
-        return []
-
-    def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
-        raise NotImplementedError
-
     def upload(self) -> Upload:
         if self.step is None:
             return Upload(self.users[:0])
         if self.step.tally is not None:
             return self._addition(self.step)
         if self.step.phase == CHOOSE:
-            return self._judgement(self._due(self.step))
+            return self._judgement(self.due(self.phases.index(CHOOSE)))
         learned = self.learned()
         if learned is None:
             return Upload(self.users[:0])
@@ -180,8 +170,9 @@ class SumsClient(Client):
 
     def _addition(self, step: Step) -> Upload:
         """What those clients add to a sum who have not added to it yet."""
-        tally, known, due = step.tally, self.known, self._due(step)
+        tally, known = step.tally, self.known
         assert tally is not None
+        due = self.due(self.phases.index(tally.name))
         if step.late and known.rows is not None and "late" in self.kept:
             counts = self.kept["late"]["counts"]
             assert isinstance(counts, Counts)
@@ -191,16 +182,6 @@ class SumsClient(Client):
             history, users = History(*(part[due] for part in history)), users[due]
         added = tally.of(history, users, known, self.seed)
         return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
-
-    def _due(self, step: Step) -> Tensor:
-        """Who has not added to this step's sum yet, `[clients]`, bool. From now on they all have.
-
-        Noted when they add and not in `receive`, which is called to score too.
-        """
-        column = self.added.data[:, self.phases.index(step.phase)]
-        due = column.eq(0).cpu()
-        column.fill_(1)
-        return due
 
     def _judgement(self, due: Tensor) -> Upload:
         """How well each reading ranks what those hold out who are due `[clients]`, in units of `UNIT`."""
