@@ -145,7 +145,7 @@ def test_with_many_heads_the_factor_is_that_of_the_co_occurrence(data: Federated
 
 def test_a_head_follows_from_the_private_seed_alone() -> None:
     rows = Rows.of(torch.tensor([[3, 6], [3, 6], [4, 9]]), least=3)
-    history = History(torch.tensor([[2, 0], [1, -1]]), torch.tensor([[0, 1], [0, 0]]))
+    history = History(torch.tensor([[2, 0], [1, -1]]), torch.tensor([[0, 1], [0, 0]]), torch.zeros(2, 2))
     tally, users = Heads(None, 40), torch.tensor([5, 8])
 
     def added(shared: int, private: int, users: Tensor = users) -> Tensor:

@@ -38,7 +38,7 @@ def histories(ones: Tensor) -> History:
     for client, row in enumerate(ones):
         own = row.nonzero().squeeze(1)
         items[client, : len(own)] = own
-    return History(items, torch.zeros_like(items))
+    return History(items, torch.zeros_like(items), torch.zeros(items.shape))
 
 
 def counted(tally: Tally, ones: Tensor, known: Known) -> Tensor:

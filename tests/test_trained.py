@@ -56,7 +56,7 @@ def weights() -> Tensor:
 def history_of(*lists: list[int], times: bool = True) -> History:
     longest = max(map(len, lists))
     items = torch.tensor([own + [-1] * (longest - len(own)) for own in lists])
-    return History(items, torch.arange(longest).expand_as(items) * int(times))
+    return History(items, torch.arange(longest).expand_as(items) * int(times), torch.zeros(items.shape))
 
 
 def test_questions_are_of_the_newest_by_what_is_older(weights: Tensor) -> None:

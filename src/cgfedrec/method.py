@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cgfedrec.client import Client
 from cgfedrec.errors import check, no_count
@@ -33,6 +34,24 @@ class Recommender:
         A subclass yields what is wrong with its own settings, then those of ``super().problems()``.
         """
         yield from ()
+
+    @property
+    def alternatives(self) -> Sequence[Mapping[str, Any]]:
+        """Settings to choose among that each take a training of their own, as they override these here, by name.
+
+        Earlier cuts of a rolling evaluation choose one; anything else takes the first. By default there is one, which
+        overrides nothing.
+        """
+        return ({},)
+
+    @property
+    def readings(self) -> Mapping[str, Mapping[str, Any]]:
+        """Ways to read what one training has found, by a name of a word or two: each as the settings that fix it.
+
+        Validation chooses one. Where nothing is held out for that, it is the first. By default there is one, which
+        fixes nothing.
+        """
+        return {"default": {}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,8 @@ class History(NamedTuple):
     """`[clients, longest]`, int64: each client's items, the newest first; -1 behind those of shorter histories."""
     ages: Tensor
     """`[clients, longest]`, int64: how many of the client's items are newer; 0 everywhere where there are no times."""
+    days: Tensor
+    """`[clients, longest]`, float64: how many days ago each was; 0 everywhere where times tell no days."""
 
     @property
     def lengths(self) -> Tensor:
@@ -32,6 +34,14 @@ class History(NamedTuple):
         clients, places = self.items.ge(0).nonzero(as_tuple=True)
         return clients, self.items[clients, places], self.ages[clients, places]
 
+    def entry_days(self) -> Tensor:
+        """How many days ago each of `entries` was, `[entries]`, float64."""
+        return self.days[self.items.ge(0)]
+
+    def of(self, chosen: Tensor) -> History:
+        """The histories of some of the clients, `[clients]`, bool."""
+        return History(*(part[chosen] for part in self))
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -42,26 +52,32 @@ class Histories:
         lateness: `[entries of train]` each: which item is later (`cgfedrec.data.split.lateness`); ``None`` where the
             data have no times. Equal times are ordered by the rule of the split, so that what is held out is always
             what would have come next.
+        days: `[entries of train]`, float64: how many days ago each item was; ``None`` where times tell no days.
     """
 
     train: Lists
     lateness: list[NDArray[Any]] | None
+    days: NDArray[np.float64] | None = None
 
     @cached_property
-    def _newest_first(self) -> Lists:
+    def _places(self) -> Lists:
+        """Where the entries of each user stand, the newest first."""
         # Made when it is first asked for: most methods never look at the order.
+        starts, entries = self.train.starts, np.arange(len(self.train.items))
         if self.lateness is None:
-            return self.train
+            return Lists(starts, entries)
         users = np.repeat(np.arange(len(self.train.lengths)), self.train.lengths)
         # `lexsort` takes the most important key last. Backwards, so that the newest come first within a user; the users
         # are then in descending order, which their negative numbers undo.
-        order = np.lexsort((*reversed(self.lateness), -users))[::-1]
-        return Lists(self.train.starts, self.train.items[order])
+        return Lists(starts, np.lexsort((*reversed(self.lateness), -users))[::-1])
 
     def of(self, users: Tensor) -> History:
         """The histories of a cohort, `[clients]`."""
-        items = torch.from_numpy(self._newest_first.padded(users.numpy(), -1))
-        ages = torch.zeros_like(items)
+        places = self._places.padded(users.numpy(), -1)
+        items = torch.from_numpy(np.where(places < 0, -1, self.train.items[places])).long()
+        ages, days = torch.zeros_like(items), torch.zeros(items.shape, dtype=torch.float64)
         if self.lateness is not None:
             ages = torch.arange(items.shape[1]).expand_as(items)
-        return History(items, ages)
+        if self.days is not None:
+            days = torch.from_numpy(np.where(places < 0, 0.0, self.days[places]))
+        return History(items, ages, days)

@@ -52,7 +52,20 @@ class Interactions:
         """
         if keep.all():
             return replace(self, report=dict(self.report))
-        rows = keep[self.users]
+        return self._kept(keep[self.users], keep)
+
+    def keep_rows(self, rows: NDArray[np.bool_]) -> Interactions:
+        """Some of the interactions, with the users and items that these have numbered anew.
+
+        Args:
+            rows: `[interactions]`, bool.
+        """
+        users = np.zeros(len(self.user_ids), bool)
+        users[self.users[rows]] = True
+        return self._kept(rows, users)
+
+    def _kept(self, rows: NDArray[np.bool_], keep: NDArray[np.bool_]) -> Interactions:
+        """These rows, `[interactions]`, all of users to keep, `[users]`."""
         kept_items = np.zeros(len(self.item_ids), bool)
         kept_items[self.items[rows]] = True
         return Interactions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,15 +14,18 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from cgfedrec.data.arguments import argument_problems
 from cgfedrec.data.batches import Batch, Batches
 from cgfedrec.data.candidates import Candidates, RankingCohort
+from cgfedrec.data.days import days_ago, is_order
 from cgfedrec.data.dropping import drop_users, pool_problems
 from cgfedrec.data.histories import Histories, History
 from cgfedrec.data.interactions import Interactions, renumbered
 from cgfedrec.data.layout import Format
 from cgfedrec.data.lists import Lists
 from cgfedrec.data.ratings import read
-from cgfedrec.data.split import NEEDS_TIME, Part, SplitName, assign, lateness
+from cgfedrec.data.rolling import Cut, Rolling
+from cgfedrec.data.split import Part, SplitName, assign, lateness
 from cgfedrec.data.synthetic import Synthetic, Track, untold
 from cgfedrec.errors import check, no_count
 from cgfedrec.protocol import Protocol
@@ -37,16 +40,22 @@ class FederatedDataModule(LightningDataModule):
     It holds no batches and no dataset of its own: `Batches` draws what clients train on, and `Candidates` says what
     their held-out items are ranked against.
 
+    Attributes:
+        cut: Of a rolling evaluation, once it is set up for one.
+        days: `[training interactions]`: how many days before the cut, or before the latest one, each was, users in
+            order and items in order within a user; ``None`` where times tell no days.
+
     Args:
         path: CSV, TSV, ``::``-separated text (.dat) or Parquet, gzipped or alone in a zip, or a folder of Parquet
             parts; by default the embedded data set.
         format: How that file is laid out.
         synthetic: The embedded data set, used where there is no path.
         split: What is held out. ``leave_one_out``: a user's latest item for test, the one before it for validation;
-            ``random``: two items at random; ``temporal``: one cut in time for all users; ``none``: nothing, for a
-            model that is to be used and not measured.
+            ``random``: two items at random; ``temporal``: one cut in time for all users; ``rolling``: several cuts, and
+            after each a user's next item; ``none``: nothing, for a model that is to be used and not measured.
         temporal_fractions: For ``temporal``, the shares of all interactions before validation and before test.
-        min_interactions: Users with fewer are dropped, with a count.
+        rolling: For ``rolling``, where the cuts are.
+        min_interactions: Users with fewer are dropped, with a count; under ``rolling`` with fewer before the cut.
         negatives: Negatives drawn for each positive, anew in every round.
         batch_size: Samples, positives and negatives, in a local batch; the last may be shorter.
     """
@@ -58,23 +67,27 @@ class FederatedDataModule(LightningDataModule):
         synthetic: Synthetic = Synthetic(),  # noqa: B008, frozen
         split: SplitName = "leave_one_out",
         temporal_fractions: tuple[float, float] = (0.8, 0.9),
+        rolling: Rolling = Rolling(),  # noqa: B008, frozen
         min_interactions: int = 3,
         negatives: int = 4,
         batch_size: int = 256,
     ) -> None:
         super().__init__()
-        check(*_problems(path, format, split, temporal_fractions, min_interactions, negatives, batch_size))
+        check(*argument_problems(path, format, split, temporal_fractions, min_interactions, negatives, batch_size))
         self.path = path
         self.format = format
         self.synthetic = synthetic
         self.split: SplitName = split
         self.temporal_fractions = temporal_fractions
+        self.rolling = rolling
         self.min_interactions = min_interactions
         self.negatives = negatives
         self.batch_size = batch_size
         self.protocol = Protocol()
         self.seed = self.private_seed = 0
         self.track: Track = untold
+        self.cut: Cut | None = None
+        self.days: NDArray[np.float64] | None = None
 
     def attach(self, protocol: Protocol, seed: int, track: Track = untold) -> None:
         """Say how results are measured, which seeds are drawn from, and who tells how far long work is.
@@ -94,10 +107,13 @@ class FederatedDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the interactions and split them. Raises `InputError` if nobody can be trained on them."""
         read_in = self._read()
-        name = self.path or "embedded data"
-        kept, part_of_positive = drop_users(
-            read_in, name, self._split, self.min_interactions, self.negatives, self.protocol.leaks
-        )
+        name, fewest = self.path or "embedded data", self.min_interactions
+        if self.split == "rolling":
+            self.cut = self.rolling.cut_of(read_in)
+        if self.cut:
+            # What comes after the cut is taken away before anything else looks at the data.
+            read_in, fewest = self.cut.until(read_in, fewest, self._lateness), 1
+        kept, part_of_positive = drop_users(read_in, name, self._split, fewest, self.negatives, self.protocol.leaks)
         self.user_ids, self.item_ids = kept.user_ids, kept.item_ids
         self.num_users, self.num_items = len(kept.user_ids), len(kept.item_ids)
         self.report = kept.report
@@ -118,8 +134,11 @@ class FederatedDataModule(LightningDataModule):
         if kept.times is not None:
             # As the split ordered them: among positive interactions alone.
             training = renumbered(kept.positive)[kept.order[part == Part.TRAIN]]
-            later = [level[training] for level in lateness(kept.only_positive(), self.protocol.ties, self.seed)]
-        self._histories = Histories(self._train, later)
+            later = [level[training] for level in self._lateness(kept.only_positive())]
+            if not is_order(kept.times):
+                times = kept.times[kept.order[part == Part.TRAIN]]
+                self.days = days_ago(times, self.cut.time if self.cut else times.max())
+        self._histories = Histories(self._train, later, self.days)
         self._disliked = lists(~positive)
         touched = Lists.of(users, items, self.num_users)
         no_negatives = self._train
@@ -140,7 +159,13 @@ class FederatedDataModule(LightningDataModule):
         found = [read(path, self.format) for path in self.track([self.path], what)]
         return found[0]
 
+    def _lateness(self, data: Interactions) -> list[NDArray[Any]]:
+        return lateness(data, self.protocol.ties, self.seed)
+
     def _split(self, data: Interactions) -> NDArray[np.int8]:
+        if self.split == "rolling":
+            positive = data.only_positive()
+            return self.cut.parts(positive) if self.cut else np.zeros(len(positive.users), np.int8)
         return assign(data.only_positive(), self.split, self.protocol.ties, self.temporal_fractions, self.seed)
 
     def _owned_by_all(self, read_in: Interactions) -> Lists:
@@ -265,28 +290,3 @@ class FederatedDataModule(LightningDataModule):
         In test, training and validation items are no candidates; in validation, training items are none.
         """
         return self.candidates.cohort(users, Part[stage.upper()])
-
-
-def _problems(
-    path: str | None,
-    format: Format,
-    split: SplitName,
-    temporal_fractions: tuple[float, float],
-    min_interactions: int,
-    negatives: int,
-    batch_size: int,
-) -> Iterator[str | None]:
-    """What is wrong with the arguments of a `FederatedDataModule`."""
-    first, second = temporal_fractions
-    if not 0 < first < second < 1:
-        yield f"data.temporal_fractions: {first}, {second} must rise between 0 and 1"
-    # Two of a user's items are held out, and one at least is trained on.
-    fewest = 3 if split in ("leave_one_out", "random") else 1
-    if min_interactions < fewest:
-        yield f"data.min_interactions: {min_interactions} is below {fewest}, which split {split} needs"
-    else:
-        yield no_count("data.min_interactions", min_interactions)
-    yield no_count("data.negatives", negatives)
-    yield no_count("data.batch_size", batch_size)
-    if path is not None and format.timestamp_column is None and split in NEEDS_TIME:
-        yield f"data.format.timestamp_column: split {split} needs times; choose the split random or none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from cgfedrec.data.interactions import Interactions, Numbers
 from cgfedrec.random import Stream, bits
 
-SplitName = Literal["leave_one_out", "random", "temporal", "none"]
-NEEDS_TIME = ("leave_one_out", "temporal")
+SplitName = Literal["leave_one_out", "random", "temporal", "rolling", "none"]
+NEEDS_TIME = ("leave_one_out", "temporal", "rolling")
 """Splits for which interactions must have times."""
 
 
@@ -54,7 +55,7 @@ def assign(
         return np.zeros(len(data.users), np.int8)
     if split == "temporal":
         assert data.times is not None
-        cuts = _quantiles(data.times, fractions)
+        cuts = quantiles(data.times, fractions)
         return np.searchsorted(cuts, data.times, side="right").astype(np.int8)
     if split == "random":
         # One after the other, since two random numbers may be equal.
@@ -65,7 +66,7 @@ def assign(
     parts = np.zeros(len(data.users), np.int8)
     left = data.order
     for part in (Part.TEST, Part.VAL):
-        latest = _last_of_each(data.users[left], [level[left] for level in levels])
+        latest = latest_of_each(data.users[left], [level[left] for level in levels])
         parts[left[latest]] = part
         left = left[~latest]
     return parts
@@ -89,7 +90,7 @@ def lateness(data: Interactions, ties: str, seed: int) -> list[NDArray[Any]]:
     return [data.times, -np.arange(len(data.users))]  # the one that stands first in the file is the later one
 
 
-def _quantiles(times: NDArray[Any], fractions: tuple[float, float]) -> NDArray[Any]:
+def quantiles(times: NDArray[Any], fractions: Sequence[float]) -> NDArray[Any]:
     """The first times behind these shares of all interactions, `[fractions]`.
 
     They are times that occur in the data. The mean of two neighbours, as a quantile often is, would be rounded where
@@ -99,7 +100,7 @@ def _quantiles(times: NDArray[Any], fractions: tuple[float, float]) -> NDArray[A
     return np.partition(times, places)[places]
 
 
-def _last_of_each(users: NDArray[Any], levels: list[NDArray[Any]]) -> NDArray[np.bool_]:
+def latest_of_each(users: NDArray[Any], levels: list[NDArray[Any]]) -> NDArray[np.bool_]:
     """Which of each user's interactions comes last: by the first level, where that is equal by the next, and so on.
 
     It narrows down the candidates level by level, for all users at once; to sort would take several times as long.

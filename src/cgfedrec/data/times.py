@@ -11,9 +11,10 @@ from cgfedrec.data.ids import EXACT, beyond_exact
 _NANOSECONDS = r"\.\d{7,}"
 """A fraction of a second that microseconds cannot hold."""
 _UNITS = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3))
-"""What numbers beside dates count since 1970: seconds if all are below the first bound, milliseconds if all are below
-the second, microseconds below the third, else nanoseconds. With each bound, how many nanoseconds the unit has.
+"""What numbers count since 1970: seconds if all are below the first bound, milliseconds if all are below the second,
+microseconds below the third, else nanoseconds. With each bound, how many nanoseconds the unit has.
 """
+NANOSECONDS_IN_A_DAY = 86_400 * 10**9
 
 
 def as_times(times: pl.Series) -> pl.Series:
@@ -36,6 +37,8 @@ def as_times(times: pl.Series) -> pl.Series:
         if problem := beyond_exact(finite):
             raise ValueError(problem)
         return finite.cast(pl.Float64)
+    if kind == pl.Date:  # not in days: numbers are told apart by their size
+        times = times.cast(pl.Datetime("us"))
     if kind.is_decimal() or kind in (pl.Datetime, pl.Date, pl.Duration):
         return times.to_physical().cast(pl.Int64, strict=False)  # in the column's own unit: nothing is rounded
     raise ValueError(f"is of type {kind}, expected numbers, dates or text")
@@ -86,6 +89,11 @@ def _without_zeros(text: pl.Series) -> pl.Series:
 def _unit_of(whole: pl.Series, fractions: pl.Series) -> int:
     """How many nanoseconds one of these numbers counts, if they count the time since 1970."""
     largest = max(float(series.cast(pl.Float64).abs().max() or 0) for series in (whole, fractions))  # type: ignore[arg-type]
+    return nanoseconds(largest)
+
+
+def nanoseconds(largest: float) -> int:
+    """How many nanoseconds the unit has in which numbers up to ``largest`` count the time since 1970, by their size."""
     return next((unit for bound, unit in _UNITS if largest < bound), 1)
 
 

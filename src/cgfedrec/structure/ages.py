@@ -88,7 +88,7 @@ def questions(history: History, users: Tensor, weights: csr_array, seed: int, ro
 def _by_bucket(history: History, place: int, weights: csr_array) -> Tensor:
     """Summed weights from what is older than each client's item at a place, `[clients, BUCKETS, items]`."""
     clients = len(history.items)
-    older = History(history.items[:, place + 1 :], history.ages[:, place + 1 :])
+    older = History(*(part[:, place + 1 :] for part in history))
     whose, which, ages = older.entries()
     # Ages are 0 throughout where there are no times.
     since = (ages - history.ages[whose, place] - 1).clamp_min(0)

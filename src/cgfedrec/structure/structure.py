@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from cgfedrec.client import Batch
-from cgfedrec.data.histories import History
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, known_from
@@ -179,7 +178,7 @@ class SumsClient(AddingClient):
             known = known.for_others(counts.values)
         history, users = self.own.history, self.users
         if not due.all():
-            history, users = History(*(part[due] for part in history)), users[due]
+            history, users = history.of(due), users[due]
         added = tally.of(history, users, known, self.seed)
         return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
 

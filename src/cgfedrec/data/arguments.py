@@ -1,0 +1,34 @@
+"""The arguments of the data: what is wrong with them, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cgfedrec.data.layout import Format
+from cgfedrec.data.split import NEEDS_TIME, SplitName
+from cgfedrec.errors import no_count
+
+
+def argument_problems(
+    path: str | None,
+    format: Format,
+    split: SplitName,
+    temporal_fractions: tuple[float, float],
+    min_interactions: int,
+    negatives: int,
+    batch_size: int,
+) -> Iterator[str | None]:
+    """What is wrong with the arguments of a `cgfedrec.data.FederatedDataModule`, which say what they are."""
+    first, second = temporal_fractions
+    if not 0 < first < second < 1:
+        yield f"data.temporal_fractions: {first}, {second} must rise between 0 and 1"
+    # Two of a user's items are held out, and one at least is trained on.
+    fewest = 3 if split in ("leave_one_out", "random") else 1
+    if min_interactions < fewest:
+        yield f"data.min_interactions: {min_interactions} is below {fewest}, which split {split} needs"
+    else:
+        yield no_count("data.min_interactions", min_interactions)
+    yield no_count("data.negatives", negatives)
+    yield no_count("data.batch_size", batch_size)
+    if path is not None and format.timestamp_column is None and split in NEEDS_TIME:
+        yield f"data.format.timestamp_column: split {split} needs times; choose the split random or none"
