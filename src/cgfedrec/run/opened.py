@@ -1,0 +1,49 @@
+"""A run that holds its folder while it trains, new or going on from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from cgfedrec.run.checkpoint import State
+from cgfedrec.run.folder import run_folder
+from cgfedrec.run.run import Run
+
+
+@contextmanager
+def open_run(
+    settings: Namespace,
+    state: State | None = None,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[object] = (),
+    console: Console | None = None,
+) -> Iterator[Run]:
+    """A run, for the body to train.
+
+    Args:
+        settings: As parsed.
+        state: Of the checkpoint from which it goes on, if it does.
+        checkpoint: Where that lies.
+        callbacks: The user's.
+        console: Where progress and results are shown; by default nowhere.
+
+    Raises:
+        InputError: if it cannot be set up; nothing has been written then.
+    """
+    with run_folder(settings) as directory:
+        to_train = not (state and _is_finished(state, settings))
+        run = Run(settings, directory, callbacks, console, to_train=to_train)
+        if state:
+            run.restore(state, checkpoint)
+        del state  # it maps the checkpoint
+        yield run
+
+
+def _is_finished(state: State, settings: Namespace) -> bool:
+    """Whether the last round is behind a checkpoint, so that all that is left is to report."""
+    round = state["loop"].get("round")
+    return isinstance(round, int) and round >= settings.loop.rounds
