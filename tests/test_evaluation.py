@@ -17,7 +17,8 @@ def test_the_table_of_ranks_names_each_held_out_item(make_data: Callable[..., Fe
     """Against a count by hand, where users hold out different numbers of items, too."""
     data = make_data(split=split, synthetic=Synthetic(users=80, items=100, groups=6, interactions=12))
     scores = torch.rand(data.num_users, data.num_items, generator=torch.Generator().manual_seed(0))
-    table = rank_table(data, ranked(data, "test", lambda users: scores[users], cohort_size=7))
+    found = ranked(data, "test", lambda users: scores[users], cohort_size=7)
+    table = rank_table(data, found, found)
     users, items = data.user_ids.search_sorted(table["user"]), data.item_ids.search_sorted(table["item"])
     everyone = data.ranking(torch.arange(data.num_users), "test")
     assert len(table) == (everyone.relevant >= 0).sum()

@@ -108,8 +108,7 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
     with start(said(options=options), console=out) as run:
         run.fit()
     if run.interrupted:
-        last = run.checkpoints / "last.ckpt"
-        out.print(f"stopped after round {run.loop.round}; go on with: cgfedrec fit --ckpt_path {last}", soft_wrap=True)
+        out.print(run.go_on, soft_wrap=True)
         return 128 + run.interrupted
     show_result(out, run.summary, run.data.protocol, run.training.monitor, run.directory)
     return 0

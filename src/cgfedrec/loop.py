@@ -137,6 +137,8 @@ class FederatedLoop(Evaluations):
         self.fabric, self.data, self.epochs = fabric, data, method.local_epochs
         self.wire = wire or Wire()
 
+        method.check(data)
+
         # 1. The server, and what it says once to every client.
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
         check(*self.wire.problems(self.server.sees_single_uploads, type(method).__name__))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgfedrec.client import Client
+from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.errors import check, no_count
 from cgfedrec.server import Server
 
@@ -34,6 +35,9 @@ class Recommender:
         A subclass yields what is wrong with its own settings, then those of ``super().problems()``.
         """
         yield from ()
+
+    def check(self, data: FederatedDataModule) -> None:
+        """Raise `InputError` for settings that do not fit the data, before anything is written."""
 
     @property
     def alternatives(self) -> Sequence[Mapping[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.history import Row
 from cgfedrec.method import Recommender
 
 
@@ -37,6 +39,10 @@ class Reference(Recommender, ABC):
     @abstractmethod
     def score(self, users: Tensor) -> Tensor:
         """Scores of all items, `[users, items]`, for users `[users]` of the data that it was fitted to."""
+
+    def settled(self, rows: Sequence[Row]) -> Mapping[str, Any]:
+        """Settings that follow from the rows of earlier cuts, for cuts at which nothing is held out to find them."""
+        return {}
 
     def report(self) -> dict[str, float]:
         """What fitting has to tell, for the row of ``metrics.csv``, named like ``train/epochs``."""

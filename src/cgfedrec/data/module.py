@@ -109,7 +109,8 @@ class FederatedDataModule(LightningDataModule):
         read_in = self._read()
         name, fewest = self.path or "embedded data", self.min_interactions
         if self.split == "rolling":
-            self.cut = self.rolling.cut_of(read_in)
+            self.cut_times = self.rolling.times(read_in)
+            self.cut = self.rolling.cut_at(self.cut_times)
         if self.cut:
             # What comes after the cut is taken away before anything else looks at the data.
             read_in, fewest = self.cut.until(read_in, fewest, self._lateness), 1

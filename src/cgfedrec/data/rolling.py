@@ -81,9 +81,8 @@ class Rolling:
         """Whether a cut, counted from 1, only chooses settings."""
         return cut <= self.num_choosing
 
-    def cut_of(self, data: Interactions) -> Cut | None:
-        """The cut to be trained for; ``None`` where that is all of them. Raises `InputError` as `times`."""
-        times = self.times(data)
+    def cut_at(self, times: NDArray[Any]) -> Cut | None:
+        """The cut to be trained for, of those at these times `[cuts]`; ``None`` where that is all of them."""
         if self.cut is None:
             return None
         asked = Part.VAL if self.chooses(self.cut) else Part.TEST

@@ -99,12 +99,22 @@ def _stacked(cohorts: Sequence[Tensor], fill: int) -> Tensor:
     return torch.cat([torch.cat(pair, dim=1) for pair in zip(cohorts, padding, strict=True)])
 
 
-def rank_table(data: FederatedDataModule, ranked: Ranked) -> pl.DataFrame:
+def rank_table(data: FederatedDataModule, ranked: Ranked, popular: Ranked) -> pl.DataFrame:
     """A row for each held-out item, users in the order of the data.
 
+    Args:
+        data: Whose items they are.
+        ranked: Where they stand.
+        popular: Where they stand by popularity.
+
     Returns:
-        Columns ``user`` and ``item``, original ids, and ``rank``, from 1.
+        Columns ``user`` and ``item``, original ids, ``rank``, from 1, and ``popularity``, the rank by that.
     """
+    by_popularity = _rank_table(data, popular).rename({"rank": "popularity"})
+    return _rank_table(data, ranked).join(by_popularity, ["user", "item"], "left", maintain_order="left")
+
+
+def _rank_table(data: FederatedDataModule, ranked: Ranked) -> pl.DataFrame:
     users, places = ranked.ranks.ne(NO_RANK).nonzero(as_tuple=True)
     numbers = ranked.users[users]
     order = numbers.argsort(stable=True)

@@ -8,9 +8,13 @@ client scores all items by its own history. Nothing looks at a single upload, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.errors import check
+from cgfedrec.forgetting import days_untold, half_lives
 from cgfedrec.method import Method
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.discovery import Discovery
@@ -29,7 +33,30 @@ class CGFedCo(Discovery, Method):
     def problems(self) -> Iterator[str | None]:
         yield from Discovery.problems(self)
         yield from self.structure.problems()
+        if self.read_by is not None and self.read_by not in self.structure.readings:
+            yield f"method.read_by: no {self.read_by!r}; there are {', '.join(self.structure.readings)}"
         yield from Method.problems(self)
+
+    @property
+    def alternatives(self) -> Sequence[Mapping[str, Any]]:
+        wider: dict[str, Any] = {}
+        if self.structure.alternative and self.read_by is None:
+            wider = {"structure": {"init_args": self.structure.alternative}}
+        return [{**forgetting, **wider} for forgetting in half_lives("half_life", self.half_life)]
+
+    @property
+    def readings(self) -> Mapping[str, Mapping[str, Any]]:
+        every = replace(self.structure, **self.structure.alternative)  # type: ignore[type-var]
+        return {
+            name: {"read_by": name, "structure": {"init_args": self.structure.fixed(name)}} for name in every.readings
+        }
+
+    def check(self, data: FederatedDataModule) -> None:
+        recent = "method.structure.recents"
+        check(
+            days_untold("method.half_life", self.half_life, data.days),
+            *(days_untold(recent, half_life, data.days) for half_life in self.structure.recently),
+        )
 
     def client(self, num_items: int, seed: int) -> SumsClient:
         return self.structure.client(self, num_items, seed)

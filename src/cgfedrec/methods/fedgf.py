@@ -7,7 +7,7 @@ few columns, which comes down again as the next basis. After some rounds it span
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,7 +21,7 @@ from cgfedrec.errors import no_count, not_between
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient, SumsInTurn
 from cgfedrec.method import MOST_DIM, Method
-from cgfedrec.server import CLIENTS
+from cgfedrec.server import CLIENTS, READINGS
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field
@@ -202,7 +202,8 @@ class FedGFServer(SumsInTurn):
             *gained, judges = total.tolist()
             # Where nobody could judge, all have gained 0, and of equals the first is chosen.
             self.chosen.fill_(gained.index(max(gained)))
-            return {f"{CLIENTS}judged": judges, "filter/alpha": self.method.alphas[int(self.chosen)]}
+            means = zip(self.method.readings, (gain / max(judges, 1) for gain in gained), strict=True)
+            return {f"{CLIENTS}judged": judges} | {f"{READINGS}{name}": mean for name, mean in means}
         return {}
 
     def field(self, name: str) -> Field:
@@ -260,6 +261,10 @@ class FedGF(Method):
             yield not_between("method.alphas", alpha, 0)
         yield no_count("method.least_clients", self.least_clients)
         yield from super().problems()
+
+    @property
+    def readings(self) -> Mapping[str, Mapping[str, Any]]:
+        return {f"alpha {alpha:g}": {"alphas": [alpha]} for alpha in self.alphas}
 
     def sums(self) -> list[str]:
         """The kinds of sums, in order."""

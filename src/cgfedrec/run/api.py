@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.run.checkpoint import State, read_checkpoint
+from cgfedrec.errors import InputError
+from cgfedrec.run.checkpoint import read_checkpoint
 from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.folder import CLIENTS, run_folder
+from cgfedrec.run.opened import open_run
+from cgfedrec.run.rolling import RollingRun, is_rolling
 from cgfedrec.run.run import Run
 from cgfedrec.settings.opening import checkpoint_in, refuse_of_fit, settings_in
 from cgfedrec.settings.parser import instantiate, parse
@@ -62,19 +64,15 @@ def start(
         state = read_checkpoint(checkpoint)
         base = settings_in(state["config"], given)
     settings = parse(given, base, on_quickstart)
-    with run_folder(settings) as directory:
-        to_train = not (state and _is_finished(state, settings))
-        run = Run(settings, directory, callbacks, console, to_train=to_train)
+    if is_rolling(settings):
         if state:
-            run.restore(state, checkpoint)
-        del state  # it maps the checkpoint
-        yield run
-
-
-def _is_finished(state: State, settings: Namespace) -> bool:
-    """Whether the last round is behind a checkpoint, so that all that is left is to report."""
-    round = state["loop"].get("round")
-    return isinstance(round, int) and round >= settings.loop.rounds
+            raise InputError(f"ckpt_path: a rolling evaluation has none; {RollingRun.GO_ON}")
+        with run_folder(settings) as directory:
+            yield RollingRun(settings, directory, callbacks, console)
+    else:
+        with open_run(settings, state, checkpoint, callbacks, console) as run:
+            del state
+            yield run
 
 
 def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), console: Console | None = None) -> Run:

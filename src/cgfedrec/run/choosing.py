@@ -26,7 +26,7 @@ class Choice:
         named: The same in words.
     """
 
-    value: float
+    value: float = 0.0
     method: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
     named: str = "the settings as they are"
@@ -53,13 +53,15 @@ def choose(method: Recommender, monitor: str, of_each: Sequence[tuple[Mapping[st
         monitor: The validation metric that judges rounds.
         of_each: Each alternative, and what every choosing cut says of it.
     """
-    found = [_best(method, monitor, overrides, judged) for overrides, judged in of_each]
+    found = [_best(method, monitor, overrides, [one for one in judged if one.cases]) for overrides, judged in of_each]
     return max(found, key=lambda choice: choice.value)  # the first, where several are equal
 
 
 def _best(method: Recommender, monitor: str, overrides: Mapping[str, Any], judged: Sequence[Judged]) -> Choice:
     """The best reading or round of one alternative."""
     words = [f"{name} {_word(value)}" for name, value in overrides.items()]
+    if not judged:
+        return Choice(0.0, overrides, named=", ".join([*words, "for want of cases"]))
     by_reading = _pooled([_readings(one) for one in judged])
     if by_reading:
         name = max(by_reading, key=by_reading.__getitem__)
@@ -67,7 +69,9 @@ def _best(method: Recommender, monitor: str, overrides: Mapping[str, Any], judge
     settled: Mapping[str, Any] = {}
     if isinstance(method, Reference):
         settled = method.settled([one.rows[-1] for one in judged])
-    by_round = _pooled([{row["round"]: (row[monitor], one.cases) for row in one.rows if monitor in row} for one in judged])
+    by_round = _pooled(
+        [{row["round"]: (row[monitor], one.cases) for row in one.rows if monitor in row} for one in judged]
+    )
     round = max(by_round, key=by_round.__getitem__)
     rounds = None
     if not isinstance(method, Reference):
@@ -75,6 +79,11 @@ def _best(method: Recommender, monitor: str, overrides: Mapping[str, Any], judge
         words.append(f"{rounds} rounds")
     words += [f"{name} {_word(value)}" for name, value in settled.items()]
     return Choice(by_round[round], {**overrides, **settled}, rounds, ", ".join(words) or "the settings as they are")
+
+
+def _rounds(judged: Judged, monitor: str) -> dict[float, tuple[float, float]]:
+    """The metric after each round, and over how many cases."""
+    return {row["round"]: (row[monitor], judged.cases) for row in judged.rows if monitor in row}
 
 
 def _readings(judged: Judged) -> dict[str, tuple[float, float]]:

@@ -1,211 +1,265 @@
-"""A rolling evaluation: a run for each cut in time, of which the first only choose settings; all cases together."""
+"""A rolling evaluation: a training for each cut in time; the first ones only choose settings."""
 
 from __future__ import annotations
 
 import shutil
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import torch
 import yaml
 from jsonargparse import Namespace
-from rich.console import Console
+from torch import Tensor
 
-from cgfedrec.data import FederatedDataModule
-from cgfedrec.data.split import Part
-from cgfedrec.errors import InputError, check
-from cgfedrec.evaluation.intervals import paired_interval
+from cgfedrec.centralized import Popularity
+from cgfedrec.data.module import Stage
+from cgfedrec.errors import InputError
 from cgfedrec.evaluation.metrics import each_users
-from cgfedrec.files import DamagedError, read_json, write_atomically, write_json
-from cgfedrec.method import Recommender
+from cgfedrec.evaluation.ranking import Ranked
+from cgfedrec.files import DamagedError, read_json, write_json
+from cgfedrec.history import Row
 from cgfedrec.run.checkpoint import LAST, read_checkpoint
 from cgfedrec.run.choosing import Choice, Judged, choose
-from cgfedrec.run.console import progress_bars, quiet_console, show_data, tracker
+from cgfedrec.run.console import progress_bars
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
+from cgfedrec.run.loggers import History
 from cgfedrec.run.opened import open_run
 from cgfedrec.run.recommend import write
 from cgfedrec.run.run import Run
-from cgfedrec.run.summary import stated
+from cgfedrec.run.summary import by_how_much, stated
+from cgfedrec.run.training import Training
 from cgfedrec.settings.layers import merged
-from cgfedrec.settings.parser import dump, instantiate, parse
+from cgfedrec.settings.parser import dump, parse
 from cgfedrec.settings.sources import said
 
 SUMMARY = "summary.json"
 CUTS, CHOOSING = "cuts", "choosing"
 """Folders of runs: at the cuts that are reported, and at those that only choose."""
+MEASURED = ("test/", "popularity/test/", "bytes/")
+"""How those numbers of a summary begin that are averaged over the cases of all cuts."""
 
 
-class RollingRun:
-    """What a run is under ``data.split: rolling``: one training after another, each in a folder of its own.
+def is_rolling(settings: Namespace) -> bool:
+    """Whether a run is at several cuts in time, one after another."""
+    data = settings.data.init_args
+    return bool(data.split == "rolling" and data.rolling.cut is None)
 
-    What is finished in the folder is skipped and what was stopped is resumed, so that the same command goes on.
+
+class Cuts:
+    """What trains in a `RollingRun`: one run after another, each in a folder of its own.
+
+    What is finished there is skipped, and what was stopped is resumed.
 
     Args:
-        settings: As parsed; ``data.rolling.cut`` names none.
-        directory: Where everything is written.
-        callbacks: The user's, for every training.
-        console: Where progress and results are shown.
-
-    Attributes:
-        data: All of it, which nothing is trained on.
-        method: What the settings name.
-        config: The settings as YAML, as in ``config.yaml``.
+        run: For whom.
         monitor: The validation metric that chooses.
-        summary: What ``summary.json`` holds, once all cuts are done.
-        interrupted: The number of the signal that ended it early, or ``None``.
-
-    Raises:
-        InputError: for settings that do not fit the data, or a folder with a run of other settings.
+        callbacks: The user's, for every training.
+        log: Keeps the rows.
     """
 
-    def __init__(
-        self,
-        settings: Namespace,
-        directory: Path,
-        callbacks: Sequence[object] = (),
-        console: Console | None = None,
-    ) -> None:
-        parts = instantiate(settings)
-        self.directory, self.callbacks, self.console = directory, callbacks, console or quiet_console()
-        self.config = dump(settings)
-        self.data: FederatedDataModule = parts.data
-        self.method: Recommender = parts.method
-        self.monitor: str = parts.loop.monitor
-        self.summary: dict[str, Any] = {}
+    def __init__(self, run: RollingRun, monitor: str, callbacks: Sequence[object], log: History) -> None:
+        self.run, self.monitor, self.callbacks, self.log = run, monitor, callbacks, log
+        self.rounds = run.data.rolling.number
+        self.round = 0
+        self.seconds = 0.0
+        self.bytes_scoring = 0
+        self.history: list[Row] = []
         self.interrupted: int | None = None
-        self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console))
-        self.data.setup()
-        if self._stored() not in (None, yaml.safe_load(self.config)):
-            raise InputError(f"run_dir: {directory} holds a rolling evaluation with other settings; choose another")
-
-    def _stored(self) -> object:
-        """The settings of the evaluation that the folder holds, if it holds one."""
-        path = self.directory / CONFIG
-        if not path.exists():
-            return None
-        return yaml.safe_load(path.read_text())
+        self.choice = Choice()
+        self.summaries: list[dict[str, Any]] = []  # of the cuts that are reported
 
     @property
-    def go_on(self) -> str:
-        """How to go on where it was interrupted."""
-        return f"the same command with --run_dir {self.directory} goes on"
+    def best(self) -> Row | None:
+        """The last row: all count alike."""
+        if not self.history:
+            return None
+        return self.history[-1]
 
     def fit(self) -> None:
-        """Train at the cuts that choose, then at those that are reported, and write what was found.
+        """Train at the cuts that choose, then at those that are reported.
 
         Raises:
             RunError: if a training fails; what was finished stays.
         """
-        started = time.perf_counter()
-        show_data(self.console, self.data)
-        rolling = self.data.rolling
-        alternatives = self.method.alternatives
-        choosing, reported = rolling.num_choosing, rolling.number - rolling.num_choosing
-        self.console.print(
-            f"{type(self.method).__name__} at {rolling.number} cuts: {choosing} choose settings"
-            f"{_among(len(alternatives)) if choosing else ''}, {reported} are reported; in {self.directory}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.directory / CONFIG, self.config)
-        with progress_bars(self.console, "what") as progress:
-            task = progress.add_task("trainings", total=choosing * len(alternatives) + reported, what="")
-            choice, told = Choice(0.0), list[dict[str, Any]]()
-            if choosing:
-                of_each = []
-                for number, overrides in enumerate(alternatives):
-                    judged = list[Judged]()
-                    for cut in range(1, choosing + 1):
-                        progress.update(task, what=f"choosing, cut {cut}")
-                        judged.append(self._judged(cut, number, overrides))
-                        if self.interrupted:
-                            return
-                        progress.advance(task)
-                    of_each.append((overrides, judged))
-                choice = choose(self.method, self.monitor, of_each)
-                self._print(f"chosen at the first {choosing} cuts: {choice.named}; {self.monitor} {choice.value:.4f}")
-            for cut in range(choosing + 1, rolling.number + 1):
+        run = self.run
+        choosing, alternatives = run.data.rolling.num_choosing, run.method.alternatives
+        trainings = choosing * len(alternatives) + self.rounds - choosing
+        with progress_bars(run.console, "what") as progress:
+            task = progress.add_task("trainings", total=trainings, what="")
+
+            def trained(cut: int, folder: str, method: Mapping[str, Any], rounds: int | None = None) -> dict[str, Any]:
                 progress.update(task, what=f"cut {cut}")
-                told.append(self._reported(cut, choice))
+                summary = self._trained(run.directory / folder, self._settings(cut, method, rounds))
+                progress.advance(task)
+                return summary
+
+            judged: list[list[Judged]] = [[] for _ in alternatives]
+            for cut in range(1, choosing + 1):
+                for number, overrides in enumerate(alternatives):
+                    folder = f"{CHOOSING}/{cut:02}-{number}"
+                    summary = trained(cut, folder, overrides)
+                    if self.interrupted:
+                        return
+                    judged[number].append(Judged(summary["cases"], _rows(run.directory / folder / METRICS)))
+            if choosing:
+                self.choice = choose(run.method, self.monitor, list(zip(alternatives, judged, strict=True)))
+                run.say(f"chosen at the first {choosing} cuts: {self.choice.named}")
+            for cut in range(choosing + 1, self.rounds + 1):
+                summary = trained(cut, f"{CUTS}/{cut:02}", self.choice.method, self.choice.rounds)
                 if self.interrupted:
                     return
-                self._print(_line(told[-1], rolling.number))
-                progress.advance(task)
-        self._finish(choice, told, started)
+                self._report(cut, summary)
 
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
-
-    def _judged(self, cut: int, number: int, overrides: Mapping[str, Any]) -> Judged:
-        """What a cut that only chooses says of one alternative."""
-        folder = self.directory / CHOOSING / f"{cut:02}-{number}"
-        summary = self._trained(folder, cut, self._settings(cut, overrides))
-        rows = pl.read_csv(folder / METRICS, infer_schema_length=None).to_dicts() if summary else []
-        present = [{name: value for name, value in row.items() if value is not None} for row in rows]
-        return Judged(int(summary.get("cases", 0)), present)
-
-    def _reported(self, cut: int, choice: Choice) -> dict[str, Any]:
-        """The summary of the run at a cut that is reported, with what the cut is; empty if it was interrupted."""
-        settings = self._settings(cut, choice.method, choice.rounds)
-        summary = self._trained(self.directory / CUTS / f"{cut:02}", cut, settings)
-        return summary | {"cut": cut, "time": self.data.cut_times[cut - 1]}
-
-    def _settings(self, cut: int, method: Mapping[str, Any], rounds: int | None = None) -> Namespace:
-        """The settings of the run at a cut, with these of the method in place of its own."""
-        config: dict[str, Any] = yaml.safe_load(self.config)
+    def _settings(self, cut: int, method: Mapping[str, Any], rounds: int | None) -> Namespace:
+        """The settings of the training at a cut, with these of the method in place of its own."""
         over: dict[str, Any] = {"data": {"init_args": {"rolling": {"cut": cut}}}, "logger": None}
         if method:
             over["method"] = {"init_args": dict(method)}
         if rounds is not None:
             over["loop"] = {"rounds": rounds, "evaluate_every": rounds, "patience": None}
-        return parse(said([merged(config, over)], environment={}))
+        return parse(said([merged(yaml.safe_load(self.run.config), over)], environment={}))
 
-    def _trained(self, folder: Path, cut: int, settings: Namespace) -> dict[str, Any]:
+    def _trained(self, folder: Path, settings: Namespace) -> dict[str, Any]:
         """The summary of the run in a folder, which is trained if it is not finished; empty if it was interrupted."""
-        settings.run_dir = str(folder)
-        config = yaml.safe_load(dump(settings))
-        state = checkpoint = None
+        summary = _finished(folder, yaml.safe_load(dump(settings)))
+        if summary is not None:
+            return summary
+        settings.run_dir, checkpoint, state = str(folder), folder / "checkpoints" / LAST, None
         if folder.exists():
-            if summary := _finished(folder, config):
-                return summary
-            checkpoint = folder / "checkpoints" / LAST
             try:
                 state = read_checkpoint(checkpoint)
+                settings.ckpt_path = str(checkpoint)
             except InputError:  # there is none, or it is damaged
-                checkpoint = None
                 shutil.rmtree(folder)
-        settings.ckpt_path = checkpoint and str(checkpoint)
         with open_run(settings, state, checkpoint, self.callbacks) as run:
             del state
             run.fit()
         self.interrupted = run.interrupted
-        if self.interrupted:
-            return {}
         return run.summary
 
-    def _finish(self, choice: Choice, told: Sequence[Mapping[str, Any]], started: float) -> None:
-        """Put the cases of all reported cuts together, and write what was found."""
-        cases = pl.concat(
-            pl.read_parquet(self.directory / CUTS / f"{one['cut']:02}" / RANKS).with_columns(cut=pl.lit(one["cut"]))
-            for one in told
+    def _report(self, cut: int, summary: dict[str, Any]) -> None:
+        """Keep what was found at a cut, and say it."""
+        self.round = cut
+        self.summaries.append(summary | {"cut": cut})
+        row: Row = {"round": cut, "time": float(self.run.data.cut_times[cut - 1])}
+        row |= {name: summary[name] for name in ("users", "items", "cases", "rounds")}
+        row |= {name: value for name, value in summary.items() if name.startswith(MEASURED)}
+        self.history.append(row | {"seconds": summary["seconds"]})
+        self.log.on_round_end(self)
+        metric = self.monitor.removeprefix("val/")
+        told = "nobody is asked"
+        if summary["cases"]:
+            mine, popular = (summary[f"{name}test/{metric}"] for name in ("", "popularity/"))
+            told = f"{summary['cases']:,} cases, test/{metric} {mine:.4f} (popularity {popular:.4f})"
+        self.run.say(f"cut {cut} of {self.rounds}: {summary['users']:,} users, {told}, {summary['seconds']:.1f} s")
+
+    def score(self, users: Tensor) -> Tensor:
+        """Not to be had: there is a model for each cut, in a folder of its own."""
+        raise InputError("a rolling evaluation has a model for each cut; open the checkpoint of one")
+
+    def ranked(self, stage: Stage) -> Ranked:
+        """Not to be had: see `score`."""
+        raise InputError("a rolling evaluation has a model for each cut; open the checkpoint of one")
+
+    def histograms(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+
+class RollingRun(Run):
+    """What a run is under ``data.split: rolling`` where no cut is named. Arguments are those of `Run`."""
+
+    GO_ON = "the same command with its --run_dir goes on where it was"
+
+    def _build(
+        self, parts: Namespace, settings: Namespace, callbacks: Sequence[object], clients: Path | None, to_train: bool
+    ) -> Training:
+        path = self.directory / CONFIG
+        if path.exists() and yaml.safe_load(path.read_text()) != yaml.safe_load(self.config):
+            raise InputError(f"run_dir: {self.directory} holds a rolling evaluation with other settings")
+        return Cuts(self, parts.loop.monitor, callbacks, History(self.directory / METRICS, self._log))
+
+    @property
+    def _cuts(self) -> Cuts:
+        return cast(Cuts, self.training)
+
+    @property
+    def interrupted(self) -> int | None:
+        return self._cuts.interrupted
+
+    @property
+    def go_on(self) -> str:
+        return f"stopped; the same command with --run_dir {self.directory} goes on"
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _intent(self) -> str:
+        rolling, alternatives = self.data.rolling, len(self.method.alternatives)
+        choosing = f"{rolling.num_choosing} choose settings"
+        if rolling.num_choosing and alternatives > 1:
+            choosing += f" ({alternatives} alternatives)"
+        return (
+            f"{type(self.method).__name__} at {rolling.number} cuts: {choosing}, "
+            f"{rolling.number - rolling.num_choosing} are reported; in {self.directory}"
         )
-        write(cases, self.directory / RANKS)
-        rows = [{name: value for name, value in one.items() if _is_shown(name, value)} for one in told]
-        write_atomically(self.directory / METRICS, pl.DataFrame(rows, infer_schema_length=None).write_csv())
+
+    def _finish(self, started: float) -> None:
+        """Put the cases of all reported cuts together, and write what was found."""
+        told, metric = self._cuts.summaries, self.training.monitor.removeprefix("val/")
+        asked = [one for one in told if one["cases"]]
+        found: dict[str, float] = {}
+        if asked:
+            cases = pl.concat(
+                pl.read_parquet(self.directory / CUTS / f"{one['cut']:02}" / RANKS).with_columns(cut=pl.lit(one["cut"]))
+                for one in asked
+            )
+            write(cases, self.directory / RANKS)
+            found = _pooled(asked)
+            if not isinstance(self.method, Popularity):
+                mine, theirs = (
+                    each_users(metric, torch.from_numpy(cases[name].to_numpy())[:, None]).numpy()
+                    for name in ("rank", "popularity")
+                )
+                found |= by_how_much(mine, theirs, metric)
+        choice = self._cuts.choice
         self.summary = {
-            **stated(uuid.uuid4().hex, f"{type(self.method).__module__}.{type(self.method).__qualname__}", self.data),
-            **pooled(told),
-            **over_popularity(cases, self.monitor.removeprefix("val/"), self.method),
-            "cases": len(cases),
+            **stated(self.header.run, self.header.method, self.data, self.directory),
+            **found,
+            "cases": sum(one["cases"] for one in told),
             "cuts": self.data.rolling.number,
             "choosing": self.data.rolling.num_choosing,
             "chosen": choice.named,
-            "rounds": max(int(one["rounds"]) for one in told),
             "seconds": time.perf_counter() - started,
         }
         write_json(self.directory / SUMMARY, self.summary)
+        shown = {name: value for name, value in found.items() if name.startswith("test/")}
+        self._log.call("log_metrics", shown, step=self.training.round)
+
+
+def _finished(folder: Path, config: object) -> dict[str, Any] | None:
+    """The summary of a run in a folder, if it is finished and was of these settings."""
+    try:
+        summary = read_json(folder / SUMMARY)
+        if yaml.safe_load((folder / CONFIG).read_text()) == config:
+            return summary
+    except (FileNotFoundError, DamagedError, yaml.YAMLError):
+        pass
+    return None
+
+
+def _rows(path: Path) -> list[Row]:
+    """The rows of a ``metrics.csv``, without what a row does not hold."""
+    rows = pl.read_csv(path, infer_schema_length=None).to_dicts()
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def _pooled(summaries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the cases of all cuts: of metrics, and of the bytes of a training."""
+    total = sum(one["cases"] for one in summaries)
+    names = [name for name in summaries[0] if name.startswith(MEASURED)]
+    return {name: sum(one[name] * one["cases"] for one in summaries) / total for name in names}

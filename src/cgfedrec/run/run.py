@@ -31,7 +31,7 @@ from cgfedrec.run.loggers import Forgiving, History
 from cgfedrec.run.recommend import recommend, write
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.resume import Checkpoints
-from cgfedrec.run.summary import summary_of, tested
+from cgfedrec.run.summary import popular_ranks, summary_of, tested
 from cgfedrec.run.training import Training
 from cgfedrec.server import Server
 from cgfedrec.settings.parser import dump, instantiate
@@ -85,12 +85,16 @@ class Run:
         self._log = Forgiving(self.logger)
         self._interrupt = Interrupt()
         self._saved = Checkpoints(self.checkpoints, header)
-        history = History(directory / METRICS, self._log)
-        self.training: Training
+        self.training = self._build(parts, settings, callbacks, clients, to_train)
+
+    def _build(
+        self, parts: Namespace, settings: Namespace, callbacks: Sequence[object], clients: Path | None, to_train: bool
+    ) -> Training:
+        """What trains; arguments are those of the class, and the components that the settings name."""
+        history = History(self.directory / METRICS, self._log)
         if isinstance(self.method, Reference):
             fabric = engine(vars(parts.fabric), [history])
-            self.training = ReferenceFit(self.method, self.data, fabric, parts.loop.monitor)
-            return
+            return ReferenceFit(self.method, self.data, fabric, parts.loop.monitor)
         # Fabric calls them in this order: a round is in the CSV and judged before it is saved, and the user's come
         # before the checkpoint, which heeds their `should_stop`.
         hooks = [history, EarlyStopping(), self._interrupt, ProgressBar(self.console), *callbacks, self._saved]
@@ -100,12 +104,18 @@ class Run:
             loop.setup(fabric, self.data, self.method, clients or self.checkpoints / CLIENTS, to_train, parts.wire)
         except (MemoryError, RuntimeError, ArithmeticError) as error:
             raise InputError(f"method: cannot be set up with these settings: {error or 'no memory is left'}") from error
-        self.training = loop
+        return loop
 
     @property
     def header(self) -> Header:
         """Which run of which method on which data this is."""
         return self._saved.header
+
+    @property
+    def go_on(self) -> str:
+        """How to go on where training was interrupted."""
+        last = self.checkpoints / LAST
+        return f"stopped after round {self.training.round}; go on with: cgfedrec fit --ckpt_path {last}"
 
     @property
     def checkpoints(self) -> Path:
@@ -218,10 +228,10 @@ class Run:
             show_unfinished(self.console, training.server.phase, training.round, self.checkpoints / LAST)
             self._saved.go_to_best(training)
         before = training.bytes_scoring
-        found = self._ranked()
-        if found is not None:
-            write(rank_table(self.data, found), self.directory / RANKS)
-        tests = tested(self.data, found, self.method, training.monitor)
+        found, popular = self._ranked(), popular_ranks(self.data)
+        if found is not None and popular is not None:
+            write(rank_table(self.data, found, popular), self.directory / RANKS)
+        tests = tested(self.data, found, popular, self.method, training.monitor)
         self.summary = summary_of(training, self.header, self.data, tests, self.directory)
         if "bytes/scoring" in self.summary:  # of all evaluations so far, and of this test
             self.summary["bytes/scoring"] += training.bytes_scoring - before
@@ -245,7 +255,7 @@ class Run:
         download for it, where anything is held out.
         """
         before = self.training.bytes_scoring
-        found = tested(self.data, self._ranked(), self.method, self.training.monitor)
+        found = tested(self.data, self._ranked(), popular_ranks(self.data), self.method, self.training.monitor)
         if found:
             found["bytes/scoring"] = self.training.bytes_scoring - before
         return found

@@ -12,7 +12,7 @@ from cgfedrec import __version__
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.factors import SCORED_AT_ONCE
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.evaluation.intervals import paired_interval
+from cgfedrec.evaluation.intervals import Values, paired_interval
 from cgfedrec.evaluation.metrics import each_users
 from cgfedrec.evaluation.ranking import Ranked, ranked, summarise
 from cgfedrec.files import file_digest
@@ -26,18 +26,27 @@ PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-lea
 """Those whose version may show in a result."""
 
 
-def tested(data: FederatedDataModule, found: Ranked | None, method: Recommender, monitor: str) -> dict[str, float]:
+def popular_ranks(data: FederatedDataModule) -> Ranked | None:
+    """Where showing everybody what is popular ranks the test items; ``None`` where nothing is held out."""
+    if not data.holds_out("test"):
+        return None
+    return ranked(data, "test", Popularity().fit(data).score, SCORED_AT_ONCE)
+
+
+def tested(
+    data: FederatedDataModule, found: Ranked | None, popular: Ranked | None, method: Recommender, monitor: str
+) -> dict[str, float]:
     """Test metrics, as ``popularity/test/...`` those of showing everybody what is popular, and how the two compare.
 
     Args:
         data: Whose test items were ranked.
         found: Where they stand; ``None`` where nothing is held out, and so nothing is told.
+        popular: Where they stand by popularity.
         method: What ranked them. `Popularity` is not compared with itself.
         monitor: The validation metric that chose the best round; its test value is what `over_popularity` compares.
     """
-    if found is None:
+    if found is None or popular is None:
         return {}
-    popular = ranked(data, "test", Popularity().fit(data).score, SCORED_AT_ONCE)
     tests = summarise(data, "test", found)
     tests |= {f"popularity/{name}": value for name, value in summarise(data, "test", popular).items()}
     if not isinstance(method, Popularity):
@@ -46,25 +55,64 @@ def tested(data: FederatedDataModule, found: Ranked | None, method: Recommender,
 
 
 def over_popularity(found: Ranked, popular: Ranked, metric: str) -> dict[str, float]:
-    """By how much a metric is above that of popularity, user by user, against the same candidates.
+    """`by_how_much` a metric is above that of popularity, against the same candidates.
 
     Args:
         found: Where the test items stand.
         popular: Where they stand by popularity.
+        metric: Such as ``ndcg@10``.
+    """
+    # The same users, but a scorer may be given them in an order of its own.
+    mine, theirs = (each_users(metric, one.ranks)[one.users.argsort()].numpy() for one in (found, popular))
+    return by_how_much(mine, theirs, metric)
+
+
+def by_how_much(mine: Values, theirs: Values, metric: str) -> dict[str, float]:
+    """By how much a metric is above that of popularity, user by user.
+
+    Args:
+        mine: `[users]`: the metric's value of each.
+        theirs: `[users]`: the same by popularity.
         metric: Such as ``ndcg@10``.
 
     Returns:
         ``over_popularity/test/METRIC``, the mean difference; the same with ``/low`` and ``/high``, the ends of its 95%
         interval, unless there is a single user, who has none; and ``over_popularity/users``.
     """
-    # The same users, but a scorer may be given them in an order of its own.
-    mine, theirs = (each_users(metric, one.ranks)[one.users.argsort()].numpy() for one in (found, popular))
     difference = paired_interval(mine, theirs)
     name = f"over_popularity/test/{metric}"
     told: dict[str, float] = {name: difference.mean, "over_popularity/users": difference.n}
     if difference.half is not None:
         told |= {f"{name}/low": difference.low, f"{name}/high": difference.high}
     return told
+
+
+def stated(run: str, method: str, data: FederatedDataModule, directory: Path) -> dict[str, Any]:
+    """What every ``summary.json`` says of a run beside what it measured.
+
+    Args:
+        run: Its id.
+        method: Its class.
+        data: What it was trained on.
+        directory: The run's folder; what is in it is told with its checksum.
+    """
+    protocol = data.protocol.to_dict()
+    written = [directory / name for name in (CONFIG, METRICS, RANKS)]
+    return {
+        "run": run,
+        "method": method,
+        "protocol": protocol,
+        "candidates": protocol["candidates"],
+        "seed": data.seed,
+        "users": data.num_users,
+        "items": data.num_items,
+        "files": {path.name: file_digest(path) for path in written if path.exists()},
+        "versions": {
+            "cgfedrec": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+    }
 
 
 def summary_of(
@@ -81,25 +129,15 @@ def summary_of(
     """
     best, last = training.best, training.history[-1]
     assert best is not None
-    protocol = data.protocol.to_dict()
-    written = [directory / name for name in (CONFIG, METRICS, RANKS)]
+    asked: dict[str, int] = {}
+    if data.cut:
+        asked["cases"] = data.part_size(data.cut.asked)
     return {
-        "run": header.run,
+        **stated(header.run, header.method, data, directory),
+        **asked,
         "round": int(best["round"]),
-        "method": header.method,
         "best_round": int(best["round"]),
         "rounds": int(last["round"]),
-        "protocol": protocol,
-        "candidates": protocol["candidates"],
-        "seed": data.seed,
-        "users": data.num_users,
-        "items": data.num_items,
-        "files": {path.name: file_digest(path) for path in written if path.exists()},
-        "versions": {
-            "cgfedrec": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
         **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/", READINGS))},
         # From how many clients each sum came: told in the row of the round that ended it.
         **{name: value for row in training.history for name, value in row.items() if name.startswith(CLIENTS)},

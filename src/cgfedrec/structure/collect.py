@@ -15,14 +15,15 @@ from cgfedrec.structure.clusters import clustered, merged
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
 from cgfedrec.structure.counting import CountingServer
 from cgfedrec.structure.discover import candidates, closed_form
-from cgfedrec.structure.discovery import Discovery, counts_value
+from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.structure import Found, Structure
-from cgfedrec.structure.tallies import Columns, Known, LabelColumns, PairCounts
+from cgfedrec.structure.structure import LEVELS, Found, Structure
+from cgfedrec.structure.tallies import SHARES, Columns, Known, LabelColumns, PairCounts
+from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
-from cgfedrec.wire.values import IdLists, Labels, Value
+from cgfedrec.wire.values import Counts, IdLists, Labels, Value
 
 LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
 
@@ -76,10 +77,7 @@ class SumsServer(CountingServer):
         """The rows with the clients of everybody who has been counted."""
         rows = self.known.the_rows
         if self.late_counts.numel():
-            clients, reach = self.late_counts.cpu()[rows.items].T
-            # Items of too few who came late have not been added.
-            open_ = clients >= rows.least
-            rows = replace(rows, clients=rows.clients + clients * open_, reach=rows.reach + reach * open_)
+            return rows.and_others(self.late_counts)
         return rows
 
     def factor(self) -> Tensor:
@@ -88,7 +86,7 @@ class SumsServer(CountingServer):
             return by_heads(self.total(Heads.name).double())
         counted = [tally for tally in self.columns if self.total(tally.name).numel()]
         columns = torch.cat([tally.columns(self.known).double() for tally in counted], dim=1)
-        sketch = torch.cat([self.total(tally.name).double() for tally in counted], dim=1)
+        sketch = torch.cat([self.total(tally.name).double() / tally.unit for tally in counted], dim=1)
         return factor(columns, sketch)
 
     def coordinates(self) -> Tensor:
@@ -110,13 +108,13 @@ class SumsServer(CountingServer):
 
     def _find_pairs(self) -> Tensor:
         """The candidates of each row, `[rows, most]`, int64."""
-        half, _ = closed_form(self.factor(), self.known.the_rows.clients, self.discovery.penalty)
+        half, _ = closed_form(self.factor(), self.known.the_rows.diagonal, self.discovery.penalty)
         return candidates(half, self.discovery.sizes(self.known.the_rows))
 
     def _find_structure(self) -> None:
         pairs = counts = None
         if self.structure.verifies and self.discovery.verify:
-            pairs, counts = self.pairs, self.total(PAIRS)
+            pairs, counts = self.pairs, self.total(PAIRS) / self.known.the_rows.unit
         elif self.structure.verifies:
             pairs = self.pairs = self._find_pairs()
         found = Found(self.factor(), self._rows(), pairs, counts, self.seed)
@@ -134,7 +132,7 @@ class SumsServer(CountingServer):
         """What clients know too, once they have the bulletins."""
         known = Known(self.num_items, int(self.enrolled.sum()), self.seed)
         if self.counts.numel():
-            known = replace(known, rows=Rows.of(self.counts, self.discovery.least_clients))
+            known = replace(known, rows=Rows.of(self.counts, self.discovery.least_clients, self.tallies[0].unit))
         if self.labels.numel():
             known = replace(known, labels=self.labels.cpu())
         if self.directions.numel():
@@ -149,9 +147,11 @@ class SumsServer(CountingServer):
         sent: dict[str, Bulletin] = {}
         if known.rows is None:
             return sent
-        sent["bounds"] = self._bulletin("bounds", {"counts": counts_value(known, self.counts)})
+        sent["bounds"] = self._counts("bounds", self.counts)
         if step is not None and step.late and self.late_counts.numel():
-            sent["late"] = self._bulletin("late", {"counts": counts_value(known, self.late_counts)})
+            sent["late"] = self._counts("late", self.late_counts)
+        if self.recents.numel():
+            sent["recent"] = self._bulletin("recent", {"levels": self.recents})
         if step is not None and step.phase == LABELS and known.labels is not None:
             labels = Labels(known.labels, int(known.labels.max()) + 1)
             sent["labels"] = self._bulletin("labels", {"labels": labels})
@@ -173,6 +173,28 @@ class SumsServer(CountingServer):
                 reading["average"] = self.average
             sent["reading"] = self._bulletin("reading", reading)
         return sent
+
+    def _counts(self, name: str, counts: Tensor) -> Bulletin:
+        """The first sum, `[items, ...]`, as it is sent down: without popularities of late, which travel by themselves."""
+        bounds = self.tallies[0].bounds(self.known)
+        columns = counts.shape[1] - len(self.structure.recently)
+        within = Bounds(bounds.largest[:, :columns], bounds.signed, bounds.bits)
+        return self._bulletin(name, {"counts": Counts(counts[:, :columns].cpu(), within)})
+
+    @property
+    def recents(self) -> Tensor:
+        """Popularities of late as they are sent down, `[items, half-lives]`, uint8: log(1 + sum) in parts of the largest.
+
+        Empty before the first sum has been opened, and where none is read.
+        """
+        number = len(self.structure.recently)
+        if not number or not self.counts.numel():
+            return torch.empty(0, dtype=torch.uint8)
+        counts = self.counts[:, -number:]
+        if self.late_counts.numel():
+            counts = counts + self.late_counts[:, -number:]
+        logs = (counts.double() / SHARES).log1p()
+        return (LEVELS * logs / logs.amax(0).clamp_min(1e-12)).round().to(torch.uint8)
 
     def _bulletin(self, name: str, values: Mapping[str, Value]) -> Bulletin:
         """The bulletin of this name, encoded when it is first needed."""

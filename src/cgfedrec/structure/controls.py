@@ -68,7 +68,7 @@ class Heads(Tally):
         return self.packed(clients[:, None].expand(-1, self.number), signed=True)
 
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
-        clients, rows = own_rows(history, known)
+        clients, rows, _ = own_rows(history, known)
         heads = signs(bits(seed, Stream.HEADS, users.numpy()[:, None], np.arange(self.number)))  # [clients, columns]
         return table(clients, rows, heads[clients], (len(users), len(known.the_rows), self.number))
 

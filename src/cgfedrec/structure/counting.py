@@ -11,7 +11,7 @@ from torch import Tensor
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.server import READINGS
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step
-from cgfedrec.structure.structure import UNIT, Structure, judgement
+from cgfedrec.structure.structure import UNIT, Structure, judgement, place_of
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, Value
@@ -42,14 +42,14 @@ class CountingServer(SumsInTurn):
         self.timeline = structure.timeline(discovery, num_items)
         super().__init__([step.phase for step in self.timeline], discovery.least_clients, seed)
         self.discovery, self.structure, self.num_items = discovery, structure, num_items
-        self.tallies = discovery.tallies(num_items, structure.verifies)
-        self.hold("counts", torch.empty(0, 2, dtype=torch.int64))  # [items, 2]: the first sum, of the first pass
+        self.tallies = structure.tallies(discovery, num_items)
+        self.hold("counts", torch.empty(0, 2, dtype=torch.int64))  # [items, ...]: the first sum, of the first pass
         self.hold("late_counts", torch.empty(0, 2, dtype=torch.int64))  # the same of those who came late
         for tally in self.tallies[1:]:  # each later sum, once it has been opened
             self.hold(f"total_{tally.name}", torch.empty(0, dtype=torch.int64))
         self.hold("average", torch.empty(0))
         self.hold("judged", torch.empty(0, dtype=torch.int64))  # [readings]: summed gains, in units of `UNIT`
-        self.register_buffer("chosen", torch.tensor(0))  # which reading
+        self.register_buffer("chosen", torch.tensor(place_of(structure, discovery)))  # which reading
 
     def hold(self, name: str, nothing: Tensor) -> None:
         """Make room for a part of the state that is not there at first, `[any]`."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from cgfedrec.errors import no_count, not_positive
+from cgfedrec.forgetting import HalfLife, fixed, not_half_life
 from cgfedrec.structure.controls import Heads, MoreSigns, PowerColumns
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
@@ -69,6 +70,12 @@ class Discovery:
     largest, in 32 bits a number."""
     verify: bool = True
     """Whether candidate pairs are counted. Without, a control, they are weighed by the sketch alone."""
+    half_life: HalfLife = "chosen"
+    """Days after which an interaction counts half in what goes with what; ``null`` for never. ``chosen``: one of
+    several, by the earlier cuts of a rolling evaluation; never under other splits, which cannot judge it."""
+    read_by: str | None = None
+    """How clients read the structure, as a run reports it, such as ``rho 0.5, beta 0.3``; by default they choose
+    together, by validation."""
     packing: Packing = "tight"
     """``tight``: each number in the bits of what it can reach, candidates by coded gaps. ``plain``: 20 bits a number
     and ids as they are; the same result in more bytes."""
@@ -85,6 +92,9 @@ class Discovery:
         yield not_positive("method.share", self.share, 1)
         if self.sketch == "heads" and self.second != "labels":
             yield f"method.second: {self.second} has no effect with the sketch of heads, which has no second one"
+        yield not_half_life("method.half_life", self.half_life)
+        if fixed(self.half_life) is not None and (self.sketch == "heads" or self.second == "power"):
+            yield "method.half_life: the controls with heads and power iteration forget nothing; give null"
 
     def num_columns(self, num_items: int) -> int:
         """How many columns of signs there are."""
@@ -98,37 +108,38 @@ class Discovery:
         """How many clusters are looked for."""
         return self.clusters or self.num_columns(num_items)
 
-    def tallies(self, num_items: int, verifies: bool) -> list[Tally]:
-        """The sums, in order."""
+    def tallies(self, num_items: int, verifies: bool, recents: tuple[float, ...] = ()) -> list[Tally]:
+        """The sums, in order; the first with popularities of these half-lives."""
         bits = None
         if self.packing == "plain":
             bits = PLAIN_BITS
         columns, clusters = self.num_columns(num_items), self.num_clusters(num_items)
-        found: list[Tally] = [ItemCounts()]
+        half_life = fixed(self.half_life)
+        found: list[Tally] = [ItemCounts(None, half_life, recents)]
         if self.sketch == "heads":
-            found.append(Heads(bits, columns + clusters))
+            found.append(Heads(bits, number=columns + clusters))
         else:
-            found += [SignColumns(bits, columns), self._second(bits, columns, clusters)]
+            found += [SignColumns(bits, half_life, columns), self._second(bits, columns, clusters)]
         if verifies and self.verify:
-            found.append(PairCounts(bits))
+            found.append(PairCounts(bits, half_life))
         return found
 
     def _second(self, bits: int | None, columns: int, clusters: int) -> Tally:
         """The second sketch, of as many columns as there are clusters."""
+        half_life = fixed(self.half_life)
         if self.second == "signs":
-            return MoreSigns(bits, clusters, first=columns)
+            return MoreSigns(bits, half_life, clusters, first=columns)
         if self.second == "power":
             return PowerColumns()
-        return LabelColumns(bits)
+        return LabelColumns(bits, half_life)
 
-    def timeline(self, num_items: int, verifies: bool, train_rounds: int, chooses: bool) -> list[Step]:
-        """All steps, in order. `TRAIN` stands there once for each of its rounds."""
-        tallies = self.tallies(num_items, verifies)
+    def timeline(self, tallies: Sequence[Tally], train_rounds: int, chooses: bool) -> list[Step]:
+        """All steps, in order: these sums, and `TRAIN` once for each of its rounds."""
         steps = [Step(tally.name, tally) for tally in tallies]
         if self.share < 1:
             steps += [Step(tally.name, tally, late=True) for tally in tallies]
         steps += [Step(TRAIN)] * train_rounds
-        if chooses:
+        if chooses and self.read_by is None:
             steps.append(Step(CHOOSE))
         return steps
 
@@ -148,24 +159,20 @@ class Discovery:
         return IdLayout(self.sizes(rows), len(rows), coding)
 
 
-def counts_value(known: Known, counts: Tensor) -> Counts:
-    """The first sum, `[items, 2]`, as it is sent down."""
-    return Counts(counts.cpu(), ItemCounts().bounds(known))
-
-
-def known_from(known: Known, kept: Mapping[str, Mapping[str, Value]], least: int) -> Known:
+def known_from(known: Known, kept: Mapping[str, Mapping[str, Value]], least: int, unit: int) -> Known:
     """What is known once bulletins have come down.
 
     Args:
         known: What is known without any.
         kept: Values of the bulletins by name.
         least: How many clients an item needs to have a row.
+        unit: Of the first sum: `Tally.unit`.
     """
     found: dict[str, Any] = {}
     if "bounds" in kept:
         counts = kept["bounds"]["counts"]
         assert isinstance(counts, Counts)
-        found["rows"] = Rows.of(counts.values, least)
+        found["rows"] = Rows.of(counts.values, least, unit)
     if "labels" in kept:
         found["labels"] = kept["labels"]["labels"].values  # type: ignore[union-attr]
     if "power" in kept:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from scipy.sparse import csr_array
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import no_count
+from cgfedrec.errors import no_count, not_positive
 from cgfedrec.structure.ages import BUCKETS, bucket, questions
 from cgfedrec.structure.discover import closed_form, pair_weights, verified
 from cgfedrec.structure.discovery import Discovery
-from cgfedrec.structure.structure import Found, Structure, SumsClient
+from cgfedrec.structure.structure import LEVELS, Found, Structure, SumsClient
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.values import Field, Value, WeightLayout, Weights
 
@@ -26,7 +26,32 @@ DECAYS = (0.0, 0.25, 0.5, 1.0)
 """rho: an item of age a, in items, counts (1 + a)^-rho. 0 reads all of a history alike."""
 POPULARITIES = (0.0, 0.1, 0.3, 1.0, 3.0)
 """beta: how much an item's popularity counts beside its neighbours."""
+RECENTS = (365.0, 30.0, 14.0, 7.0, 2.0)
+"""Half-lives in days of popularities of late, among which a rolling evaluation chooses."""
+RECENT_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""beta of a popularity of late."""
 Reading = Literal["chosen", "flat", "trained"]
+
+
+class Option(NamedTuple):
+    """A way to read that nothing needs to be trained for."""
+
+    decay: float
+    """rho."""
+    weight: float
+    """beta."""
+    recent: float | None = None
+    """Half-life in days of the popularity of late that beta weighs; ``None``: it weighs popularity as it always was."""
+
+    @property
+    def named(self) -> str:
+        """In a word or two."""
+        name = f"rho {self.decay:g}, beta {self.weight:g}"
+        if self.recent is not None:
+            name += f" of {self.recent:g} days"
+        return name
+
+
 TRAIN_ROUNDS = 8
 STEPS = 5
 """That a client takes in a round of training."""
@@ -54,22 +79,48 @@ class Neighbours(Structure):
     """``chosen``: rho and beta are chosen by all clients together, on what they hold out for validation. ``flat``: the
     whole history counts alike, and popularity not at all. ``trained``: clients also train how much each age counts and
     popularity beside it; the average of what they find and each client's own are two more readings to choose among."""
+    recents: tuple[float, ...] | None = None
+    """Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was. By
+    default those that a rolling evaluation chooses among, and none under other splits, which cannot judge it."""
 
     verifies: ClassVar[bool] = True
 
     def problems(self) -> Iterator[str | None]:
         yield no_count("method.structure.weight_bits", self.weight_bits, most=16)
+        for recent in self.recently:
+            yield not_positive("method.structure.recents", recent)
+        if self.recently and self.reading == "flat":
+            yield "method.structure.recents: the flat reading adds no popularity; leave them out"
 
     @property
-    def options(self) -> list[tuple[float, float]]:
-        """The pairs of rho and beta to choose among."""
+    def recently(self) -> tuple[float, ...]:
+        return self.recents or ()
+
+    @property
+    def alternative(self) -> Mapping[str, Any]:
+        if self.recents is None and self.reading != "flat":
+            return {"recents": list(RECENTS)}
+        return {}
+
+    def fixed(self, reading: str) -> Mapping[str, Any]:
+        every = replace(self, recents=RECENTS if self.recents is None else self.recents)
+        needed = [option.recent for option in every.options if option.named == reading and option.recent is not None]
+        return {"recents": needed}
+
+    @property
+    def options(self) -> list[Option]:
+        """What to choose among without anything being trained."""
         if self.reading == "flat":
-            return [(0.0, 0.0)]
-        return [(decay, popularity) for decay in DECAYS for popularity in POPULARITIES]
+            return [Option(0.0, 0.0)]
+        found = []
+        for decay in DECAYS:
+            found += [Option(decay, weight) for weight in POPULARITIES]
+            found += [Option(decay, weight, recent) for recent in self.recently for weight in RECENT_WEIGHTS]
+        return found
 
     @property
     def readings(self) -> Sequence[str]:
-        named = [f"rho {decay:g}, beta {popularity:g}" for decay, popularity in self.options]
+        named = [option.named for option in self.options]
         if self.reading == "trained":
             named += ["trained, shared", "trained, personal"]
         return named
@@ -89,11 +140,11 @@ class Neighbours(Structure):
     def find(self, found: Found, discovery: Discovery) -> dict[str, Value]:
         """Weigh the candidates by their counts, keep the best, and round their weights."""
         assert found.pairs is not None
-        clients = found.rows.clients
+        diagonal = found.rows.diagonal
         if found.counts is None:
-            weights = pair_weights(*closed_form(found.factor, clients, discovery.penalty), found.pairs)
+            weights = pair_weights(*closed_form(found.factor, diagonal, discovery.penalty), found.pairs)
         else:
-            weights = verified(found.factor, clients, found.pairs, found.counts, discovery.penalty)
+            weights = verified(found.factor, diagonal, found.pairs, found.counts, discovery.penalty)
         sizes = (found.pairs >= 0).sum(1)  # as they were when the candidates were found
         return {"weights": quantised(weights, sizes, self.keep, self.weight_bits)}
 
@@ -152,16 +203,26 @@ class NeighboursClient(SumsClient):
         )
 
     def read(self, reading: int) -> Tensor:
-        decay, beta = self.structure.options[reading]
-        return self.scores(self._counts(decay)) + (beta + NUDGE) * self.popularity
+        option = self.structure.options[reading]
+        return self.scores(self._counts(option.decay)) + self._beside(option)
+
+    def _beside(self, option: Option) -> Tensor:
+        """What is added to every client's scores, `[items]`."""
+        if option.recent is None:
+            return (option.weight + NUDGE) * self.popularity
+        column = self.structure.recently.index(option.recent)
+        levels = self.kept["recent"]["levels"]
+        assert isinstance(levels, Tensor)
+        recent = levels[:, column].to(self.added.device).float() / LEVELS
+        return option.weight * recent + NUDGE * self.popularity
 
     def read_all(self) -> Iterator[Tensor]:
         """As any client's, `[clients, items]` each."""
-        # Readings that differ in beta alone follow one another, and share what takes the time.
+        # Readings that differ in popularity alone follow one another, and share what takes the time.
         for decay, options in groupby(self.structure.options, key=itemgetter(0)):
             near = self.scores(self._counts(decay))
-            for _, beta in options:
-                yield near + (beta + NUDGE) * self.popularity
+            for option in options:
+                yield near + self._beside(option)
 
     def _counts(self, decay: float) -> Tensor:
         """How much each entry of the histories counts, `[entries]`: (1 + age)^-decay."""

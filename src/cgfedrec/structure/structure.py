@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,15 @@ from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, known_from
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.tallies import Known
+from cgfedrec.structure.tallies import Known, Tally
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Counts, Field, Value
 
 UNIT = 2**16
 """A client's validation metric, from 0 to 1, travels as a whole number of such parts."""
+LEVELS = 255
+"""Popularities of late are sent in so many steps: 8 bits an item."""
 JUDGED_BY = "ndcg@10"
 """The metric by which clients compare readings."""
 
@@ -38,7 +40,7 @@ class Found(NamedTuple):
     pairs: Tensor | None
     """`[rows, most]`: candidates, where the structure needs any."""
     counts: Tensor | None
-    """`[rows, most]`, int64: how many clients have both, where that was counted."""
+    """`[rows, most]`: how many clients have both, as much as that still counts, where it was counted."""
     seed: int
     """The shared one."""
 
@@ -59,9 +61,28 @@ class Structure(ABC):
         """The ways to read it, in a word or two each. If there are several, clients choose by validation."""
         return ("default",)
 
+    @property
+    def recently(self) -> tuple[float, ...]:
+        """Half-lives in days of popularities of late that it reads; by default none."""
+        return ()
+
+    @property
+    def alternative(self) -> Mapping[str, Any]:
+        """Settings with which it has everything to choose among that only earlier cuts in time can judge."""
+        return {}
+
+    def fixed(self, reading: str) -> Mapping[str, Any]:
+        """Settings with which it has what a reading of the `alternative` needs, and no more."""
+        return {}
+
+    def tallies(self, discovery: Discovery, num_items: int) -> list[Tally]:
+        """The sums of a run, in order."""
+        return discovery.tallies(num_items, self.verifies, self.recently)
+
     def timeline(self, discovery: Discovery, num_items: int) -> list[Step]:
         """All steps of a run, in order, as both halves know them."""
-        return discovery.timeline(num_items, self.verifies, self.train_rounds, len(self.readings) > 1)
+        tallies = self.tallies(discovery, num_items)
+        return discovery.timeline(tallies, self.train_rounds, len(self.readings) > 1)
 
     @abstractmethod
     def problems(self) -> Iterator[str | None]:
@@ -108,7 +129,7 @@ class SumsClient(AddingClient):
         self.kept: Mapping[str, Mapping[str, Value]] = {}
         self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
         self.average: Tensor | None = None
-        self.chosen = 0
+        self.chosen = place_of(structure, discovery)
 
     def welcome(self, broadcast: Broadcast | None) -> None:
         super().welcome(broadcast)
@@ -123,7 +144,9 @@ class SumsClient(AddingClient):
         if {name: id(bulletin) for name, bulletin in kept.items()} != self._read:
             self._read = {name: id(bulletin) for name, bulletin in kept.items()}
             self.kept = {name: bulletin.values for name, bulletin in kept.items()}
-            self.known = known_from(self.nothing_known, self.kept, self.discovery.least_clients)
+            first = self.timeline[0].tally
+            assert first is not None
+            self.known = known_from(self.nothing_known, self.kept, self.discovery.least_clients, first.unit)
             self.changed()
         values = broadcast.values
         self.step = None
@@ -222,6 +245,13 @@ class SumsClient(AddingClient):
     @abstractmethod
     def read(self, reading: int) -> Tensor:
         """Scores of all items, `[clients, items]`, by one of `Structure.readings`, from a structure that has come."""
+
+
+def place_of(structure: Structure, discovery: Discovery) -> int:
+    """Which reading clients begin with, by its place: that which is settled, or the first."""
+    if discovery.read_by is None:
+        return 0
+    return list(structure.readings).index(discovery.read_by)
 
 
 def judgement(readings: int) -> Field:

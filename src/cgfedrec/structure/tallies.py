@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgfedrec.data.histories import History
+from cgfedrec.forgetting import kept
 from cgfedrec.random import Stream, bits
 from cgfedrec.structure.rows import Rows
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.values import Field
+
+
+SHARES = 256
+"""What counts less than a whole, since it is long ago, travels as a whole number of such parts."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,11 @@ class Tally(ABC):
     Args:
         plain_bits: As many bits for each number, or more where the largest needs more: the same sum in more bytes, to
             compare with.
+        half_life: Days after which what a client has of a pair of items counts half; ``None`` for never.
     """
 
     plain_bits: int | None = None
+    half_life: float | None = None
 
     name: ClassVar[str]
     """Of the sum: of its field on the wire, and of the phase of a run."""
@@ -87,6 +94,17 @@ class Tally(ABC):
             return bounds
         return Bounds(largest, signed, max(self.plain_bits, int(bounds.widths.max())))
 
+    @property
+    def unit(self) -> int:
+        """As what a pair of items counts that a client has right now."""
+        return 1 if self.half_life is None else SHARES
+
+    def told(self, values: Tensor) -> Tensor:
+        """Numbers as they travel, `[...]`: whole ones as they are, others in parts of `SHARES`."""
+        if self.half_life is None:
+            return values
+        return (SHARES * values).round().long()
+
     @abstractmethod
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
         """What clients add.
@@ -102,13 +120,24 @@ class Tally(ABC):
         """
 
 
-def own_rows(history: History, known: Known) -> tuple[Tensor, Tensor]:
-    """The rows of clients' own items: whose each is and which, `[entries]` each, in ascending order."""
+def weights_of(history: History, half_life: float | None) -> Tensor:
+    """What each entry of histories counts, `[entries]`: 2^(-days / 2 half-life), so that a pair has the half-life.
+
+    Where nothing forgets it is 1, int64; else float64.
+    """
+    if half_life is None:
+        return torch.ones(int(history.lengths.sum()), dtype=torch.int64)
+    return kept(history.entry_days(), 2 * half_life)
+
+
+def own_rows(history: History, known: Known, half_life: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of clients' own items: whose each is, which, and what it counts, `[entries]` each, in ascending order."""
     clients, items, _ = history.entries()
     rows = known.the_rows.row_of[items]
-    clients, rows = clients[rows >= 0], rows[rows >= 0]
+    there = rows >= 0
+    clients, rows, weights = clients[there], rows[there], weights_of(history, half_life)[there]
     order = (clients * len(known.the_rows) + rows).argsort()
-    return clients[order], rows[order]
+    return clients[order], rows[order], weights[order]
 
 
 def table(clients: Tensor, rows: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -125,22 +154,42 @@ def table(clients: Tensor, rows: Tensor, values: Tensor, shape: tuple[int, ...])
     )
 
 
+@dataclass(frozen=True)
 class ItemCounts(Tally):
-    """The first sum: how many clients have each item, and its reach, the sum of the lengths of their histories."""
+    """The first sum: how many clients have each item, and its reach, the sum of the lengths of their histories.
 
-    name = "bounds"
+    Where interactions are forgotten, a length is the sum of what items count; and there is the item's mass, the sum of
+    the squares of what it counts. After these come popularities of late.
+
+    Args:
+        recents: Half-lives in days of popularities of late: an interaction t days old counts 2^(-t / half-life).
+    """
+
+    recents: tuple[float, ...] = ()
+
+    name: ClassVar[str] = "bounds"
 
     def bounds(self, known: Known) -> Bounds:
         most = known.num_clients
-        longest = torch.tensor([most, most * known.num_items])  # every client could have everything
-        return self.packed(longest.expand(known.num_items, 2))
+        largest = [most, most * known.num_items * self.unit]  # every client could have everything
+        if self.half_life is not None:
+            largest.append(most * SHARES)
+        largest += [most * SHARES] * len(self.recents)
+        return self.packed(torch.tensor(largest).expand(known.num_items, -1))
 
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
         clients, items, _ = history.entries()
         order = (clients * known.num_items + items).argsort()
-        clients, items = clients[order], items[order]
-        values = torch.stack((torch.ones_like(items), history.lengths[clients]), dim=1)
-        return table(clients, items, values, (len(users), known.num_items, 2))
+        clients, items, days = clients[order], items[order], history.entry_days()[order]
+        weights = weights_of(history, self.half_life)[order]
+        lengths = torch.zeros(len(users), dtype=weights.dtype).index_add_(0, clients, weights)
+        columns = [torch.ones_like(items)]
+        if self.half_life is None:
+            columns.append(lengths[clients])
+        else:  # rounded up, since it bounds what the row can add up to
+            columns += [(SHARES * weights * lengths[clients]).ceil().long(), self.told(weights.square())]
+        columns += [(SHARES * kept(days, recent)).round().long() for recent in self.recents]
+        return table(clients, items, torch.stack(columns, dim=1), (len(users), known.num_items, len(columns)))
 
 
 def signs(random_bits: NDArray[np.uint64]) -> Tensor:
@@ -170,11 +219,12 @@ class Columns(Tally):
         return self.packed(reach[:, None].expand(-1, self.width(known)), self.signed)
 
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
-        clients, rows = own_rows(history, known)
+        clients, rows, weights = own_rows(history, known, self.half_life)
         columns = self.columns(known)
-        profiles = torch.zeros(len(users), columns.shape[1], dtype=columns.dtype)
-        profiles.index_add_(0, clients, columns[rows])
-        return table(clients, rows, profiles[clients], (len(users), *columns.shape))
+        own = weights[:, None] * columns[rows]  # [entries, columns]
+        profiles = own.new_zeros(len(users), columns.shape[1]).index_add_(0, clients, own)
+        values = self.told(weights[:, None] * profiles[clients])
+        return table(clients, rows, values, (len(users), *columns.shape))
 
 
 @dataclass(frozen=True)
@@ -217,21 +267,27 @@ class LabelColumns(Columns):
 
 
 class PairCounts(Tally):
-    """How many clients have both an item and each of its candidates."""
+    """How many clients have both an item and each of its candidates, each as much as it still counts."""
 
     name = "verify"
 
     def bounds(self, known: Known) -> Bounds:
         assert known.pairs is not None
-        clients = known.the_rows.clients * known.the_rows.open
-        both = torch.minimum(clients[:, None], clients[known.pairs.clamp_min(0)])
+        rows = known.the_rows
+        clients, others = rows.clients * rows.open, known.pairs.clamp_min(0)
+        both = torch.minimum(clients[:, None], clients[others])
+        if self.half_life is not None:
+            # By Cauchy and Schwarz, sum w_i w_j is at most the root of the two masses' product. Each client's part of a
+            # mass, and of this sum, has been rounded by half a unit at most.
+            mass = rows.mass * rows.open + clients / 2
+            both = ((mass[:, None] * mass[others]).sqrt() + both / 2).ceil().long()
         return self.packed(both.masked_fill(known.pairs < 0, 0))
 
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
         assert known.pairs is not None
-        clients, rows = own_rows(history, known)
-        has = torch.zeros(len(users), len(known.the_rows), dtype=torch.bool)
-        has[clients, rows] = True
+        clients, rows, weights = own_rows(history, known, self.half_life)
+        counts = weights.new_zeros(len(users), len(known.the_rows))
+        counts[clients, rows] = weights
         pairs = known.pairs[rows]  # [entries, most]
-        both = has[clients[:, None], pairs.clamp_min(0)] & (pairs >= 0)
-        return table(clients, rows, both.long(), (len(users), *known.pairs.shape))
+        both = weights[:, None] * counts[clients[:, None], pairs.clamp_min(0)] * (pairs >= 0)
+        return table(clients, rows, self.told(both), (len(users), *known.pairs.shape))
