@@ -12,12 +12,13 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.centralized import EASE, MF, Popularity
+from cgfedrec.centralized import EASE, MF, Popularity, SASRec
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.evaluation.ranking import evaluate
 from cgfedrec.forgetting import CANDIDATES
+from cgfedrec.history import Row
 from cgfedrec.run.reference import ReferenceFit
 from tests.timed import LAYOUT, at_cut, drawn, timed
 
@@ -125,6 +126,13 @@ def test_without_validation_the_first_reading_stands(tmp_path: Path) -> None:
     assert chosen.score(EVERYONE).equal(plain.score(EVERYONE))
 
 
+def test_earlier_cuts_settle_the_epochs() -> None:
+    rows: list[Row] = [{"train/epochs": epochs} for epochs in (5, 100, 20)]
+    assert MF().settled(rows) == SASRec().settled(rows) == {"epochs": 20}
+    assert MF().settled(rows[:2]) == {"epochs": 52}  # 52.5, to the even one
+    assert EASE().settled(rows) == Popularity().settled(rows) == {}
+
+
 def test_earlier_cuts_choose_among_half_lives() -> None:
     references: list[Reference] = [Popularity(half_life="chosen"), EASE(half_life="chosen")]
     for reference in references:
@@ -137,8 +145,8 @@ def test_earlier_cuts_choose_among_half_lives() -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    [Popularity(half_life=7), EASE(half_life=7, decay=0.5, recent=7)],
-    ids=["Popularity", "EASE"],
+    [Popularity(half_life=7), EASE(half_life=7, decay=0.5, recent=7), SASRec(epochs=2, dim=8)],
+    ids=["Popularity", "EASE", "SASRec"],
 )
 def test_nothing_after_the_cut_is_read(tmp_path: Path, reference: Reference) -> None:
     """What all do later changes no score, and what was done before does."""

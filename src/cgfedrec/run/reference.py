@@ -7,8 +7,8 @@ import time
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.centralized.factors import SCORED_AT_ONCE
 from cgfedrec.centralized.reference import Reference
+from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check
 from cgfedrec.evaluation.ranking import Ranked, gains, no_metric, ranked, summarise
