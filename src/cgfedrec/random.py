@@ -39,6 +39,7 @@ class Stream(IntEnum):
     HEADS = 16
     READING = 17
     PROJECTIONS = 18
+    DROPOUT = 19
 
 
 def shared_seed(seed: int) -> int:

@@ -5,5 +5,6 @@ from cgfedrec.centralized.itemknn import ItemKNN
 from cgfedrec.centralized.lightgcn import LightGCN
 from cgfedrec.centralized.mf import MF
 from cgfedrec.centralized.popularity import Popularity
+from cgfedrec.centralized.sasrec import SASRec
 
-__all__ = ["EASE", "MF", "ItemKNN", "LightGCN", "Popularity"]
+__all__ = ["EASE", "MF", "ItemKNN", "LightGCN", "Popularity", "SASRec"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -17,16 +17,16 @@ from cgfedrec.method import Recommender
 class Reference(Recommender, ABC):
     """A centralised recommender: a dataclass of its settings, which keeps what it has learned beside them.
 
-    It is fitted to training interactions alone. Where it stops early, validation interactions choose when.
+    It is fitted to training interactions alone. Where it stops early, validation interactions choose when; where it has
+    several `readings`, they choose one.
 
     Attributes:
         device: Where it computes; set before `fit`.
+        reading: The settings of the one of `readings` that it scores by.
     """
 
     device = torch.device("cpu")
-
-    def check(self, data: FederatedDataModule) -> None:
-        """Raise `InputError` for settings that do not fit the data, before anything is written."""
+    reading: Mapping[str, Any]
 
     @abstractmethod
     def fit(self, data: FederatedDataModule) -> Self:
@@ -38,7 +38,18 @@ class Reference(Recommender, ABC):
 
     @abstractmethod
     def score(self, users: Tensor) -> Tensor:
-        """Scores of all items, `[users, items]`, for users `[users]` of the data that it was fitted to."""
+        """Scores of all items, `[users, items]`, for users `[users]` of the data that it was fitted to.
+
+        After `fit` they are those of the first reading, and after `read_by` those of the one that it named.
+        """
+
+    def read_all(self, users: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Scores for users `[users]` by each of `readings` that the data allow: its name, and `[users, items]`."""
+        yield next(iter(self.readings)), self.score(users)
+
+    def read_by(self, name: str) -> None:
+        """Score by one of `readings` from now on."""
+        self.reading = self.readings[name]
 
     def settled(self, rows: Sequence[Row]) -> Mapping[str, Any]:
         """Settings that follow from the rows of earlier cuts, for cuts at which nothing is held out to find them."""
@@ -46,4 +57,8 @@ class Reference(Recommender, ABC):
 
     def report(self) -> dict[str, float]:
         """What fitting has to tell, for the row of ``metrics.csv``, named like ``train/epochs``."""
+        return {}
+
+    def settled(self, rows: Sequence[Row]) -> Mapping[str, Any]:
+        """Settings that hold where nothing is held out for validation, from the rows of runs in which something was."""
         return {}

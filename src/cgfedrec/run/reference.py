@@ -7,12 +7,13 @@ import time
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.centralized.factors import SCORED_AT_ONCE
 from cgfedrec.centralized.reference import Reference
+from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check
-from cgfedrec.evaluation.ranking import Ranked, no_metric, ranked, summarise
+from cgfedrec.evaluation.ranking import Ranked, gains, no_metric, ranked, summarise
 from cgfedrec.history import Row
+from cgfedrec.server import READINGS
 
 
 class ReferenceFit:
@@ -25,7 +26,7 @@ class ReferenceFit:
         reference: What is fitted.
         data: Set up.
         fabric: Says on which device it computes.
-        monitor: The validation metric by which it is compared; it chooses nothing here.
+        monitor: The validation metric by which it is compared, and which chooses among several readings.
 
     Raises:
         InputError: for settings that do not fit the data.
@@ -51,20 +52,36 @@ class ReferenceFit:
         return self.history[-1]
 
     def fit(self) -> None:
-        """Fit the reference and rank what is held out for validation.
+        """Fit the reference, choose how it is read, and rank what is held out for validation.
 
         Raises:
             RunError: if fitting fails.
         """
         started = time.perf_counter()
         self.reference.fit(self.data)
+        judged = self._judged()
+        if judged:
+            self.reference.read_by(max(judged, key=judged.__getitem__))
         self.seconds = time.perf_counter() - started
-        found: Row = {}
+        found: Row = {f"{READINGS}{name}": value for name, value in judged.items()}
         if self.data.holds_out("val"):
-            found = summarise(self.data, "val", self.ranked("val"))
+            found |= summarise(self.data, "val", self.ranked("val"))
         self.round = 1
         self.history = [{"round": 1, **self.reference.report(), **found, "time/round": self.seconds}]
         self.fabric.call("on_round_end", self)
+
+    def _judged(self) -> Row:
+        """The monitored metric by each reading; nothing where there is one alone, or nothing to choose by."""
+        if len(self.reference.readings) == 1 or not self.data.holds_out("val"):
+            return {}
+        total, asked = dict[str, float](), 0
+        for users in self.data.ranked("val", SCORED_AT_ONCE):
+            cohort = self.data.ranking(users, "val")
+            asked += len(users)
+            for name, scores in self.reference.read_all(users):
+                gain = gains(self.monitor.removeprefix("val/"), scores.cpu(), cohort).sum().item()
+                total[name] = total.get(name, 0) + gain
+        return {name: gain / asked for name, gain in total.items()}
 
     def score(self, users: Tensor) -> Tensor:
         """Scores of all items, `[users, items]`, for users `[users]`."""

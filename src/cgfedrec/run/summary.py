@@ -10,7 +10,7 @@ from typing import Any
 
 from cgfedrec import __version__
 from cgfedrec.centralized import Popularity
-from cgfedrec.centralized.factors import SCORED_AT_ONCE
+from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.evaluation.intervals import Values, paired_interval
 from cgfedrec.evaluation.metrics import each_users

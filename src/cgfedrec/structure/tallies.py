@@ -22,7 +22,6 @@ from cgfedrec.structure.rows import Rows
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.values import Field
 
-
 SHARES = 256
 """What counts less than a whole, since it is long ago, travels as a whole number of such parts."""
 
