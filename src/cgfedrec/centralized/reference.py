@@ -51,10 +51,6 @@ class Reference(Recommender, ABC):
         """Score by one of `readings` from now on."""
         self.reading = self.readings[name]
 
-    def settled(self, rows: Sequence[Row]) -> Mapping[str, Any]:
-        """Settings that follow from the rows of earlier cuts, for cuts at which nothing is held out to find them."""
-        return {}
-
     def report(self) -> dict[str, float]:
         """What fitting has to tell, for the row of ``metrics.csv``, named like ``train/epochs``."""
         return {}

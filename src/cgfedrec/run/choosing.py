@@ -59,7 +59,8 @@ def choose(method: Recommender, monitor: str, of_each: Sequence[tuple[Mapping[st
 
 def _best(method: Recommender, monitor: str, overrides: Mapping[str, Any], judged: Sequence[Judged]) -> Choice:
     """The best reading or round of one alternative."""
-    words = [f"{name} {_word(value)}" for name, value in overrides.items()]
+    # What makes more readings possible is no choice; the reading tells what has become of it.
+    words = [f"{name} {_word(value)}" for name, value in overrides.items() if not isinstance(value, Mapping)]
     if not judged:
         return Choice(0.0, overrides, named=", ".join([*words, "for want of cases"]))
     by_reading = _pooled([_readings(one) for one in judged])

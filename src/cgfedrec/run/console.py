@@ -202,13 +202,19 @@ def show_result(
     """
     show_metrics(console, summary, protocol)
     show_standing(console, summary, monitor)
-    federated = "bytes/up" in summary  # a reference has no rounds, sends nothing and leaves no checkpoint
-    if federated:
-        console.print(
-            f"best round {summary['best_round']} of {summary['rounds']}; {nbytes(summary['bytes/up'])} up, "
-            f"{nbytes(summary['bytes/down'])} down",
-            highlight=False,
-        )
+    if "cuts" in summary:
+        reported = summary["cuts"] - summary["choosing"]
+        told = f"{summary['cases']:,} cases at {reported} cuts"
+        if summary["choosing"]:
+            told += f"; the {summary['choosing']} before chose: {summary['chosen']}"
+        console.print(told, highlight=False, soft_wrap=True)
+    if "bytes/up" in summary:  # a reference has no rounds, sends nothing and leaves no checkpoint
+        told = f"{nbytes(summary['bytes/up'])} up, {nbytes(summary['bytes/down'])} down"
+        if "cuts" in summary:
+            told += ", at one cut in the mean"
+        else:
+            told = f"best round {summary['best_round']} of {summary['rounds']}; {told}"
+        console.print(told, highlight=False)
         show_scoring(console, summary["bytes/scoring"])
     left = [name for name in LEFT_BY_A_RUN if (directory / name).exists()]
     console.print(

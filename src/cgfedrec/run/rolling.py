@@ -85,7 +85,7 @@ class Cuts:
             RunError: if a training fails; what was finished stays.
         """
         run = self.run
-        choosing, alternatives = run.data.rolling.num_choosing, run.method.alternatives
+        choosing, alternatives = run.data.rolling.num_choosing, run.alternatives
         trainings = choosing * len(alternatives) + self.rounds - choosing
         with progress_bars(run.console, "what") as progress:
             task = progress.add_task("trainings", total=trainings, what="")
@@ -187,6 +187,13 @@ class RollingRun(Run):
         return cast(Cuts, self.training)
 
     @property
+    def alternatives(self) -> Sequence[Mapping[str, Any]]:
+        """Settings of the method to choose among; only the first, which forgets nothing, where times tell no days."""
+        if self.data.days is None:
+            return self.method.alternatives[:1]
+        return self.method.alternatives
+
+    @property
     def interrupted(self) -> int | None:
         return self._cuts.interrupted
 
@@ -199,7 +206,7 @@ class RollingRun(Run):
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def _intent(self) -> str:
-        rolling, alternatives = self.data.rolling, len(self.method.alternatives)
+        rolling, alternatives = self.data.rolling, len(self.alternatives)
         choosing = f"{rolling.num_choosing} choose settings"
         if rolling.num_choosing and alternatives > 1:
             choosing += f" ({alternatives} alternatives)"

@@ -175,7 +175,7 @@ class SumsServer(CountingServer):
         return sent
 
     def _counts(self, name: str, counts: Tensor) -> Bulletin:
-        """The first sum, `[items, ...]`, as it is sent down: without popularities of late, which travel by themselves."""
+        """The first sum, `[items, ...]`, as it is sent down; popularities of late travel by themselves."""
         bounds = self.tallies[0].bounds(self.known)
         columns = counts.shape[1] - len(self.structure.recently)
         within = Bounds(bounds.largest[:, :columns], bounds.signed, bounds.bits)
@@ -183,9 +183,10 @@ class SumsServer(CountingServer):
 
     @property
     def recents(self) -> Tensor:
-        """Popularities of late as they are sent down, `[items, half-lives]`, uint8: log(1 + sum) in parts of the largest.
+        """Popularities of late as they are sent down, `[items, half-lives]`, uint8.
 
-        Empty before the first sum has been opened, and where none is read.
+        Each is log(1 + sum) in parts of the largest. Empty before the first sum has been opened, and where none is
+        read.
         """
         number = len(self.structure.recently)
         if not number or not self.counts.numel():

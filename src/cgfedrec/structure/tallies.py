@@ -130,7 +130,7 @@ def weights_of(history: History, half_life: float | None) -> Tensor:
 
 
 def own_rows(history: History, known: Known, half_life: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of clients' own items: whose each is, which, and what it counts, `[entries]` each, in ascending order."""
+    """The rows of clients' own items, in order: whose each is, which, and what it counts, `[entries]` each."""
     clients, items, _ = history.entries()
     rows = known.the_rows.row_of[items]
     there = rows >= 0
