@@ -146,7 +146,7 @@ def test_with_many_heads_the_factor_is_that_of_the_co_occurrence(data: Federated
 def test_a_head_follows_from_the_private_seed_alone() -> None:
     rows = Rows.of(torch.tensor([[3, 6], [3, 6], [4, 9]]), least=3)
     history = History(torch.tensor([[2, 0], [1, -1]]), torch.tensor([[0, 1], [0, 0]]), torch.zeros(2, 2))
-    tally, users = Heads(None, 40), torch.tensor([5, 8])
+    tally, users = Heads(number=40), torch.tensor([5, 8])
 
     def added(shared: int, private: int, users: Tensor = users) -> Tensor:
         return tally.of(history, users, Known(3, 9, shared, rows), private).to_dense()
@@ -196,8 +196,8 @@ def test_plain_packing_changes_bytes_and_nothing_else(data: FederatedDataModule)
 def test_plain_packing_takes_more_bits_where_the_largest_number_needs_them() -> None:
     rows = Rows.of(torch.tensor([[9, 2**21], [8, 5]]), least=3)
     known = Known(2, 10, 0, rows)
-    assert SignColumns(20, 4).bounds(known).widths.unique().tolist() == [23]  # 2^22 + 1 values
-    assert SignColumns(30, 4).bounds(known).widths.unique().tolist() == [30]
+    assert SignColumns(20, number=4).bounds(known).widths.unique().tolist() == [23]  # 2^22 + 1 values
+    assert SignColumns(30, number=4).bounds(known).widths.unique().tolist() == [30]
 
 
 def test_one_client_is_enough_for_a_row_where_that_is_wanted() -> None:

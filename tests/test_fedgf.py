@@ -159,7 +159,9 @@ def test_alpha_is_the_one_that_gains_most_in_validation(data: FederatedDataModul
         gained.append(evaluate(data, "val", one.score, 100)["val/ndcg@10"])
     assert len(set(gained)) == 3
     best = alphas[gained.index(max(gained))]
-    assert loop.history[-1]["filter/alpha"] == best
+    judged = {alpha: loop.history[-1][f"readings/alpha {alpha:g}"] for alpha in alphas}
+    assert judged == pytest.approx(dict(zip(alphas, gained, strict=True)))
+    assert loop.server.get_buffer("chosen") == alphas.index(best)
     assert loop.history[-1]["clients/judged"] == data.num_users
     assert loop.history[-1]["val/ndcg@10"] == pytest.approx(max(gained))
 
@@ -168,7 +170,7 @@ def test_where_nobody_holds_out_the_first_alpha_stays_and_the_report_says_so() -
     data = prepared(synthetic=Synthetic(users=40, items=60, groups=6, interactions=10), split="none")
     loop = trained(FedGF(rank=8, alphas=(0.1, 0.0)), data, 7, rounds=99)
     assert loop.history[-1]["clients/judged"] == 0
-    assert loop.history[-1]["filter/alpha"] == 0.1
+    assert loop.server.get_buffer("chosen") == 0
     alone = trained(FedGF(rank=8, alphas=(0.1,)), data, 7, rounds=99)
     everyone = torch.arange(data.num_users)
     assert loop.score(everyone).equal(alone.score(everyone))

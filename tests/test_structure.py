@@ -60,7 +60,7 @@ def everything_known(ones: Tensor, seed: int = 0, least: int = LEAST, of: Tensor
 
 
 def tallies() -> list[Tally]:
-    return [ItemCounts(), SignColumns(None, 5), LabelColumns(), PairCounts()]
+    return [ItemCounts(), SignColumns(number=5), LabelColumns(), PairCounts()]
 
 
 def some_ones(clients: int = 40, items: int = 30, seed: int = 0) -> Tensor:
@@ -78,7 +78,7 @@ def test_sums_are_those_of_a_dense_computation() -> None:
     counts = counted(ItemCounts(), ones, known).sum(0)
     assert counts[:, 0].equal(ones.sum(0))
     assert counts[:, 1].equal(ones.long().T @ ones.sum(1))
-    for tally in (SignColumns(None, 5), LabelColumns()):
+    for tally in (SignColumns(number=5), LabelColumns()):
         assert counted(tally, ones, known).sum(0).equal(together @ tally.columns(known))
     assert known.pairs is not None
     expected = together.gather(1, known.pairs.clamp_min(0)).masked_fill(known.pairs < 0, 0)
@@ -88,16 +88,16 @@ def test_sums_are_those_of_a_dense_computation() -> None:
 def test_random_signs_are_drawn_by_item_and_column_and_follow_the_shared_seed() -> None:
     ones = some_ones()
     known, other = everything_known(ones, seed=1), everything_known(ones, seed=2)
-    few, many = SignColumns(None, 5).columns(known), SignColumns(None, 9).columns(known)
+    few, many = SignColumns(number=5).columns(known), SignColumns(number=9).columns(known)
     assert many[:, :5].equal(few)
     assert few.unique().tolist() == [-1, 1]
-    assert not few.equal(SignColumns(None, 5).columns(other))
+    assert not few.equal(SignColumns(number=5).columns(other))
     # Whichever items have rows, an item keeps its signs.
     turned = everything_known(ones.flip(1), seed=1, least=10)  # in another order, and fewer
     places = known.the_rows.row_of[turned.the_rows.items]
     there = places >= 0
     assert not places.equal(torch.arange(len(places)))
-    assert SignColumns(None, 5).columns(turned)[there].equal(few[places[there]])
+    assert SignColumns(number=5).columns(turned)[there].equal(few[places[there]])
 
 
 def test_rows_are_numbered_by_clients_and_then_by_item_and_scarce_items_have_none() -> None:
@@ -149,7 +149,7 @@ def test_bounds_are_reached() -> None:
 def test_a_message_takes_the_bits_of_what_its_numbers_can_reach() -> None:
     known = everything_known(some_ones())
     for tally, values in (
-        (SignColumns(None, 5), 2 * known.the_rows.reach + 1),
+        (SignColumns(number=5), 2 * known.the_rows.reach + 1),
         (LabelColumns(), known.the_rows.reach + 1),
     ):
         columns = tally.width(known)
@@ -167,7 +167,7 @@ def test_plain_numbers_are_the_same_in_more_bits() -> None:
     ones = some_ones()
     known = everything_known(ones)
     for tight, plain in (
-        (SignColumns(None, 5), SignColumns(PLAIN_BITS, 5)),
+        (SignColumns(number=5), SignColumns(PLAIN_BITS, number=5)),
         (LabelColumns(), LabelColumns(PLAIN_BITS)),
         (PairCounts(), PairCounts(PLAIN_BITS)),
     ):

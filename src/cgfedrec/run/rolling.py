@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import polars as pl
-import torch
 import yaml
 from jsonargparse import Namespace
 from torch import Tensor
@@ -157,7 +156,7 @@ class Cuts:
         self.run.say(f"cut {cut} of {self.rounds}: {summary['users']:,} users, {told}, {summary['seconds']:.1f} s")
 
     def score(self, users: Tensor) -> Tensor:
-        """Not to be had: there is a model for each cut, in a folder of its own."""
+        """Scores, `[users, items]`, that are not to be had: there is a model for each cut, in a folder of its own."""
         raise InputError("a rolling evaluation has a model for each cut; open the checkpoint of one")
 
     def ranked(self, stage: Stage) -> Ranked:
@@ -165,7 +164,7 @@ class Cuts:
         raise InputError("a rolling evaluation has a model for each cut; open the checkpoint of one")
 
     def histograms(self) -> dict[str, Tensor]:
-        """None."""
+        """Values `[any]` by name: none."""
         return {}
 
 
@@ -229,8 +228,7 @@ class RollingRun(Run):
             found = _pooled(asked)
             if not isinstance(self.method, Popularity):
                 mine, theirs = (
-                    each_users(metric, torch.from_numpy(cases[name].to_numpy())[:, None]).numpy()
-                    for name in ("rank", "popularity")
+                    each_users(metric, cases[name].to_torch()[:, None]).numpy() for name in ("rank", "popularity")
                 )
                 found |= by_how_much(mine, theirs, metric)
         choice = self._cuts.choice

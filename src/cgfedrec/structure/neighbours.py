@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from scipy.sparse import csr_array
@@ -18,40 +18,12 @@ from cgfedrec.errors import no_count, not_positive
 from cgfedrec.structure.ages import BUCKETS, bucket, questions
 from cgfedrec.structure.discover import closed_form, pair_weights, verified
 from cgfedrec.structure.discovery import Discovery
+from cgfedrec.structure.options import RECENTS, Option, options_with
 from cgfedrec.structure.structure import LEVELS, Found, Structure, SumsClient
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.values import Field, Value, WeightLayout, Weights
 
-DECAYS = (0.0, 0.25, 0.5, 1.0)
-"""rho: an item of age a, in items, counts (1 + a)^-rho. 0 reads all of a history alike."""
-POPULARITIES = (0.0, 0.1, 0.3, 1.0, 3.0)
-"""beta: how much an item's popularity counts beside its neighbours."""
-RECENTS = (365.0, 30.0, 14.0, 7.0, 2.0)
-"""Half-lives in days of popularities of late, among which a rolling evaluation chooses."""
-RECENT_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""beta of a popularity of late."""
 Reading = Literal["chosen", "flat", "trained"]
-
-
-class Option(NamedTuple):
-    """A way to read that nothing needs to be trained for."""
-
-    decay: float
-    """rho."""
-    weight: float
-    """beta."""
-    recent: float | None = None
-    """Half-life in days of the popularity of late that beta weighs; ``None``: it weighs popularity as it always was."""
-
-    @property
-    def named(self) -> str:
-        """In a word or two."""
-        name = f"rho {self.decay:g}, beta {self.weight:g}"
-        if self.recent is not None:
-            name += f" of {self.recent:g} days"
-        return name
-
-
 TRAIN_ROUNDS = 8
 STEPS = 5
 """That a client takes in a round of training."""
@@ -112,11 +84,7 @@ class Neighbours(Structure):
         """What to choose among without anything being trained."""
         if self.reading == "flat":
             return [Option(0.0, 0.0)]
-        found = []
-        for decay in DECAYS:
-            found += [Option(decay, weight) for weight in POPULARITIES]
-            found += [Option(decay, weight, recent) for recent in self.recently for weight in RECENT_WEIGHTS]
-        return found
+        return options_with(self.recently)
 
     @property
     def readings(self) -> Sequence[str]:

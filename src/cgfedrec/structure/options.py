@@ -1,0 +1,43 @@
+"""Options: the ways to read neighbours that need no training, among which clients choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+DECAYS = (0.0, 0.25, 0.5, 1.0)
+"""rho: an item of age a, in items, counts (1 + a)^-rho. 0 reads all of a history alike."""
+POPULARITIES = (0.0, 0.1, 0.3, 1.0, 3.0)
+"""beta: how much an item's popularity counts beside its neighbours."""
+RECENTS = (365.0, 30.0, 14.0, 7.0, 2.0)
+"""Half-lives in days of popularities of late, among which a rolling evaluation chooses."""
+RECENT_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""beta of a popularity of late."""
+
+
+class Option(NamedTuple):
+    """A way to read that nothing needs to be trained for."""
+
+    decay: float
+    """rho."""
+    weight: float
+    """beta."""
+    recent: float | None = None
+    """Half-life in days of the popularity of late that beta weighs; ``None``: it weighs popularity as it always was."""
+
+    @property
+    def named(self) -> str:
+        """In a word or two."""
+        name = f"rho {self.decay:g}, beta {self.weight:g}"
+        if self.recent is not None:
+            name += f" of {self.recent:g} days"
+        return name
+
+
+def options_with(recents: Sequence[float]) -> list[Option]:
+    """All of them, with popularities of late of these half-lives in days; those with the same rho side by side."""
+    found = []
+    for decay in DECAYS:
+        found += [Option(decay, weight) for weight in POPULARITIES]
+        found += [Option(decay, weight, recent) for recent in recents for weight in RECENT_WEIGHTS]
+    return found
