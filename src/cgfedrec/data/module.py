@@ -42,6 +42,7 @@ class FederatedDataModule(LightningDataModule):
 
     Attributes:
         cut: Of a rolling evaluation, once it is set up for one.
+        cut_times, asked: Of a rolling evaluation, the time of every cut, and how many users it asks.
         days: `[training interactions]`: how many days before the cut, or before the latest one, each was, users in
             order and items in order within a user; ``None`` where times tell no days.
 
@@ -111,6 +112,7 @@ class FederatedDataModule(LightningDataModule):
         if self.split == "rolling":
             self.cut_times = self.rolling.times(read_in)
             self.cut = self.rolling.cut_at(self.cut_times)
+            self.asked = self.rolling.asked(read_in, self.cut_times, fewest)
         if self.cut:
             # What comes after the cut is taken away before anything else looks at the data.
             read_in, fewest = self.cut.until(read_in, fewest, self._lateness), 1

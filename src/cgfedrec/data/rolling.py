@@ -88,6 +88,22 @@ class Rolling:
         asked = Part.VAL if self.chooses(self.cut) else Part.TEST
         return Cut(times[self.cut - 1], asked, self.least)
 
+    def asked(self, data: Interactions, times: NDArray[Any], fewest: int) -> list[int]:
+        """How many users each cut asks, of those at these times `[cuts]`: they are the cases of an evaluation.
+
+        Args:
+            data: All that was read, with times.
+            times: Of `times`.
+            fewest: As of `Cut.until`.
+        """
+        found, number = [], len(data.user_ids)
+        for time in times:
+            before = data.times < time
+            numbers = np.bincount(data.users[before & data.positive], minlength=number)
+            goes_on = np.bincount(data.users[~before & data.positive], minlength=number) > 0
+            found.append(int((goes_on & (numbers >= max(self.least, fewest))).sum()))
+        return found
+
     def times(self, data: Interactions) -> NDArray[Any]:
         """The time of each cut, `[cuts]`. What has this time comes after it.
 

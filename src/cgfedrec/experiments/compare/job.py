@@ -123,7 +123,7 @@ class Facts:
     Attributes:
         path: Of its file; ``None`` for embedded data.
         users, items, interactions: How many there are of each, those that were dropped left out.
-        held_out: How many items are ranked in a test.
+        held_out: How many items are ranked in a test; at all cuts together, if there are several.
         split: Its name.
         min_interactions: Users with fewer were dropped.
         monitor: The validation metric that chooses the best round.

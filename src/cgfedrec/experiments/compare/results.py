@@ -126,17 +126,11 @@ class Results:
 
     @cached_property
     def ranks(self) -> pl.DataFrame:
-        """A row for each held-out item of each run: data, method, seed, user, item, rank."""
-        frames = [
-            pl.read_parquet(job.directory / "ranks.parquet").select(
-                pl.lit(job.data).alias("data"),
-                pl.lit(job.method).alias("method"),
-                pl.lit(job.seed).alias("seed"),
-                pl.col("user", "item").cast(pl.String),
-                pl.col("rank").cast(pl.Int64),
-            )
-            for job in self.finished
-        ]
+        """A row for each held-out item of each run: data, method, seed, user, item, rank.
+
+        Of a rolling evaluation a user stands there once for each cut: ``ann, cut 7``.
+        """
+        frames = [_ranks(job) for job in self.finished]
         if not frames:
             return pl.DataFrame(schema=[*RUN, "user", "item", "rank"])
         return pl.concat(frames)
@@ -262,6 +256,22 @@ class Results:
         for name, write in writers.items():
             write_atomically(self.plan.directory / name, write)
         return [self.plan.directory / name for name in writers]
+
+
+def _ranks(job: Job) -> pl.DataFrame:
+    """What `Results.ranks` has of one run."""
+    found = pl.read_parquet(job.directory / "ranks.parquet")
+    user = pl.col("user").cast(pl.String)
+    if "cut" in found.columns:
+        user = pl.format("{}, cut {}", user, "cut").alias("user")
+    return found.select(
+        pl.lit(job.data).alias("data"),
+        pl.lit(job.method).alias("method"),
+        pl.lit(job.seed).alias("seed"),
+        user,
+        pl.col("item").cast(pl.String),
+        pl.col("rank").cast(pl.Int64),
+    )
 
 
 def _mean(runs: pl.DataFrame, column: str) -> float | None:

@@ -14,6 +14,7 @@ from cgfedrec.errors import InputError
 from cgfedrec.experiments.compare.checks import shown, unlike
 from cgfedrec.experiments.compare.job import OF_TRAINING, Facts, Job, Kind
 from cgfedrec.methods import Local
+from cgfedrec.run.rolling import is_rolling
 from cgfedrec.run.run import Run
 from cgfedrec.settings.layers import CONTROL, Layer, merged, same_class
 from cgfedrec.settings.parser import dump, parse
@@ -148,6 +149,9 @@ def _open(config: Layer, seed: int, output: Path) -> tuple[Run, Layer]:
     settings = parse(said([{**config, "seed_everything": seed}], environment={}))
     whole: Layer = yaml.safe_load(dump(settings))
     settings.logger = None  # to open a logger would write
+    if is_rolling(settings):  # all of its trainings can be set up if the last one can, which has most of the data
+        rolling = settings.data.init_args.rolling
+        rolling.cut = len(rolling.at or []) or rolling.cuts
     return Run(settings, output / "never written"), whole
 
 
@@ -169,7 +173,7 @@ def _facts(run: Run) -> Facts:
         users=data.num_users,
         items=data.num_items,
         interactions=int(data.interactions_per_user().sum()),
-        held_out=data.part_size(Part.TEST),
+        held_out=data.part_size(Part.TEST) if data.cut is None else sum(data.asked[data.rolling.num_choosing :]),
         split=data.split,
         min_interactions=data.min_interactions,
         monitor=run.training.monitor,

@@ -74,9 +74,17 @@ def note(plan: Plan, table: Table) -> str:
     spread = "one seed, so no interval"
     if n > 1:
         spread = f"mean ± 95% t-interval over {n} seeds"
+    measured = (
+        f"{facts.held_out:,} held-out items of {facts.users:,} users; test metrics of the round that is best by "
+        f"{metric_name(facts.monitor)}"
+    )
+    if facts.split == "rolling":
+        measured = (
+            f"{facts.held_out:,} cases, users at cuts in time who are asked for their next item; settings are those "
+            f"that are best by {metric_name(facts.monitor)} at earlier cuts. Users stands for cases in what follows"
+        )
     lines = [
-        f"{protocol_name(facts)}; {facts.held_out:,} held-out items of {facts.users:,} users; test metrics of the "
-        f"round that is best by {metric_name(facts.monitor)}; {spread}.",
+        f"{protocol_name(facts)}; {measured}; {spread}.",
         f"Over {plan.control}: the mean difference of users' {first} (averaged over seeds) from the control in which "
         "nobody collaborates, ± 95% over users.",
     ]
