@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -116,6 +117,7 @@ class FederatedLoop(Evaluations):
         folder: Path = Path("clients"),
         to_train: bool = True,
         wire: Wire | None = None,
+        update_from: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the workers, the server and the store for this data.
 
@@ -126,6 +128,7 @@ class FederatedLoop(Evaluations):
             folder: For clients' state that does not fit memory.
             to_train: Otherwise a state is loaded and used where it lies, which takes no room in memory or on disk.
             wire: Carries the messages; by default one without steps.
+            update_from: `state_dict` of a federation on the data of before, to whose sums changes are added.
 
         Raises:
             InputError: for settings that do not fit the data, or a federation that does not fit the machine.
@@ -143,6 +146,10 @@ class FederatedLoop(Evaluations):
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
         check(*self.wire.problems(self.server.sees_single_uploads, type(method).__name__))
         self.server.enrol(self._ever_there())
+        self.server.changes = data.changes
+        if update_from is not None:
+            assert data.changes is not None
+            self.server.update_from(update_from["server"], data.changes)
         welcome, self._welcome_nbytes = self.wire.down(self.server.welcome(), 1)
         if welcome is None:
             # Nobody greets (Local). Clients still start from the shared seed, as do those of the method that they

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cgfedrec.data.changes import Changes
+from cgfedrec.errors import InputError
 from cgfedrec.wire.messages import Broadcast, Sum, Upload
 from cgfedrec.wire.values import Field
 
@@ -48,6 +50,7 @@ class Server(Growing):
     Attributes:
         sum: What this round's participants have sent so far, added up, where a server keeps such a sum. If several
             processes train, each has one, and the loop adds them up before `update`.
+        changes: Where a run goes on with other data, by whom they have changed.
     """
 
     sees_single_uploads = False
@@ -57,11 +60,15 @@ class Server(Growing):
         super().__init__()
         self.expects: Mapping[str, Field] = dict(expects or {})
         self.sum: Sum | None = None
+        self.changes: Changes | None = None
 
     @property
     def working(self) -> int:
         """Bytes that it takes at most, where that is worth telling: what a run will need is said before it starts."""
         return 0
+
+    updates = False
+    """Whether `update_from` can be."""
 
     @property
     def phase(self) -> str:
@@ -84,6 +91,18 @@ class Server(Growing):
         Raises:
             InputError: where a federation of so many cannot work.
         """
+
+    def update_from(self, state: Mapping[str, Any], changes: Changes) -> None:
+        """Go on from the state of a run on other data, before the first round.
+
+        Args:
+            state: Its server's.
+            changes: Between its data and those of now.
+
+        Raises:
+            InputError: if that cannot be, as by default.
+        """
+        raise InputError(f"update_from: {type(self).__name__} cannot add what has changed to what it has; start again")
 
     def wanted(self) -> Tensor | None:
         """Whom the next round needs, `[clients]`, int64, ascending: participants are drawn from these alone.

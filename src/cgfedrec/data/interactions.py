@@ -10,6 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from cgfedrec.errors import InputError
+
 Numbers = NDArray[np.integer[Any]]
 """Numbers of users or items from 0, int32 or int64: whichever is enough."""
 Times = NDArray[np.float64] | NDArray[np.int64]
@@ -84,6 +86,25 @@ class Interactions:
         if self.times is None:
             return None
         return self.times[chosen]
+
+    def with_ids(self, user_ids: pl.Series, item_ids: pl.Series) -> Interactions:
+        """The same interactions, among these users and items too, of whom there may be none.
+
+        Raises:
+            InputError: where ids of one kind are numbers and text.
+        """
+        for name, ours, theirs in (("user", self.user_ids, user_ids), ("item", self.item_ids, item_ids)):
+            if ours.dtype != theirs.dtype:
+                raise InputError(f"{name} ids are of type {ours.dtype}, and were of type {theirs.dtype} before")
+        users = pl.concat([self.user_ids, user_ids]).unique().sort()
+        items = pl.concat([self.item_ids, item_ids]).unique().sort()
+        return replace(
+            self,
+            user_ids=users,
+            item_ids=items,
+            users=users.search_sorted(self.user_ids).to_numpy()[self.users].astype(self.users.dtype),
+            items=items.search_sorted(self.item_ids).to_numpy()[self.items].astype(self.items.dtype),
+        )
 
     def only_positive(self) -> Interactions:
         """The positive interactions, with the same numbers of users and items."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from cgfedrec.data.arguments import argument_problems
 from cgfedrec.data.batches import Batch, Batches
 from cgfedrec.data.candidates import Candidates, RankingCohort
-from cgfedrec.data.days import days_ago, is_order
+from cgfedrec.data.changes import Before, Changes, before_of, changes
+from cgfedrec.data.days import days_ago, is_order, per_day
 from cgfedrec.data.dropping import drop_users, pool_problems
 from cgfedrec.data.histories import Histories, History
 from cgfedrec.data.interactions import Interactions, renumbered
@@ -45,6 +46,8 @@ class FederatedDataModule(LightningDataModule):
         cut_times, asked: Of a rolling evaluation, the time of every cut, and how many users it asks.
         days: `[training interactions]`: how many days before the cut, or before the latest one, each was, users in
             order and items in order within a user; ``None`` where times tell no days.
+        now: The time that they are counted from, in days.
+        changes: What is different from the run that goes on with these data, if one does.
 
     Args:
         path: CSV, TSV, ``::``-separated text (.dat) or Parquet, gzipped or alone in a zip, or a folder of Parquet
@@ -89,8 +92,11 @@ class FederatedDataModule(LightningDataModule):
         self.track: Track = untold
         self.cut: Cut | None = None
         self.days: NDArray[np.float64] | None = None
+        self.now: float | None = None
+        self.before: Before | None = None
+        self.changes: Changes | None = None
 
-    def attach(self, protocol: Protocol, seed: int, track: Track = untold) -> None:
+    def attach(self, protocol: Protocol, seed: int, track: Track = untold, before: Before | None = None) -> None:
         """Say how results are measured, which seeds are drawn from, and who tells how far long work is.
 
         It must come before `setup`.
@@ -99,7 +105,9 @@ class FederatedDataModule(LightningDataModule):
             protocol: How results are measured.
             seed: Of the run: of embedded data, split and candidates. The private seed of the clients follows from it.
             track: Tells the user how far long work is.
+            before: What clients had in a run that goes on with other data. Its users and items stay.
         """
+        self.before = before
         check(no_count("seed_everything", seed, 0, 2**63 - 1))
         self.protocol, self.seed, self.track = protocol, int(seed), track
         # Negatives and the order of samples are a client's own business: they have a seed of their own.
@@ -108,6 +116,8 @@ class FederatedDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the interactions and split them. Raises `InputError` if nobody can be trained on them."""
         read_in = self._read()
+        if self.before:
+            read_in = read_in.with_ids(self.before.user_ids, self.before.item_ids[:0])
         name, fewest = self.path or "embedded data", self.min_interactions
         if self.split == "rolling":
             self.cut_times = self.rolling.times(read_in)
@@ -117,6 +127,8 @@ class FederatedDataModule(LightningDataModule):
             # What comes after the cut is taken away before anything else looks at the data.
             read_in, fewest = self.cut.until(read_in, fewest, self._lateness), 1
         kept, part_of_positive = drop_users(read_in, name, self._split, fewest, self.negatives, self.protocol.leaks)
+        if self.before:
+            kept = kept.with_ids(self.before.user_ids, self.before.item_ids)
         self.user_ids, self.item_ids = kept.user_ids, kept.item_ids
         self.num_users, self.num_items = len(kept.user_ids), len(kept.item_ids)
         self.report = kept.report
@@ -140,8 +152,11 @@ class FederatedDataModule(LightningDataModule):
             later = [level[training] for level in self._lateness(kept.only_positive())]
             if not is_order(kept.times):
                 times = kept.times[kept.order[part == Part.TRAIN]]
-                self.days = days_ago(times, self.cut.time if self.cut else times.max())
+                now = self.cut.time if self.cut else times.max()
+                self.days, self.now = days_ago(times, now), float(now / per_day(kept.times))
         self._histories = Histories(self._train, later, self.days)
+        if self.before:
+            self.changes = changes(self.before, self.user_ids, self.item_ids, self._train, self.days, self.now or 0.0)
         self._disliked = lists(~positive)
         touched = Lists.of(users, items, self.num_users)
         no_negatives = self._train
@@ -268,6 +283,10 @@ class FederatedDataModule(LightningDataModule):
             The batches in order. Later ones hold only the first clients, those that still have some.
         """
         return self.batches.draw(users, round, epochs, self.private_seed)
+
+    def to_keep(self) -> Before:
+        """What clients have in training, for a run that goes on from here with other data."""
+        return before_of(self.user_ids, self.item_ids, self._train, self.days, self.now)
 
     def histories(self, users: Tensor) -> History:
         """The training items of ``users``, `[clients]`, the newest first: what their own devices know of them."""

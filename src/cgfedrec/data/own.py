@@ -35,6 +35,12 @@ class Own:
         """Their training items, the newest first. What is held out for validation or test is not among them."""
         return self.data.histories(self.users)
 
+    @cached_property
+    def before(self) -> History:
+        """What they had when they last added to sums that go on with other data."""
+        assert self.data.changes is not None
+        return self.data.changes.of(self.users)
+
     def batches(self) -> Sequence[Batch]:
         """Their samples, with negatives drawn for this round."""
         return self.data.draw(self.users, self.round, self.epochs)

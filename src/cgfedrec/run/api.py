@@ -16,6 +16,7 @@ from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.opened import open_run
 from cgfedrec.run.rolling import RollingRun, is_rolling
 from cgfedrec.run.run import Run
+from cgfedrec.run.update import Update
 from cgfedrec.settings.opening import checkpoint_in, refuse_of_fit, settings_in
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import Config, Said, said
@@ -58,19 +59,25 @@ def start(
     Raises:
         InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
     """
-    checkpoint = checkpoint_in(given)
-    state = base = None
+    checkpoint, older = checkpoint_in(given), checkpoint_in(given, "update_from")
+    state = base = update = None
+    if checkpoint and older:
+        raise InputError("update_from, ckpt_path: a run goes on from one of them, not from both")
+    if older:
+        update = Update.read(older)
+        base = settings_in(update.state["config"], given)
     if checkpoint:
         state = read_checkpoint(checkpoint)
         base = settings_in(state["config"], given)
     settings = parse(given, base, on_quickstart)
     if is_rolling(settings):
-        if state:
-            raise InputError(f"ckpt_path: a rolling evaluation has none; {RollingRun.GO_ON}")
+        if state or update:
+            named = "ckpt_path" if state else "update_from"
+            raise InputError(f"{named}: a rolling evaluation has none; {RollingRun.GO_ON}")
         with run_folder(settings) as directory:
             yield RollingRun(settings, directory, callbacks, console)
     else:
-        with open_run(settings, state, checkpoint, callbacks, console) as run:
+        with open_run(settings, state, checkpoint, callbacks, console, update) as run:
             del state
             yield run
 

@@ -22,7 +22,7 @@ from cgfedrec import __version__
 from cgfedrec.errors import InputError
 from cgfedrec.files import DamagedError, partial_of, sync_folder, write_atomically
 
-FORMAT = 3
+FORMAT = 4
 """Of checkpoints, raised whenever what they hold changes: one of another format is refused, whatever its version."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 _TRAILER = struct.Struct("<16sQ8s")

@@ -12,6 +12,7 @@ from rich.console import Console
 from cgfedrec.run.checkpoint import State
 from cgfedrec.run.folder import run_folder
 from cgfedrec.run.run import Run
+from cgfedrec.run.update import Update, is_too_much
 
 
 @contextmanager
@@ -21,6 +22,7 @@ def open_run(
     checkpoint: Path | None = None,
     callbacks: Sequence[object] = (),
     console: Console | None = None,
+    update: Update | None = None,
 ) -> Iterator[Run]:
     """A run, for the body to train.
 
@@ -30,13 +32,17 @@ def open_run(
         checkpoint: Where that lies.
         callbacks: The user's.
         console: Where progress and results are shown; by default nowhere.
+        update: From where it goes on with other data. If too much has changed it starts from nothing, and says so.
 
     Raises:
         InputError: if it cannot be set up; nothing has been written then.
     """
     with run_folder(settings) as directory:
         to_train = not (state and _is_finished(state, settings))
-        run = Run(settings, directory, callbacks, console, to_train=to_train)
+        run = Run(settings, directory, callbacks, console, to_train=to_train, update=update)
+        if update and run.data.changes and (why := is_too_much(run.data.changes)):
+            run.console.print(why, highlight=False, soft_wrap=True)
+            run = Run(settings, directory, callbacks, console)
         if state:
             run.restore(state, checkpoint)
         del state  # it maps the checkpoint

@@ -33,6 +33,7 @@ from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.resume import Checkpoints
 from cgfedrec.run.summary import popular_ranks, summary_of, tested
 from cgfedrec.run.training import Training
+from cgfedrec.run.update import BEFORE, HISTORIES, Update, before_beside, keep, told
 from cgfedrec.server import Server
 from cgfedrec.settings.parser import dump, instantiate
 from cgfedrec.simulation.store import ClientStore
@@ -49,6 +50,7 @@ class Run:
         console: Where progress and results are shown.
         clients: The files of clients' state, where there are some already.
         to_train: Otherwise a state is only used, and takes no room.
+        update: From where it goes on with other data.
 
     Attributes:
         training: The rounds of the federation, or the fit of the reference.
@@ -70,6 +72,7 @@ class Run:
         console: Console | None = None,
         clients: Path | None = None,
         to_train: bool = True,
+        update: Update | None = None,
     ) -> None:
         parts = instantiate(settings)
         self.directory, self.console = directory, console or quiet_console()
@@ -78,9 +81,13 @@ class Run:
         self.method: Method | Reference = parts.method
         self.logger: Logger | None = parts.logger
         self.summary: dict[str, Any] = {}
-        self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console))
+        self._update = update
+        before = update.before if update else before_beside(clients.parent if clients else self.checkpoints)
+        self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console), before)
         self.data.setup()
         method = f"{type(self.method).__module__}.{type(self.method).__qualname__}"
+        if update:
+            update.check(method, self.config)
         header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
         self._log = Forgiving(self.logger)
         self._interrupt = Interrupt()
@@ -101,7 +108,8 @@ class Run:
         loop: FederatedLoop = parts.loop
         fabric = engine(vars(parts.fabric), hooks)
         try:
-            loop.setup(fabric, self.data, self.method, clients or self.checkpoints / CLIENTS, to_train, parts.wire)
+            folder, earlier = clients or self.checkpoints / CLIENTS, self._update and self._update.state["loop"]
+            loop.setup(fabric, self.data, self.method, folder, to_train, parts.wire, earlier)
         except (MemoryError, RuntimeError, ArithmeticError) as error:
             raise InputError(f"method: cannot be set up with these settings: {error or 'no memory is left'}") from error
         return loop
@@ -173,9 +181,14 @@ class Run:
             RunError: if a loss or an upload is not finite, or no memory is left.
         """
         show_data(self.console, self.data)
+        if self.data.changes:
+            self.console.print(told(self.data.changes), highlight=False, soft_wrap=True)
         self.console.print(self._intent(), highlight=False)
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / CONFIG, self.config)
+        if self._update:
+            self.checkpoints.mkdir(exist_ok=True)
+            keep(self._update.before, self.checkpoints, BEFORE)
         self._log.start(self.directory, yaml.safe_load(self.config))
         status = "failed"
         started = time.perf_counter() - self.training.seconds  # as if earlier parts had run just before
@@ -227,6 +240,8 @@ class Run:
         if isinstance(training, FederatedLoop):
             show_unfinished(self.console, training.server.phase, training.round, self.checkpoints / LAST)
             self._saved.go_to_best(training)
+            if training.server.updates and training.server.finished:
+                keep(self.data.to_keep(), self.checkpoints, HISTORIES)
         before = training.bytes_scoring
         found, popular = self._ranked(), popular_ranks(self.data)
         if found is not None and popular is not None:

@@ -12,6 +12,9 @@ from cgfedrec.settings.mistakes import shown
 from cgfedrec.settings.sources import Said
 from cgfedrec.settings.trust import settings_of
 
+OF_FIT = ("ckpt_path", "update_from", "run_dir")
+"""Options that only ``fit`` can heed."""
+
 
 def settings_in(text: str, given: Said) -> Layer:
     """The settings of a checkpoint. It may name a class of somebody's own only if this call names it too.
@@ -27,13 +30,13 @@ def settings_in(text: str, given: Said) -> Layer:
     return settings_of(text, given.named(), [name.strip() for names in trusted for name in names.split(",")])
 
 
-def checkpoint_in(given: Said) -> Path | None:
-    """The checkpoint that is named, if any is. It must be known before `parse`, whose base its settings are."""
-    path = given.value("ckpt_path")
+def checkpoint_in(given: Said, option: str = "ckpt_path") -> Path | None:
+    """The checkpoint that an option names, if it does. It must be known before `parse`, whose base its settings are."""
+    path = given.value(option)
     if path is None or path == "null":
         return None
     if not isinstance(path, str) or not path:
-        raise InputError(f"ckpt_path: must be the path of a file, not {shown(path)}")
+        raise InputError(f"{option}: must be the path of a file, not {shown(path)}")
     return Path(path)
 
 
@@ -46,14 +49,14 @@ def refuse_of_fit(given: Said, verb: str) -> None:
         InputError: naming the options.
     """
     for variable, layer in given.variables.items():
-        if layer.keys() & {"ckpt_path", "run_dir"}:
+        if layer.keys() & set(OF_FIT):
             warnings.warn(f"{variable} has no effect on {verb}", Notice, stacklevel=3)
     check(*_of_fit(given, verb))
 
 
 def _of_fit(given: Said, verb: str) -> Iterator[str]:
     """The problem with each option of a config or of the command line that only ``fit`` can heed."""
-    for name in ("ckpt_path", "run_dir"):
+    for name in OF_FIT:
         for source, layer in given.configs:
             if layer.get(name) is not None:
                 yield f"{name}: {verb} cannot heed it ({source})"

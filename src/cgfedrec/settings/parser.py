@@ -81,6 +81,12 @@ def parser(defaults: bool = True) -> ArgumentParser:
         "--ckpt_path", type=str | None, default=None, help="Continue from this checkpoint, with its own config."
     )
     parser.add_argument(
+        "--update_from",
+        type=str | None,
+        default=None,
+        help="Add to the sums of this checkpoint what the data have more or less by now, with its own config.",
+    )
+    parser.add_argument(
         "--trust",
         type=str | None,
         default=None,
@@ -185,7 +191,7 @@ def _out_of_bounds(settings: Namespace) -> Iterator[str]:
     seed = settings.seed_everything
     if not 0 <= seed < 2**63:
         yield f"seed_everything: {seed} is not from 0 to 2^63 - 1"
-    for name in ("ckpt_path", "run_dir"):
+    for name in ("ckpt_path", "update_from", "run_dir"):
         if settings[name] == "":
             yield f"{name}: is empty"
 
@@ -259,7 +265,7 @@ def _print(settings: Namespace, flags: str) -> None:
 def dump(settings: Namespace) -> str:
     """The settings as YAML that a config may hold, without what belongs to this one run."""
     kept = settings.clone()
-    for name in ("config", "ckpt_path", "run_dir", "trust"):
+    for name in ("config", "ckpt_path", "update_from", "run_dir", "trust"):
         kept.pop(name, None)
     return str(parser().dump(kept, skip_unset=False, skip_validation=True))
 

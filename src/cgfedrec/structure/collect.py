@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cgfedrec.data.changes import Changes
 from cgfedrec.random import Stream, bits
 from cgfedrec.structure.clusters import clustered, merged
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
@@ -20,6 +21,7 @@ from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import LEVELS, Found, Structure
 from cgfedrec.structure.tallies import SHARES, Columns, Known, LabelColumns, PairCounts
+from cgfedrec.structure.updating import with_new_labels
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
@@ -62,15 +64,20 @@ class SumsServer(CountingServer):
         columns = self.discovery.num_columns(self.num_items) + self.discovery.num_clusters(self.num_items)
         return TABLES * 8 * columns * self.num_items
 
+    def update_from(self, state: Mapping[str, Any], changes: Changes) -> None:
+        super().update_from(state, changes)
+        self.labels, self.directions, self.pairs = (state[name].clone() for name in ("labels", "directions", "pairs"))
+        self.refresh()
+
     def find(self, name: str, following: str) -> None:
         self.known = self._known()
         if name == self.tallies[-1].name:
             self._find_structure()
-        elif following == LABELS and not self.labels.numel():
+        elif following == LABELS and len(self.labels) < len(self.known.the_rows):
             self.labels = self._find_labels()
         elif following == POWER and not self.directions.numel():
             self.directions = directions(self.total("sketch").double(), self.discovery.num_clusters(self.num_items))
-        elif following == PAIRS and not self.pairs.numel():
+        elif following == PAIRS and len(self.pairs) < len(self.known.the_rows):
             self.pairs = self._find_pairs()
 
     def _rows(self) -> Rows:
@@ -96,6 +103,8 @@ class SumsServer(CountingServer):
     def _find_labels(self) -> Tensor:
         """The cluster of each row, `[rows]`, int64."""
         rows = self.known.the_rows
+        if self.labels.numel():  # of an earlier time: they stay, and new rows join them
+            return with_new_labels(self.labels.cpu(), coordinates(self.factor()))
         clusters = min(self.discovery.num_clusters(self.num_items), len(rows))
         seed = int(bits(self.seed, Stream.CLUSTERS, 0) >> np.uint64(32))
         # Popular items count more: their co-occurrence is known better.
@@ -109,7 +118,14 @@ class SumsServer(CountingServer):
     def _find_pairs(self) -> Tensor:
         """The candidates of each row, `[rows, most]`, int64."""
         half, _ = closed_form(self.factor(), self.known.the_rows.diagonal, self.discovery.penalty)
-        return candidates(half, self.discovery.sizes(self.known.the_rows))
+        found = candidates(half, self.discovery.sizes(self.known.the_rows))
+        if not self.pairs.numel():
+            return found
+        # Of an earlier time: they stay, and those of new rows stand behind them.
+        before = self.pairs.cpu()
+        wider = max(before.shape[1], found.shape[1])
+        parts = (before, found[len(before) :])
+        return torch.cat([torch.nn.functional.pad(one, (0, wider - one.shape[1]), value=-1) for one in parts])
 
     def _find_structure(self) -> None:
         pairs = counts = None
@@ -132,12 +148,19 @@ class SumsServer(CountingServer):
         """What clients know too, once they have the bulletins."""
         known = Known(self.num_items, int(self.enrolled.sum()), self.seed)
         if self.counts.numel():
-            known = replace(known, rows=Rows.of(self.counts, self.discovery.least_clients, self.tallies[0].unit))
-        if self.labels.numel():
+            least, unit = self.discovery.least_clients, self.tallies[0].unit
+            rows = Rows.of(self.counts, least, unit)
+            if self.order.numel():
+                rows = Rows.at(self.counts, self.order.cpu(), least, unit)
+            known = replace(known, rows=rows)
+        if self.keys.numel():
+            known = replace(known, keys=self.keys.cpu())
+        number = 0 if known.rows is None else len(known.rows)  # what is of fewer rows is yet to be completed
+        if self.labels.numel() and len(self.labels) == number:
             known = replace(known, labels=self.labels.cpu())
         if self.directions.numel():
             known = replace(known, directions=self.directions.cpu())
-        if self.pairs.numel():
+        if self.pairs.numel() and len(self.pairs) == number:
             known = replace(known, pairs=self.pairs.cpu())
         return known
 
@@ -148,6 +171,11 @@ class SumsServer(CountingServer):
         if known.rows is None:
             return sent
         sent["bounds"] = self._counts("bounds", self.counts)
+        if self.past is not None:
+            sent["rows"] = self._bulletin("rows", {name: self.get_buffer(name).int() for name in ("order", "keys")})
+            if step is not None:
+                sent["past"] = self._counts("past", self.past_counts)
+                sent["before"] = self._bulletin("before", {"rows": self.rows_before.int()})
         if step is not None and step.late and self.late_counts.numel():
             sent["late"] = self._counts("late", self.late_counts)
         if self.recents.numel():
@@ -158,7 +186,7 @@ class SumsServer(CountingServer):
         if step is not None and step.phase == POWER and known.directions is not None:
             sent["power"] = self._bulletin("power", {"directions": known.directions})
         if known.pairs is not None:
-            layout = self.discovery.pairs_layout(known.rows)
+            layout = self.discovery.pairs_layout(known.rows, (known.pairs >= 0).sum(1))
             pairs = IdLists(known.pairs, layout.sizes, layout.high, layout.coding)
             sent["verify"] = self._bulletin("verify", {"pairs": pairs})
         if self.found.numel():

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cgfedrec.data.changes import Changes
+from cgfedrec.errors import check
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.server import READINGS
-from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step
+from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of
+from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import UNIT, Structure, judgement, place_of
 from cgfedrec.structure.tallies import Known
+from cgfedrec.structure.updating import Past, aged, change_field, with_new_rows
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, Value
 
@@ -30,6 +36,7 @@ class CountingServer(SumsInTurn):
         seed: The shared one.
     """
 
+    updates = True
     counts: Tensor
     late_counts: Tensor
     average: Tensor
@@ -37,6 +44,12 @@ class CountingServer(SumsInTurn):
     late: Tensor
     chosen: Tensor
     known: Known
+    past_counts: Tensor
+    order: Tensor
+    rows_before: Tensor
+    keys: Tensor
+    days: Tensor
+    changed: Tensor
 
     def __init__(self, discovery: Discovery, structure: Structure, num_items: int, seed: int) -> None:
         self.timeline = structure.timeline(discovery, num_items)
@@ -47,6 +60,15 @@ class CountingServer(SumsInTurn):
         self.hold("late_counts", torch.empty(0, 2, dtype=torch.int64))  # the same of those who came late
         for tally in self.tallies[1:]:  # each later sum, once it has been opened
             self.hold(f"total_{tally.name}", torch.empty(0, dtype=torch.int64))
+            self.hold(f"past_{tally.name}", torch.empty(0, dtype=torch.int64))
+        # Of sums of before to which only changes are added: the first one, the items of all rows, how many of these
+        # there were then, by which numbers signs are drawn, and how many days ago it was.
+        self.hold("past_counts", torch.empty(0, 2, dtype=torch.int64))
+        self.hold("order", torch.empty(0, dtype=torch.int64))  # [rows]
+        self.register_buffer("rows_before", torch.tensor(0))
+        self.hold("keys", torch.empty(0, dtype=torch.int64))  # [items]
+        self.register_buffer("days", torch.tensor(0.0, dtype=torch.float64))
+        self.hold("changed", torch.empty(0, dtype=torch.bool))  # [users]: who has something to add or to take back
         self.hold("average", torch.empty(0))
         self.hold("judged", torch.empty(0, dtype=torch.int64))  # [readings]: summed gains, in units of `UNIT`
         self.register_buffer("chosen", torch.tensor(place_of(structure, discovery)))  # which reading
@@ -90,7 +112,66 @@ class CountingServer(SumsInTurn):
             return self.enrolled.nonzero().squeeze(1)
         return super().wanted()
 
+    @property
+    def past(self) -> Past | None:
+        """Of the sums of before, where only changes are added to them."""
+        if not self.past_counts.numel():
+            return None
+        return Past(self.past_counts.cpu(), int(self.rows_before), float(self.days))
+
+    def update_from(self, state: Mapping[str, Any], changes: Changes) -> None:
+        check(*self._cannot_update(state, changes))
+        moved = torch.from_numpy(changes.moved)
+        first = self.tallies[0]
+        counts = torch.zeros(self.num_items, state["counts"].shape[1], dtype=torch.int64)
+        counts[moved] = state["counts"]
+        if state["late_counts"].numel():
+            counts[moved] += state["late_counts"]
+        keys, before = moved.new_empty(self.num_items), len(moved)
+        # A new item's number is beyond all of before.
+        beyond = int(state["keys"].max()) + 1 if state["keys"].numel() else before
+        keys[:] = torch.arange(beyond, beyond + self.num_items)
+        keys[moved] = state["keys"] if state["keys"].numel() else torch.arange(before)
+        order = state["order"]
+        if not order.numel():
+            order = Rows.of(state["counts"], self.discovery.least_clients, first.unit).items
+        self.keys, self.order, self.past_counts = keys, moved[order], aged(first, counts, changes.days)
+        self.rows_before, self.days = torch.tensor(len(order)), self.days.new_tensor(changes.days)
+        self.changed = torch.from_numpy(changes.changed)
+        for tally in self.tallies[1:]:
+            setattr(self, f"past_{tally.name}", aged(tally, state[f"total_{tally.name}"], changes.days))
+        self.chosen = state["chosen"].clone()
+        self.begin_update()
+        self.refresh()
+
+    def _cannot_update(self, state: Mapping[str, Any], changes: Changes) -> Iterator[str | None]:
+        """Why changes cannot be added to the sums in a state."""
+        sums = len(self.tallies) if state["past_counts"].numel() else len(self.sums)
+        if int(state["at"]) != sums:
+            yield "update_from: its sums were not counted to the end"
+        if self.structure.train_rounds:
+            kind = type(self.structure).__name__
+            yield f"update_from: clients train {kind}, which cannot be brought up to date; start again"
+        number = changes.counts["changed users"]
+        if number < self.least_clients:
+            yield (
+                f"update_from: only {number} clients have changes, and a sum of fewer than {self.least_clients} "
+                "(method.least_clients) is not opened; wait until there are more"
+            )
+
+    def begin_update(self) -> None:
+        """Count nothing but changes from now on."""
+        self.timeline = changes_of(self.tallies)
+        self.sums = [step.phase for step in self.timeline]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if state_dict[f"{prefix}past_counts"].numel():
+            self.begin_update()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def group(self) -> Tensor:
+        if self.past is not None:
+            return self.enrolled & self.changed
         if self.step is None or self.step.tally is None or int(self.at) == 0:
             return self.enrolled
         if self.step.late:
@@ -98,7 +179,7 @@ class CountingServer(SumsInTurn):
         return self.enrolled & ~self.late
 
     def complete(self) -> bool:
-        if int(self.at) == 0:
+        if int(self.at) == 0 and self.past is None:
             return int(self.there.sum()) >= math.ceil(self.discovery.share * int(self.enrolled.sum()))
         return super().complete()
 
@@ -113,6 +194,8 @@ class CountingServer(SumsInTurn):
             values["step"] = self.at.to(torch.uint8)
             if self.average.numel():
                 values["average"] = self.average
+            if self.past is not None:
+                values["days"] = self.days
         return Broadcast(values, kept=self.bulletins)
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
@@ -133,6 +216,8 @@ class CountingServer(SumsInTurn):
             means = (total.double() / UNIT / int(self.there.sum())).tolist()
             readings = (f"{READINGS}{reading}" for reading in self.structure.readings)
             return dict(zip(readings, means, strict=True))
+        if self.past is not None:
+            total = self._with_past(name, total)
         if int(self.at) == 0:
             self.counts, self.late = total, self.enrolled & ~self.there
         elif name == self.timeline[0].phase:
@@ -144,6 +229,20 @@ class CountingServer(SumsInTurn):
             setattr(self, f"total_{name}", total)
         self._go_on(name)
         return {}
+
+    def _with_past(self, name: str, change: Tensor) -> Tensor:
+        """A sum of before and what has changed, `[rows, columns]`."""
+        if int(self.at) == 0:
+            total = self.past_counts + change
+            self.order = with_new_rows(total[:, 0].cpu(), self.order.cpu(), self.discovery.least_clients)
+            # Whoever has an item that has a row from now on has something to add to all other sums.
+            assert self.changes is not None
+            self.changed = self.changed | self.changes.with_any(self.order[int(self.rows_before) :])
+            return total
+        total = change.clone()
+        past = self.get_buffer(f"past_{name}")
+        total[: len(past), : past.shape[1]] += past
+        return total
 
     def _go_on(self, name: str) -> None:
         """Decide what comes after the sum of this name, and find what that needs."""
@@ -167,6 +266,8 @@ class CountingServer(SumsInTurn):
             return self.structure.average(known)
         assert step is not None
         assert step.tally is not None
+        if self.past is not None:
+            return change_field(step.tally, known, self.past)
         if step.late and self.late_counts.numel():
             known = known.for_others(self.late_counts)
         return step.tally.field(known)

@@ -34,6 +34,8 @@ class Step(NamedTuple):
     """What is counted."""
     late: bool = False
     """Whether by those who were not there in the first pass."""
+    change: bool = False
+    """Whether only what has changed since sums were counted is added to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +153,17 @@ class Discovery:
         most = min(most, len(rows) - 1)
         return (self.pairs_per_client * rows.clients).clamp(min(16, most), most)
 
-    def pairs_layout(self, rows: Rows) -> IdLayout:
-        """How candidates travel."""
+    def pairs_layout(self, rows: Rows, sizes: Tensor | None = None) -> IdLayout:
+        """How candidates travel, so many for each row, `[rows]`; by default as many as `sizes` says."""
         coding: Literal["rice", "plain"] = "rice"
         if self.packing == "plain":
             coding = "plain"
-        return IdLayout(self.sizes(rows), len(rows), coding)
+        return IdLayout(self.sizes(rows) if sizes is None else sizes, len(rows), coding)
+
+
+def changes_of(tallies: Sequence[Tally]) -> list[Step]:
+    """All steps where only what has changed is added to sums of before."""
+    return [Step(tally.name, tally, change=True) for tally in tallies]
 
 
 def known_from(known: Known, kept: Mapping[str, Mapping[str, Value]], least: int, unit: int) -> Known:
@@ -173,6 +180,9 @@ def known_from(known: Known, kept: Mapping[str, Mapping[str, Value]], least: int
         counts = kept["bounds"]["counts"]
         assert isinstance(counts, Counts)
         found["rows"] = Rows.of(counts.values, least, unit)
+        if "rows" in kept:
+            items, keys = (kept["rows"][name].long() for name in ("order", "keys"))  # type: ignore[union-attr]
+            found |= {"rows": Rows.at(counts.values, items, least, unit), "keys": keys}
     if "labels" in kept:
         found["labels"] = kept["labels"]["labels"].values  # type: ignore[union-attr]
     if "power" in kept:

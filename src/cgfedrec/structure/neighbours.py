@@ -117,7 +117,8 @@ class Neighbours(Structure):
         return {"weights": quantised(weights, sizes, self.keep, self.weight_bits)}
 
     def fields(self, known: Known, discovery: Discovery) -> dict[str, Field]:
-        sizes = discovery.sizes(known.the_rows)
+        assert known.pairs is not None
+        sizes = (known.pairs >= 0).sum(1)
         shape = (len(sizes), int(sizes.max()))
         return {"weights": Field(shape, torch.float16, lists=WeightLayout(sizes, self.weight_bits))}
 

@@ -26,6 +26,7 @@ class Rows:
         num_items: Of the catalogue.
         least: How many clients an item needs.
         unit: As what a pair of items counts that a client has right now; 1 where nothing forgets.
+        given: Whether the items are those of an earlier time: then all of them take part.
     """
 
     items: Tensor
@@ -35,6 +36,13 @@ class Rows:
     num_items: int
     least: int
     unit: int = 1
+    given: bool = False
+
+    @classmethod
+    def at(cls, counts: Tensor, items: Tensor, least: int, unit: int) -> Rows:
+        """Rows of given items, `[rows]`, whatever their counts are now, with what the first sum says of them."""
+        clients, reach, mass = _columns(counts.cpu()[items], unit)
+        return cls(items, clients, reach, mass, len(counts), least, unit, given=True)
 
     @classmethod
     def of(cls, counts: Tensor, least: int, unit: int = 1) -> Rows:
@@ -68,7 +76,7 @@ class Rows:
     @cached_property
     def open(self) -> Tensor:
         """`[rows]`, bool: the rows that enough of these clients have: all, but for those who came late."""
-        return self.clients >= self.least
+        return (self.clients >= self.least) | self.given
 
     @cached_property
     def row_of(self) -> Tensor:

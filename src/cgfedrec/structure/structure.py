@@ -15,9 +15,10 @@ from torch import Tensor
 from cgfedrec.client import Batch
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
-from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, known_from
+from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of, known_from
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import Known, Tally
+from cgfedrec.structure.updating import Past, change_field, change_of
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Counts, Field, Value
@@ -125,7 +126,9 @@ class SumsClient(AddingClient):
         super().__init__(len(phases))
         self.structure, self.discovery, self.num_items, self.seed = structure, discovery, num_items, seed
         self.timeline, self.phases = timeline, phases
+        self.changes = changes_of([step.tally for step in timeline if step.tally is not None and not step.late])
         self.step: Step | None = None
+        self.past: Past | None = None
         self.kept: Mapping[str, Mapping[str, Value]] = {}
         self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
         self.average: Tensor | None = None
@@ -150,12 +153,25 @@ class SumsClient(AddingClient):
             self.changed()
         values = broadcast.values
         self.step = None
+        self.past = None
         if "step" in values:
-            self.step = self.timeline[int(values["step"])]  # type: ignore[arg-type]
+            timeline = self.timeline
+            if "days" in values:  # only what has changed is asked for
+                timeline = self.changes
+                self.past = self._past(float(values["days"]))  # type: ignore[arg-type]
+            self.step = timeline[int(values["step"])]  # type: ignore[arg-type]
         if "reading" in self.kept:
             values = self.kept["reading"]
             self.chosen = int(values["chosen"])  # type: ignore[arg-type]
         self.average = values.get("average")  # type: ignore[assignment]
+
+    def _past(self, days: float) -> Past:
+        """Of the sums of some days before."""
+        if "past" not in self.kept:  # before the first sum, nothing else of it is known, or needed
+            return Past(torch.empty(0, 0), 0, days)
+        counts, rows = self.kept["past"]["counts"], self.kept["before"]["rows"]
+        assert isinstance(counts, Counts)
+        return Past(counts.values, int(rows), days)  # type: ignore[arg-type]
 
     def changed(self) -> None:
         """Called when bulletins have come down: `kept` and `known` hold them."""
@@ -202,6 +218,10 @@ class SumsClient(AddingClient):
         history, users = self.own.history, self.users
         if not due.all():
             history, users = history.of(due), users[due]
+        if self.past is not None:
+            before = self.own.before.of(due)
+            added = change_of(tally, history, before, users, known, self.past, self.seed)
+            return Upload.of_fields(users, {tally.name: added}, {tally.name: change_field(tally, known, self.past)})
         added = tally.of(history, users, known, self.seed)
         return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
 

@@ -38,6 +38,8 @@ class Known:
         labels: `[rows]`, int64: the cluster of each row, once found.
         pairs: `[rows, most]`, int64: each row's candidates in ascending order, then -1, once found.
         directions: `[rows, columns]`, float32: columns in place of labels, once found.
+        keys: `[items]`, int64: the number by which the signs of each item are drawn, where that is not its own: an item
+            keeps its signs when others come and numbers change.
     """
 
     num_items: int
@@ -47,6 +49,7 @@ class Known:
     labels: Tensor | None = None
     pairs: Tensor | None = None
     directions: Tensor | None = None
+    keys: Tensor | None = None
 
     @property
     def the_rows(self) -> Rows:
@@ -242,9 +245,11 @@ class SignColumns(Columns):
     signed: ClassVar[bool] = True
 
     def columns(self, known: Known) -> Tensor:
-        items = known.the_rows.items.numpy()[:, None]
+        items = known.the_rows.items
+        if known.keys is not None:
+            items = known.keys[items]
         columns = np.arange(self.first, self.first + self.number)
-        return signs(bits(known.seed, Stream.SIGNS, items, columns))
+        return signs(bits(known.seed, Stream.SIGNS, items.numpy()[:, None], columns))
 
     def width(self, known: Known) -> int:
         return self.number

@@ -21,7 +21,7 @@ State = Literal["new", "started", "finished", "changed"]
 """Of a run's folder."""
 Kind = Literal["federated", "control", "centralised"]
 """What a method is: whether clients collaborate, each is alone, or one place sees everything."""
-OURS = ("config", "seed_everything", "ckpt_path", "run_dir")
+OURS = ("config", "seed_everything", "ckpt_path", "update_from", "run_dir")
 """Options that the comparison itself sets for each run."""
 OF_TRAINING = ("batch_size", "negatives")
 """Arguments of the data in which methods may differ: they change how a client trains, and nothing that is measured."""

@@ -1,0 +1,167 @@
+"""Changes: what clients had when they last added to sums, and what is different now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cgfedrec.data.histories import Histories, History
+from cgfedrec.data.lists import Lists
+from cgfedrec.errors import InputError
+
+_COLUMNS = {"user": None, "item": None, "days": pl.Float64, "now": pl.Float64}
+
+
+@dataclass(frozen=True)
+class Before:
+    """The histories of a run that has ended, as they lie on its clients' devices.
+
+    Args:
+        table: Columns ``user`` and ``item``, ids, and ``days``, how many days before ``now`` it was, in order of users
+            and items. Items that nobody had in training have a row without a user.
+        now: The time that days were counted from, in days; ``None`` where times told none.
+    """
+
+    table: pl.DataFrame
+    now: float | None
+
+    @property
+    def user_ids(self) -> pl.Series:
+        """Of everybody who was there, ascending."""
+        return self.table["user"].drop_nulls().unique().sort()
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """Of the whole catalogue, ascending: the number of an item is its place."""
+        return self.table["item"].unique().sort()
+
+    def write(self, file: BinaryIO) -> None:
+        """Write it, to be read by `read`."""
+        self.table.with_columns(now=pl.lit(self.now, pl.Float64)).write_parquet(file)
+
+    @classmethod
+    def read(cls, path: Path) -> Before:
+        """Read what was written. Raises `InputError` if it is anything else."""
+        try:
+            table = pl.read_parquet(path)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from error
+        wrong = list(table.columns) != list(_COLUMNS) or not len(table) or table["item"].null_count()
+        if wrong or any(kind not in (None, table[name].dtype) for name, kind in _COLUMNS.items()):
+            raise InputError(f"{path}: holds no histories of a run")
+        return cls(table.drop("now"), table["now"][0])
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is different from `Before`, in the numbers of now.
+
+    Args:
+        moved: `[items of before]`, int64: the number that each has now.
+        histories: What every client had, in the numbers of now.
+        changed: `[users]`, bool: who has something to add or to take back.
+        days: That have passed.
+        counts: What changed, by what it is.
+        train: The training items of each user now.
+    """
+
+    moved: NDArray[np.int64]
+    histories: Histories
+    changed: NDArray[np.bool_]
+    days: float
+    counts: dict[str, int]
+    train: Lists
+
+    def with_any(self, items: Tensor) -> Tensor:
+        """Who has any of some items `[items]` now, `[users]`, bool.
+
+        Clients see by themselves that something of theirs counts from now on, and say so; here it is looked up.
+        """
+        has = np.isin(self.train.items, items.numpy())
+        owners = np.repeat(np.arange(len(self.train.lengths)), self.train.lengths)
+        found = torch.zeros(len(self.train.lengths), dtype=torch.bool)
+        found[torch.from_numpy(owners[has])] = True
+        return found
+
+    def of(self, users: Tensor) -> History:
+        """What a cohort had, `[clients]`."""
+        return self.histories.of(users)
+
+    @property
+    def share(self) -> float:
+        """How many interactions have come or gone, as a share of those of before."""
+        moved = sum(self.counts[name] for name in ("added", "taken back", "at another time"))
+        return moved / max(1, self.counts["before"])
+
+
+def changes(
+    before: Before,
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+    train: Lists,
+    days: NDArray[np.float64] | None,
+    now: float,
+) -> Changes:
+    """Compare histories.
+
+    Args:
+        before: As they were.
+        user_ids: Of now, ascending; all of before are among them.
+        item_ids: Likewise.
+        train: The training items of each user now.
+        days: `[entries of train]`, or ``None``, how many days before ``now`` each was.
+        now: In days.
+    """
+    moved = item_ids.search_sorted(before.item_ids).to_numpy().astype(np.int64)
+    had = before.table.filter(pl.col("user").is_not_null())
+    users = user_ids.search_sorted(had["user"]).to_numpy()
+    items = item_ids.search_sorted(had["item"]).to_numpy()
+    elapsed = 0.0 if before.now is None else now - before.now
+    then = had["days"].to_numpy() if before.now is not None else None
+    histories = Histories(Lists.of(users, items.astype(np.int64), len(user_ids)), None, then)
+    owners = np.repeat(np.arange(len(user_ids)), train.lengths)
+    ages = np.zeros(len(owners)) if days is None else days
+    of_now = pl.DataFrame({"user": owners, "item": train.items.astype(np.int64), "age": ages})
+    age = np.zeros(len(users)) if then is None else then + elapsed
+    of_then = pl.DataFrame({"user": users.astype(np.int64), "item": items.astype(np.int64), "age": age})
+    both = of_now.join(of_then, ["user", "item"], "full", coalesce=True, suffix="_then")
+    added, gone = pl.col("age_then").is_null(), pl.col("age").is_null()
+    other = (pl.col("age") - pl.col("age_then")).abs() > 1e-6
+    different = both.filter(added | gone | other)
+    changed = np.zeros(len(user_ids), bool)
+    changed[different["user"].to_numpy()] = True
+    was, there = np.zeros(len(user_ids), bool), train.lengths > 0
+    was[users] = True
+    counts = {
+        "before": len(of_then),
+        "added": both.filter(added).height,
+        "taken back": both.filter(gone).height,
+        "at another time": both.filter(other).height,
+        "new users": int((~was & there).sum()),
+        "users gone": int((was & ~there).sum()),
+        "new items": len(item_ids) - len(moved),
+        "changed users": int(changed.sum()),
+    }
+    return Changes(moved, histories, changed, elapsed, counts, train)
+
+
+def before_of(
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+    train: Lists,
+    days: NDArray[np.float64] | None,
+    now: float | None,
+) -> Before:
+    """The histories of a run, to be kept; arguments are those of `changes`."""
+    owners = np.repeat(np.arange(len(user_ids)), train.lengths)
+    ages = pl.Series("days", days, pl.Float64) if days is not None else pl.lit(None, pl.Float64).alias("days")
+    table = pl.DataFrame({"user": user_ids[owners], "item": item_ids[train.items.astype(np.int64)]}).with_columns(ages)
+    nobodys = pl.DataFrame({"item": item_ids[np.setdiff1d(np.arange(len(item_ids)), train.items)]})
+    return Before(pl.concat([table, nobodys], how="diagonal"), now)

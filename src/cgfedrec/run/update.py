@@ -1,0 +1,80 @@
+"""A run that goes on from another one's sums with data that have changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from cgfedrec.data.changes import Before, Changes
+from cgfedrec.errors import InputError, check
+from cgfedrec.files import write_atomically
+from cgfedrec.run.checkpoint import State, read_checkpoint
+from cgfedrec.run.resume import changed
+from cgfedrec.structure.updating import ANEW
+
+HISTORIES, BEFORE = "histories.parquet", "before.parquet"
+"""Beside checkpoints: what clients had in training, and what they had in the run from which this one goes on."""
+
+
+class Update(NamedTuple):
+    """From where a run goes on."""
+
+    state: State
+    before: Before
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Update:
+        """Read a checkpoint and what lies beside it. Raises `InputError` where that is no run that can be added to."""
+        path = checkpoint.with_name(HISTORIES)
+        state = read_checkpoint(checkpoint)
+        if not path.is_file():
+            raise InputError(
+                f"update_from: no file {path}; what its clients had is kept by runs that have come to their end, of a "
+                "method that adds up sums"
+            )
+        return cls(state, Before.read(path))
+
+    def check(self, method: str, config: str) -> None:
+        """Raise `InputError` where a run of this method, with this config, cannot go on from it."""
+        other = None
+        if self.state["method"] != method:
+            other = f"update_from: was trained with {self.state['method']}, this run uses {method}"
+        check(other, *changed(yaml.safe_load(self.state["config"]), yaml.safe_load(config), False))
+
+
+def told(changes: Changes) -> str:
+    """What has changed, in words."""
+    counts = changes.counts
+    parts = [f"{counts[name]:,} {name}" for name in ("new users", "users gone", "new items") if counts[name]]
+    parts += [
+        f"{counts[name]:,} interactions {name}" for name in ("added", "taken back", "at another time") if counts[name]
+    ]
+    text = f"changed since: {', '.join(parts) or 'nothing'}; {counts['changed users']:,} clients add what has changed"
+    if changes.days:
+        text += f", {changes.days:.1f} days later"
+    return text
+
+
+def is_too_much(changes: Changes) -> str | None:
+    """Why columns and candidates are found anew, if so much has changed."""
+    if changes.share <= ANEW:
+        return None
+    return (
+        f"{changes.share:.0%} of the interactions have changed, more than {ANEW:.0%}: columns and candidates are found "
+        "anew, by all clients"
+    )
+
+
+def before_beside(folder: Path) -> Before | None:
+    """What clients had in the run from which the one with these checkpoints goes on, if it does."""
+    path = folder / BEFORE
+    if not path.is_file():
+        return None
+    return Before.read(path)
+
+
+def keep(before: Before, folder: Path, name: str) -> None:
+    """Write histories beside checkpoints."""
+    write_atomically(folder / name, before.write)

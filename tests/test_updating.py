@@ -1,0 +1,180 @@
+"""Going on with data that have changed: sums are those of everybody's histories now, whatever came in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+import cgfedrec
+from cgfedrec.data import Synthetic
+from cgfedrec.errors import InputError
+from cgfedrec.structure.collect import SumsServer
+from cgfedrec.structure.updating import with_new_labels, with_new_rows
+
+GIVEN: dict[str, Any] = {
+    "method": "CGFedCo",
+    "data.split": "none",
+    "data.min_interactions": 1,
+    "loop.rounds": 50,
+    "logger": None,
+}
+
+
+def drawn(users: int = 90) -> pl.DataFrame:
+    """Interactions in the order of time, with ids as text so that new ones fall between old ones."""
+    data = Synthetic(users=users, items=140, groups=5, interactions=14).draw(0)
+    assert data.times is not None
+    columns = {"user": data.user_ids[data.users], "item": data.item_ids[data.items], "timestamp": data.times}
+    table = pl.DataFrame(columns).sort("timestamp")
+    return table.with_columns(pl.format("u{}", "user").alias("user"), pl.format("i{}", "item").alias("item"))
+
+
+def fitted(table: pl.DataFrame, folder: Path, older: cgfedrec.Run | None = None, /, **settings: Any) -> cgfedrec.Run:
+    folder.mkdir()
+    table.write_csv(folder / "data.csv")
+    given = {**GIVEN, **settings, "data.path": str(folder / "data.csv"), "run_dir": str(folder / "run")}
+    if older is not None:
+        given["update_from"] = str(older.checkpoints / "last.ckpt")
+    return cgfedrec.fit(given)
+
+
+def server_of(run: cgfedrec.Run) -> SumsServer:
+    assert isinstance(run.server, SumsServer)
+    return run.server
+
+
+def recounted(run: cgfedrec.Run) -> dict[str, Tensor]:
+    """What all clients would add now, with the columns and candidates that the server has, by the name of the sum."""
+    server, data = server_of(run), run.data
+    users = torch.arange(data.num_users)
+    history = data.histories(users)
+    return {tally.name: tally.of(history, users, server.known, 7).to_dense().sum(0) for tally in server.tallies}
+
+
+def pieces(table: pl.DataFrame, number: int) -> list[pl.DataFrame]:
+    """The table as it grows: half of it, and then piece by piece to the end; ever again something is taken back."""
+    ends = np.linspace(len(table) // 2, len(table), number).astype(int)
+    found = []
+    for place, end in enumerate(ends):
+        gone = pl.col("user").is_in([f"u{one}" for one in (3, 17, 41)][: place // 3])  # who asks to be forgotten
+        taken_back = pl.int_range(pl.len()) % 50 == 7
+        rows = table[:end]
+        if place >= 2:
+            rows = rows.filter(~taken_back & ~gone)
+        found.append(rows)
+    return found
+
+
+@pytest.mark.parametrize("half_life", [None, 20.0])
+def test_a_stream_in_ten_pieces_ends_with_the_sums_of_all(tmp_path: Path, half_life: float | None) -> None:
+    run, numbers = None, []
+    for place, table in enumerate(pieces(drawn(), 10)):
+        settings = {"method.half_life": half_life, "method.structure.recents": [5.0]}
+        if run is not None:
+            settings = {}
+        run = fitted(table, tmp_path / str(place), run, **settings)
+        server, direct = server_of(run), recounted(run)
+        numbers.append(len(server.known.the_rows))
+        first = direct.pop("bounds")
+        assert server.counts[:, 0].equal(first[:, 0])
+        assert (server.counts[:, 1] >= first[:, 1]).all()  # a bound
+        if half_life is None:
+            assert server.counts[:, 1].equal(first[:, 1])
+        assert (server.counts[:, -1] - first[:, -1]).abs().max() <= 20  # of late, in 256ths
+        for name, expected in direct.items():
+            difference = (server.total(name) - expected).abs()
+            # Each client's part has been rounded by itself, in each of the updates.
+            most = 0 if half_life is None else 0.02 * expected.abs().max() + 5
+            assert difference.max() <= most, (place, name)
+    assert numbers[-1] > numbers[0]  # new items have got rows
+    assert run is not None
+    assert run.data.changes is not None
+    assert run.data.changes.counts["users gone"] == 1
+    # What is read from it is near what a run from scratch finds, which has columns and candidates of its own.
+    table = run.recommend(top_k=5)
+    assert set(table["source"]) == {"model"}
+
+
+def test_what_is_taken_back_is_as_if_it_had_never_been(tmp_path: Path) -> None:
+    """Unlearning: with the same columns and candidates, the sums equal those of a run without."""
+    table = drawn()
+    first = fitted(table, tmp_path / "first", **{"method.half_life": None})
+    forgotten = pl.col("user").is_in(["u1", "u2", "u3"])
+    second = fitted(table.filter(~forgotten), tmp_path / "second", first)
+    assert second.data.changes is not None
+    assert second.data.changes.counts["users gone"] == 3
+    server = server_of(second)
+    for name, expected in recounted(second).items():
+        total = server.counts if name == "bounds" else server.total(name)
+        assert total.equal(expected), name
+    again = fitted(table, tmp_path / "again", second)  # and back: the structure of the first run, to the bit
+    for name in ("labels", "pairs"):
+        assert server_of(again).get_buffer(name).equal(server_of(first).get_buffer(name))
+    everyone = torch.arange(first.data.num_users)
+    assert again.loop.score(everyone).equal(first.loop.score(everyone))
+
+
+def test_only_those_who_have_changed_are_asked(tmp_path: Path) -> None:
+    table = drawn()
+    first = fitted(table[:-30], tmp_path / "first")
+    second = fitted(table, tmp_path / "second", first)
+    changed = table[-30:]["user"].n_unique()
+    assert second.summary["clients/bounds"] == changed
+    # Then also those who have an item that enough others have by now.
+    new = len(server_of(second).known.the_rows) - len(server_of(first).known.the_rows)
+    asked = {second.summary[f"clients/{name}"] for name in ("sketch", "labels", "verify")}
+    assert len(asked) == 1
+    assert changed <= asked.pop() < second.data.num_users or new > 10
+    assert second.summary["bytes/up"] < first.summary["bytes/up"]
+
+
+def test_too_few_changes_wait_and_too_many_start_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = drawn()
+    first = fitted(table, tmp_path / "first")
+    with pytest.raises(InputError, match="only 2 clients have changes"):
+        fitted(table.filter(~pl.col("user").is_in(["u1", "u2"])), tmp_path / "few", first)
+    half = fitted(table[: len(table) // 2], tmp_path / "half")
+    anew = fitted(table, tmp_path / "anew", half)
+    assert anew.data.changes is None
+    assert anew.summary["clients/bounds"] == anew.data.num_users
+
+
+def test_it_resumes_and_loads_like_any_run(tmp_path: Path) -> None:
+    table = drawn()
+    first = fitted(table[:-40], tmp_path / "first")
+    whole = fitted(table, tmp_path / "whole", first)
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    given = {"data.path": str(tmp_path / "whole" / "data.csv"), "run_dir": str(folder), "loop.rounds": 2}
+    cgfedrec.fit({**given, "update_from": str(first.checkpoints / "last.ckpt")})
+    resumed = cgfedrec.fit({"ckpt_path": str(folder / "checkpoints" / "last.ckpt"), "loop.rounds": 50})
+    everyone = torch.arange(whole.data.num_users)
+    assert resumed.loop.score(everyone).equal(whole.loop.score(everyone))
+    loaded = cgfedrec.load(whole.checkpoints / "best.ckpt")
+    assert loaded.recommend(top_k=3).equals(whole.recommend(top_k=3))
+
+
+def test_it_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    table = drawn()
+    labels = "cgfedrec.structure.LabelSets"
+    first = fitted(table, tmp_path / "first", **{"method.structure": labels})
+    with pytest.raises(InputError, match="LabelSets, which cannot be brought up to date"):
+        fitted(table[:-30], tmp_path / "second", first)
+    other = fitted(table, tmp_path / "other", method="FedMF", **{"loop.rounds": 1})
+    with pytest.raises(InputError, match="what its clients had is kept"):
+        fitted(table[:-30], tmp_path / "tables", other)
+    settled = fitted(table, tmp_path / "settled")
+    with pytest.raises(InputError, match="penalty"):
+        fitted(table[:-30], tmp_path / "changed", settled, **{"method.penalty": 7.0})
+
+
+def test_new_rows_come_behind_and_new_labels_are_those_of_the_nearest() -> None:
+    assert with_new_rows(torch.tensor([5, 1, 9, 3, 4]), torch.tensor([0, 3]), 3).tolist() == [0, 3, 2, 4]
+    places = torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.2, 0.8], [0.7, 0.1]])
+    assert with_new_labels(torch.tensor([2, 2, 0]), places).tolist() == [2, 2, 0, 0, 2]
