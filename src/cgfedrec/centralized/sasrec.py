@@ -39,6 +39,7 @@ class SASRec(Vectors):
     length: int = 50
     """Items of a history that are read, the newest ones."""
     blocks: int = 2
+    """Layers of attention, one after another."""
     heads: int = 2
     """Parts of a vector that attend for themselves; ``dim`` must be divisible by it."""
     dropout: float = 0.2
