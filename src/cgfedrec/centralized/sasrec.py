@@ -94,8 +94,6 @@ class SASRec(Vectors):
             history = self.training[users].to(self.device)
             targets = history[:, 1:]
             asked = targets >= 0
-            if not asked.any():  # users of a single item
-                continue
             found = self.network(history[:, :-1], self.dropout, generator)[asked]  # [targets, dim]
             drawn = None
             if data.num_items > WHOLE:
