@@ -140,8 +140,13 @@ def test_same_bits_twice(data: FederatedDataModule) -> None:
 
     first = scores(0)
     assert scores(1).equal(first)
+    model = SASRec(**SMALL)
+    model.begin(data)
+    start = model.found()
     data.seed = 1
     assert not scores(0).equal(first)
+    model.begin(data)
+    assert not model.found().isclose(start).any()
 
 
 def test_dropout_is_drawn_anew_and_only_in_training(data: FederatedDataModule) -> None:
@@ -149,6 +154,7 @@ def test_dropout_is_drawn_anew_and_only_in_training(data: FederatedDataModule) -
     with_it, without = (SASRec(**SMALL | {"epochs": 1, "dropout": share}).fit(data) for share in (0.5, 0.0))
     assert not with_it.trained.equal(without.trained)
     assert with_it.found().equal(with_it.trained)
+    assert not with_it.trained.requires_grad
     states = set()
 
     class Watched(Network):

@@ -170,7 +170,7 @@ def test_data_that_tell_no_days_are_refused(tmp_path: Path) -> None:
     data = timed(tmp_path / "ratings.csv", ordered)
     assert data.days is None
     with pytest.raises(InputError, match=r"method\.half_life: the times of these data tell no days, and 7 needs them"):
-        fitted(Popularity(half_life=7), data)
+        Popularity(half_life=7).fit(data)
     with pytest.raises(InputError, match=r"method.half_life: the times .*\nmethod.recent: the times .* 2 needs them"):
         fitted(EASE(half_life=7, recent=2, decay=1), data)
     reference = EASE(recent="chosen", recent_weight="chosen", half_life="chosen", decay="chosen")

@@ -39,6 +39,7 @@ class SASRec(Vectors):
     length: int = 50
     """Items of a history that are read, the newest ones."""
     blocks: int = 2
+    """Layers of attention, one after another."""
     heads: int = 2
     """Parts of a vector that attend for themselves; ``dim`` must be divisible by it."""
     dropout: float = 0.2
@@ -93,8 +94,6 @@ class SASRec(Vectors):
             history = self.training[users].to(self.device)
             targets = history[:, 1:]
             asked = targets >= 0
-            if not asked.any():  # users of a single item
-                continue
             found = self.network(history[:, :-1], self.dropout, generator)[asked]  # [targets, dim]
             drawn = None
             if data.num_items > WHOLE:
