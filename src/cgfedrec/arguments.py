@@ -22,6 +22,7 @@ EPILOG = """examples:
   cgfedrec fit --config FILE --loop.rounds 20      train as a file says, but for 20 rounds
   cgfedrec fit --ckpt_path RUN/checkpoints/last.ckpt                         go on with a run
   cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
+  cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --have 50 181     what who has these items should see
   cgfedrec compare --config configs/compare/quick.yaml                       methods side by side, and a report
 
 Every option has an environment variable, which the command line outranks: CGFEDREC_RECOMMEND_TOP_K for --top_k of
@@ -87,6 +88,13 @@ def _add_recommend(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
     add("--user", nargs="+", action="extend", metavar="ID", help="original user ids; by default everybody")
+    add(
+        "--histories",
+        metavar="FILE",
+        help="interactions of people who were not in training, who are then served in place of those who were; --user "
+        "chooses among them, and options of data.format are of this file",
+    )
+    add("--have", nargs="+", action="extend", metavar="ID", help="items that you have, the oldest first")
     add("--top_k", type=int, default=10, metavar="K", help="how many items for each (%(default)s)")
     add("--output", metavar="FILE", help="write .csv or .parquet instead of printing")
     add("--items", metavar="FILE", help="a table of items from which titles are joined")

@@ -18,6 +18,8 @@ from cgfedrec.settings.environment import tell_of_unread, with_variables
 
 TAKE_SETTINGS = ("fit", "test", "recommend", "tune", "data")
 """Commands that take the settings of a run."""
+YOU = "you"
+"""Whose history ``recommend --have`` gives."""
 _shown = warnings.formatwarning
 
 
@@ -69,24 +71,24 @@ def _warning(
 def _with_ids_joined(argv: list[str]) -> list[str]:
     """``--user -a -b`` as ``--user=-a --user=-b``: argparse takes a word that begins with a dash for an option.
 
-    The word behind ``--user`` is an id, whatever it is, and so are those that follow, up to one that begins with two
-    dashes.
+    The word behind ``--user`` or ``--have`` is an id, whatever it is, and so are those that follow, up to one that
+    begins with two dashes.
     """
     if "recommend" not in argv:
         return argv
     joined: list[str] = []
-    within_ids = needs_one = False
+    option, needs_one = "", False
     for word in argv:
-        if needs_one or (within_ids and not word.startswith("--")):
-            joined.append(f"--user={word}")
+        if needs_one or (option and not word.startswith("--")):
+            joined.append(f"{option}={word}")
             needs_one = False
-        elif word == "--user":
-            within_ids = needs_one = True
+        elif word in ("--user", "--have"):
+            option, needs_one = word, True
         else:
             joined.append(word)
-            within_ids = False
+            option = ""
     if needs_one:  # argparse says that an id is missing
-        joined.append("--user")
+        joined.append(option)
     return joined
 
 
@@ -136,13 +138,23 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
     if output and output.suffix not in (".csv", ".parquet"):  # before the checkpoint is read, which may take long
         raise InputError(f"--output: {output} must end in .csv or .parquet")
 
-    from cgfedrec.run.api import load
+    from cgfedrec.run.api import load, load_beside
     from cgfedrec.run.console import console, show_recommendations, show_scoring
-    from cgfedrec.run.recommend import SHOWN, ItemsFormat, with_titles, without_any, write
+    from cgfedrec.run.recommend import SHOWN, ItemsFormat, recommend_for, with_titles, without_any, write
 
-    run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
+    err, data = console(stderr=True), None
+    if arguments.histories or arguments.have:
+        if arguments.have and (arguments.histories or arguments.user):
+            raise InputError("--have: is the history of one person; give neither --user nor --histories beside it")
+        run, others = load_beside(arguments.ckpt_path, ("format",), options, err)
+        data = run.newcomers(arguments.histories or {YOU: arguments.have}, others.format)
+    else:
+        run = load(arguments.ckpt_path, options=options, console=err)
     before = run.training.bytes_scoring
-    table = run.recommend(arguments.user, arguments.top_k)
+    if data:
+        table = recommend_for(run.loop, data, arguments.user, arguments.top_k)
+    else:
+        table = run.recommend(arguments.user, arguments.top_k)
     show_scoring(console(stderr=True), run.training.bytes_scoring - before)
     if arguments.items:
         quoted = {None: None, "true": True, "false": False}[arguments.items_quoted]
@@ -156,7 +168,7 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
         table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
         if len(table) and table["title"].null_count() == len(table):
             print(f"warning: no id in {printable(arguments.items)} is among the recommended items", file=sys.stderr)
-    if full := without_any(run.loop, table, arguments.user):
+    if full := without_any(data or run.data, table, arguments.user):
         names = ", ".join(full[:SHOWN])
         if len(full) > SHOWN:
             names += f" and {len(full) - SHOWN:,} more"
@@ -165,7 +177,7 @@ def _recommend(arguments: Arguments, options: list[str]) -> int:
         write(table, output)
         console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
     else:
-        show_recommendations(console(), table)
+        show_recommendations(console(), table, "history that could be read" if data else "model")
     return 0
 
 

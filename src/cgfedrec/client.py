@@ -45,6 +45,8 @@ class Client(LightningModule, ABC):
 
     scores_after: Literal["training", "aggregation"] = "training"
     """Whether clients score with what they had after training, or with what the server made of it since."""
+    serves_newcomers: ClassVar[bool] = False
+    """Whether a client that never takes part can score by what comes down and its own history alone."""
     reports: ClassVar[tuple[str, ...]] = ()
     """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
     users: Tensor
@@ -113,6 +115,14 @@ class Client(LightningModule, ABC):
     @abstractmethod
     def score(self) -> Tensor:
         """Each client's scores of all items, `[clients, items]`; only their order matters."""
+
+    @property
+    def popularity(self) -> Tensor:
+        """`[items]`: how popular each item is, as far as what came down tells: what a newcomer without history sees.
+
+        Only clients that serve newcomers need it.
+        """
+        raise NotImplementedError
 
     def private(self) -> dict[str, Tensor]:
         """The cohort's private state: for every parameter, `[clients, ...]`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cgfedrec.client import Client
 from cgfedrec.data.module import FederatedDataModule, Stage
+from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.data.own import Own
 from cgfedrec.errors import check, no_count, not_positive
 from cgfedrec.evaluation.ranking import Ranked, no_metric, ranked, summarise
@@ -139,6 +140,7 @@ class FederatedLoop(Evaluations):
         check(no_metric("loop.monitor", self.monitor, data), too_many)
         self.fabric, self.data, self.epochs = fabric, data, method.local_epochs
         self.wire = wire or Wire()
+        self._method = type(method).__name__
 
         method.check(data)
 
@@ -352,13 +354,47 @@ class FederatedLoop(Evaluations):
             self.bytes_scoring += nbytes + self._newly_held(users, broadcast)
         return scores
 
-    def _score(self, users: Tensor) -> tuple[Tensor, Broadcast | None, int]:
+    def score_newcomers(self, newcomers: Newcomers, users: Tensor) -> Tensor:
+        """Scores of all items, `[users, items]`, for people who never took part, each by a client at its start.
+
+        It is told what all are told, and has its own history besides. Without any it shows what is popular. All that it
+        downloads counts as ``bytes/scoring``, anew in every call.
+
+        Args:
+            newcomers: Set up, on this federation's catalogue.
+            users: `[users]`: whom of them.
+
+        Raises:
+            InputError: where clients need what they have trained, or have been sent themselves.
+        """
+        check(self.no_newcomers())
+        scores, broadcast, nbytes = self._score(users, newcomers)
+        bulletins = () if broadcast is None else broadcast.kept.values()
+        with self._counting:
+            each = self._welcome_nbytes + sum(bulletin.nbytes for bulletin in bulletins)
+            self.bytes_scoring += nbytes + len(users) * each
+        return scores
+
+    def no_newcomers(self) -> str | None:
+        """Why nobody can be served who was not in training, if that is so."""
+        with self.workers.one() as worker:
+            if worker.client.serves_newcomers:
+                return None
+        return (
+            f"method: clients of {self._method} score with what they have trained themselves, and not by a history: "
+            "nobody can be served who was not in training"
+        )
+
+    def _score(self, users: Tensor, newcomers: Newcomers | None = None) -> tuple[Tensor, Broadcast | None, int]:
         """Their scores, what came down for them, and its bytes."""
         broadcast, nbytes = None, 0
         with self.workers.one() as worker:
             client = worker.client
-            self.store.load(client, users, to_train=False)
-            client.own = Own(self.data, users, self.round + 1, self.epochs)
+            if newcomers is None:
+                self.store.load(client, users, to_train=False)
+            else:
+                client.load(users, client.start(users))
+            client.own = Own(newcomers or self.data, users, self.round + 1, self.epochs)
             if client.scores_after == "aggregation":
                 sent = self.server.broadcast(users, self.round + 1)
                 broadcast, nbytes = self.wire.down(sent, len(users))
@@ -366,6 +402,9 @@ class FederatedLoop(Evaluations):
                     client.receive(broadcast, self.round + 1)
             with torch.no_grad():
                 scores = client.score()
+                if newcomers is not None:
+                    without = client.own.history.lengths.eq(0).to(scores.device)
+                    scores = torch.where(without[:, None], client.popularity, scores)
         finite = scores.isfinite().all(1)
         if not finite.all():
             raise NotFiniteError("score", users[~finite.cpu()].tolist())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 EXACT = 2**53
 """Floats hold every whole number up to here; above it, neighbours become the same float."""
@@ -31,6 +33,19 @@ def as_ids(ids: pl.Series) -> pl.Series:
     if (numbers.cast(pl.String) == text).all() and numbers.null_count() == text.null_count():
         return numbers
     return text
+
+
+def places(ids: pl.Series, among: pl.Series) -> NDArray[np.int64]:
+    """Where each id stands among others, `[ids]`; -1 for one that is not there. Other types are compared as text.
+
+    >>> places(pl.Series(["7", "x", "9"]), pl.Series([7, 8, 9]))
+    array([ 0, -1,  2])
+    """
+    if ids.dtype != among.dtype:
+        ids, among = ids.cast(pl.String), among.cast(pl.String)
+    known = pl.DataFrame({"id": among, "place": np.arange(len(among))})
+    found = pl.DataFrame({"id": ids}).join(known, "id", "left", maintain_order="left")
+    return found["place"].fill_null(-1).to_numpy()
 
 
 def beyond_exact(numbers: pl.Series) -> str | None:

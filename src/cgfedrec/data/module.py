@@ -21,6 +21,7 @@ from cgfedrec.data.changes import Before, Changes, before_of, changes
 from cgfedrec.data.days import days_ago, is_order, per_day
 from cgfedrec.data.dropping import drop_users, pool_problems
 from cgfedrec.data.histories import Histories, History
+from cgfedrec.data.ids import places
 from cgfedrec.data.interactions import Interactions, renumbered
 from cgfedrec.data.layout import Format
 from cgfedrec.data.lists import Lists
@@ -118,7 +119,7 @@ class FederatedDataModule(LightningDataModule):
         read_in = self._read()
         if self.before:
             read_in = read_in.with_ids(self.before.user_ids, self.before.item_ids[:0])
-        name, fewest = self.path or "embedded data", self.min_interactions
+        fewest = self.min_interactions
         if self.split == "rolling":
             self.cut_times = self.rolling.times(read_in)
             self.cut = self.rolling.cut_at(self.cut_times)
@@ -126,7 +127,7 @@ class FederatedDataModule(LightningDataModule):
         if self.cut:
             # What comes after the cut is taken away before anything else looks at the data.
             read_in, fewest = self.cut.until(read_in, fewest, self._lateness), 1
-        kept, part_of_positive = drop_users(read_in, name, self._split, fewest, self.negatives, self.protocol.leaks)
+        kept, part_of_positive = self._kept(read_in, fewest)
         if self.before:
             kept = kept.with_ids(self.before.user_ids, self.before.item_ids)
         self.user_ids, self.item_ids = kept.user_ids, kept.item_ids
@@ -177,6 +178,11 @@ class FederatedDataModule(LightningDataModule):
         found = [read(path, self.format) for path in self.track([self.path], what)]
         return found[0]
 
+    def _kept(self, read_in: Interactions, fewest: int) -> tuple[Interactions, NDArray[np.int8]]:
+        """Those who take part, and what each of their positive interactions is for (`drop_users`)."""
+        name = self.path or "embedded data"
+        return drop_users(read_in, name, self._split, fewest, self.negatives, self.protocol.leaks)
+
     def _lateness(self, data: Interactions) -> list[NDArray[Any]]:
         return lateness(data, self.protocol.ties, self.seed)
 
@@ -188,12 +194,9 @@ class FederatedDataModule(LightningDataModule):
 
     def _owned_by_all(self, read_in: Interactions) -> Lists:
         """The items of the catalogue that every user of the file has, dropped users and low ratings included."""
-        # Items of dropped users alone have left the catalogue. A search finds a place for them too, one that holds
-        # another id or lies behind the last one.
-        last = len(self.item_ids) - 1
-        number = np.minimum(self.item_ids.search_sorted(read_in.item_ids).to_numpy(), last)
+        number = places(read_in.item_ids, self.item_ids)  # items of dropped users alone have left the catalogue
         users, items = read_in.users[read_in.order], read_in.items[read_in.order]
-        found = (self.item_ids[number] == read_in.item_ids).to_numpy()[items]
+        found = number[items] >= 0
         return Lists.of(users[found], number.astype(items.dtype)[items[found]], len(read_in.user_ids))
 
     @property

@@ -55,6 +55,13 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
     return data
 
 
+def of_frame(frame: pl.DataFrame, layout: Format) -> Interactions:
+    """The interactions of a table in memory. Raises `InputError` as `read`."""
+    fields = frame.rename({name: str(place) for place, name in enumerate(frame.columns)})
+    rows = pl.int_range(1, len(frame) + 1, eager=True)
+    return _read_table(Table(Path("DataFrame"), frame.columns, fields, rows, "row"), layout)
+
+
 def _places(path: Path, names: list[str], layout: Format) -> dict[str, int]:
     """The position of each column that is read, by what it is for. Raises `InputError` if one is not there."""
     wanted = {name: column for name, column in layout.wanted().items() if column is not None}

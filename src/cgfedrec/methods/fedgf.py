@@ -74,6 +74,8 @@ class FedGFClient(AddingClient):
         seed: The private one, of which nothing is drawn.
     """
 
+    serves_newcomers = True
+
     def __init__(self, method: FedGF, num_items: int, seed: int) -> None:
         super().__init__(len(method.sums()))
         self.method, self.num_items, self.seed = method, num_items, seed
@@ -146,6 +148,11 @@ class FedGFClient(AddingClient):
         linear = projected(history, torch.ones_like(weights), basis) * spectrum @ basis.T
         ideal = projected(history, weights, basis) @ basis.T * counts.sqrt()
         return linear, ideal
+
+    @property
+    def popularity(self) -> Tensor:
+        """`[items]`: how many clients have each; all alike before that has come down."""
+        return self.kept.get("counts", torch.zeros(self.num_items, device=self.device))
 
     def score(self) -> Tensor:
         if "basis" not in self.kept:  # too early: no filter has come down, and all items are alike

@@ -96,10 +96,43 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
     Raises:
         InputError: if the checkpoint cannot be read, or the data are not those that it was trained on.
     """
+    given = _of_use(configs, options)
+    return _opened(Path(ckpt_path), given, console)
+
+
+def load_beside(
+    ckpt_path: str | Path, apart: Sequence[str], options: Sequence[str] = (), console: Console | None = None
+) -> tuple[Run, FederatedDataModule]:
+    """Open a checkpoint beside data of other people, which some of the options speak of.
+
+    Args:
+        ckpt_path: As of `load`.
+        apart: The settings of ``data`` that are said of the other data alone; the checkpoint's own are as it says.
+        options: As of `load`.
+        console: As of `load`.
+
+    Returns:
+        The run, and a data module with the settings of the other data, which is not set up.
+
+    Raises:
+        InputError: as `load`.
+    """
+    given = _of_use((), options)
     path = Path(ckpt_path)
-    state = read_checkpoint(path)
+    asked = parse(given, settings_in(read_checkpoint(path)["config"], given))
+    others: FederatedDataModule = instantiate(asked).data
+    return _opened(path, given.without("data", apart), console), others
+
+
+def _of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
+    """What is said to a command that only uses a checkpoint."""
     given = said([*configs, {"logger": None}], options)
     refuse_of_fit(given, "a checkpoint that is only used")
+    return given
+
+
+def _opened(path: Path, given: Said, console: Console | None) -> Run:
+    state = read_checkpoint(path)
     settings = parse(given, settings_in(state["config"], given))
     if console:
         console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)

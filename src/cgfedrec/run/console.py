@@ -230,8 +230,14 @@ def show_scoring(console: Console, downloaded: int) -> None:
         console.print(f"{nbytes(downloaded)} more down, to score with", highlight=False)
 
 
-def show_recommendations(console: Console, table: pl.DataFrame) -> None:
-    """A table of recommendations; of many users, the first."""
+def show_recommendations(console: Console, table: pl.DataFrame, by: str = "model") -> None:
+    """A table of recommendations; of many users, the first.
+
+    Args:
+        console: Where to.
+        table: What to show.
+        by: What a user lacks who is shown what is popular.
+    """
     users = table["user"].unique(maintain_order=True)
     shown = table.filter(pl.col("user").is_in(users.head(USERS_SHOWN).implode()))
     printed = Table(
@@ -246,7 +252,7 @@ def show_recommendations(console: Console, table: pl.DataFrame) -> None:
     if len(users) > USERS_SHOWN:
         console.print(f"{len(users) - USERS_SHOWN:,} more users: --output FILE.csv writes all, --user ID chooses")
     if (shown["source"] == "popularity").any():
-        console.print("source popularity: this user has no model, and is shown what is popular among the others")
+        console.print(f"source popularity: this user has no {by}, and is shown what is popular among the others")
 
 
 def _cell(value: object) -> str:

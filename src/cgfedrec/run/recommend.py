@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,12 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.ids import as_ids
 from cgfedrec.data.layout import Column, Format
+from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.data.reading import read_table
 from cgfedrec.data.tables import Table
 from cgfedrec.errors import InputError, check, not_positive
@@ -41,22 +44,72 @@ def recommend(loop: FederatedLoop, users: Sequence[object] | None = None, top_k:
     Raises:
         InputError: for users that are not in the data.
     """
-    data, nobody = loop.data, None
-    if users is not None and not len(users):
-        nobody = "user: names nobody"
-    check(not_positive("top_k", top_k), nobody)
-    known = _numbers(data.known_ids, users)
+    data = loop.data
+    known = _asked(data, users, top_k, "the data of this checkpoint")
     client = data.client_numbers()[known]
     # Number -1 stands for a user who was dropped; it would read the last client's entry, and so must not count.
-    trained = (client >= 0) & loop.store.known.numpy()[client]
-    tables = []
-    for start in range(0, len(known), loop.cohort_size):
-        part = slice(start, start + loop.cohort_size)
+    trained = (client >= 0) & (loop.store.known.numpy()[client] | (loop.no_newcomers() is None))
+
+    def scored(part: slice) -> Tensor:
         scores = data.popularity.float().repeat(len(known[part]), 1)
         chosen = torch.from_numpy(trained[part])
         if chosen.any():
             scores[chosen] = loop.score(torch.from_numpy(client[part])[chosen]).cpu()
-        values, items = best(scores, ~data.owned(known[part]), min(top_k, data.num_items))
+        return scores
+
+    return _table(data, known, np.where(trained, "model", "popularity"), scored, loop.cohort_size, top_k)
+
+
+def recommend_for(
+    loop: FederatedLoop, newcomers: Newcomers, users: Sequence[object] | None = None, top_k: int = 10
+) -> pl.DataFrame:
+    """The best items for people who were not in training, by the histories that they give, without any of these.
+
+    Args:
+        loop: A federation whose clients can score by a history (`FederatedLoop.no_newcomers`).
+        newcomers: Set up.
+        users: Original ids; by default all newcomers.
+        top_k: As of `recommend`.
+
+    Returns:
+        The columns of `recommend`. ``source`` is ``history``, or ``popularity`` for somebody without any.
+
+    Raises:
+        InputError: for users that are none of them, and for clients that need more than a history.
+    """
+    known = _asked(newcomers, users, top_k, "the histories that are given")
+    everybody = torch.from_numpy(known)
+    lengths = newcomers.histories(everybody).lengths.numpy()
+
+    def scored(part: slice) -> Tensor:
+        return loop.score_newcomers(newcomers, everybody[part]).cpu()
+
+    source = np.where(lengths > 0, "history", "popularity")
+    return _table(newcomers, known, source, scored, loop.cohort_size, top_k)
+
+
+def _table(
+    data: FederatedDataModule,
+    known: NDArray[np.int64],
+    source: NDArray[np.str_],
+    scored: Callable[[slice], Tensor],
+    cohort_size: int,
+    top_k: int,
+) -> pl.DataFrame:
+    """A row for each recommendation.
+
+    Args:
+        data: Whose users they are, and which items there are.
+        known: `[users]`: their places in ``known_ids``.
+        source: `[users]`: what each one's list comes from.
+        scored: Gives the scores of all items for a part of them, `[users, items]`.
+        cohort_size: How many are scored at once.
+        top_k: How many items for each.
+    """
+    tables = []
+    for start in range(0, len(known), cohort_size):
+        part = slice(start, start + cohort_size)
+        values, items = best(scored(part), ~data.owned(known[part]), min(top_k, data.num_items))
         tables.append(
             pl.DataFrame(
                 {
@@ -64,23 +117,23 @@ def recommend(loop: FederatedLoop, users: Sequence[object] | None = None, top_k:
                     "rank": np.tile(np.arange(1, items.shape[1] + 1), len(items)),
                     "item": data.item_ids[items.flatten().numpy()],
                     "score": values.flatten().numpy(),
-                    "source": np.where(np.repeat(trained[part], items.shape[1]), "model", "popularity"),
+                    "source": np.repeat(source[part], items.shape[1]),
                 }
             ).filter(pl.col("score").is_finite())
         )
     return pl.concat(tables)
 
 
-def without_any(loop: FederatedLoop, table: pl.DataFrame, users: Sequence[object] | None = None) -> list[str]:
+def without_any(data: FederatedDataModule, table: pl.DataFrame, users: Sequence[object] | None = None) -> list[str]:
     """The ids of those users for whom `recommend` found nothing, since they have every item.
 
     Args:
-        loop: A federation.
+        data: Of the users who could be asked for.
         table: What `recommend` returned.
         users: What it was asked for.
     """
     if users is None:
-        users = loop.data.known_ids.to_list()
+        users = data.known_ids.to_list()
     asked = map(str, dict.fromkeys(users))
     served = set(map(str, table["user"].unique()))
     return [user for user in asked if user not in served]
@@ -148,13 +201,18 @@ def write(table: pl.DataFrame, path: Path) -> None:
         write_atomically(path, table.write_csv)
 
 
-def _numbers(known_ids: pl.Series, users: Sequence[object] | None) -> NDArray[np.int64]:
+def _asked(data: FederatedDataModule, users: Sequence[object] | None, top_k: int, where: str) -> NDArray[np.int64]:
+    """The places in ``known_ids`` of those who are asked for, `[users]`."""
+    nobody = None
+    if users is not None and not len(users):
+        nobody = "user: names nobody"
+    check(not_positive("top_k", top_k), nobody)
     if users is None:
-        return np.arange(len(known_ids))
-    numbers = {str(user): number for number, user in enumerate(known_ids)}
+        return np.arange(len(data.known_ids))
+    numbers = {str(user): number for number, user in enumerate(data.known_ids)}
     unknown = [str(user) for user in users if str(user) not in numbers]
     if unknown:
-        problems = [f"user: {user!r} is not in the data of this checkpoint" for user in unknown[:SHOWN]]
+        problems = [f"user: {user!r} is not in {where}" for user in unknown[:SHOWN]]
         if len(unknown) > SHOWN:
             problems.append(f"user: {len(unknown) - SHOWN} more are not in the data")
         raise InputError(problems)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ from lightning.fabric.loggers import Logger
 from rich.console import Console
 
 from cgfedrec.centralized.reference import Reference
-from cgfedrec.data import FederatedDataModule
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.data import FederatedDataModule, Format
+from cgfedrec.data.newcomers import Given, Newcomers
+from cgfedrec.errors import InputError, Notice, RunError, check
 from cgfedrec.evaluation.ranking import Ranked, rank_table
 from cgfedrec.files import write_atomically, write_json
 from cgfedrec.loop import FederatedLoop
@@ -28,7 +30,7 @@ from cgfedrec.run.console import quiet_console, show_data, show_unfinished, trac
 from cgfedrec.run.engine import engine
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.loggers import Forgiving, History
-from cgfedrec.run.recommend import recommend, write
+from cgfedrec.run.recommend import recommend, recommend_for, write
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.resume import Checkpoints
 from cgfedrec.run.summary import popular_ranks, summary_of, tested
@@ -284,3 +286,34 @@ class Run:
             InputError: for users that are not in the data, and for a reference.
         """
         return recommend(self.loop, users, top_k)
+
+    def recommend_for(
+        self, histories: Given, top_k: int = 10, users: Sequence[object] | None = None, format: Format | None = None
+    ) -> pl.DataFrame:
+        """The best items for people who were not in training, by what comes down to every client and their history.
+
+        What they should know of these histories, such as unknown items that are left out, is a `Notice` (a warning).
+
+        Args:
+            histories: A mapping of users to their items, the oldest first; a table with the columns ``user``, ``item``
+                and, where order is to count, ``timestamp``; or the path of a file.
+            top_k: How many items for each; fewer where the catalogue ends.
+            users: Whom of them; by default all.
+            format: How the file is laid out; by default as the data of this run.
+
+        Returns:
+            Columns as of `recommend`; ``source`` is ``history``, or ``popularity`` for somebody without any.
+
+        Raises:
+            InputError: for histories that cannot be used, and for methods whose clients need more than a history.
+        """
+        return recommend_for(self.loop, self.newcomers(histories, format), users, top_k)
+
+    def newcomers(self, given: Given, format: Format | None = None, tested: bool = False) -> Newcomers:
+        """People who were not in training, set up; arguments as of `Newcomers`. Raises `InputError` as it does."""
+        check(self.loop.no_newcomers())
+        newcomers = Newcomers(self.data, given, format, tested)
+        newcomers.setup()
+        for note in newcomers.notes():
+            warnings.warn(note, Notice, stacklevel=3)
+        return newcomers

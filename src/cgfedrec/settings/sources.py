@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +61,20 @@ class Said:
         for _, layer in self.layers:
             found |= import_paths(layer)
         return found
+
+    def without(self, group: str, settings: Sequence[str]) -> Said:
+        """The same, but for what is said of some settings of a class, such as the format of data."""
+
+        def less(layer: Layer) -> Layer:
+            spec = layer.get(group)
+            if not isinstance(spec, dict) or not isinstance(spec.get("init_args"), dict):
+                return layer
+            kept = {name: value for name, value in spec["init_args"].items() if name not in settings}
+            return layer | {group: spec | {"init_args": kept}}
+
+        variables = {name: less(layer) for name, layer in self.variables.items()}
+        configs = [(name, less(layer)) for name, layer in self.configs]
+        return replace(self, variables=variables, configs=configs, options=less(self.options))
 
     def source(self, path: Sequence[str]) -> str:
         """Who says what the settings hold at this place, in brackets; nothing for the command line itself."""

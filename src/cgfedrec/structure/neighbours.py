@@ -152,6 +152,7 @@ class NeighboursClient(SumsClient):
     """Reads neighbours by its own history. Nothing is trained."""
 
     structure: Neighbours
+    serves_newcomers = True
 
     def changed(self) -> None:
         if not self.structured:

@@ -242,13 +242,13 @@ class SumsClient(AddingClient):
     def score(self) -> Tensor:
         if self.structured:
             return self.read(self.chosen)
-        if self.known.rows is None:
-            return torch.zeros(len(self.users), self.num_items, device=self.added.device)
         return self.popularity.expand(len(self.users), -1)
 
     @property
     def popularity(self) -> Tensor:
-        """`[items]`: log(1 + n) as a share of the largest, from the first sum."""
+        """`[items]`: log(1 + n) as a share of the largest, from the first sum; all alike before that has come."""
+        if self.known.rows is None:
+            return torch.zeros(self.num_items, device=self.added.device)
         counts = self.kept["bounds"]["counts"]
         assert isinstance(counts, Counts)
         popularity = counts.values[:, 0].to(self.added.device).float().log1p()

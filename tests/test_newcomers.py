@@ -1,0 +1,216 @@
+"""People who were not in training: served, and measured, by what comes down to everybody and their own history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+import cgfedrec
+from cgfedrec.data import Format
+from cgfedrec.data.newcomers import Newcomers
+from cgfedrec.errors import InputError, Notice
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.method import Method
+from cgfedrec.methods import CGFedCo, FedGF, PFedRec
+from cgfedrec.run.run import Run
+from cgfedrec.structure.collect import SumsServer
+from cgfedrec.structure.neighbours import Neighbours
+from cgfedrec.testing import prepared, trained
+from tests.commands import cgfedrec as command
+
+TRAINED = Neighbours(reading="trained")
+SERVING: dict[str, Method] = {
+    "CGFedCo": CGFedCo(columns=8),
+    "CGFedCo, trained": CGFedCo(columns=8, structure=TRAINED),
+    "FedGF": FedGF(rank=8),
+}
+PLANTED = {"users": 40, "items": 60, "groups": 6, "interactions": 12}
+
+
+def ended(method: Method) -> FederatedLoop:
+    loop = trained(method, prepared(), 7, rounds=30)
+    assert loop.server.finished
+    return loop
+
+
+def histories_of(loop: FederatedLoop) -> dict[str, list[int]]:
+    """What each trained client has in training, the oldest first, under a name that nobody in training has."""
+    data = loop.data
+    items = data.histories(torch.arange(data.num_users)).items
+    return {f"new {user:02}": data.item_ids[row[row >= 0].flip(0).numpy()].to_list() for user, row in enumerate(items)}
+
+
+@pytest.mark.parametrize("name", ["CGFedCo", "FedGF"])
+def test_a_newcomer_scores_as_a_trained_client_with_the_same_history(name: str) -> None:
+    """To the last bit, whoever else is in the cohort."""
+    loop = ended(SERVING[name])
+    newcomers = Newcomers(loop.data, histories_of(loop))
+    newcomers.setup()
+    everybody = torch.arange(loop.data.num_users)
+    expected = loop.score(everybody)
+    assert loop.score_newcomers(newcomers, everybody).equal(expected)
+    some = torch.tensor([11, 3])
+    assert loop.score_newcomers(newcomers, some).equal(expected[some])
+
+
+def test_of_what_clients_train_a_newcomer_has_the_shared_part() -> None:
+    loop = ended(SERVING["CGFedCo, trained"])
+    newcomers = Newcomers(loop.data, histories_of(loop))
+    newcomers.setup()
+    everybody = torch.arange(loop.data.num_users)
+    assert isinstance(loop.server, SumsServer)
+    loop.server.chosen.fill_(len(TRAINED.readings) - 1)
+    loop.server._sent.pop("reading")
+    loop.server.refresh()
+    personal, shared = loop.score(everybody), loop.score_newcomers(newcomers, everybody)
+    assert not shared.equal(personal)
+    loop.store.known.fill_(False)  # as if nobody had trained
+    assert loop.score(everybody).equal(shared)
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_without_a_history_what_is_popular_is_shown(name: str) -> None:
+    loop = ended(SERVING[name])
+    newcomers = Newcomers(loop.data, {"ann": [1, 2, 3], "eve": [], "joe": ["nothing", "else"]})
+    newcomers.setup()
+    scores = loop.score_newcomers(newcomers, torch.arange(3))
+    counts = loop.data.popularity
+    assert scores[1].equal(scores[2])
+    assert not scores[0].equal(scores[1])
+    assert counts[scores[1].argsort()].diff().min() >= 0
+    assert scores[1].unique().numel() == counts.unique().numel() > 3
+
+
+@pytest.mark.parametrize("name", ["CGFedCo", "FedGF"])
+def test_what_a_newcomer_downloads_is_counted_as_scoring(name: str) -> None:
+    """All of it, for each of them: the welcome, every bulletin, and the message itself."""
+    loop = ended(SERVING[name])
+    newcomers = Newcomers(loop.data, histories_of(loop))
+    newcomers.setup()
+    before, training = loop.bytes_scoring, (loop.bytes_up, loop.bytes_down)
+    users = torch.arange(5)
+    loop.score_newcomers(newcomers, users)
+    sent = loop.server.broadcast(users, loop.round + 1)
+    assert sent is not None
+    welcome = loop.server.welcome()
+    each = loop.wire.down(sent, 1)[1] + loop.wire.down(welcome, 1)[1] + sum(one.nbytes for one in sent.kept.values())
+    assert len(sent.kept) >= 3
+    assert loop.bytes_scoring - before == 5 * each
+    assert (loop.bytes_up, loop.bytes_down) == training
+
+
+def test_methods_whose_clients_need_training_refuse_by_name() -> None:
+    loop = trained(PFedRec(dim=4), prepared(), 30, rounds=1)
+    newcomers = Newcomers(loop.data, {"ann": [1]})
+    newcomers.setup()
+    with pytest.raises(InputError, match="clients of PFedRec score with what they have trained themselves"):
+        loop.score_newcomers(newcomers, torch.tensor([0]))
+
+
+# The same in Python and on the command line
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("newcomers")
+    settings = {"data": {"synthetic": PLANTED}, "method": {"class_path": "CGFedCo", "columns": 8}, "logger": None}
+    return cgfedrec.fit(settings, {"run_dir": str(folder / "run")})
+
+
+@pytest.fixture
+def checkpoint(run: Run) -> str:
+    return str(run.checkpoints / "best.ckpt")
+
+
+def table_of(path: str) -> list[tuple[object, ...]]:
+    return pl.read_csv(path).sort("user", "rank").rows()
+
+
+def test_lists_tables_and_files_give_the_same(run: Run, checkpoint: str) -> None:
+    lists = {"ann": [5, 9, 40], "bob": [1, 2]}
+    expected = run.recommend_for(lists, top_k=4)
+    assert expected.columns == ["user", "rank", "item", "score", "source"]
+    assert expected["source"].unique().to_list() == ["history"]
+    assert expected["user"].to_list() == ["ann"] * 4 + ["bob"] * 4
+    for user, items in lists.items():
+        assert not set(expected.filter(user=user)["item"]) & set(items)
+    # The newest stands first, and its time is the latest one.
+    rows = [("bob", 2, 8), ("ann", 40, 7), ("ann", 9, 5), ("bob", 1, 3), ("ann", 5, 2)]
+    frame = pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row")
+    assert run.recommend_for(frame, top_k=4).equals(expected)
+    frame.rename({"user": "who"}).write_csv("new.csv")
+    assert run.recommend_for("new.csv", 4, format=Format(user_column="who")).equals(expected)
+    assert run.recommend_for(lists, 4, users=["bob"]).equals(expected.filter(user="bob"))
+    # Order counts: backwards they are others.
+    backwards = run.recommend_for({user: items[::-1] for user, items in lists.items()}, top_k=4)
+    assert isinstance(run.server, SumsServer)
+    chosen = run.server.structure.readings[int(run.server.chosen)]
+    assert backwards.equals(expected) == chosen.startswith("rho 0,")
+    again = ("recommend", "--ckpt_path", checkpoint, "--top_k", 4, "--output", "out.csv")
+    done = command(*again, "--histories", "new.csv", "--data.format.user_column", "who")
+    assert done.returncode == 0, done.stderr
+    expected.write_csv("expected.csv")
+    assert table_of("out.csv") == table_of("expected.csv")
+    done = command(*again, "--have", 5, 9, 40)
+    assert done.returncode == 0, done.stderr
+    assert [row[2] for row in table_of("out.csv")] == expected.filter(user="ann")["item"].to_list()
+    assert {row[0] for row in table_of("out.csv")} == {"you"}
+    done = command(*again, "--histories", "new.csv", "--data.format.user_column", "who", "--user", "bob")
+    assert {row[0] for row in table_of("out.csv")} == {"bob"}
+
+
+def test_what_is_unknown_is_named_and_who_was_in_training_is_too(run: Run, checkpoint: str) -> None:
+    with pytest.warns(Notice) as told:
+        table = run.recommend_for({"ann": [5, "x", "y"], "7": [9], "eve": []}, top_k=2)
+    texts = [str(one.message) for one in told]
+    assert texts == [
+        "2 interactions are left out: 2 items are not in the data of this checkpoint: x, y",
+        "1 user was in training too, and here is served by the history that is given, as anybody else: 7",
+    ]
+    assert dict(table.select("user", "source").iter_rows()) == {"ann": "history", "7": "history", "eve": "popularity"}
+    with pytest.warns(Notice):
+        same = run.recommend_for({"ann": [5], "zoe": [9, 9, "nothing"]}, top_k=2)
+    assert same.filter(user="ann")["item"].equals(table.filter(user="ann")["item"])
+    assert same.filter(user="zoe")["item"].equals(table.filter(user="7")["item"])
+    done = command("recommend", "--ckpt_path", checkpoint, "--have", "-a", "-b")
+    assert done.returncode == 0, done.stderr
+    assert "warning: 2 interactions are left out: 2 items are not in the data of this checkpoint: -a, -b" in done.stderr
+    assert "source popularity: this user has no history that could be read" in done.stdout
+    assert "more down, to score with" in done.stderr
+
+
+def test_ratings_below_the_threshold_are_no_history_and_are_not_recommended(run: Run) -> None:
+    best = run.recommend_for({"ann": [5, 9]}, top_k=3)
+    rows = [("ann", 5, 5, 1), ("ann", 9, 5, 2), ("ann", int(best["item"][0]), 1, 3), ("eve", 9, 1, 3)]
+    pl.DataFrame(rows, ["user", "item", "rating", "timestamp"], orient="row").write_csv("rated.csv")
+    layout = Format(rating_column="rating", threshold=3)
+    found = run.recommend_for("rated.csv", top_k=3, format=layout)
+    assert found.filter(user="ann")["item"].to_list()[:2] == best["item"].to_list()[1:]
+    assert set(found.filter(user="eve")["source"]) == {"popularity"}
+    assert 9 not in found.filter(user="eve")["item"]
+
+
+def test_bad_histories_are_refused(run: Run, checkpoint: str) -> None:
+    with pytest.raises(InputError, match="histories: name nobody"):
+        run.recommend_for({})
+    with pytest.raises(InputError, match="'zoe' is not in the histories that are given"):
+        run.recommend_for({"ann": [1]}, users=["zoe"])
+    with pytest.raises(InputError, match="no column 'user'"):
+        run.recommend_for(pl.DataFrame({"who": [1], "item": [2]}))
+    with pytest.raises(InputError, match="top_k"):
+        run.recommend_for({"ann": [1]}, top_k=0)
+    for wrong, message in (
+        (["--have", 5, "--user", 7], "--have: is the history of one person"),
+        (["--histories", "nowhere.csv"], "nowhere.csv: no such file"),
+    ):
+        done = command("recommend", "--ckpt_path", checkpoint, *wrong)
+        assert done.returncode == 2
+        assert message in done.stderr
+    settings = {"data": {"synthetic": PLANTED}, "method": "Local", "loop": {"rounds": 1}, "logger": None}
+    local = cgfedrec.fit(settings, {"run_dir": "local"})
+    with pytest.raises(InputError, match="clients of Local score with what they have trained"):
+        local.recommend_for({"ann": [1]})
+    assert Path("local").exists()
