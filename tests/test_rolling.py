@@ -209,38 +209,45 @@ def test_earlier_cuts_choose_among_alternatives_readings_and_rounds() -> None:
 
 def test_rounds_are_those_that_earlier_cuts_chose(tmp_path: Path) -> None:
     run = rolled(tmp_path / "run", method="FedMF", **{"loop.rounds": 4})
-    rounds = int(str(run.summary["chosen"]).split()[0])
-    curve = pl.read_csv(tmp_path / "run" / "choosing" / "01-0" / "metrics.csv")["val/ndcg@10"].to_list()
-    assert rounds == 1 + max(range(4), key=curve.__getitem__)
-    assert pl.read_csv(tmp_path / "run" / "metrics.csv")["rounds"].unique().to_list() == [rounds]
+    rows = pl.read_csv(tmp_path / "run" / "metrics.csv")
+    total = np.zeros(4)
+    for cut in (1, 2, 3):
+        folder = tmp_path / "run" / "choosing" / f"{cut:02}-0"
+        total += (
+            pl.read_csv(folder / "metrics.csv")["val/ndcg@10"].to_numpy() * read_json(folder / "summary.json")["cases"]
+        )
+        rounds = 1 + int(total.argmax())
+        assert run.summary["chosen"][str(cut + 1)] == f"{rounds} rounds"
+        assert rows["rounds"].to_list()[cut - 1] == rounds
 
 
 def test_a_reading_that_was_chosen_is_that_of_the_reported_cuts(tmp_path: Path) -> None:
     rolled(tmp_path / "run")
-    config = yaml.safe_load((tmp_path / "run" / "cuts" / "03" / "config.yaml").read_text())["method"]["init_args"]
-    found = sorted((tmp_path / "run" / "choosing").glob("*/metrics.csv"))
+    config = yaml.safe_load((tmp_path / "run" / "cuts" / "02" / "config.yaml").read_text())["method"]["init_args"]
+    found = sorted((tmp_path / "run" / "choosing").glob("01-*/metrics.csv"))
     assert len(found) == 6
     rows = pl.concat([pl.read_csv(path) for path in found], how="diagonal_relaxed")
     readings = rows.select(pl.col("^readings/.*$").max())
     best = max(readings.columns, key=lambda name: readings[name][0])
     assert config["read_by"] == best.removeprefix("readings/")
     assert config["half_life"] in (None, 365.0, 90.0, 30.0, 7.0, 2.0)
-    ended = pl.read_csv(tmp_path / "run" / "cuts" / "03" / "metrics.csv")
+    ended = pl.read_csv(tmp_path / "run" / "cuts" / "02" / "metrics.csv")
     assert not [name for name in ended.columns if name.startswith("readings/")]  # nobody chooses there
 
 
 def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
-    whole = rolled(tmp_path / "whole", method="EASE")
+    method = {"method": "EASE", "method.half_life": "chosen"}
+    whole = rolled(tmp_path / "whole", **method)
     for name in ("choosing/01-0", "cuts/02"):
         (tmp_path / "half" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "whole" / name).rename(tmp_path / "half" / name)
     (tmp_path / "half" / "config.yaml").write_text((tmp_path / "whole" / "config.yaml").read_text())
     before = (tmp_path / "half" / "cuts" / "02" / "summary.json").stat().st_mtime_ns
-    again = rolled(tmp_path / "half", method="EASE")
+    again = rolled(tmp_path / "half", **method)
     assert (tmp_path / "half" / "cuts" / "02" / "summary.json").stat().st_mtime_ns == before
     assert again.summary["test/ndcg@10"] == whole.summary["test/ndcg@10"]
     with pytest.raises(InputError, match="already holds a run"):
-        rolled(tmp_path / "half", method="EASE")
+        rolled(tmp_path / "half", **method)
     (tmp_path / "half" / "summary.json").unlink()
     with pytest.raises(InputError, match="other settings"):
         rolled(tmp_path / "half", method="Popularity")
@@ -251,8 +258,8 @@ def test_the_command_line_shows_cases_and_what_was_chosen(tmp_path: Path) -> Non
     config.write_text(yaml.safe_dump({**BASE, "method": "CGFedCo"}))
     ended = command("fit", "--config", config, "--run_dir", tmp_path / "run")
     assert ended.returncode == 0
-    assert "CGFedCo at 4 cuts: 1 choose settings (6 alternatives), 3 are reported" in ended.stdout
-    assert "the 1 before chose: half_life" in ended.stdout
+    assert "CGFedCo at 4 cuts, of which 3 are reported with the settings that did best at all" in ended.stdout
+    assert "by earlier cuts: half_life" in ended.stdout
     last = tmp_path / "run" / "cuts" / "02" / "checkpoints" / "last.ckpt"
     refused = command("fit", "--ckpt_path", last, "--data.rolling.cut", "null")
     assert refused.returncode == 2

@@ -29,7 +29,9 @@ class Rolling:
         first: The share of all interactions that comes before the first cut.
         last: The same of the last one.
         at: The cuts as times, in what the file counts, in place of shares.
-        choosing: So many of the first cuts only choose settings, and are not reported; by default a third of all.
+        choosing: So many of the first cuts only choose settings, and are not reported; by default a third of all. What
+            is reported at a later cut has the settings that did best at all cuts before it. With 0 settings are as they
+            are given, and all cuts are reported.
         least: Interactions that users need before a cut to be asked for their next one.
         cut: One of the cuts, counted from 1, to be trained for alone; by default all, one after another.
     """

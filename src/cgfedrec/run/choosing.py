@@ -29,7 +29,7 @@ class Choice:
     value: float = 0.0
     method: Mapping[str, Any] = field(default_factory=dict)
     rounds: int | None = None
-    named: str = "the settings as they are"
+    named: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _best(method: Recommender, monitor: str, overrides: Mapping[str, Any], judge
         rounds = int(round)
         words.append(f"{rounds} rounds")
     words += [f"{name} {_word(value)}" for name, value in settled.items()]
-    return Choice(by_round[round], {**overrides, **settled}, rounds, ", ".join(words) or "the settings as they are")
+    return Choice(by_round[round], {**overrides, **settled}, rounds, ", ".join(words))
 
 
 def _rounds(judged: Judged, monitor: str) -> dict[float, tuple[float, float]]:

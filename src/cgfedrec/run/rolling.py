@@ -1,4 +1,4 @@
-"""A rolling evaluation: a training for each cut in time; the first ones only choose settings."""
+"""A rolling evaluation: at each cut in time a training, with the settings that did best at all earlier cuts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from cgfedrec.centralized import Popularity
+from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError
 from cgfedrec.evaluation.metrics import each_users
@@ -78,43 +79,58 @@ class Cuts:
         return self.history[-1]
 
     def fit(self) -> None:
-        """Train at the cuts that choose, then at those that are reported.
+        """Train at every cut: with all that is to choose among, for later cuts; then with what earlier ones chose.
 
         Raises:
             RunError: if a training fails; what was finished stays.
         """
-        run = self.run
-        choosing, alternatives = run.data.rolling.num_choosing, run.alternatives
-        trainings = choosing * len(alternatives) + self.rounds - choosing
+        run, first = self.run, self.run.data.rolling.num_choosing
+        alternatives = run.alternatives
+        judging = 0
+        if first and self._has_choice():
+            judging = self.rounds - 1  # the last cut chooses for none
+        judged: list[list[Judged]] = [[] for _ in alternatives]
         with progress_bars(run.console, "what") as progress:
-            task = progress.add_task("trainings", total=trainings, what="")
+            task = progress.add_task("trainings", total=judging * len(alternatives) + self.rounds - first, what="")
 
-            def trained(cut: int, folder: str, method: Mapping[str, Any], rounds: int | None = None) -> dict[str, Any]:
+            def trained(cut: int, folder: str, settings: Namespace) -> dict[str, Any]:
                 progress.update(task, what=f"cut {cut}")
-                summary = self._trained(run.directory / folder, self._settings(cut, method, rounds))
+                summary = self._trained(run.directory / folder, settings)
                 progress.advance(task)
                 return summary
 
-            judged: list[list[Judged]] = [[] for _ in alternatives]
-            for cut in range(1, choosing + 1):
+            for cut in range(1, self.rounds + 1):
+                if cut > first:
+                    if judging:
+                        self.choice = choose(run.method, self.monitor, list(zip(alternatives, judged, strict=True)))
+                    summary = trained(cut, f"{CUTS}/{cut:02}", self._settings(cut))
+                    if self.interrupted:
+                        return
+                    self._report(cut, summary)
+                if cut > judging:
+                    continue
                 for number, overrides in enumerate(alternatives):
                     folder = f"{CHOOSING}/{cut:02}-{number}"
-                    summary = trained(cut, folder, overrides)
+                    summary = trained(cut, folder, self._settings(cut, overrides))
                     if self.interrupted:
                         return
                     judged[number].append(Judged(summary["cases"], _rows(run.directory / folder / METRICS)))
-            if choosing:
-                self.choice = choose(run.method, self.monitor, list(zip(alternatives, judged, strict=True)))
-                run.say(f"chosen at the first {choosing} cuts: {self.choice.named}")
-            for cut in range(choosing + 1, self.rounds + 1):
-                summary = trained(cut, f"{CUTS}/{cut:02}", self.choice.method, self.choice.rounds)
-                if self.interrupted:
-                    return
-                self._report(cut, summary)
 
-    def _settings(self, cut: int, method: Mapping[str, Any], rounds: int | None) -> Namespace:
-        """The settings of the training at a cut, with these of the method in place of its own."""
-        over: dict[str, Any] = {"data": {"init_args": {"rolling": {"cut": cut}}}, "logger": None}
+    def _has_choice(self) -> bool:
+        """Whether there is anything to choose: alternatives, readings, rounds, or what a reference finds by itself."""
+        method = self.run.method
+        if not isinstance(method, Reference):
+            return True
+        settles = type(method).settled is not Reference.settled
+        return len(self.run.alternatives) > 1 or len(method.readings) > 1 or settles
+
+    def _settings(self, cut: int, judged: Mapping[str, Any] | None = None) -> Namespace:
+        """The settings of the training at a cut: with those that were chosen, or with others that are to be judged."""
+        rolling: dict[str, Any] = {"cut": cut}
+        method, rounds = self.choice.method, self.choice.rounds
+        if judged is not None:
+            rolling["choosing"], method, rounds = cut, judged, None
+        over: dict[str, Any] = {"data": {"init_args": {"rolling": rolling}}, "logger": None}
         if method:
             over["method"] = {"init_args": dict(method)}
         if rounds is not None:
@@ -142,7 +158,7 @@ class Cuts:
     def _report(self, cut: int, summary: dict[str, Any]) -> None:
         """Keep what was found at a cut, and say it."""
         self.round = cut
-        self.summaries.append(summary | {"cut": cut})
+        self.summaries.append(summary | {"cut": cut, "chosen": self.choice.named})
         row: Row = {"round": cut, "time": float(self.run.data.cut_times[cut - 1])}
         row |= {name: summary[name] for name in ("users", "items", "cases", "rounds")}
         row |= {name: value for name, value in summary.items() if name.startswith(MEASURED)}
@@ -153,7 +169,10 @@ class Cuts:
         if summary["cases"]:
             mine, popular = (summary[f"{name}test/{metric}"] for name in ("", "popularity/"))
             told = f"{summary['cases']:,} cases, test/{metric} {mine:.4f} (popularity {popular:.4f})"
-        self.run.say(f"cut {cut} of {self.rounds}: {summary['users']:,} users, {told}, {summary['seconds']:.1f} s")
+        text = f"cut {cut} of {self.rounds}: {summary['users']:,} users, {told}, {summary['seconds']:.1f} s"
+        if self.choice.named:
+            text += f"; by earlier cuts: {self.choice.named}"
+        self.run.say(text)
 
     def score(self, users: Tensor) -> Tensor:
         """Scores, `[users, items]`, that are not to be had: there is a model for each cut, in a folder of its own."""
@@ -206,13 +225,15 @@ class RollingRun(Run):
 
     def _intent(self) -> str:
         rolling, alternatives = self.data.rolling, len(self.alternatives)
-        choosing = f"{rolling.num_choosing} choose settings"
-        if rolling.num_choosing and alternatives > 1:
-            choosing += f" ({alternatives} alternatives)"
-        return (
-            f"{type(self.method).__name__} at {rolling.number} cuts: {choosing}, "
-            f"{rolling.number - rolling.num_choosing} are reported; in {self.directory}"
+        told = (
+            f"{type(self.method).__name__} at {rolling.number} cuts, of which {rolling.number - rolling.num_choosing}"
         )
+        told += " are reported"
+        if rolling.num_choosing:
+            told += " with the settings that did best at all earlier ones"
+            if alternatives > 1:
+                told += f" ({alternatives} alternatives)"
+        return f"{told}; in {self.directory}"
 
     def _finish(self, started: float) -> None:
         """Put the cases of all reported cuts together, and write what was found."""
@@ -231,14 +252,13 @@ class RollingRun(Run):
                     each_users(metric, cases[name].to_torch()[:, None]).numpy() for name in ("rank", "popularity")
                 )
                 found |= by_how_much(mine, theirs, metric)
-        choice = self._cuts.choice
         self.summary = {
             **stated(self.header.run, self.header.method, self.data, self.directory),
             **found,
             "cases": sum(one["cases"] for one in told),
             "cuts": self.data.rolling.number,
             "choosing": self.data.rolling.num_choosing,
-            "chosen": choice.named,
+            "chosen": {str(one["cut"]): one["chosen"] for one in told},
             "seconds": time.perf_counter() - started,
         }
         write_json(self.directory / SUMMARY, self.summary)
