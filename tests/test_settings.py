@@ -202,7 +202,7 @@ def test_null_is_taken_where_the_type_allows_it(option: str, value: None) -> Non
         ("method.labels", "clustered, permuted or frozen"),
         ("method.kmeans", "minibatch or full"),
         ("method.head", "shared or private"),
-        ("data.split", "leave_one_out, random, temporal or none"),
+        ("data.split", "leave_one_out, random, temporal, rolling or none"),
         ("data.batch_size", "a whole number"),
         ("data.negatives", "a whole number"),
         ("method.lr_eta", "a number"),

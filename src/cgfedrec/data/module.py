@@ -21,10 +21,10 @@ from cgfedrec.data.changes import Before, Changes, before_of, changes
 from cgfedrec.data.days import days_ago, is_order, per_day
 from cgfedrec.data.dropping import drop_users, pool_problems
 from cgfedrec.data.histories import Histories, History
-from cgfedrec.data.ids import places
 from cgfedrec.data.interactions import Interactions, renumbered
 from cgfedrec.data.layout import Format
 from cgfedrec.data.lists import Lists
+from cgfedrec.data.people import People
 from cgfedrec.data.ratings import read
 from cgfedrec.data.rolling import Cut, Rolling
 from cgfedrec.data.split import Part, SplitName, assign, lateness
@@ -48,6 +48,7 @@ class FederatedDataModule(LightningDataModule):
         days: `[training interactions]`: how many days before the cut, or before the latest one, each was, users in
             order and items in order within a user; ``None`` where times tell no days.
         now: The time that they are counted from, in days.
+        people: Everybody of the file, those included who were dropped.
         changes: What is different from the run that goes on with these data, if one does.
 
     Args:
@@ -133,8 +134,7 @@ class FederatedDataModule(LightningDataModule):
         self.user_ids, self.item_ids = kept.user_ids, kept.item_ids
         self.num_users, self.num_items = len(kept.user_ids), len(kept.item_ids)
         self.report = kept.report
-        self.known_ids = read_in.user_ids
-        self._owned = self._owned_by_all(read_in)
+        self.people = People.of(read_in, self.user_ids, self.item_ids)
         # From here on all are in ascending order of users, and of items within a user: `Lists` need that.
         users, items, positive = kept.users[kept.order], kept.items[kept.order], kept.positive[kept.order]
         part = np.full(len(kept.users), len(Part), np.int8)  # items below the rating threshold are of no part
@@ -192,13 +192,6 @@ class FederatedDataModule(LightningDataModule):
             return self.cut.parts(positive) if self.cut else np.zeros(len(positive.users), np.int8)
         return assign(data.only_positive(), self.split, self.protocol.ties, self.temporal_fractions, self.seed)
 
-    def _owned_by_all(self, read_in: Interactions) -> Lists:
-        """The items of the catalogue that every user of the file has, dropped users and low ratings included."""
-        number = places(read_in.item_ids, self.item_ids)  # items of dropped users alone have left the catalogue
-        users, items = read_in.users[read_in.order], read_in.items[read_in.order]
-        found = number[items] >= 0
-        return Lists.of(users[found], number.astype(items.dtype)[items[found]], len(read_in.user_ids))
-
     @property
     def popularity(self) -> Tensor:
         """`[items]`: the share of users who have each item in training."""
@@ -248,20 +241,6 @@ class FederatedDataModule(LightningDataModule):
         for ids in (self.user_ids, self.item_ids):
             digest.update("\n".join(map(str, ids)).encode())
         return digest.hexdigest()
-
-    def client_numbers(self) -> NDArray[np.int64]:
-        """The client of every user in ``known_ids``, `[known]`; -1 for those who were dropped."""
-        numbers = np.full(len(self.known_ids), -1)
-        numbers[self.known_ids.search_sorted(self.user_ids).to_numpy()] = np.arange(self.num_users)
-        return numbers
-
-    def owned(self, known: NDArray[np.int64]) -> Tensor:
-        """Every item that some users have, whatever it was held out for, `[users, items]`, bool.
-
-        Args:
-            known: `[users]`: their places in ``known_ids``, which dropped users have too.
-        """
-        return torch.from_numpy(self._owned.mask(known, self.num_items))
 
     def cohorts(self, participants: Tensor, cohort_size: int) -> Iterator[Tensor]:
         """Share out participants, `[participants]`, into cohorts of at most ``cohort_size``, `[clients]` each.

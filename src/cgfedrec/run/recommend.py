@@ -46,7 +46,7 @@ def recommend(loop: FederatedLoop, users: Sequence[object] | None = None, top_k:
     """
     data = loop.data
     known = _asked(data, users, top_k, "the data of this checkpoint")
-    client = data.client_numbers()[known]
+    client = data.people.clients[known]
     # Number -1 stands for a user who was dropped; it would read the last client's entry, and so must not count.
     trained = (client >= 0) & (loop.store.known.numpy()[client] | (loop.no_newcomers() is None))
 
@@ -100,7 +100,7 @@ def _table(
 
     Args:
         data: Whose users they are, and which items there are.
-        known: `[users]`: their places in ``known_ids``.
+        known: `[users]`: their places in ``data.people``.
         source: `[users]`: what each one's list comes from.
         scored: Gives the scores of all items for a part of them, `[users, items]`.
         cohort_size: How many are scored at once.
@@ -109,11 +109,11 @@ def _table(
     tables = []
     for start in range(0, len(known), cohort_size):
         part = slice(start, start + cohort_size)
-        values, items = best(scored(part), ~data.owned(known[part]), min(top_k, data.num_items))
+        values, items = best(scored(part), ~data.people.owned(known[part]), min(top_k, data.num_items))
         tables.append(
             pl.DataFrame(
                 {
-                    "user": data.known_ids[np.repeat(known[part], items.shape[1])],
+                    "user": data.people.ids[np.repeat(known[part], items.shape[1])],
                     "rank": np.tile(np.arange(1, items.shape[1] + 1), len(items)),
                     "item": data.item_ids[items.flatten().numpy()],
                     "score": values.flatten().numpy(),
@@ -133,7 +133,7 @@ def without_any(data: FederatedDataModule, table: pl.DataFrame, users: Sequence[
         users: What it was asked for.
     """
     if users is None:
-        users = data.known_ids.to_list()
+        users = data.people.ids.to_list()
     asked = map(str, dict.fromkeys(users))
     served = set(map(str, table["user"].unique()))
     return [user for user in asked if user not in served]
@@ -202,14 +202,14 @@ def write(table: pl.DataFrame, path: Path) -> None:
 
 
 def _asked(data: FederatedDataModule, users: Sequence[object] | None, top_k: int, where: str) -> NDArray[np.int64]:
-    """The places in ``known_ids`` of those who are asked for, `[users]`."""
+    """The places in ``data.people`` of those who are asked for, `[users]`."""
     nobody = None
     if users is not None and not len(users):
         nobody = "user: names nobody"
     check(not_positive("top_k", top_k), nobody)
     if users is None:
-        return np.arange(len(data.known_ids))
-    numbers = {str(user): number for number, user in enumerate(data.known_ids)}
+        return np.arange(len(data.people.ids))
+    numbers = {str(user): number for number, user in enumerate(data.people.ids)}
     unknown = [str(user) for user in users if str(user) not in numbers]
     if unknown:
         problems = [f"user: {user!r} is not in {where}" for user in unknown[:SHOWN]]

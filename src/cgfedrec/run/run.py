@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from cgfedrec.run.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.run.checkpoint import BEST, LAST, Header, State
 from cgfedrec.run.console import quiet_console, show_data, show_unfinished, tracker
 from cgfedrec.run.engine import engine
+from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.loggers import Forgiving, History
 from cgfedrec.run.recommend import recommend, recommend_for, write
@@ -39,7 +39,6 @@ from cgfedrec.run.update import BEFORE, HISTORIES, Update, before_beside, keep, 
 from cgfedrec.server import Server
 from cgfedrec.settings.parser import dump, instantiate
 from cgfedrec.simulation.store import ClientStore
-from cgfedrec.wire.messages import NotFiniteError
 
 
 class Run:
@@ -195,7 +194,7 @@ class Run:
         status = "failed"
         started = time.perf_counter() - self.training.seconds  # as if earlier parts had run just before
         try:
-            with self._explained():
+            with explained(self.training, self.data, self.checkpoints):
                 self.training.fit()
                 if not self.interrupted:
                     self._finish(started)
@@ -209,28 +208,6 @@ class Run:
             loop = self.training
             return f"{name}, {loop.rounds} rounds, in {self.directory}\n{loop.capacity}"
         return f"{name}, a reference that sees everyone's data, in {self.directory}"
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Say of what ends training in which round it was, and what may help."""
-        try:
-            yield
-        except NotFiniteError as error:
-            clients = ", ".join(str(self.data.user_ids[client]) for client in error.clients[:5])
-            if len(error.clients) > 5:
-                clients += " and others"
-            told = (
-                f"round {self.training.round}, client {clients}: the {error.what} is not finite; a lower learning rate "
-                "or alignment may help. "
-            )
-            if self.checkpoints.exists():
-                told += f"The last good checkpoint is in {self.checkpoints}"
-            raise RunError(told) from error
-        except MemoryError as error:
-            raise RunError(
-                f"round {self.training.round}: no memory is left; smaller method.dim, data.batch_size, "
-                "loop.cohort_size or method.local_epochs need less"
-            ) from error
 
     def _finish(self, started: float) -> None:
         """Go to the best round, test it, and write what was found."""
