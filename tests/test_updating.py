@@ -28,7 +28,7 @@ GIVEN: dict[str, Any] = {
 
 def drawn(users: int = 90) -> pl.DataFrame:
     """Interactions in the order of time, with ids as text so that new ones fall between old ones."""
-    data = Synthetic(users=users, items=140, groups=5, interactions=14).draw(0)
+    data = Synthetic(users=users, items=300, groups=5, interactions=14).draw(0)
     assert data.times is not None
     columns = {"user": data.user_ids[data.users], "item": data.item_ids[data.items], "timestamp": data.times}
     table = pl.DataFrame(columns).sort("timestamp")
@@ -73,7 +73,7 @@ def pieces(table: pl.DataFrame, number: int) -> list[pl.DataFrame]:
 
 @pytest.mark.parametrize("half_life", [None, 20.0])
 def test_a_stream_in_ten_pieces_ends_with_the_sums_of_all(tmp_path: Path, half_life: float | None) -> None:
-    run, numbers = None, []
+    run, numbers, catalogues = None, list[int](), set[int]()
     for place, table in enumerate(pieces(drawn(), 10)):
         settings = {"method.half_life": half_life, "method.structure.recents": [5.0]}
         if run is not None:
@@ -81,6 +81,7 @@ def test_a_stream_in_ten_pieces_ends_with_the_sums_of_all(tmp_path: Path, half_l
         run = fitted(table, tmp_path / str(place), run, **settings)
         server, direct = server_of(run), recounted(run)
         numbers.append(len(server.known.the_rows))
+        catalogues.add(run.data.num_items)
         first = direct.pop("bounds")
         assert server.counts[:, 0].equal(first[:, 0])
         assert (server.counts[:, 1] >= first[:, 1]).all()  # a bound
@@ -93,6 +94,7 @@ def test_a_stream_in_ten_pieces_ends_with_the_sums_of_all(tmp_path: Path, half_l
             most = 0 if half_life is None else 0.02 * expected.abs().max() + 5
             assert difference.max() <= most, (place, name)
     assert numbers[-1] > numbers[0]  # new items have got rows
+    assert len(catalogues) > 3  # and the catalogue has grown, with new items between old ones
     assert run is not None
     assert run.data.changes is not None
     assert run.data.changes.counts["users gone"] == 1
@@ -166,6 +168,9 @@ def test_it_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     first = fitted(table, tmp_path / "first", **{"method.structure": labels})
     with pytest.raises(InputError, match="LabelSets, which cannot be brought up to date"):
         fitted(table[:-30], tmp_path / "second", first)
+    late = fitted(table, tmp_path / "late", **{"method.share": 0.5, "loop.participation": 0.5})
+    with pytest.raises(InputError, match="came late"):
+        fitted(table[:-30], tmp_path / "after", late)
     other = fitted(table, tmp_path / "other", method="FedMF", **{"loop.rounds": 1})
     with pytest.raises(InputError, match="what its clients had is kept"):
         fitted(table[:-30], tmp_path / "tables", other)

@@ -125,8 +125,6 @@ class CountingServer(SumsInTurn):
         first = self.tallies[0]
         counts = torch.zeros(self.num_items, state["counts"].shape[1], dtype=torch.int64)
         counts[moved] = state["counts"]
-        if state["late_counts"].numel():
-            counts[moved] += state["late_counts"]
         keys, before = moved.new_empty(self.num_items), len(moved)
         # A new item's number is beyond all of before.
         beyond = int(state["keys"].max()) + 1 if state["keys"].numel() else before
@@ -149,6 +147,8 @@ class CountingServer(SumsInTurn):
         sums = len(self.tallies) if state["past_counts"].numel() else len(self.sums)
         if int(state["at"]) != sums:
             yield "update_from: its sums were not counted to the end"
+        if state["late_counts"].numel():
+            yield "update_from: some of its clients came late (method.share): not all of theirs was added; start again"
         if self.structure.train_rounds:
             kind = type(self.structure).__name__
             yield f"update_from: clients train {kind}, which cannot be brought up to date; start again"
