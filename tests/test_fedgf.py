@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
+import cgfedrec
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError, RunError
@@ -245,3 +247,12 @@ class TestFedGF(Conformance):
             sent = client.upload().values[PRODUCT].double()
         basis, rows = server_of(loop).basis.double(), weighted(data, 3)[users]
         torch.testing.assert_close(sent, torch.einsum("ci,cj,jr->cir", rows, rows, basis), atol=1e-6, rtol=1e-5)
+
+
+def test_its_checkpoint_can_be_read(tmp_path: Path) -> None:
+    """More items than columns: the library's basis then lies in memory column by column."""
+    synthetic = {"users": 80, "items": 300, "groups": 6, "interactions": 12}
+    run = cgfedrec.fit(
+        {"method": "FedGF", "data.synthetic": synthetic, "logger": None, "run_dir": str(tmp_path / "run")}
+    )
+    assert len(cgfedrec.load(run.checkpoints / "last.ckpt").recommend(top_k=1)) == 80

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import cgfedrec
@@ -171,12 +172,31 @@ def test_it_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     late = fitted(table, tmp_path / "late", **{"method.share": 0.5, "loop.participation": 0.5})
     with pytest.raises(InputError, match="came late"):
         fitted(table[:-30], tmp_path / "after", late)
-    other = fitted(table, tmp_path / "other", method="FedMF", **{"loop.rounds": 1})
+    other = fitted(table, tmp_path / "other", method="FedGF")
     with pytest.raises(InputError, match="what its clients had is kept"):
-        fitted(table[:-30], tmp_path / "tables", other)
+        fitted(table[:-30], tmp_path / "filters", other)
     settled = fitted(table, tmp_path / "settled")
     with pytest.raises(InputError, match="penalty"):
         fitted(table[:-30], tmp_path / "changed", settled, **{"method.penalty": 7.0})
+
+
+def test_tables_are_a_warm_start_that_says_so(tmp_path: Path) -> None:
+    table = drawn()
+    first = fitted(table[:-200], tmp_path / "first", method="FedMF", **{"loop.rounds": 4})
+    with pytest.raises(InputError, match="not be changed"):
+        fitted(table, tmp_path / "wider", first, method="FedMF", **{"method.dim": 8})
+    console = Console(record=True, width=200)
+    given = {"data.path": str(tmp_path / "first" / "data.csv"), "update_from": str(first.checkpoints / "last.ckpt")}
+    table.write_csv(tmp_path / "first" / "data.csv")
+    second = cgfedrec.fit({**given, "run_dir": str(tmp_path / "second"), "loop.rounds": 1}, console=console)
+    assert "a warm start" in console.export_text()
+    assert second.data.num_items > first.data.num_items
+    # One round of clients who began with the tables of then ends nearer to them than one from the seed does.
+    moved = second.data.item_ids.search_sorted(first.data.item_ids).to_numpy()
+    cold = fitted(table, tmp_path / "cold", method="FedMF", **{"loop.rounds": 1})
+    tables = [dict(run.server.named_buffers())["means.table"] for run in (first, second, cold)]
+    near, far = ((one[moved] - tables[0]).norm() for one in tables[1:])
+    assert near < far
 
 
 def test_new_rows_come_behind_and_new_labels_are_those_of_the_nearest() -> None:

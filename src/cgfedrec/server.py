@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +67,9 @@ class Server(Growing):
         """Bytes that it takes at most, where that is worth telling: what a run will need is said before it starts."""
         return 0
 
-    updates = False
-    """Whether `update_from` can be."""
+    updates: Literal["never", "exactly", "warm"] = "never"
+    """Whether it can go on from a run on other data (`update_from`): ``exactly``, so that it ends as if it had begun
+    with the data of now; or ``warm``, which only begins with what was trained."""
 
     @property
     def phase(self) -> str:
@@ -208,7 +209,21 @@ class MeanServer(SumServer):
 class TableServer(MeanServer):
     """Sends down the means as they are. In the first round there are none: clients start from the welcome's seed."""
 
+    updates = "warm"
+    warm = False
+
+    def update_from(self, state: Mapping[str, Any], changes: Changes) -> None:
+        """Begin with the means of then; an item that was not there yet has zeros."""
+        moved = torch.from_numpy(changes.moved)
+        for name, mean in self.means.named_buffers():
+            old = state[f"means.{name}"]
+            if old.shape == mean.shape:
+                mean.copy_(old)
+            else:
+                mean[moved] = old
+        self.warm = True
+
     def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
-        if round <= 1:
+        if round <= 1 and not self.warm:
             return None
         return Broadcast(dict(self.means.named_buffers()))

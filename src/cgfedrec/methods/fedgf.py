@@ -62,7 +62,8 @@ def orthonormal(product: Tensor) -> tuple[Tensor, Tensor]:
     """
     left, values, _ = torch.linalg.svd(product.double(), full_matrices=False)
     real = values > NOISE * values[0]
-    return (left * real).float(), (values * real).float()
+    # The library gives columns one after another; a checkpoint holds rows.
+    return (left * real).float().contiguous(), (values * real).float()
 
 
 class FedGFClient(AddingClient):

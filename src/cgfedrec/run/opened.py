@@ -40,7 +40,8 @@ def open_run(
     with run_folder(settings) as directory:
         to_train = not (state and _is_finished(state, settings))
         run = Run(settings, directory, callbacks, console, to_train=to_train, update=update)
-        if update and run.data.changes and (why := is_too_much(run.data.changes)):
+        exact = update and run.loop.server.updates == "exactly"
+        if exact and run.data.changes and (why := is_too_much(run.data.changes)):
             run.console.print(why, highlight=False, soft_wrap=True)
             run = Run(settings, directory, callbacks, console)
         if state:

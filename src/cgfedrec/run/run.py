@@ -183,7 +183,7 @@ class Run:
         """
         show_data(self.console, self.data)
         if self.data.changes:
-            self.console.print(told(self.data.changes), highlight=False, soft_wrap=True)
+            self.console.print(told(self.data.changes, self.server.updates), highlight=False, soft_wrap=True)
         self.console.print(self._intent(), highlight=False)
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / CONFIG, self.config)
@@ -219,7 +219,7 @@ class Run:
         if isinstance(training, FederatedLoop):
             show_unfinished(self.console, training.server.phase, training.round, self.checkpoints / LAST)
             self._saved.go_to_best(training)
-            if training.server.updates and training.server.finished:
+            if training.server.updates != "never":
                 keep(self.data.to_keep(), self.checkpoints, HISTORIES)
         before = training.bytes_scoring
         found, popular = self._ranked(), popular_ranks(self.data)

@@ -44,17 +44,19 @@ class Update(NamedTuple):
         check(other, *changed(yaml.safe_load(self.state["config"]), yaml.safe_load(config), False))
 
 
-def told(changes: Changes) -> str:
-    """What has changed, in words."""
+def told(changes: Changes, how: str) -> str:
+    """What has changed, in words, and how a server goes on from there (`cgfedrec.server.Server.updates`)."""
     counts = changes.counts
     parts = [f"{counts[name]:,} {name}" for name in ("new users", "users gone", "new items") if counts[name]]
     parts += [
         f"{counts[name]:,} interactions {name}" for name in ("added", "taken back", "at another time") if counts[name]
     ]
-    text = f"changed since: {', '.join(parts) or 'nothing'}; {counts['changed users']:,} clients add what has changed"
+    text = f"changed since: {', '.join(parts) or 'nothing'}"
     if changes.days:
         text += f", {changes.days:.1f} days later"
-    return text
+    if how == "warm":
+        return f"{text}\na warm start: training begins with the tables of then, which is not equal to starting again"
+    return f"{text}; {counts['changed users']:,} clients add what has changed"
 
 
 def is_too_much(changes: Changes) -> str | None:

@@ -36,7 +36,7 @@ class CountingServer(SumsInTurn):
         seed: The shared one.
     """
 
-    updates = True
+    updates = "exactly"
     counts: Tensor
     late_counts: Tensor
     average: Tensor
