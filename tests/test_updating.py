@@ -192,7 +192,7 @@ def test_tables_are_a_warm_start_that_says_so(tmp_path: Path) -> None:
     assert "a warm start" in console.export_text()
     assert second.data.num_items > first.data.num_items
     # One round of clients who began with the tables of then ends nearer to them than one from the seed does.
-    moved = second.data.item_ids.search_sorted(first.data.item_ids).to_numpy()
+    moved = second.data.item_ids.search_sorted(first.data.item_ids).to_list()
     cold = fitted(table, tmp_path / "cold", method="FedMF", **{"loop.rounds": 1})
     tables = [dict(run.server.named_buffers())["means.table"] for run in (first, second, cold)]
     near, far = ((one[moved] - tables[0]).norm() for one in tables[1:])
