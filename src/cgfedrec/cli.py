@@ -213,7 +213,8 @@ def _tune(arguments: Arguments, options: list[str]) -> int:
 
 def _describe(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.api import open_data
-    from cgfedrec.run.console import console, show_data
+    from cgfedrec.run.console import console
+    from cgfedrec.run.describe import show_data
 
     out = console()
     show_data(out, open_data(options, out), details=True)

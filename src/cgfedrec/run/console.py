@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.markup import escape
@@ -25,9 +24,6 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from cgfedrec.data import FederatedDataModule
-from cgfedrec.data.ratings import BREAKS
-from cgfedrec.data.split import Part
 from cgfedrec.data.synthetic import Track
 from cgfedrec.errors import printable
 from cgfedrec.protocol import Protocol
@@ -35,9 +31,6 @@ from cgfedrec.units import nbytes
 
 T = TypeVar("T")
 METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
-KEPT = ("rows", BREAKS)
-"""Of a report, what is not left out."""
-QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 USERS_SHOWN = 10
 LEFT_BY_A_RUN = ("metrics.csv", "ranks.parquet", "summary.json", "config.yaml", "checkpoints")
 """As far as they are there: a split that holds nothing out has no ranks."""
@@ -62,34 +55,6 @@ class _Escaping(Console):
 def quiet_console() -> Console:
     """One that shows nothing."""
     return Console(quiet=True)
-
-
-def show_data(console: Console, data: FederatedDataModule, details: bool = False) -> None:
-    """Users, items, interactions and what was left out; in ``details``, also how they are spread and split."""
-    counts = data.interactions_per_user()
-    total = int(counts.sum())
-    density = total / (data.num_users * data.num_items)
-    name = data.path or "embedded data"
-    dropped = ", ".join(f"{count:,} {what}" for what, count in data.report.items() if what not in KEPT and count)
-    breaks = data.report.get(BREAKS, 0)
-    told = f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
-    if dropped:
-        told += f"; left out: {dropped}"
-    if breaks:
-        told += f"; {breaks:,} {BREAKS}"
-    console.print(told, highlight=False, soft_wrap=True)
-    if not details:
-        return
-    table = Table("", *(f"{q:.0%}" for q in QUANTILES), title="quantiles", title_justify="left")
-    for what, values in (("interactions of a user", counts), ("users of an item", data.users_per_item())):
-        table.add_row(what, *(f"{value:,.0f}" for value in np.quantile(values, QUANTILES)))
-    console.print(table)
-    table = Table("rows", "count", title="what was read and left out", title_justify="left")
-    for what, count in data.report.items():
-        table.add_row("read" if what == "rows" else what, f"{count:,}")
-    for part in Part:
-        table.add_row(f"for {part.name.lower()} ({data.split})", f"{data.part_size(part):,}")
-    console.print(table)
 
 
 def tracker(console: Console) -> Track:

@@ -25,7 +25,8 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.run.checkpoint import BEST, LAST, Header, State
-from cgfedrec.run.console import quiet_console, show_data, show_unfinished, tracker
+from cgfedrec.run.console import quiet_console, show_unfinished, tracker
+from cgfedrec.run.describe import show_data
 from cgfedrec.run.engine import engine
 from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS

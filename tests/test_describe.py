@@ -1,0 +1,97 @@
+"""What is said of the data: whether their times are true, and what leave one out makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from cgfedrec.data import FederatedDataModule, Synthetic
+from cgfedrec.data.days import days_ago, is_order, per_day
+from cgfedrec.data.times import as_times
+from cgfedrec.protocol import Protocol
+from cgfedrec.run.describe import show_data
+
+
+def told(data: FederatedDataModule, details: bool = False) -> str:
+    data.attach(Protocol(), 0)
+    data.setup()
+    console = Console(record=True, width=200)
+    show_data(console, data, details)
+    return console.export_text()
+
+
+def written(path: Path, times: str) -> FederatedDataModule:
+    """The embedded data with times of some kind, in a file."""
+    drawn = Synthetic(users=30, items=40, groups=4, interactions=8).draw(0)
+    assert drawn.times is not None
+    seconds = drawn.times + 900_000_000
+    kinds = {
+        "seconds": pl.Series(seconds),
+        "order": pl.Series(np.arange(len(seconds))),
+        "milliseconds": pl.Series(seconds * 1000),
+        "dates": pl.from_epoch(pl.Series(seconds), "s").dt.strftime("%Y-%m-%dT%H:%M:%S"),
+        "days": pl.from_epoch(pl.Series(seconds), "s").dt.date(),
+    }
+    columns = {"user": drawn.user_ids[drawn.users], "item": drawn.item_ids[drawn.items], "timestamp": kinds[times]}
+    pl.DataFrame(columns).write_parquet(path)
+    return FederatedDataModule(str(path), split="leave_one_out")
+
+
+@pytest.mark.parametrize("times", ["seconds", "milliseconds", "dates", "days"])
+def test_true_times_of_any_unit_are_days_and_flatter(tmp_path: Path, times: str) -> None:
+    data = written(tmp_path / "t.parquet", times)
+    assert "flatters recency; --data.split rolling does not" in told(data)
+    plain = written(tmp_path / "s.parquet", "seconds")
+    told(plain)
+    assert data.days is not None
+    assert plain.days is not None
+    assert np.abs(data.days - plain.days).max() < (1.01 if times == "days" else 1e-6)
+    assert "times: true; training spans" in told(data, details=True)
+
+
+def test_an_order_is_no_time(tmp_path: Path) -> None:
+    data = written(tmp_path / "t.parquet", "order")
+    text = told(data, details=True)
+    assert "flatters" not in text
+    assert "times: an order" in text
+    assert data.days is None
+
+
+def test_other_splits_and_embedded_data_are_told_nothing(tmp_path: Path) -> None:
+    data = written(tmp_path / "t.parquet", "seconds")
+    assert "flatters" not in told(FederatedDataModule(data.path, split="none"))
+    assert "flatters" not in told(FederatedDataModule())
+
+
+def test_cuts_are_shown_with_how_many_they_ask() -> None:
+    data = FederatedDataModule(split="rolling", min_interactions=1)
+    text = told(data, details=True)
+    assert "cuts in time" in text
+    assert f"{data.asked[0]:,}" in text
+    assert text.count("chooses settings") == 5
+
+
+@pytest.mark.parametrize(
+    ("times", "order"),
+    [
+        ([881250949, 891717742, 878887116], False),
+        ([1, 2, 3, 4, 1, 2, 3], True),
+        (list(range(100_000, 300_000)), True),
+        ([5.0, 5.5, 9.25], True),
+        ([], True),
+    ],
+)
+def test_which_times_are_an_order(times: list[float], order: bool) -> None:
+    assert is_order(np.array(times)) is order
+
+
+def test_a_day_of_each_unit() -> None:
+    for unit, size in ((1, 86_400), (10**3, 86_400_000), (10**6, 86_400_000_000), (10**9, 86_400_000_000_000)):
+        assert per_day(np.array([950_000_000 * unit])) == size
+        assert days_ago(np.array([950_000_000 * unit]), 950_086_400 * unit).tolist() == [1.0]
+    dates = pl.Series(["2001-02-03", "2001-02-05"]).str.to_date()
+    assert days_ago(as_times(dates).to_numpy(), as_times(dates).to_numpy().max()).tolist() == [2.0, 0.0]
