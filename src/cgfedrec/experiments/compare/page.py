@@ -10,9 +10,10 @@ import jinja2
 from markupsafe import Markup
 
 from cgfedrec import __version__
+from cgfedrec.experiments.compare.curve import Curve
 from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.plot import Line, chart
-from cgfedrec.experiments.compare.results import Curve, Results, Table
+from cgfedrec.experiments.compare.results import Results, Table
 from cgfedrec.experiments.compare.words import (
     LEAK,
     LEVEL,
@@ -82,6 +83,8 @@ def _charts(plan: Plan, table: Table) -> list[tuple[Markup, str]]:
     facts = plan.facts[table.data]
     federated = [name for name, kind in plan.kinds.items() if kind == "federated"]
     style = dict.fromkeys(plan.kinds, MUTED) | {name: place for place, name in enumerate(federated)}
+    if table.cuts:
+        return [_over_cuts(plan, table)]
     trained = {name: curve for name, curve in table.curves.items() if plan.kinds[name] != "centralised"}
     if not trained:
         return []
@@ -120,6 +123,18 @@ def _charts(plan: Plan, table: Table) -> list[tuple[Markup, str]]:
         caption = f"{y} against the packed length of all messages; heavy dashes: the Pareto front{dotted}.{leaks}"
         figures.append((Markup(against_bytes), caption))
     return figures
+
+
+def _over_cuts(plan: Plan, table: Table) -> tuple[Markup, str]:
+    """The first metric at each cut of a rolling evaluation, with its caption."""
+    style = {name: place for place, name in enumerate(table.cuts)}
+    y = f"test {metric_name(plan.metrics[0])}"
+    lines = [
+        Line(name, style[name], curve.rounds, curve.values, curve.low, curve.high) for name, curve in table.cuts.items()
+    ]
+    drawn = chart(lines, "cut in time", y, f"{y} at each cut in time on {table.data}")
+    cases = [int(number) for curve in list(table.cuts.values())[:1] for number in curve.bytes]
+    return Markup(drawn), f"{y} at each cut that is reported; {min(cases):,} to {max(cases):,} cases at one."
 
 
 def _line(name: str, style: int, curve: Curve, xs: Sequence[float]) -> Line:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import polars as pl
 
 from cgfedrec.evaluation.intervals import Interval, interval, paired_interval
+from cgfedrec.experiments.compare.curve import Curve, curve_of
 from cgfedrec.experiments.compare.job import Job, Kind
 from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.runner import reason
@@ -19,27 +20,6 @@ from cgfedrec.files import write_atomically
 
 POPULARITY = "Popularity"
 RUN = ("data", "method", "seed")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Means over seeds, round by round, as far as all seeds went.
-
-    Attributes:
-        rounds, bytes: `[rounds]`, what it took so far; the bytes up and down of all clients together.
-        values, low, high: `[rounds]`, the monitored validation metric, and its range over seeds.
-    """
-
-    rounds: list[float]
-    bytes: list[float]
-    values: list[float]
-    low: list[float]
-    high: list[float]
-
-    @property
-    def best(self) -> int:
-        """The place of the highest mean; the first one, where several are equal."""
-        return max(range(len(self.values)), key=self.values.__getitem__)
 
 
 @dataclass
@@ -83,6 +63,7 @@ class Table:
         curves: Of each method that has rounds.
         front: The Pareto front of bytes and the monitored metric: (method, place in its curve), by rising bytes.
         missing: Runs that did not finish, and why.
+        cuts: Of each method of a rolling evaluation: the test metric at every cut.
     """
 
     data: str
@@ -91,6 +72,7 @@ class Table:
     curves: dict[str, Curve]
     front: list[tuple[str, int]]
     missing: dict[str, str]
+    cuts: dict[str, Curve]
 
 
 class Results:
@@ -168,7 +150,8 @@ class Results:
         names = (f"{data}/{method}/{seed}" for method, seed in runs.select("method", "seed").iter_rows())
         finished = {job.name for job in self.finished}
         missing = {name: self.failed.get(name, "has not run") for name in names if name not in finished}
-        return Table(data, rows, reference, curves, on_front, missing)
+        cuts = {row.method: curve for row in rows if (curve := self._over_cuts(data, row.method))}
+        return Table(data, rows, reference, curves, on_front, missing, cuts)
 
     def _row(self, method: str, kind: Kind, runs: pl.DataFrame, published: Mapping[str, float]) -> Row:
         """A method's row, from its finished runs."""
@@ -220,31 +203,18 @@ class Results:
 
     def _curve(self, data: str, method: str) -> Curve | None:
         """A method's curve over the seeds that finished; none for a method without rounds."""
-        monitor = self.plan.facts[data].monitor
-        needed = ["round", "bytes/total", monitor]
-        histories = []
-        for job in self.finished:
-            path = job.directory / "metrics.csv"
-            if (job.data, job.method) == (data, method) and path.exists():
-                history = pl.read_csv(path, infer_schema_length=None)
-                if not set(needed) <= set(history.columns):
-                    return None
-                # Rounds that only prepare have a row, and no metric.
-                histories.append(history.select(needed).drop_nulls(monitor))
-        if not histories:
+        return curve_of(self._rows(data, method), "bytes/total", self.plan.facts[data].monitor)
+
+    def _over_cuts(self, data: str, method: str) -> Curve | None:
+        """What a method reaches at each cut of a rolling evaluation; none under other splits."""
+        if self.plan.facts[data].split != "rolling":
             return None
-        values = pl.col(monitor)
-        means = (
-            pl.concat(histories, how="vertical_relaxed")
-            .group_by("round")
-            .agg(pl.len(), pl.col("bytes/total").mean(), values.mean(), low=values.min(), high=values.max())
-            .filter(pl.col("len") == len(histories))  # a mean over fewer seeds would jump where one stopped
-            .sort("round")
-        )
-        columns = ("round", "bytes/total", monitor, "low", "high")
-        if means.is_empty():
-            return None
-        return Curve(*(means[name].cast(pl.Float64).to_list() for name in columns))
+        return curve_of(self._rows(data, method), "cases", f"test/{self.plan.metrics[0]}")
+
+    def _rows(self, data: str, method: str) -> list[Path]:
+        """Where the rows of a method's finished runs are."""
+        finished = [job.directory / "metrics.csv" for job in self.finished if (job.data, job.method) == (data, method)]
+        return [path for path in finished if path.exists()]
 
     def write(self) -> list[Path]:
         """Write ``results.csv``, ``results.parquet`` and ``ranks.parquet``, each in one atomic step."""
