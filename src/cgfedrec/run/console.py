@@ -35,6 +35,10 @@ from cgfedrec.units import nbytes
 
 T = TypeVar("T")
 METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
+TITLES = {"val/": "validation", "test/": "test", "popularity/test/": "test, popularity"}
+"""Of metrics, by how their names begin."""
+NEWCOMERS = "newcomers/"
+"""Before these names, of people who were not in training."""
 KEPT = ("rows", BREAKS)
 """Of a report, what is not left out."""
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)
@@ -115,7 +119,7 @@ def tracker(console: Console) -> Track:
 
 def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Protocol) -> None:
     """Test metrics beside those of popularity, and validation metrics where there are any."""
-    columns = {"val/": "validation", "test/": "test", "popularity/test/": "test, popularity"}
+    columns = TITLES | {f"{NEWCOMERS}{name}": f"newcomers, {title}" for name, title in TITLES.items()}
     present = {prefix: title for prefix, title in columns.items() if any(name.startswith(prefix) for name in metrics)}
     table = Table(
         "", *present.values(), title=f"{protocol.name} protocol, {protocol.ranking} candidates", title_justify="left"
