@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -12,9 +13,14 @@ import cgfedrec
 from cgfedrec.data import Format
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError, Notice
+from cgfedrec.evaluation.metrics import NO_RANK, HitRate
+from cgfedrec.evaluation.ranking import Ranked
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedCo, FedGF, PFedRec
+from cgfedrec.protocol import Protocol
+from cgfedrec.run.newcomers import MISS, with_misses
+from cgfedrec.run.newcomers import tested_on as measured_on
 from cgfedrec.run.run import Run
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.neighbours import Neighbours
@@ -214,3 +220,116 @@ def test_bad_histories_are_refused(run: Run, checkpoint: str) -> None:
     with pytest.raises(InputError, match="clients of Local score with what they have trained"):
         local.recommend_for({"ann": [1]})
     assert Path("local").exists()
+
+
+# Measured
+
+
+def others(run: Run, **changed: str) -> pl.DataFrame:
+    """The interactions of the run's own data under other names, with some items renamed."""
+    drawn = run.data.synthetic.draw(run.data.seed)
+    users = [f"new {user:02}" for user in drawn.users]
+    items = [changed.get(f"item{item}", str(item)) for item in drawn.item_ids[drawn.items]]
+    return pl.DataFrame({"user": users, "item": items, "timestamp": drawn.times})
+
+
+def test_newcomers_with_the_histories_of_trained_clients_measure_as_they_do(run: Run, checkpoint: str) -> None:
+    others(run).write_csv("others.csv")
+    before = run.loop.bytes_scoring
+    found = measured_on(run.loop, run.newcomers("others.csv", tested=True))
+    expected = run.test()
+    assert found["bytes/scoring"] == run.loop.bytes_scoring - before > 0
+    assert found.pop("bytes/scoring") != expected.pop("bytes/scoring")
+    assert found == pytest.approx(expected, rel=1e-12)  # users are added up in another order
+    done = command("test", "--ckpt_path", checkpoint, "--data.path", "others.csv")
+    assert done.returncode == 0, done.stderr
+    assert "newcomers, test" in done.stdout
+    assert "newcomers, from others.csv: 40 users" in done.stdout
+    assert done.stdout.count(f"{expected['test/ndcg@10']:.4f}") >= 3  # in the table twice, and against popularity
+    # Where the very data lie elsewhere, they are no others.
+    drawn = others(run).with_columns(pl.col("user").str.slice(4).cast(pl.Int64) + 1, pl.col("item").cast(pl.Int64))
+    drawn.write_csv("moved.csv")
+    moved = command("test", "--ckpt_path", checkpoint, "--data.path", "moved.csv")
+    assert moved.returncode == 0, moved.stderr
+    assert "newcomers" not in moved.stdout
+
+
+def test_a_held_out_item_outside_the_catalogue_is_a_miss(run: Run) -> None:
+    """However long the list is: no list can hold it."""
+    found = with_misses(
+        Ranked(
+            torch.tensor([2, 0]), torch.tensor([[3, NO_RANK], [1, 7]]), torch.tensor([[5, -1], [6, 8]]), torch.zeros(0)
+        ),
+        torch.tensor([1, 0, 2, 1, 0]),
+    )
+    assert found.users.tolist() == [0, 2, 3]
+    assert found.ranks.tolist() == [[1, 7, MISS, NO_RANK], [3, MISS, MISS, NO_RANK], [MISS, NO_RANK, NO_RANK, NO_RANK]]
+    assert found.items.tolist() == [[6, 8, -1, -1], [5, -1, -1, -1], [-1, -1, -1, -1]]
+    assert HitRate.gain(found.ranks, 10**6).tolist() == [True, True, False]
+
+    table = others(run)
+    latest = table.sort("timestamp").group_by("user", maintain_order=True).last().sort("user").head(10)
+    lost = table.with_columns(
+        pl.when(pl.struct("user", "item").is_in(latest.select("user", "item").to_struct().implode()))
+        .then(pl.lit("lost"))
+        .otherwise("item")
+        .alias("item")
+    )
+    lost.write_csv("lost.csv")
+    with pytest.warns(Notice, match="10 interactions are left out: 1 item is not in the data"):
+        newcomers = run.newcomers("lost.csv", tested=True)
+    assert newcomers.misses.sum() == 10
+    assert newcomers.num_items == run.data.num_items
+    found_ = measured_on(run.loop, newcomers)
+    full = run.loop.ranked("test")
+    others_ = full.ranks[full.users >= 10]
+    assert found_["test/hr@10"] == pytest.approx((others_ <= 10).sum().item() / 40)
+    assert found_["over_popularity/users"] == 40
+
+
+def test_a_test_on_others_is_refused_where_it_cannot_be(run: Run, checkpoint: str) -> None:
+    others(run).write_csv("others.csv")
+
+    def refused(*options: object) -> str:
+        done = command("test", "--ckpt_path", *options)
+        assert done.returncode == 2, done.stdout
+        return done.stderr
+
+    assert "on other data" in refused(checkpoint, "--data.split", "random")
+    assert "no such file" in refused(checkpoint, "--data.path", "nowhere.csv")
+    pl.DataFrame({"user": ["a"] * 3, "item": ["x", "y", "z"], "timestamp": [1, 2, 3]}).write_csv("strange.csv")
+    assert "nothing to hold out for a test that is in the catalogue" in refused(
+        checkpoint, "--data.path", "strange.csv"
+    )
+    settings = {"method": "Local", "loop": {"rounds": 1}, "logger": None}
+    cgfedrec.fit(settings, {"data": {"path": "others.csv"}, "run_dir": "local"})
+    others(run).head(200).write_csv("fewer.csv")
+    assert "clients of Local score with what they" in refused("local/checkpoints/last.ckpt", "--data.path", "fewer.csv")
+    Path("others.csv").unlink()
+    told = refused("local/checkpoints/last.ckpt", "--data.path", "fewer.csv")
+    assert "was trained on other data than fewer.csv; its own are needed too" in told
+    assert "others.csv: no such file" in told
+
+
+@pytest.mark.parametrize("candidates", ["full", "sampled"])
+@pytest.mark.parametrize("split", ["random", "temporal", "leave_one_out"])
+def test_others_are_split_and_measured_as_those_in_training(split: Any, candidates: Any) -> None:
+    """Histories hold nothing of what is held out; candidates are the catalogue, and sampled ones too."""
+    data = prepared(Protocol(candidates=candidates, num_candidates=20), split=split)
+    drawn = data.synthetic.draw(7)
+    pl.DataFrame({"user": drawn.users + 100, "item": drawn.item_ids[drawn.items], "timestamp": drawn.times}).write_csv(
+        "o.csv"
+    )
+    newcomers = Newcomers(data, "o.csv", Format(), tested=True)
+    newcomers.setup()
+    everybody = torch.arange(newcomers.num_users)
+    cohort, histories = newcomers.ranking(everybody, "test"), newcomers.histories(everybody)
+    assert cohort.candidates.shape[1] == data.num_items
+    assert (cohort.sampled is not None) == (candidates == "sampled")
+    for user in everybody.tolist():
+        had = set(histories.items[user].tolist()) - {-1}
+        out = set(cohort.relevant[user].tolist()) - {-1}
+        assert not had & out
+        assert cohort.candidates[user].nonzero().squeeze(1).tolist() == sorted(
+            set(range(data.num_items)) - had - (set(newcomers.ranking(everybody, "val").relevant[user].tolist()) - {-1})
+        )

@@ -117,14 +117,20 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
 
 
 def _test(arguments: Arguments, options: list[str]) -> int:
-    from cgfedrec.run.api import load
+    from cgfedrec.run.api import load_to_test
     from cgfedrec.run.console import console, show_metrics, show_scoring, show_standing
+    from cgfedrec.run.newcomers import show_newcomers, tested_on
 
-    run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
+    run, newcomers = load_to_test(arguments.ckpt_path, options, console(stderr=True))
+    out = console()
     metrics = run.test()
+    if newcomers:
+        found = tested_on(run.loop, newcomers)
+        show_newcomers(out, newcomers, found, metrics, run.training.monitor)
+        show_scoring(out, int(found["bytes/scoring"]))
+        return 0
     if not metrics:
         raise InputError("ckpt_path: its split holds nothing out for a test")
-    out = console()
     show_metrics(out, metrics, run.data.protocol)
     show_standing(out, metrics, run.training.monitor)
     show_scoring(out, int(metrics["bytes/scoring"]))

@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError
-from cgfedrec.run.checkpoint import read_checkpoint
+from cgfedrec.run.checkpoint import State, read_checkpoint
 from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.opened import open_run
@@ -20,6 +21,9 @@ from cgfedrec.run.update import Update
 from cgfedrec.settings.opening import checkpoint_in, refuse_of_fit, settings_in
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import Config, Said, said
+
+OTHERS = ("path", "format")
+"""Settings of data that may be said of other people's than those in training."""
 
 
 def fit(*configs: Config, callbacks: Sequence[object] = (), console: Console | None = None) -> Run:
@@ -124,6 +128,52 @@ def load_beside(
     return _opened(path, given.without("data", apart), console), others
 
 
+def load_to_test(
+    ckpt_path: str | Path, options: Sequence[str] = (), console: Console | None = None
+) -> tuple[Run, Newcomers | None]:
+    """Open a checkpoint to test it, on its own data or on those of other people (``data.path``).
+
+    Data are other ones if their fingerprint is another. They are split and measured as the checkpoint's own.
+
+    Returns:
+        The run on its own data, and the other people, or ``None`` where there are none.
+
+    Raises:
+        InputError: as `load`; where the checkpoint's own data, which name its items, cannot be read; and for methods
+            whose clients cannot serve people who were not in training.
+    """
+    given, path = _of_use((), options), Path(ckpt_path)
+    state = read_checkpoint(path)
+    own, asked = (parse(said, settings_in(state["config"], said)) for said in (given.without("data", OTHERS), given))
+    if own.data == asked.data or _is_trained_on(state, asked):
+        return _opened(path, given, console), None
+    where = asked.data.init_args.path
+    try:
+        run = _opened(path, given.without("data", OTHERS), console)
+    except InputError as error:
+        raise InputError(
+            [f"ckpt_path: was trained on other data than {where}; its own are needed too:", *error.problems]
+        ) from error
+    return run, run.newcomers(where, instantiate(asked).data.format, tested=True)
+
+
+def _is_trained_on(state: State, settings: Namespace) -> bool:
+    """Whether a checkpoint was trained on the data of these settings."""
+    try:
+        return _data_of(settings).fingerprint() == state["fingerprint"]
+    except InputError:  # then whoever reads them next says why
+        return False
+
+
+def _data_of(settings: Namespace, console: Console | None = None) -> FederatedDataModule:
+    """The data of a run, read and split."""
+    parts = instantiate(settings)
+    data: FederatedDataModule = parts.data
+    data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()))
+    data.setup()
+    return data
+
+
 def _of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
     """What is said to a command that only uses a checkpoint."""
     given = said([*configs, {"logger": None}], options)
@@ -145,9 +195,4 @@ def open_data(options: Sequence[str], console: Console | None = None) -> Federat
     """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
     given = said(options=options)
     refuse_of_fit(given, "data describe")
-    settings = parse(given)
-    parts = instantiate(settings)
-    data: FederatedDataModule = parts.data
-    data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()))
-    data.setup()
-    return data
+    return _data_of(parse(given), console)

@@ -31,6 +31,10 @@ from cgfedrec.units import nbytes
 
 T = TypeVar("T")
 METRICS = {"hr": "HR", "ndcg": "NDCG", "mrr": "MRR"}
+TITLES = {"val/": "validation", "test/": "test", "popularity/test/": "test, popularity"}
+"""Of metrics, by how their names begin."""
+NEWCOMERS = "newcomers/"
+"""Before these names, of people who were not in training."""
 USERS_SHOWN = 10
 LEFT_BY_A_RUN = ("metrics.csv", "ranks.parquet", "summary.json", "config.yaml", "checkpoints")
 """As far as they are there: a split that holds nothing out has no ranks."""
@@ -80,7 +84,7 @@ def tracker(console: Console) -> Track:
 
 def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Protocol) -> None:
     """Test metrics beside those of popularity, and validation metrics where there are any."""
-    columns = {"val/": "validation", "test/": "test", "popularity/test/": "test, popularity"}
+    columns = TITLES | {f"{NEWCOMERS}{name}": f"newcomers, {title}" for name, title in TITLES.items()}
     present = {prefix: title for prefix, title in columns.items() if any(name.startswith(prefix) for name in metrics)}
     table = Table(
         "", *present.values(), title=f"{protocol.name} protocol, {protocol.ranking} candidates", title_justify="left"

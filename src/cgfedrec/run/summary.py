@@ -47,11 +47,22 @@ def tested(
     """
     if found is None or popular is None:
         return {}
-    tests = summarise(data, "test", found)
-    tests |= {f"popularity/{name}": value for name, value in summarise(data, "test", popular).items()}
+    tests = beside_popularity(data, found, popular)
     if not isinstance(method, Popularity):
         tests |= over_popularity(found, popular, monitor.removeprefix("val/"))
     return tests
+
+
+def beside_popularity(data: FederatedDataModule, found: Ranked, popular: Ranked) -> dict[str, float]:
+    """Test metrics of a ranking, and as ``popularity/test/...`` those of showing everybody what is popular.
+
+    Args:
+        data: By whose protocol they are measured, and whose popularity they recommend.
+        found: Where the test items stand.
+        popular: Where they stand by popularity.
+    """
+    tests = summarise(data, "test", found)
+    return tests | {f"popularity/{name}": value for name, value in summarise(data, "test", popular).items()}
 
 
 def over_popularity(found: Ranked, popular: Ranked, metric: str) -> dict[str, float]:
