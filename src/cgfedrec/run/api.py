@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.data.module import FederatedDataModule
