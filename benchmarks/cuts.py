@@ -35,8 +35,9 @@ def draw(points: pl.DataFrame, path: Path) -> None:
     for number, method in enumerate(order):
         of_method = points.filter(pl.col("method") == method)
         mark = "os^Dvx+"[number % 7]
-        style = {"marker": mark, "markersize": 4, "linewidth": 1.4, "color": plt.colormaps["tab20"](number)}
-        axes.plot(of_method["round"], of_method["value"], label=method, **style)
+        colour = plt.colormaps["tab20"](number)
+        values = (of_method["round"], of_method["value"])
+        axes.plot(*values, label=method, marker=mark, markersize=4, linewidth=1.4, color=colour)
     axes.set_xlabel("cut in time")
     axes.set_ylabel("NDCG@10 of users' next items")
     axes.set_ylim(bottom=0)
