@@ -38,6 +38,11 @@ _HELP = {
     ("compare",): "run methods side by side, measured alike, and report on them",
     ("tune",): "search for settings by validation alone; further options are those of fit",
     ("data", "describe"): "print what a data set holds; takes the options of fit",
+    (
+        "data",
+        "diff",
+    ): "say what a run that goes on from OLD would see in NEW (fit --update_from); takes --config and "
+    "the options data.format.* of fit, for both files",
     ("data", "download"): "fetch a public data set",
 }
 """Of each command, by its words, in the order of the list of commands."""
@@ -67,7 +72,7 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
         group = verbs
         if words[0] == "data":
             if kinds is None:
-                about = "describe or download data"
+                about = "describe, compare or download data"
                 data = verbs.add_parser("data", help=about, description=about)
                 kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
             group = kinds
@@ -80,6 +85,8 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
     _add_recommend(parsers["recommend",])
     _add_compare(parsers["compare",])
     _add_tune(parsers["tune",])
+    parsers["data", "diff"].add_argument("old", metavar="OLD", help="a file of interactions, as they were")
+    parsers["data", "diff"].add_argument("new", metavar="NEW", help="a file of interactions, as they are now")
     _add_download(parsers["data", "download"])
     return whole, parsers
 

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         return _fail(Arguments(traceback=False), 2, *error.problems)
     # What the parser does not know may be a setting of a run. The command says so itself if it takes none.
-    arguments, options = parser.parse_known_args(_with_ids_joined(argv))
+    arguments, options = parser.parse_known_args(_with_values_joined(_with_ids_joined(argv)))
     tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
     try:
         code: int = arguments.run(arguments, options)
@@ -89,6 +89,20 @@ def _with_ids_joined(argv: list[str]) -> list[str]:
             option = ""
     if needs_one:  # argparse says that an id is missing
         joined.append(option)
+    return joined
+
+
+def _with_values_joined(argv: list[str]) -> list[str]:
+    """``--data.format.header false`` of ``data diff`` as one word: argparse would take the value for a file."""
+    first = next((place + 2 for place in range(len(argv)) if argv[place : place + 2] == ["data", "diff"]), len(argv))
+    joined = argv[:first]
+    for word in argv[first:]:
+        option = joined[-1]
+        takes = option.startswith("--data.") or option == "--config"
+        if takes and "=" not in option and not word.startswith("--"):
+            joined[-1] = f"{option}={word}"
+        else:
+            joined.append(word)
     return joined
 
 
@@ -227,6 +241,14 @@ def _describe(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
+def _diff(arguments: Arguments, options: list[str]) -> int:
+    from cgfedrec.run.console import console
+    from cgfedrec.run.difference import diff_files, show_difference
+
+    show_difference(console(), diff_files(arguments.old, arguments.new, options))
+    return 0
+
+
 def _download(arguments: Arguments, options: list[str]) -> int:
     _no_more(options)
 
@@ -256,6 +278,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("compare",): _compare,
     ("tune",): _tune,
     ("data", "describe"): _describe,
+    ("data", "diff"): _diff,
     ("data", "download"): _download,
 }
 

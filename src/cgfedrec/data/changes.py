@@ -16,6 +16,8 @@ from cgfedrec.data.histories import Histories, History
 from cgfedrec.data.lists import Lists
 from cgfedrec.errors import InputError
 
+KINDS = ("added", "taken back", "at another time")
+"""What may have become of an interaction, beside nothing."""
 _COLUMNS = {"user": None, "item": None, "days": pl.Float64, "now": pl.Float64}
 
 
@@ -66,6 +68,7 @@ class Changes:
     Args:
         moved: `[items of before]`, int64: the number that each has now.
         histories: What every client had, in the numbers of now.
+        different: What changed, columns ``user`` and ``item``, in the numbers of now, and ``what``, one of `KINDS`.
         changed: `[users]`, bool: who has something to add or to take back.
         days: That have passed.
         counts: What changed, by what it is.
@@ -74,6 +77,7 @@ class Changes:
 
     moved: NDArray[np.int64]
     histories: Histories
+    different: pl.DataFrame
     changed: NDArray[np.bool_]
     days: float
     counts: dict[str, int]
@@ -97,7 +101,7 @@ class Changes:
     @property
     def share(self) -> float:
         """How many interactions have come or gone, as a share of those of before."""
-        moved = sum(self.counts[name] for name in ("added", "taken back", "at another time"))
+        moved = sum(self.counts[name] for name in KINDS)
         return moved / max(1, self.counts["before"])
 
 
@@ -134,22 +138,22 @@ def changes(
     both = of_now.join(of_then, ["user", "item"], "full", coalesce=True, suffix="_then")
     added, gone = pl.col("age_then").is_null(), pl.col("age").is_null()
     other = (pl.col("age") - pl.col("age_then")).abs() > 1e-6
-    different = both.filter(added | gone | other)
+    what = pl.when(added).then(pl.lit(KINDS[0])).when(gone).then(pl.lit(KINDS[1])).when(other).then(pl.lit(KINDS[2]))
+    different = both.select("user", "item", what=what).drop_nulls()
     changed = np.zeros(len(user_ids), bool)
     changed[different["user"].to_numpy()] = True
-    was, there = np.zeros(len(user_ids), bool), train.lengths > 0
-    was[users] = True
+    was, there = histories.train.lengths > 0, train.lengths > 0
     counts = {
         "before": len(of_then),
-        "added": both.filter(added).height,
-        "taken back": both.filter(gone).height,
-        "at another time": both.filter(other).height,
+        **{kind: int((different["what"] == kind).sum()) for kind in KINDS},
+        "unchanged": len(both) - len(different),
         "new users": int((~was & there).sum()),
         "users gone": int((was & ~there).sum()),
         "new items": len(item_ids) - len(moved),
+        "items gone": len(np.setdiff1d(items, train.items)),
         "changed users": int(changed.sum()),
     }
-    return Changes(moved, histories, changed, elapsed, counts, train)
+    return Changes(moved, histories, different, changed, elapsed, counts, train)
 
 
 def before_of(

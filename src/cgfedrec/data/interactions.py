@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cgfedrec.errors import InputError
+from cgfedrec.errors import check
 
 Numbers = NDArray[np.integer[Any]]
 """Numbers of users or items from 0, int32 or int64: whichever is enough."""
@@ -93,9 +93,14 @@ class Interactions:
         Raises:
             InputError: where ids of one kind are numbers and text.
         """
-        for name, ours, theirs in (("user", self.user_ids, user_ids), ("item", self.item_ids, item_ids)):
-            if ours.dtype != theirs.dtype:
-                raise InputError(f"{name} ids are of type {ours.dtype}, and were of type {theirs.dtype} before")
+        kinds = (("user", self.user_ids, user_ids), ("item", self.item_ids, item_ids))
+        check(
+            *(
+                f"{name} ids are of type {ours.dtype}, and were of type {theirs.dtype} before"
+                for name, ours, theirs in kinds
+                if ours.dtype != theirs.dtype
+            )
+        )
         users = pl.concat([self.user_ids, user_ids]).unique().sort()
         items = pl.concat([self.item_ids, item_ids]).unique().sort()
         return replace(
