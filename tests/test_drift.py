@@ -55,6 +55,10 @@ def test_without_drift_the_bits_are_what_they_were_before_there_was_any(
     assert digest(Synthetic(**settings, drift=0.0).draw(3)) == expected
 
 
+def test_with_drift_they_stay_the_same_too() -> None:
+    assert digest(Synthetic(drift=1.0).draw(3)) == "504865ec4991f020"
+
+
 def test_the_same_seed_draws_the_same_however_many_users_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Synthetic(drift=1.0)
     data = made.draw(3)

@@ -185,11 +185,11 @@ class Synthetic:
         """How popular each item is, `[items]`, at a time, in seconds, or without any drift."""
         # The rank of a random number among all: a permutation of 1 to items.
         ranks = bits(seed, Stream.SYNTHETIC, 1, np.arange(self.items)).argsort().argsort() + 1.0
-        popularity: NDArray[np.float64] = ranks**-self.skew
+        popularity = np.asarray(ranks**-self.skew, np.float64)
         if time is None:
             return popularity
         peaks = uniform(seed, Stream.SYNTHETIC, 7, np.arange(self.items))  # in seasons
-        popularity *= np.asarray(np.exp(2 * self.drift * np.cos(2 * np.pi * (time / _SEASON - peaks))))
+        popularity *= np.exp(2 * self.drift * np.cos(2 * np.pi * (time / _SEASON - peaks)))
         return popularity
 
     def _preferences(self, seed: int, users: NDArray[np.int64], popularity: NDArray[np.float64]) -> NDArray[np.float64]:
