@@ -172,6 +172,8 @@ def test_what_the_command_line_cannot_heed_is_refused(tmp_path: Path, capsys: py
     assert "loop: data diff cannot heed it" in told
     assert run(old, new, "--run_dir", "here") == 2
     assert "run_dir: data diff cannot heed it" in capsys.readouterr().err
+    assert run(old, new, "--config", "{run_dir: here}") == 2
+    assert "run_dir: data diff cannot heed it (config)" in capsys.readouterr().err
     assert run(old, new, "--data.format.colour", "red") == 2
     assert "colour" in capsys.readouterr().err
     assert run(old, tmp_path / "none.csv") == 2
