@@ -123,6 +123,20 @@ def test_what_is_taken_back_is_as_if_it_had_never_been(tmp_path: Path) -> None:
     assert again.loop.score(everyone).equal(first.loop.score(everyone))
 
 
+def test_times_that_are_lost_are_no_change(tmp_path: Path) -> None:
+    table = drawn()
+    settings = {"method.half_life": None}
+    first = fitted(table[:-30], tmp_path / "first", **settings)
+    path = tmp_path / "untimed.csv"
+    table.with_columns(timestamp=pl.int_range(pl.len())).write_csv(path)  # an order
+    given = {"data.path": str(path), "update_from": str(first.checkpoints / "last.ckpt"), "logger": None}
+    second = cgfedrec.fit({**given, "run_dir": str(tmp_path / "second")})
+    assert second.data.changes is not None
+    assert second.data.changes.counts["at another time"] == 0
+    assert second.data.changes.counts["added"] == 30
+    assert second.data.changes.days == 0
+
+
 def test_only_those_who_have_changed_are_asked(tmp_path: Path) -> None:
     table = drawn()
     first = fitted(table[:-30], tmp_path / "first")

@@ -127,11 +127,12 @@ def changes(
     had = before.table.filter(pl.col("user").is_not_null())
     users = user_ids.search_sorted(had["user"]).to_numpy()
     items = item_ids.search_sorted(had["item"]).to_numpy()
-    elapsed = 0.0 if before.now is None else now - before.now
-    then = had["days"].to_numpy() if before.now is not None else None
+    elapsed, then = 0.0, None
+    if before.now is not None and days is not None:  # else times are nothing to compare
+        elapsed, then = now - before.now, had["days"].to_numpy()
     histories = Histories(Lists.of(users, items.astype(np.int64), len(user_ids)), None, then)
     owners = np.repeat(np.arange(len(user_ids)), train.lengths)
-    ages = np.zeros(len(owners)) if days is None else days
+    ages = np.zeros(len(owners)) if then is None or days is None else days
     of_now = pl.DataFrame({"user": owners, "item": train.items.astype(np.int64), "age": ages})
     age = np.zeros(len(users)) if then is None else then + elapsed
     of_then = pl.DataFrame({"user": users.astype(np.int64), "item": items.astype(np.int64), "age": age})
