@@ -68,7 +68,7 @@ def test_fit_leaves_everything_behind(tiny: str, capsys: pytest.CaptureFixture[s
     assert (directory / "checkpoints/last.ckpt").exists()
     assert (directory / "checkpoints/best.ckpt").exists()
     ranks = pl.read_parquet(directory / "ranks.parquet")
-    assert ranks.columns == ["user", "item", "rank"]
+    assert ranks.columns == ["user", "item", "rank", "popularity"]
     assert ranks["user"].to_list() == list(range(1, 41))
     assert (ranks["rank"] <= 10).mean() == pytest.approx(summary["test/hr@10"])
     assert not list(directory.rglob("*.part")) + list(directory.rglob("writing*"))
