@@ -90,6 +90,30 @@ def test_without_a_history_what_is_popular_is_shown(name: str) -> None:
     assert scores[1].unique().numel() == counts.unique().numel() > 3
 
 
+@pytest.mark.parametrize(
+    ("settings", "half_life"),
+    [
+        ({"half_life": 3.0}, 3.0),
+        ({"half_life": None, "read_by": "rho 0, beta 1 of 2 days", "structure": Neighbours(recents=(2.0,))}, 2.0),
+    ],
+)
+def test_what_is_popular_is_what_is_popular_now(settings: dict[str, Any], half_life: float) -> None:
+    """Where interactions are forgotten, or a popularity of late is read, someone without a history sees that."""
+    loop = ended(CGFedCo(columns=8, **settings))
+    newcomers = Newcomers(loop.data, {"nobody": []})
+    newcomers.setup()
+    scores = loop.score_newcomers(newcomers, torch.arange(1))[0].double()
+    data = loop.data
+    assert data.days is not None
+    items = data.training_matrix().indices
+    now = torch.zeros(data.num_items, dtype=torch.float64)
+    now.index_add_(0, torch.from_numpy(items).long(), torch.from_numpy(2 ** (-data.days / half_life)))
+    expected = now.log1p() / now.log1p().max()
+    assert (scores - expected).abs().max() < 0.02  # in 256ths, and of late in 8 bits
+    ever = data.popularity.log1p() / data.popularity.log1p().max()
+    assert (scores - ever).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("name", ["CGFedCo", "FedGF"])
 def test_what_a_newcomer_downloads_is_counted_as_scoring(name: str) -> None:
     """All of it, for each of them: the welcome, every bulletin, and the message itself."""

@@ -117,10 +117,10 @@ class Client(LightningModule, ABC):
         """Each client's scores of all items, `[clients, items]`; only their order matters."""
 
     @property
-    def popularity(self) -> Tensor:
-        """`[items]`: how popular each item is, as far as what came down tells: what a newcomer without history sees.
+    def popular_now(self) -> Tensor:
+        """`[items]`: how popular each item is now, as far as what came down tells.
 
-        Only clients that serve newcomers need it.
+        It is what a newcomer without any history sees. Only clients that serve newcomers need it.
         """
         raise NotImplementedError
 

@@ -404,7 +404,7 @@ class FederatedLoop(Evaluations):
                 scores = client.score()
                 if newcomers is not None:
                     without = client.own.history.lengths.eq(0).to(scores.device)
-                    scores = torch.where(without[:, None], client.popularity, scores)
+                    scores = torch.where(without[:, None], client.popular_now, scores)
         finite = scores.isfinite().all(1)
         if not finite.all():
             raise NotFiniteError("score", users[~finite.cpu()].tolist())

@@ -151,7 +151,7 @@ class FedGFClient(AddingClient):
         return linear, ideal
 
     @property
-    def popularity(self) -> Tensor:
+    def popular_now(self) -> Tensor:
         """`[items]`: how many clients have each; all alike before that has come down."""
         return self.kept.get("counts", torch.zeros(self.num_items, device=self.device))
 

@@ -176,6 +176,15 @@ class NeighboursClient(SumsClient):
         option = self.structure.options[reading]
         return self.scores(self._counts(option.decay)) + self._beside(option)
 
+    @property
+    def popular_now(self) -> Tensor:
+        """`[items]`: the popularity of late by which clients read, if they do; else as of any structure."""
+        if self.chosen < len(self.structure.options):
+            recent = self.structure.options[self.chosen].recent
+            if recent is not None and "recent" in self.kept:
+                return self._beside(Option(0.0, 1.0, recent))
+        return super().popular_now
+
     def _beside(self, option: Option) -> Tensor:
         """What is added to every client's scores, `[items]`."""
         if option.recent is None:

@@ -17,7 +17,7 @@ from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of, known_from
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.tallies import Known, Tally
+from cgfedrec.structure.tallies import SHARES, Known, Tally
 from cgfedrec.structure.updating import Past, change_field, change_of
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
@@ -253,6 +253,17 @@ class SumsClient(AddingClient):
         assert isinstance(counts, Counts)
         popularity = counts.values[:, 0].to(self.added.device).float().log1p()
         return popularity / popularity.max()
+
+    @property
+    def popular_now(self) -> Tensor:
+        """`[items]`: `popularity`, or if interactions are forgotten how much of each item's is left."""
+        if self.known.rows is None or self.known.rows.unit == 1:
+            return self.popularity
+        counts = self.kept["bounds"]["counts"]
+        assert isinstance(counts, Counts)
+        # The mass: of each client the square of what an item counts, which forgets as pairs do.
+        left = (counts.values[:, 2].to(self.added.device).float() / SHARES).log1p()
+        return left / left.max().clamp_min(1e-12)
 
     def read_all(self) -> Iterator[Tensor]:
         """Scores by each reading, `[clients, items]`, in order.
