@@ -253,6 +253,24 @@ def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
         rolled(tmp_path / "half", method="Popularity")
 
 
+@pytest.mark.parametrize("method", ["CGFedCo", "EASE"])
+def test_where_times_are_an_order_nothing_is_forgotten(tmp_path: Path, method: str) -> None:
+    drawn = Synthetic(**BASE["data.synthetic"]).draw(0)
+    assert drawn.times is not None
+    columns = {"user": drawn.user_ids[drawn.users], "item": drawn.item_ids[drawn.items], "timestamp": drawn.times}
+    table = pl.DataFrame(columns).sort("timestamp").with_columns(timestamp=pl.int_range(pl.len()))
+    table.write_csv(tmp_path / "order.csv")
+    settings: dict[str, Any] = {"data.path": str(tmp_path / "order.csv"), "method": method}
+    if method == "EASE":
+        settings |= {"method.half_life": "chosen", "method.recent": "chosen", "method.decay": "chosen"}
+    run = rolled(tmp_path / "run", **settings)
+    assert "its times are an order, so nothing is forgotten" in run._intent()
+    config = yaml.safe_load((tmp_path / "run" / "cuts" / "04" / "config.yaml").read_text())["method"]["init_args"]
+    assert config["half_life"] in (None, "chosen")
+    assert "days" not in str(run.summary["chosen"])
+    assert run.summary["chosen"]["4"].startswith("rho")
+
+
 def test_the_command_line_shows_cases_and_what_was_chosen(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**BASE, "method": "CGFedCo"}))

@@ -114,7 +114,7 @@ def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) ->
     difference = metrics.get(f"over_popularity/{metric}")
     if difference is None:
         return
-    users = metrics["over_popularity/users"]
+    users, who = metrics["over_popularity/users"], "cases" if "cuts" in metrics else "users"
     low, high = (metrics.get(f"over_popularity/{metric}/{end}") for end in ("low", "high"))
     short, _, k = metric.removeprefix("test/").partition("@")
     told = (
@@ -125,7 +125,7 @@ def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) ->
         told += " (of one user, which is too few for an interval)"
         why = "one user cannot show it"
     else:
-        told += f" (95% interval {low:+.4f} to {high:+.4f}, paired over {users:,} users)"
+        told += f" (95% interval {low:+.4f} to {high:+.4f}, paired over {users:,} {who})"
         why = "the difference may be chance"
         if high < 0:
             why = "it is worse; these settings do not serve these data (yet)"

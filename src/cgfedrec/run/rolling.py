@@ -206,9 +206,9 @@ class RollingRun(Run):
 
     @property
     def alternatives(self) -> Sequence[Mapping[str, Any]]:
-        """Settings of the method to choose among; only the first, which forgets nothing, where times tell no days."""
+        """Settings of the method to choose among; none, so that nothing is forgotten, where times tell no days."""
         if self.data.days is None:
-            return self.method.alternatives[:1]
+            return ({},)
         return self.method.alternatives
 
     @property
@@ -233,6 +233,8 @@ class RollingRun(Run):
             told += " with the settings that did best at all earlier ones"
             if alternatives > 1:
                 told += f" ({alternatives} alternatives)"
+        if self.data.days is None and len(self.method.alternatives) > 1:
+            told += "; its times are an order, so nothing is forgotten"
         return f"{told}; in {self.directory}"
 
     def _finish(self, started: float) -> None:
