@@ -70,9 +70,7 @@ def _best(method: Recommender, monitor: str, overrides: Mapping[str, Any], judge
     settled: Mapping[str, Any] = {}
     if isinstance(method, Reference):
         settled = method.settled([one.rows[-1] for one in judged])
-    by_round = _pooled(
-        [{row["round"]: (row[monitor], one.cases) for row in one.rows if monitor in row} for one in judged]
-    )
+    by_round = _pooled([_rounds(one, monitor) for one in judged])
     round = max(by_round, key=by_round.__getitem__)
     rounds = None
     if not isinstance(method, Reference):

@@ -12,11 +12,11 @@ from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check
 from cgfedrec.evaluation.ranking import Ranked, gains, no_metric, ranked, summarise
-from cgfedrec.history import Row
+from cgfedrec.history import Evaluations, Row
 from cgfedrec.server import READINGS
 
 
-class ReferenceFit:
+class ReferenceFit(Evaluations):
     """What stands in a run in place of a federation's loop where the method is a `Reference`.
 
     It ends with one row in ``metrics.csv``, sends nothing and leaves no checkpoint. Fabric calls ``on_round_end`` once
@@ -38,18 +38,11 @@ class ReferenceFit:
         check(no_metric("loop.monitor", monitor, data))
         reference.check(data)
         reference.device = fabric.device
-        self.reference, self.data, self.fabric, self.monitor = reference, data, fabric, monitor
+        super().__init__(monitor)
+        self.reference, self.data, self.fabric = reference, data, fabric
         self.round = 0
         self.seconds = 0.0
         self.bytes_scoring = 0  # nobody downloads anything
-        self.history: list[Row] = []
-
-    @property
-    def best(self) -> Row | None:
-        """The only row, once there is one."""
-        if not self.history:
-            return None
-        return self.history[-1]
 
     def fit(self) -> None:
         """Fit the reference, choose how it is read, and rank what is held out for validation.
@@ -59,7 +52,7 @@ class ReferenceFit:
         """
         started = time.perf_counter()
         self.reference.fit(self.data)
-        judged = self._judged()
+        judged = self._by_reading()
         if judged:
             self.reference.read_by(max(judged, key=judged.__getitem__))
         self.seconds = time.perf_counter() - started
@@ -70,7 +63,7 @@ class ReferenceFit:
         self.history = [{"round": 1, **self.reference.report(), **found, "time/round": self.seconds}]
         self.fabric.call("on_round_end", self)
 
-    def _judged(self) -> Row:
+    def _by_reading(self) -> Row:
         """The monitored metric by each reading; nothing where there is one alone, or nothing to choose by."""
         if len(self.reference.readings) == 1 or not self.data.holds_out("val"):
             return {}

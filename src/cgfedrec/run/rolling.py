@@ -20,7 +20,7 @@ from cgfedrec.errors import InputError
 from cgfedrec.evaluation.metrics import each_users
 from cgfedrec.evaluation.ranking import Ranked
 from cgfedrec.files import DamagedError, read_json, write_json
-from cgfedrec.history import Row
+from cgfedrec.history import Evaluations, Row
 from cgfedrec.run.checkpoint import LAST, read_checkpoint
 from cgfedrec.run.choosing import Choice, Judged, choose
 from cgfedrec.run.console import progress_bars
@@ -48,7 +48,7 @@ def is_rolling(settings: Namespace) -> bool:
     return bool(data.split == "rolling" and data.rolling.cut is None)
 
 
-class Cuts:
+class Cuts(Evaluations):
     """What trains in a `RollingRun`: one run after another, each in a folder of its own.
 
     What is finished there is skipped, and what was stopped is resumed.
@@ -61,22 +61,15 @@ class Cuts:
     """
 
     def __init__(self, run: RollingRun, monitor: str, callbacks: Sequence[object], log: History) -> None:
-        self.run, self.monitor, self.callbacks, self.log = run, monitor, callbacks, log
+        super().__init__(monitor)
+        self.run, self.callbacks, self.log = run, callbacks, log
         self.rounds = run.data.rolling.number
         self.round = 0
         self.seconds = 0.0
         self.bytes_scoring = 0
-        self.history: list[Row] = []
         self.interrupted: int | None = None
         self.choice = Choice()
         self.summaries: list[dict[str, Any]] = []  # of the cuts that are reported
-
-    @property
-    def best(self) -> Row | None:
-        """The last row: all count alike."""
-        if not self.history:
-            return None
-        return self.history[-1]
 
     def fit(self) -> None:
         """Train at every cut: with all that is to choose among, for later cuts; then with what earlier ones chose.

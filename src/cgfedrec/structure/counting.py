@@ -140,7 +140,6 @@ class CountingServer(SumsInTurn):
             setattr(self, f"past_{tally.name}", aged(tally, state[f"total_{tally.name}"], changes.days))
         self.chosen = state["chosen"].clone()
         self.begin_update()
-        self.refresh()
 
     def _cannot_update(self, state: Mapping[str, Any], changes: Changes) -> Iterator[str | None]:
         """Why changes cannot be added to the sums in a state."""

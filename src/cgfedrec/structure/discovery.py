@@ -34,8 +34,6 @@ class Step(NamedTuple):
     """What is counted."""
     late: bool = False
     """Whether by those who were not there in the first pass."""
-    change: bool = False
-    """Whether only what has changed since sums were counted is added to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +161,7 @@ class Discovery:
 
 def changes_of(tallies: Sequence[Tally]) -> list[Step]:
     """All steps where only what has changed is added to sums of before."""
-    return [Step(tally.name, tally, change=True) for tally in tallies]
+    return [Step(tally.name, tally) for tally in tallies]
 
 
 def known_from(known: Known, kept: Mapping[str, Mapping[str, Value]], least: int, unit: int) -> Known:
