@@ -14,6 +14,12 @@ HalfLife = float | None | Literal["chosen"]
 """A setting: days after which an interaction counts half; ``None``: never; ``chosen``: one of `CANDIDATES`."""
 CANDIDATES: Sequence[float | None] = (None, 365.0, 90.0, 30.0, 7.0, 2.0)
 """The half-lives that ``chosen`` stands for. The first never forgets: so does whoever has nothing to choose by."""
+DECAYS = (0.0, 0.25, 0.5, 1.0)
+"""rho, to choose among: an item of age a, in items, counts (1 + a)^-rho. 0 reads all of a history alike."""
+RECENTS = (365.0, 30.0, 14.0, 7.0, 2.0)
+"""Half-lives in days of a popularity of late, to choose among."""
+RECENT_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Weights of it, to choose among."""
 Days = TypeVar("Days", NDArray[Any], Tensor)
 
 

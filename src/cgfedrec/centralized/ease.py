@@ -14,14 +14,20 @@ from cgfedrec.centralized.popularity import counted
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.errors import RunError, check, not_between
-from cgfedrec.forgetting import HalfLife, days_untold, fixed, half_lives, kept, not_half_life
+from cgfedrec.forgetting import (
+    DECAYS,
+    RECENT_WEIGHTS,
+    RECENTS,
+    HalfLife,
+    days_untold,
+    fixed,
+    half_lives,
+    kept,
+    not_half_life,
+)
 
-DECAYS = (0.0, 0.25, 0.5, 1.0)
-"""What ``decay: chosen`` stands for."""
-RECENT = (None, 365.0, 30.0, 14.0, 7.0, 2.0)
+RECENT = (None, *RECENTS)
 """What ``recent: chosen`` stands for."""
-RECENT_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""What ``recent_weight: chosen`` stands for."""
 
 
 @dataclass(kw_only=True, eq=False)

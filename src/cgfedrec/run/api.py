@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from rich.console import Console
 
+from cgfedrec.data.changes import Before
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError
@@ -18,7 +19,7 @@ from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.opened import open_run
 from cgfedrec.run.rolling import RollingRun, is_rolling
 from cgfedrec.run.run import Run
-from cgfedrec.run.update import Update
+from cgfedrec.run.update import Update, before_beside
 from cgfedrec.settings.opening import checkpoint_in, refuse_of_fit, settings_in
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import Config, Said, said
@@ -101,8 +102,8 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
     Raises:
         InputError: if the checkpoint cannot be read, or the data are not those that it was trained on.
     """
-    given = _of_use(configs, options)
-    return _opened(Path(ckpt_path), given, console)
+    path = Path(ckpt_path)
+    return _opened(path, read_checkpoint(path), _of_use(configs, options), console)
 
 
 def load_beside(
@@ -122,11 +123,10 @@ def load_beside(
     Raises:
         InputError: as `load`.
     """
-    given = _of_use((), options)
-    path = Path(ckpt_path)
-    asked = parse(given, settings_in(read_checkpoint(path)["config"], given))
-    others: FederatedDataModule = instantiate(asked).data
-    return _opened(path, given.without("data", apart), console), others
+    given, path = _of_use((), options), Path(ckpt_path)
+    state = read_checkpoint(path)
+    others: FederatedDataModule = instantiate(parse(given, settings_in(state["config"], given))).data
+    return _opened(path, state, given.without("data", apart), console), others
 
 
 def load_to_test(
@@ -146,11 +146,11 @@ def load_to_test(
     given, path = _of_use((), options), Path(ckpt_path)
     state = read_checkpoint(path)
     own, asked = (parse(said, settings_in(state["config"], said)) for said in (given.without("data", OTHERS), given))
-    if own.data == asked.data or _is_trained_on(state, asked):
-        return _opened(path, given, console), None
+    if own.data == asked.data or _is_trained_on(path, state, asked):
+        return _opened(path, state, given, console), None
     where = asked.data.init_args.path
     try:
-        run = _opened(path, given.without("data", OTHERS), console)
+        run = _opened(path, state, given.without("data", OTHERS), console)
     except InputError as error:
         raise InputError(
             [f"ckpt_path: was trained on other data than {where}; its own are needed too:", *error.problems]
@@ -158,19 +158,19 @@ def load_to_test(
     return run, run.newcomers(where, instantiate(asked).data.format, tested=True)
 
 
-def _is_trained_on(state: State, settings: Namespace) -> bool:
+def _is_trained_on(path: Path, state: State, settings: Namespace) -> bool:
     """Whether a checkpoint was trained on the data of these settings."""
     try:
-        return _data_of(settings).fingerprint() == state["fingerprint"]
+        return _data_of(settings, before=before_beside(path.parent)).fingerprint() == state["fingerprint"]
     except InputError:  # then whoever reads them next says why
         return False
 
 
-def _data_of(settings: Namespace, console: Console | None = None) -> FederatedDataModule:
+def _data_of(settings: Namespace, console: Console | None = None, before: Before | None = None) -> FederatedDataModule:
     """The data of a run, read and split."""
     parts = instantiate(settings)
     data: FederatedDataModule = parts.data
-    data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()))
+    data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()), before)
     data.setup()
     return data
 
@@ -182,8 +182,7 @@ def _of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
     return given
 
 
-def _opened(path: Path, given: Said, console: Console | None) -> Run:
-    state = read_checkpoint(path)
+def _opened(path: Path, state: State, given: Said, console: Console | None) -> Run:
     settings = parse(given, settings_in(state["config"], given))
     if console:
         console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)

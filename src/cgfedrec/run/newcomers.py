@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from cgfedrec.centralized import Popularity
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError
@@ -37,10 +38,6 @@ def tested_on(loop: FederatedLoop, newcomers: Newcomers) -> dict[str, float]:
     if not newcomers.part_size(Part.TEST):
         raise InputError(f"data.path: {newcomers.path} has nothing to hold out for a test that is in the catalogue")
     before = loop.bytes_scoring
-    popularity = loop.data.popularity.float()
-
-    def popular(users: Tensor) -> Tensor:
-        return popularity.expand(len(users), -1)
 
     def scored(users: Tensor) -> Tensor:
         return loop.score_newcomers(newcomers, users)
@@ -48,7 +45,7 @@ def tested_on(loop: FederatedLoop, newcomers: Newcomers) -> dict[str, float]:
     misses = torch.from_numpy(newcomers.misses)
     mine, theirs = (
         with_misses(ranked(newcomers, "test", scorer, loop.cohort_size, loop.workers.map), misses)
-        for scorer in (scored, popular)
+        for scorer in (scored, Popularity().fit(loop.data).score)
     )
     tests = beside_popularity(loop.data, mine, theirs) | over_popularity(
         mine, theirs, loop.monitor.removeprefix("val/")

@@ -15,10 +15,11 @@ from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import no_count, not_positive
+from cgfedrec.forgetting import RECENTS
 from cgfedrec.structure.ages import BUCKETS, bucket, questions
 from cgfedrec.structure.discover import closed_form, pair_weights, verified
 from cgfedrec.structure.discovery import Discovery
-from cgfedrec.structure.options import RECENTS, Option, options_with
+from cgfedrec.structure.options import Option, options_with
 from cgfedrec.structure.structure import LEVELS, Found, Structure, SumsClient
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.values import Field, Value, WeightLayout, Weights

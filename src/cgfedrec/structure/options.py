@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-DECAYS = (0.0, 0.25, 0.5, 1.0)
-"""rho: an item of age a, in items, counts (1 + a)^-rho. 0 reads all of a history alike."""
+from cgfedrec.forgetting import DECAYS, RECENT_WEIGHTS
+
 POPULARITIES = (0.0, 0.1, 0.3, 1.0, 3.0)
 """beta: how much an item's popularity counts beside its neighbours."""
-RECENTS = (365.0, 30.0, 14.0, 7.0, 2.0)
-"""Half-lives in days of popularities of late, among which a rolling evaluation chooses."""
-RECENT_WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""beta of a popularity of late."""
 
 
 class Option(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from cgfedrec.centralized.reference import Reference
+from cgfedrec.data.rolling import Rolling
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError
 from cgfedrec.experiments.compare.checks import shown, unlike
@@ -151,7 +152,7 @@ def _open(config: Layer, seed: int, output: Path) -> tuple[Run, Layer]:
     settings.logger = None  # to open a logger would write
     if is_rolling(settings):  # all of its trainings can be set up if the last one can, which has most of the data
         rolling = settings.data.init_args.rolling
-        rolling.cut = len(rolling.at or []) or rolling.cuts
+        rolling.cut = Rolling(**vars(rolling)).number
     return Run(settings, output / "never written"), whole
 
 
