@@ -15,6 +15,7 @@ from torch import Tensor
 import cgfedrec
 from cgfedrec.data import Synthetic
 from cgfedrec.errors import InputError
+from cgfedrec.run.api import load_to_test
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.updating import with_new_labels, with_new_rows
 
@@ -175,6 +176,20 @@ def test_it_resumes_and_loads_like_any_run(tmp_path: Path) -> None:
     assert resumed.loop.score(everyone).equal(whole.loop.score(everyone))
     loaded = cgfedrec.load(whole.checkpoints / "best.ckpt")
     assert loaded.recommend(top_k=3).equals(whole.recommend(top_k=3))
+
+
+def test_data_of_an_updated_run_that_have_moved_are_its_own(tmp_path: Path) -> None:
+    """Though somebody has left, who is in no file any more."""
+    table = drawn()
+    given = {"data.split": "leave_one_out", "data.min_interactions": 5}
+    first = fitted(table, tmp_path / "first", **given)
+    left = pl.col("user").is_in(["u1", "u2", "u3"])
+    second = fitted(table.filter(~left), tmp_path / "second", first, **given)
+    assert second.data.changes is not None
+    moved = (tmp_path / "second" / "data.csv").rename(tmp_path / "moved.csv")
+    run, newcomers = load_to_test(second.checkpoints / "best.ckpt", ["--data.path", str(moved)])
+    assert newcomers is None
+    assert run.test()["test/ndcg@10"] == second.summary["test/ndcg@10"]
 
 
 def test_it_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
