@@ -72,15 +72,15 @@ def measure(settings: dict[str, Any]) -> dict[str, float]:
         fabric = Fabric(accelerator="cpu", devices=1, callbacks=[Watch()])
         loop.setup(fabric, data, method, Path(directory))
         loop.fit()
-        trained = loop.store.known.nonzero().squeeze(1)
-        state = len(trained) * sum(rows.nbytes for rows in loop.store.read(trained[:1]).values())
+        trained = loop.clients.store.known.nonzero().squeeze(1)
+        state = len(trained) * sum(rows.nbytes for rows in loop.clients.store.read(trained[:1]).values())
     peak = status("VmHWM")
     return {
         "seconds": median(after - before for before, after in pairwise(times[1:])),
         "peak": peak,
         "imported": imported,
-        "state": state if loop.capacity.store == "memory" else 0,
-        "beyond": peak - (state if loop.capacity.store == "memory" else 0),
+        "state": state if loop.clients.capacity.store == "memory" else 0,
+        "beyond": peak - (state if loop.clients.capacity.store == "memory" else 0),
         "items": data.num_items,
     }
 

@@ -99,15 +99,15 @@ def federation(data: FederatedDataModule, method: TableMethod) -> FederatedLoop:
 
 def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
     """Train the second round once more from ``state``; its seconds, negatives drawn before."""
-    data, store = loop.data, loop.store
+    data, store = loop.data, loop.clients.store
     store.load_state_dict(copy.deepcopy(state["store"]))
     loop.server.load_state_dict(state["server"])
     loop.round = 2
-    cohorts = list(data.cohorts(torch.arange(data.num_users), loop.cohort_size))
+    cohorts = list(data.cohorts(torch.arange(data.num_users), loop.clients.cohort_size))
     drawn = {int(users[0]): data.batches.samples(users.numpy(), 2, data.private_seed) for users in cohorts}
     with patch.object(type(data.batches), "samples", lambda _, users, *__: drawn[int(users[0])]):
         started = time.perf_counter()
-        for trained in loop.workers.map(loop.train, cohorts):
+        for trained in loop.clients.train(torch.cat(cohorts), 2):
             loop.server.aggregate(trained.part)
         loop.server.update(torch.cat(cohorts), 2)
         return time.perf_counter() - started
@@ -170,7 +170,7 @@ def plain(
 
 def check_equal(loop: FederatedLoop, users: Sequence[int], expected: dict[str, Tensor], what: str) -> None:
     """Raise ``AssertionError`` unless both ways ended alike."""
-    for name, mine in loop.store.read(torch.tensor(users)).items():
+    for name, mine in loop.clients.store.read(torch.tensor(users)).items():
         theirs = expected[name].reshape(mine.shape)
         apart, size = ((v.reshape(len(users), -1).norm(dim=1)) for v in (mine - theirs, theirs))
         distance = (apart / size).max().item()
@@ -196,17 +196,21 @@ def apart(loop: FederatedLoop) -> dict[str, tuple[float | None, float]]:
         chance = random.Random(0)
         for history in histories:
             twin.draw(history, data.num_items, chance)
-    cohorts = list(data.cohorts(everyone, loop.cohort_size))
+    cohorts = list(data.cohorts(everyone, loop.clients.cohort_size))
     for _ in range(REPEATS):
         with stopwatch(times["draw"]):
-            list(loop.workers.map(lambda users: data.batches.samples(users.numpy(), 3, data.private_seed), cohorts))
+            list(
+                loop.clients.workers.map(
+                    lambda users: data.batches.samples(users.numpy(), 3, data.private_seed), cohorts
+                )
+            )
     loop.evaluate("test")  # draws the candidates, once for all rounds
     for _ in range(REPEATS):
         with stopwatch(times["evaluate"]):
             mine = loop.evaluate("test")
     ranking = data.ranking(everyone, "test")
     assert ranking.sampled is not None
-    rows = loop.store.read(everyone)
+    rows = loop.clients.store.read(everyone)
     clients = [plain_client({name: one[user] for name, one in rows.items()}) for user in everyone.tolist()]
     asked = zip(clients, ranking.relevant[:, 0].tolist(), ranking.sampled.tolist(), strict=True)
     with threads.on(1), stopwatch(times["plain evaluate"]):

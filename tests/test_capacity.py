@@ -167,7 +167,7 @@ run = cgfedrec.fit({
     "method.init_args.optimizer": sys.argv[2],
 })
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-print(run.loop.capacity.memory, int(peak.split()[1]) * 1024)
+print(run.loop.clients.capacity.memory, int(peak.split()[1]) * 1024)
 """
 
 

@@ -102,7 +102,7 @@ def goes_on(data: FederatedDataModule, stop: int, **options: Any) -> FederatedLo
     first.setup(Fabric(accelerator="cpu", devices=1, callbacks=[StopAfter(stop)]), data, method(), folder)
     first.fit()
     # As for a checkpoint, which is written to a file at once.
-    first.store.pin("last")
+    first.clients.store.pin("last")
     state = deepcopy(first.state_dict())
     first.should_stop = False
     first.fit()
@@ -137,13 +137,13 @@ def test_a_run_that_was_to_do_fewer_rounds_goes_on(data: FederatedDataModule) ->
 
 def ask(loop: FederatedLoop, users: Tensor) -> Upload:
     """What clients answer to what the server sends for the next round; they keep what they have done."""
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         client = worker.client
-        loop.store.load(client, users)
+        loop.clients.store.load(client, users)
         client.own = Own(loop.data, users, loop.round + 1, 1)
         client.receive(loop.server.broadcast(users, loop.round + 1), loop.round + 1)
         upload = client.upload()
-        loop.store.save(client)
+        loop.clients.store.save(client)
     return upload
 
 
@@ -154,7 +154,7 @@ def test_a_client_adds_to_no_sum_twice(before: int, data: FederatedDataModule) -
     callbacks = [StopAfter(before)] if before else []
     loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=callbacks), data, method(), Path("clients"))
     everyone, some = torch.arange(data.num_users), torch.tensor([3, 1, 20])
-    loop.store.expect(everyone)
+    loop.clients.store.expect(everyone)
     if before:
         loop.fit()
     loop.score(everyone)  # scoring adds nothing, and takes nobody's turn
@@ -336,7 +336,7 @@ def test_the_chosen_reading_is_the_one_that_validates_best(data: FederatedDataMo
 
         def read(users: Tensor, reading: int = reading) -> Tensor:
             loop.score(users)
-            with loop.workers.one() as worker:
+            with loop.clients.workers.one() as worker:
                 scores: Tensor = worker.client.read(reading)  # type: ignore[operator]
                 return scores
 

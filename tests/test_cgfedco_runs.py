@@ -86,7 +86,7 @@ def state_of(loop: FederatedLoop) -> dict[str, Tensor]:
 def readings(loop: FederatedLoop) -> list[Tensor]:
     """Everybody's scores by each reading, `[users, items]` each."""
     loop.score(torch.arange(loop.data.num_users))
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         return list(worker.client.read_all())  # type: ignore[operator]
 
 

@@ -379,7 +379,7 @@ def test_the_last_good_checkpoint_stays_when_a_loss_is_not_finite(tiny: str) -> 
     class Poison:
         def on_cohort_end(self, loop: Any, users: torch.Tensor) -> None:
             if loop.round == 2:
-                loop.store.rows["table"][-1] = torch.nan  # the last client to be trained
+                loop.clients.store.rows["table"][-1] = torch.nan  # the last client to be trained
 
     with pytest.raises(package.errors.RunError, match=r"round 2, client \d+.*: the training loss is not finite"):
         package.fit(tiny, {"run_dir": "run", "loop": {"cohort_size": 4}}, callbacks=[Poison()])

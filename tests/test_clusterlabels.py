@@ -48,7 +48,7 @@ def data() -> FederatedDataModule:
 
 
 def client_of(loop: FederatedLoop) -> ClusterLabelsClient:
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         client = worker.client
     assert isinstance(client, ClusterLabelsClient)
     return client
@@ -66,7 +66,7 @@ def test_only_items_with_rows_are_aligned(data: FederatedDataModule) -> None:
     loop = trained(method(reg=0.5), data, 100, rounds=COUNTED + 1)
     client, scarce = client_of(loop), scarce_items(loop.data)
     users = torch.arange(5)
-    client.load(users, loop.store.read(users))
+    client.load(users, loop.clients.store.read(users))
     client.own = Own(loop.data, users, loop.round + 1, 1)
     client.receive(loop.server.broadcast(users, loop.round + 1), loop.round + 1)
     labels = client.kept["structure"]["labels"]
@@ -92,7 +92,7 @@ def test_a_client_trains_as_that_of_the_paper_does(data: FederatedDataModule) ->
     theirs = trained(paper, data, 100, rounds=1)
     users = loop.data.order()[:5]
     own = Own(loop.data, users, COUNTED + 1, paper.local_epochs)
-    with theirs.workers.one() as worker:
+    with theirs.clients.workers.one() as worker:
         aligned = worker.client
         start = client_of(loop).start(users)
         theirs_too = {name: value for name, value in start.items() if "." in name}
@@ -104,7 +104,7 @@ def test_a_client_trains_as_that_of_the_paper_does(data: FederatedDataModule) ->
         train(theirs.fabric, worker, aligned.batches())
         expected = {name: value.clone() for name, value in aligned.private().items()}
     whole = trained(method(), data, 100, rounds=COUNTED + 1)
-    stored = whole.store.read(users)
+    stored = whole.clients.store.read(users)
     for name, value in expected.items():
         torch.testing.assert_close(stored[f"aligned.{name}"], value.detach())
     assert not stored["aligned.table"].equal(start["aligned.table"].expand_as(stored["aligned.table"]))
@@ -113,7 +113,7 @@ def test_a_client_trains_as_that_of_the_paper_does(data: FederatedDataModule) ->
 def test_a_client_passes_over_its_samples_as_often_as_it_is_told(data: FederatedDataModule) -> None:
     one, two = (trained(method(local_epochs=epochs), data, 100, rounds=COUNTED + 1) for epochs in (1, 2))
     users = torch.arange(40)
-    assert not one.store.read(users)["aligned.table"].equal(two.store.read(users)["aligned.table"])
+    assert not one.clients.store.read(users)["aligned.table"].equal(two.clients.store.read(users)["aligned.table"])
 
 
 def test_nothing_goes_up_while_clients_train(data: FederatedDataModule) -> None:

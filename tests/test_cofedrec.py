@@ -32,9 +32,9 @@ class TestCoFedRec(Conformance):
         assert broadcast.own is not None
         group = broadcast.own.clients
         assert 1 < len(group) < data.num_users
-        before = {name: rows.clone() for name, rows in loop.store.read(everyone).items()}
-        with loop.workers.one() as worker:
-            loop.store.load(worker.client, everyone.flip(0))
+        before = {name: rows.clone() for name, rows in loop.clients.store.read(everyone).items()}
+        with loop.clients.workers.one() as worker:
+            loop.clients.store.load(worker.client, everyone.flip(0))
             worker.client.receive(broadcast, 3)
             after = worker.client.private()["table"].flip(0)
         outside = ~torch.isin(everyone, group)
@@ -50,9 +50,9 @@ class TestCoFedRec(Conformance):
         loop = trained(self.method(reg=0.5), data, 5, rounds=2)
         users = next(iter(data.cohorts(torch.arange(data.num_users), 3)))
         batch = data.draw(users, 3, 1)[0]
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             client = worker.client
-            loop.store.load(client, users)
+            loop.clients.store.load(client, users)
             client.receive(loop.server.broadcast(users, 3), 3)
             own = {name: value.double() for name, value in client.private().items()}
             client.training_step(batch, 0)

@@ -90,9 +90,9 @@ class TestCoLR(Conformance):
         last = server.up_to_date
         assert len(last) == 6
         now = server.table + change(server.mean("factor"), random_basis(server.seed, 5, 3, 8))
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             client = worker.client
-            loop.store.load(client, everyone)
+            loop.clients.store.load(client, everyone)
             client.receive(server.broadcast(everyone, 6), 6)
         assert isinstance(client, CoLRClient)
         assert client.table.equal(now.expand_as(client.table))

@@ -49,7 +49,7 @@ def test_three_rounds_of_the_framework_are_those_of_the_plain_twin(monkeypatch: 
 
     users = [torch.tensor([user]) for user in range(data.num_users)]
     clients = [plain.Client(data.num_items, method.dim) for _ in users]
-    with loop.workers.one() as worker, torch.no_grad():
+    with loop.clients.workers.one() as worker, torch.no_grad():
         for user, client in zip(users, clients, strict=True):
             private = worker.client.start(user)
             client.table.weight.copy_(private["table"][0])
@@ -74,7 +74,7 @@ def test_three_rounds_of_the_framework_are_those_of_the_plain_twin(monkeypatch: 
         assert loop.history[round - 1]["train/loss"] == pytest.approx(sum(losses) / len(losses), rel=TOLERANCE)
 
     assert loop.server.state_dict()["labels"].equal(labels)
-    ours = loop.store.read(torch.arange(data.num_users))
+    ours = loop.clients.store.read(torch.arange(data.num_users))
     for place, client in enumerate(clients):
         assert distance(ours["table"][place], client.table.weight.detach()) < TOLERANCE
         assert distance(ours["head_weight"][place], client.head.weight.detach()[0]) < TOLERANCE

@@ -122,10 +122,10 @@ class TestFedCA(Conformance):
         loop = trained(self.method(own=0.75), data, 100, rounds=1)
         assert isinstance(loop.server, MixServer)
         users = torch.arange(data.num_users)
-        before = loop.store.read(users)["table"].clone()
-        with loop.workers.one() as worker:
+        before = loop.clients.store.read(users)["table"].clone()
+        with loop.clients.workers.one() as worker:
             client = worker.client
-            loop.store.load(client, users)
+            loop.clients.store.load(client, users)
             client.receive(loop.server.broadcast(users, 2), 2)
         expected = before.clone()
         waiting = loop.server.mixes.clients
@@ -150,7 +150,7 @@ class TestFedCA(Conformance):
         states = []
         for tolerance, epochs in ((1e6, 5), (1e6, 2), (0, 2), (0, 5)):
             loop = trained(self.method(optimizer=optimizer, tolerance=tolerance, local_epochs=epochs), data, 100, 1)
-            states.append(loop.store.read(torch.arange(data.num_users)))
+            states.append(loop.clients.store.read(torch.arange(data.num_users)))
         for name in ("user", "table"):
             assert states[0][name].equal(states[1][name])
             assert states[1][name].equal(states[2][name])

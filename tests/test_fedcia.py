@@ -70,10 +70,10 @@ def test_the_noise_is_laplace_and_new_for_each_client_and_round(data: FederatedD
     noises = []
     for rounds in (1, 2):
         loop = trained(FedCIA(dim=4, noise=0.5), data, 100, rounds=rounds)
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             client = worker.client
             assert isinstance(client, FedCIAClient)
-            loop.store.load(client, torch.arange(data.num_users))
+            loop.clients.store.load(client, torch.arange(data.num_users))
             table = client.table.detach()
             noise = client.upload().values["similarity"] - table @ table.mT
             assert noise.allclose(client.upload().values["similarity"] - table @ table.mT)
@@ -102,7 +102,7 @@ class TestFedCIA(Conformance):
 
     def test_adam_goes_on_where_it_was(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 5, rounds=3)
-        state = loop.store.read(torch.arange(data.num_users))
+        state = loop.clients.store.read(torch.arange(data.num_users))
         batches = [len(data.draw(torch.tensor([user]), 1, 1)) for user in range(data.num_users)]
         assert state["steps"].tolist() == [3 * number for number in batches]
         assert state["table_mean"].any()
@@ -112,10 +112,10 @@ class TestFedCIA(Conformance):
         assert isinstance(loop.server, SimilarityServer)
         target = loop.server.mean("similarity")
         users = torch.arange(data.num_users)
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             client = worker.client
             assert isinstance(client, FedCIAClient)
-            loop.store.load(client, users)
+            loop.clients.store.load(client, users)
             before = (client.table @ client.table.mT - target).norm(dim=(1, 2))
             client.receive(loop.server.broadcast(users, 3), 3)
             after = (client.table @ client.table.mT - target).norm(dim=(1, 2))

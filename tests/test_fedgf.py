@@ -137,9 +137,9 @@ def test_a_client_adds_to_no_sum_twice(data: FederatedDataModule) -> None:
     loop = trained(FedGF(rank=8), data, 100, rounds=2)
     users = torch.arange(data.num_users)
     sent = []
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         client = worker.client
-        loop.store.load(client, users)
+        loop.clients.store.load(client, users)
         for _ in range(2):
             client.own = Own(data, users, 3, 1)
             client.receive(loop.server.broadcast(users, 3), 3)
@@ -238,10 +238,10 @@ class TestFedGF(Conformance):
     def test_a_product_is_a_client_s_share(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 100, rounds=2)
         users = torch.tensor([3, 1])
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             client = worker.client
             assert isinstance(client, FedGFClient)
-            loop.store.load(client, users)
+            loop.clients.store.load(client, users)
             client.own = Own(data, users, 3, 1)
             client.receive(loop.server.broadcast(users, 3), 3)
             sent = client.upload().values[PRODUCT].double()

@@ -47,7 +47,7 @@ class TestFedRAP(Conformance):
         ended = []
         for epochs, tolerance in ((2, 0.0), (10, 1e9), (10, 0.0)):
             loop = trained(self.method(local_epochs=epochs, tolerance=tolerance), data, 5, rounds=2)
-            ended.append(loop.store.read(everyone))
+            ended.append(loop.clients.store.read(everyone))
         for name, value in ended[0].items():
             assert ended[1][name].equal(value), name
             assert not ended[2][name].equal(value), name
@@ -55,10 +55,10 @@ class TestFedRAP(Conformance):
     def test_weights_and_rates_follow_the_round(self, data: FederatedDataModule) -> None:
         loop = trained(self.method(), data, 100)
         users = torch.arange(3)
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             client = worker.client
             assert isinstance(client, FedRAPClient)
-            loop.store.load(client, users, to_train=False)
+            loop.clients.store.load(client, users, to_train=False)
             for broadcast, rounds in ((None, 0), (loop.server.broadcast(users, 4), 3)):
                 client.receive(broadcast, rounds + 1)
                 assert client.strength == pytest.approx(math.tanh(rounds / 10))
@@ -72,12 +72,12 @@ class TestFedRAP(Conformance):
         loop = trained(self.method(), data, 100)
         assert isinstance(loop.server, TableServer)
         users = torch.tensor([4, 0])
-        private = loop.store.read(users)
+        private = loop.clients.store.read(users)
         before = {name: value.clone() for name, value in private.items()}
         items = private["personal"] + loop.server.mean("common")
         expected = torch.einsum("cd,cnd->cn", private["head_weight"], items)
         torch.testing.assert_close(loop.score(users), expected)
-        for name, value in loop.store.read(users).items():
+        for name, value in loop.clients.store.read(users).items():
             assert value.equal(before[name])
 
 

@@ -44,9 +44,9 @@ class TestGPFedRec(Conformance):
         loop = trained(method, data, 5, rounds=2)
         users = next(iter(data.cohorts(torch.arange(data.num_users), 3)))
         (batch, *_) = data.draw(users, 3, 1)
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             client = worker.client
-            loop.store.load(client, users)
+            loop.clients.store.load(client, users)
             client.load(users, {name: value.clone() for name, value in client.private().items()})
             client.receive(loop.server.broadcast(users, 3), 3)
             before = {name: value.double().requires_grad_() for name, value in client.private().items()}

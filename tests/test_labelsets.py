@@ -52,10 +52,10 @@ def data() -> FederatedDataModule:
 
 def client_in(loop: FederatedLoop, users: Tensor) -> LabelSetsClient:
     """These clients, `[clients]`, with what has come down, in the next round."""
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         client = worker.client
     assert isinstance(client, LabelSetsClient)
-    client.load(users, loop.store.read(users))
+    client.load(users, loop.clients.store.read(users))
     client.own = Own(loop.data, users, loop.round + 1, 1)
     client.receive(loop.server.broadcast(users, loop.round + 1), loop.round + 1)
     return client
@@ -148,7 +148,7 @@ def test_a_score_is_the_sum_of_its_labels_weights(data: FederatedDataModule) -> 
 
 def test_what_goes_up_is_averaged_over_the_clients_of_a_round(data: FederatedDataModule) -> None:
     loop = trained(method(), data, 7, rounds=COUNTED + 1)
-    weights = loop.store.read(torch.arange(40))["weights"]
+    weights = loop.clients.store.read(torch.arange(40))["weights"]
     assert weights.abs().sum() > 0
     torch.testing.assert_close(server_of(loop).average, weights.mean(0))
 
@@ -157,7 +157,7 @@ def test_a_client_that_has_not_trained_scores_by_the_average(data: FederatedData
     """The others score by their own weights."""
     loop = trained(method(rounds=1), data, 7, rounds=ENOUGH, participants=10)
     users = torch.arange(40)
-    trained_ones = loop.store.read(users)["trained"] > 0
+    trained_ones = loop.clients.store.read(users)["trained"] > 0
     assert 0 < int(trained_ones.sum()) <= 10
     client = client_in(loop, users)
     decay, beta = client.structure.options[client.chosen]

@@ -58,11 +58,11 @@ def test_participants(options: dict[str, Any], number: int, resample: bool, make
 
 def test_those_who_never_took_part_stand_at_the_start(make_data: MakeData) -> None:
     loop = trained(method(), make_data(), 3, rounds=2, participants=5, resample=False)
-    assert loop.store.known.sum() == 5
-    strangers = (~loop.store.known).nonzero().squeeze(1)
-    with loop.workers.one() as worker:
+    assert loop.clients.store.known.sum() == 5
+    strangers = (~loop.clients.store.known).nonzero().squeeze(1)
+    with loop.clients.workers.one() as worker:
         start = worker.client.start(strangers)
-        loop.store.load(worker.client, strangers)
+        loop.clients.store.load(worker.client, strangers)
         assert all(value.equal(start[name]) for name, value in worker.client.private().items())
 
 
@@ -116,7 +116,7 @@ def test_state_continues_exactly(make_data: MakeData) -> None:
     second.setup(Fabric(accelerator="cpu", devices=1), data, method())
     second.load_state_dict(first.state_dict())
     second.fit()
-    ours, theirs = second.store.state_dict(), whole.store.state_dict()
+    ours, theirs = second.clients.store.state_dict(), whole.clients.store.state_dict()
     assert ours["users"].equal(theirs["users"])
     for name, rows in theirs["rows"].items():
         assert ours["rows"][name].equal(rows)
@@ -168,7 +168,7 @@ def test_labels_reach_the_clients_as_packed(make_data: MakeData) -> None:
     loop = trained(method(), make_data(), 7)
     broadcast = loop.server.broadcast(torch.tensor([0]), 4)
     assert broadcast is not None
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         worker.client.receive(Broadcast.unpack(broadcast.pack(), broadcast.fields), 4)
         assert worker.client.labels.equal(loop.server.labels)  # type: ignore[operator, arg-type]
 

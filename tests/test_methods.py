@@ -61,8 +61,8 @@ class TestCGFedRec(Conformance):
         batches = [batch for batch in data.draw(users, 1, 2) if len(batch.items) == len(users)]
         similarity = []
         for broadcast in (None, Broadcast({"labels": Labels(labels, 6)})):
-            with loop.workers.one() as worker:
-                loop.store.load(worker.client, users)
+            with loop.clients.workers.one() as worker:
+                loop.clients.store.load(worker.client, users)
                 worker.client.receive(broadcast, 2)
                 train(fabric, worker, batches * 5)
                 unit = torch.nn.functional.normalize(worker.client.private()["table"], dim=2)
@@ -75,7 +75,9 @@ class TestCGFedRec(Conformance):
         aligned = trained(self.method(reg=0.0), data, 5)
         local = trained(Local(dim=8, lr_eta=1.0), data, 5)
         everyone = torch.arange(data.num_users)
-        tables = [loop.store.read(everyone)["table"] for loop in (aligned, local, trained(self.method(), data, 5))]
+        tables = [
+            loop.clients.store.read(everyone)["table"] for loop in (aligned, local, trained(self.method(), data, 5))
+        ]
         assert tables[0].equal(tables[1])
         assert not tables[2].equal(tables[1])
 
@@ -84,7 +86,7 @@ class TestCGFedRec(Conformance):
         for head in ("shared", "private"):
             loop = FederatedLoop()
             loop.setup(fabric, data, self.method(head=head, init_scale=0.5))
-            with loop.workers.one() as worker:
+            with loop.clients.workers.one() as worker:
                 start = worker.client.start(torch.arange(10))
             assert (start["table"] == start["table"][0]).all()
             assert start["table"].std().item() == pytest.approx(0.5, rel=0.1)
@@ -177,17 +179,17 @@ def test_a_cohort_begins_where_a_new_tensor_would_wherever_it_lay(make_data: Mak
     for dim, in_place in ((16, True), (7, False)):
         loop = trained(FedMF(dim=dim), data, 5, rounds=1)
         users = loop.data.order()[3:6]
-        with loop.workers.one() as worker:
-            loop.store.load(worker.client, users)
+        with loop.clients.workers.one() as worker:
+            loop.clients.store.load(worker.client, users)
             table = worker.client.private()["table"]
-            stored = loop.store.read(users)["table"]
+            stored = loop.clients.store.read(users)["table"]
             assert table.equal(stored)
             assert table.data_ptr() % ALIGNMENT == 0
             assert (table.data_ptr() == stored.data_ptr()) is in_place
             assert in_place or stored.data_ptr() % ALIGNMENT != 0
             table += 1
-            loop.store.save(worker.client)
-        assert loop.store.read(users)["table"].equal(table)
+            loop.clients.store.save(worker.client)
+        assert loop.clients.store.read(users)["table"].equal(table)
 
 
 def test_clients_at_one_start_share_it() -> None:

@@ -73,7 +73,7 @@ def test_of_what_clients_train_a_newcomer_has_the_shared_part() -> None:
     loop.server.refresh()
     personal, shared = loop.score(everybody), loop.score_newcomers(newcomers, everybody)
     assert not shared.equal(personal)
-    loop.store.known.fill_(False)  # as if nobody had trained
+    loop.clients.store.known.fill_(False)  # as if nobody had trained
     assert loop.score(everybody).equal(shared)
 
 
@@ -126,7 +126,11 @@ def test_what_a_newcomer_downloads_is_counted_as_scoring(name: str) -> None:
     sent = loop.server.broadcast(users, loop.round + 1)
     assert sent is not None
     welcome = loop.server.welcome()
-    each = loop.wire.down(sent, 1)[1] + loop.wire.down(welcome, 1)[1] + sum(one.nbytes for one in sent.kept.values())
+    each = (
+        loop.clients.wire.down(sent, 1)[1]
+        + loop.clients.wire.down(welcome, 1)[1]
+        + sum(one.nbytes for one in sent.kept.values())
+    )
     assert len(sent.kept) >= 3
     assert loop.bytes_scoring - before == 5 * each
     assert (loop.bytes_up, loop.bytes_down) == training

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,37 +14,55 @@ from torch import Tensor
 
 from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.errors import RunError
 from cgfedrec.kit.factors import FactorMethod
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import FedMF
 from cgfedrec.methods.fedmf import FedMFClient
-from cgfedrec.server import TableServer
+from cgfedrec.processes import Processes
+from cgfedrec.server import SumServer, TableServer
 from cgfedrec.testing import trained
 from cgfedrec.wire.bulletin import Bulletin
-from cgfedrec.wire.messages import Broadcast, Sum
+from cgfedrec.wire.messages import Broadcast, Sum, Upload
 from cgfedrec.wire.values import Field, Labels
 from tests.conftest import MakeData
 
 
-class Doubling:
+class Doubling(Processes):
     """Stands for a second process that has the same sums."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls = 0
 
-    def all_reduce(self, value: Tensor, reduce_op: str) -> Tensor:
-        assert reduce_op == "sum"
+    def sum(self, value: Tensor) -> Tensor:
         self.calls += 1
-        return value.mul_(2)  # in place, as Fabric does
+        return value * 2
 
 
 def test_a_sum_over_processes_adds_values_and_clients_and_leaves_its_own() -> None:
     ours = Sum({"count": torch.tensor([3, 2**40]), "table": torch.tensor([0.5])}, clients=7)
-    both = ours.over_processes(Doubling())  # type: ignore[arg-type]
+    both = ours.over_processes(Doubling())
     assert both.clients == 14
     assert both.values["count"].tolist() == [6, 2**41]
     assert both.values["count"].dtype == torch.int64
+    assert both.values["table"].tolist() == [1.0]
     assert ours.values["count"].tolist() == [3, 2**40]
+
+
+def test_a_sum_that_would_not_be_exact_over_processes_is_refused() -> None:
+    with pytest.raises(RunError, match="sum of table is beyond 8192"):
+        Sum({"table": torch.tensor([8192.0])}, clients=1).over_processes(Doubling())
+
+
+def test_the_order_of_a_sum_shows_nowhere() -> None:
+    tables = torch.randn(60, 3, 4, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-9, 3).view(3, 4)
+    upload = Upload(torch.arange(60), {"table": tables})
+    parts = [Upload(torch.arange(len(part)), {"table": part}).sum() for part in tables.flip(0).split(7)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    assert total.values["table"].equal(upload.sum().values["table"])
 
 
 def test_the_loop_adds_sums_up_over_processes_before_the_server_sees_them(make_data: MakeData) -> None:
@@ -51,9 +70,12 @@ def test_the_loop_adds_sums_up_over_processes_before_the_server_sees_them(make_d
     loop = FederatedLoop(rounds=2, cohort_size=5)
     loop.setup(Fabric(accelerator="cpu", devices=1), data, FedMF(dim=4))
     doubling = Doubling()
-    loop.fabric.all_reduce = doubling.all_reduce  # type: ignore[assignment, method-assign]
-    loop.fit()
-    assert doubling.calls == 2 * 2  # a table and a number of clients, in each round
+    doubling.number = 2  # the server asks for the sum of both; whatever else there is, is here
+    server = loop.server
+    assert isinstance(server, SumServer)
+    with patch.object(server, "gather", lambda *_: SumServer.gather(server, doubling, data.order())):
+        loop.fit()
+    assert doubling.calls == 3 * 2  # whether a table is too large, the table and the clients, in each round
     # Twice the sum over twice the clients: the same means, where either alone would have changed them.
     assert loop.server.mean("table").equal(alone.server.mean("table"))  # type: ignore[operator]
 
@@ -175,4 +197,4 @@ def test_a_bulletin_comes_down_once_for_each_client(watched: Any) -> None:
     # Everybody is scored, and welcomed for that at the latest.
     once = len(there) * bulletin + loop.data.num_users * welcome
     assert loop.bytes_down + loop.bytes_scoring == asked * message + once
-    assert loop.held["labels"].nonzero().squeeze(1).tolist() == sorted(there)
+    assert loop.clients.held.masks["labels"].nonzero().squeeze(1).tolist() == sorted(there)

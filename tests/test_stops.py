@@ -52,10 +52,10 @@ def same_run(one: Path, other: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         ours, theirs = (cgfedrec.load(run / "checkpoints" / name).loop for run in (one, other))
         assert ours.round == theirs.round
-        users = theirs.store.known.nonzero().squeeze(1)
-        assert ours.store.known.equal(theirs.store.known)
-        for tensor, rows in theirs.store.read(users).items():
-            assert ours.store.read(users)[tensor].equal(rows)
+        users = theirs.clients.store.known.nonzero().squeeze(1)
+        assert ours.clients.store.known.equal(theirs.clients.store.known)
+        for tensor, rows in theirs.clients.store.read(users).items():
+            assert ours.clients.store.read(users)[tensor].equal(rows)
         torch.testing.assert_close(ours.server.state_dict(), theirs.server.state_dict(), rtol=0, atol=0)
     mine, whole = (pl.read_csv(run / "metrics.csv").drop("time/round") for run in (one, other))
     assert mine.equals(whole)

@@ -135,10 +135,10 @@ def read(
     data: FederatedDataModule, loop: FederatedLoop, users: Tensor
 ) -> tuple[dict[int, Tensor], Tensor, Tensor, Tensor]:
     """Scores by both trained readings, what clients found, the neighbours' weights `[items, items]`, and popularity."""
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         client = worker.client
         assert isinstance(client, TrainedClient)
-        loop.store.load(client, users)
+        loop.clients.store.load(client, users)
         client.own = data_of(data, users)
         client.receive(loop.server.broadcast(users, ROUNDS + 1), ROUNDS + 1)
         number = len(client.structure.readings)
@@ -152,7 +152,7 @@ def data_of(data: FederatedDataModule, users: Tensor) -> Own:
 
 def test_a_client_that_has_not_trained_reads_by_the_average(data: FederatedDataModule, loop: FederatedLoop) -> None:
     users = torch.tensor([3, 11])
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         client = worker.client
         assert isinstance(client, TrainedClient)
         client.load(users, client.start(users))
@@ -165,10 +165,10 @@ def test_a_client_that_has_not_trained_reads_by_the_average(data: FederatedDataM
 def test_a_step_goes_down_the_loss_of_the_answer_among_the_others(data: FederatedDataModule) -> None:
     first = trained(METHOD, data, cohort_size=100, rounds=4)  # training comes next
     users = torch.tensor([3, 11])
-    with first.workers.one() as worker:
+    with first.clients.workers.one() as worker:
         client = worker.client
         assert isinstance(client, TrainedClient)
-        first.store.load(client, users)
+        first.clients.store.load(client, users)
         client.own = data_of(data, users)
         client.receive(first.server.broadcast(users, 5), 5)
         (batch, *_) = client.batches()

@@ -170,7 +170,7 @@ def test_the_start_that_clients_share_comes_with_the_welcome(method: Method, mak
         client = method.client(data.num_items, private_seed(data.seed))
         client.welcome(Broadcast({"seed": torch.tensor(seed)}))
         starts.append(next(value for value in client.start(torch.arange(3)).values() if value.ndim == 3))
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         mine = next(value for value in worker.client.start(torch.arange(3)).values() if value.ndim == 3)
     assert mine.equal(starts[0])
     assert not mine.equal(starts[1])
@@ -179,7 +179,7 @@ def test_the_start_that_clients_share_comes_with_the_welcome(method: Method, mak
 def test_without_a_server_nobody_is_greeted(make_data: MakeData) -> None:
     data = make_data()
     loop = trained(Local(dim=8), data, 100, rounds=1)
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         assert worker.client.shared_seed == shared_seed(data.seed), "the start of the method that it is the control of"
     assert (loop.bytes_up, loop.bytes_down, loop.bytes_scoring) == (0, 0, 0)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cgfedrec.data.changes import Changes
 from cgfedrec.errors import InputError
+from cgfedrec.processes import Processes
 from cgfedrec.wire.messages import Broadcast, Sum, Upload
 from cgfedrec.wire.values import Field
 
@@ -48,8 +49,7 @@ class Server(Growing):
         expects: The fields of one client's upload, by name. What arrives is checked against them.
 
     Attributes:
-        sum: What this round's participants have sent so far, added up, where a server keeps such a sum. If several
-            processes train, each has one, and the loop adds them up before `update`.
+        sum: What this round's participants have sent so far, added up, where a server keeps such a sum.
         changes: Where a run goes on with other data, by whom they have changed.
     """
 
@@ -133,11 +133,24 @@ class Server(Growing):
         """
         return upload.sum()
 
+    def of_nobody(self) -> Upload | Sum:
+        """What `reduce` leaves of no uploads: a process may have none of the participants."""
+        values = {name: torch.zeros(0, *field.shape, dtype=field.dtype) for name, field in self.expects.items()}
+        return self.reduce(Upload.of_fields(torch.empty(0, dtype=torch.int64), values, self.expects))
+
     def aggregate(self, part: Upload | Sum) -> None:
         """Take in what `reduce` left of a cohort. Cohorts come one after another, always in the same order."""
 
+    def gather(self, processes: Processes, order: Tensor) -> None:
+        """Take in what the servers of other processes have aggregated in this round, so that all have the same.
+
+        Args:
+            processes: That train together; with one there is nothing to do.
+            order: All users, `[users]`, in the order in which their uploads come.
+        """
+
     def update(self, users: Tensor, round: int) -> dict[str, float]:
-        """End a round.
+        """End a round. With several processes each does it, and all with the same result.
 
         Args:
             users: `[participants]`, int64: who took part, in the order in which their uploads came.
@@ -167,6 +180,12 @@ class SumServer(Server):
             part = self.sum + part
         self.sum = part
 
+    def gather(self, processes: Processes, order: Tensor) -> None:
+        if processes.number > 1:
+            ours = self.sum or self.of_nobody()
+            assert isinstance(ours, Sum)
+            self.sum = ours.over_processes(processes)
+
     def take_sum(self) -> Sum:
         """This round's sum. The next one begins from nothing."""
         assert self.sum is not None, "a round without participants"
@@ -177,8 +196,8 @@ class SumServer(Server):
 class MeanServer(SumServer):
     """Averages what this round's participants upload, and keeps the mean tables.
 
-    Sums are float64 or whole numbers, and the mean is rounded to float32. So neither the order of the clients nor the
-    size of a cohort shows in it, unless a mean lies within some 1e-16 of the middle between two float32.
+    Sums are exact (`cgfedrec.wire.messages.GRID`), and the mean is rounded to float32. So neither the order of the
+    clients, nor the size of a cohort, nor the number of processes shows in it.
 
     Args:
         expects: The fields of one client's upload, by name.

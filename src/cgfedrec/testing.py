@@ -119,7 +119,7 @@ def ran(
         torch.set_num_threads(threads)
         try:
             loop.setup(fabric, data, method, folder)
-            assert loop.workers.number == threads
+            assert loop.clients.workers.number == threads
             if state is not None:
                 loop.load_state_dict(state)
             loop.fit()
@@ -142,10 +142,10 @@ def same(ours: FederatedLoop, theirs: FederatedLoop, exactly: bool = True) -> No
         apart = distance(one, other)
         assert one.equal(other) or (apart < TOLERANCE and not exactly), f"{name} differs by {apart:.1e} of its norm"
 
-    assert ours.store.known.equal(theirs.store.known), "other clients have taken part"
-    users = theirs.store.known.nonzero().squeeze(1)
-    for name, rows in theirs.store.read(users).items():
-        assert_close(ours.store.read(users)[name], rows, f"the clients' {name}")
+    assert ours.clients.store.known.equal(theirs.clients.store.known), "other clients have taken part"
+    users = theirs.clients.store.known.nonzero().squeeze(1)
+    for name, rows in theirs.clients.store.read(users).items():
+        assert_close(ours.clients.store.read(users)[name], rows, f"the clients' {name}")
     for name, buffer in theirs.server.state_dict().items():
         assert_close(ours.server.state_dict()[name], buffer, f"the server's {name}")
     rel = 1e-9 if exactly else 1e-4
@@ -278,8 +278,8 @@ class Conformance:
     def _upload_of(self, user: int, users: Tensor, loop: FederatedLoop) -> dict[str, Tensor]:
         """What one client sends in the next round as one of ``users`` `[clients]`, the others being changed."""
         row, round = users.tolist().index(user), loop.round + 1
-        with loop.workers.one() as worker:
-            private = {name: rows.clone() for name, rows in loop.store.read(users).items()}
+        with loop.clients.workers.one() as worker:
+            private = {name: rows.clone() for name, rows in loop.clients.store.read(users).items()}
             for value in private.values():
                 value[torch.arange(len(users)) != row] *= 3
             client = worker.client
@@ -309,7 +309,7 @@ class Conformance:
 
     def _messages_survive(self, loop: FederatedLoop) -> None:
         """The same of the messages that a cohort would send and receive next."""
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             client = worker.client
         upload = client.upload()
         arrived_up, nbytes_up = Wire().up(upload, loop.server.expects, 4, client.seed)
@@ -336,7 +336,7 @@ class Conformance:
     def test_a_server_leaves_what_arrives_as_it_is(self, data: FederatedDataModule) -> None:
         """Values arrive in the memory of their clients, who go on to train in it."""
         loop = trained(self.method(), data, 5)
-        with loop.workers.one() as worker:
+        with loop.clients.workers.one() as worker:
             arrived, _ = Wire().up(worker.client.upload(), loop.server.expects, 4, worker.client.seed)
         before = {name: dense(value).clone() for name, value in arrived.values.items()}
         loop.server.aggregate(loop.server.reduce(arrived))
@@ -351,7 +351,7 @@ class Conformance:
         """
         for before in range(1, self.rounds):
             loop = trained(self.method(), data, 100, before)
-            with loop.workers.one() as worker:
+            with loop.clients.workers.one() as worker:
                 upload = worker.client.upload()
             if loop.server.sees_single_uploads or not upload.values:
                 pytest.skip("looks at single uploads, or at none")

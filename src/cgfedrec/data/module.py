@@ -279,13 +279,15 @@ class FederatedDataModule(LightningDataModule):
         """Whether the data tell in which order a user's interactions came."""
         return self._histories.lateness is not None
 
-    def ranked(self, stage: Stage, cohort_size: int) -> Iterator[Tensor]:
-        """All users with something held out for ``stage``, in cohorts, `[users]` each.
+    def ranked(self, stage: Stage, cohort_size: int, among: Tensor | None = None) -> Iterator[Tensor]:
+        """All users with something held out for ``stage``, or those ``among`` them, in cohorts, `[users]` each.
 
         They come in `order`, in which a store in memory holds their state: so nothing is copied to score them.
         """
         order = self.order()
         held_out = torch.from_numpy(self._parts[Part[stage.upper()]].lengths > 0)  # [users]
+        if among is not None:
+            held_out &= among
         yield from order[held_out[order]].split(cohort_size)
 
     def ranking(self, users: Tensor, stage: Stage) -> RankingCohort:

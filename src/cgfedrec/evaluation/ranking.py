@@ -49,9 +49,23 @@ def evaluate(
 
 
 def ranked(
-    data: FederatedDataModule, stage: Stage, scorer: Scorer, cohort_size: int, each: Callable[..., Iterable[Any]] = map
+    data: FederatedDataModule,
+    stage: Stage,
+    scorer: Scorer,
+    cohort_size: int,
+    each: Callable[..., Iterable[Any]] = map,
+    among: Tensor | None = None,
 ) -> Ranked:
-    """Rank the held-out items of all users who have some; arguments as of `evaluate`."""
+    """Rank the held-out items of all users who have some.
+
+    Args:
+        data: As of `evaluate`, like all others.
+        stage: Likewise.
+        scorer: Likewise.
+        cohort_size: Likewise.
+        each: Likewise.
+        among: Of these users alone, `[all users]`, bool; by default of all.
+    """
 
     def rank_cohort(users: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
@@ -59,7 +73,7 @@ def ranked(
         values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
         return users, ranks, _best_first(scores, cohort.relevant), items[values.isfinite()]
 
-    users, ranks, relevant, shown = zip(*each(rank_cohort, data.ranked(stage, cohort_size)), strict=True)
+    users, ranks, relevant, shown = zip(*each(rank_cohort, data.ranked(stage, cohort_size, among)), strict=True)
     return Ranked(torch.cat(users), _stacked(ranks, NO_RANK), _stacked(relevant, -1), torch.cat(shown))
 
 

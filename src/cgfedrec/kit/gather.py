@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgfedrec.processes import Processes
 from cgfedrec.server import Growing, Server
 from cgfedrec.wire.messages import Sum, Upload
 
@@ -37,6 +38,23 @@ class GatherServer(Server):
     def aggregate(self, part: Upload | Sum) -> None:
         assert isinstance(part, Upload)
         self.uploads.append(part)
+
+    def gather(self, processes: Processes, order: Tensor) -> None:
+        if processes.number == 1:
+            return
+        nobody = self.of_nobody()
+        assert isinstance(nobody, Upload)
+        uploads = [nobody, *self.take_uploads()]
+        clients = torch.cat(processes.together(torch.cat([upload.clients for upload in uploads])))
+        # [clients]: in the order in which a process alone would have had them.
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        in_order = place[clients].argsort()
+        values = {}
+        for name in nobody.values:
+            ours = torch.cat([upload.values[name].cpu() for upload in uploads])
+            values[name] = torch.cat(processes.together(ours))[in_order]
+        self.uploads = [replace(nobody, clients=clients[in_order], values=values)]
 
     def take_uploads(self) -> list[Upload]:
         """This round's uploads, cohort by cohort. From here on those of the next round are gathered."""

@@ -111,7 +111,7 @@ class ProgressBar:
             yield max(readings, key=readings.__getitem__).removeprefix(READINGS)
         if "train/loss" in row:
             loss = f"train/loss {row['train/loss']:.4f}"
-            seen = [f"{name} {row[f'train/{name}']:.4f}" for name in loop.reports if row[f"train/{name}"]]
+            seen = [f"{name} {row[f'train/{name}']:.4f}" for name in loop.clients.reports if row[f"train/{name}"]]
             if seen:
                 loss += f" ({', '.join(seen)})"
             yield loss

@@ -48,7 +48,7 @@ def recommend(loop: FederatedLoop, users: Sequence[object] | None = None, top_k:
     known = _asked(data, users, top_k, "the data of this checkpoint")
     client = data.people.clients[known]
     # Number -1 stands for a user who was dropped; it would read the last client's entry, and so must not count.
-    trained = (client >= 0) & (loop.store.known.numpy()[client] | (loop.no_newcomers() is None))
+    trained = (client >= 0) & (loop.clients.store.known.numpy()[client] | (loop.clients.no_newcomers() is None))
 
     def scored(part: slice) -> Tensor:
         scores = data.popularity.float().repeat(len(known[part]), 1)
@@ -57,7 +57,7 @@ def recommend(loop: FederatedLoop, users: Sequence[object] | None = None, top_k:
             scores[chosen] = loop.score(torch.from_numpy(client[part])[chosen]).cpu()
         return scores
 
-    return _table(data, known, np.where(trained, "model", "popularity"), scored, loop.cohort_size, top_k)
+    return _table(data, known, np.where(trained, "model", "popularity"), scored, loop.clients.cohort_size, top_k)
 
 
 def recommend_for(
@@ -85,7 +85,7 @@ def recommend_for(
         return loop.score_newcomers(newcomers, everybody[part]).cpu()
 
     source = np.where(lengths > 0, "history", "popularity")
-    return _table(newcomers, known, source, scored, loop.cohort_size, top_k)
+    return _table(newcomers, known, source, scored, loop.clients.cohort_size, top_k)
 
 
 def _table(

@@ -53,9 +53,9 @@ class Checkpoints:
         if not (best or last):
             return
         # The store writes clients' state in place: what a checkpoint refers to must not be overwritten.
-        loop.store.pin("last")
+        loop.clients.store.pin("last")
         if best:
-            loop.store.pin("best")
+            loop.clients.store.pin("best")
         write_checkpoint(self.directory / LAST, self.header, loop.state_dict())
         if best:  # second, so that the best round is never ahead of the last, from which a run goes on
             link_or_copy(self.directory / LAST, self.directory / BEST)

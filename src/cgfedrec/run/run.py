@@ -157,7 +157,7 @@ class Run:
     @property
     def clients(self) -> ClientStore:
         """Every client's private state, after the same round."""
-        return self.loop.store
+        return self.loop.clients.store
 
     def restore(self, state: State, resumed: Path | None = None) -> None:
         """Go to where a checkpoint was written.
@@ -207,7 +207,7 @@ class Run:
         name = type(self.method).__name__
         if isinstance(self.training, FederatedLoop):
             loop = self.training
-            return f"{name}, {loop.rounds} rounds, in {self.directory}\n{loop.capacity}"
+            return f"{name}, {loop.rounds} rounds, in {self.directory}\n{loop.clients.capacity}"
         return f"{name}, a reference that sees everyone's data, in {self.directory}"
 
     def _finish(self, started: float) -> None:
@@ -289,7 +289,7 @@ class Run:
 
     def newcomers(self, given: Given, format: Format | None = None, tested: bool = False) -> Newcomers:
         """People who were not in training, set up; arguments as of `Newcomers`. Raises `InputError` as it does."""
-        check(self.loop.no_newcomers())
+        check(self.loop.clients.no_newcomers())
         newcomers = Newcomers(self.data, given, format, tested)
         newcomers.setup()
         for note in newcomers.notes():

@@ -19,7 +19,6 @@ class Training(Protocol):
         round: The last one that ended; 0 before the first.
         monitor: The validation metric that chooses the best round, named like ``val/ndcg@10``.
         seconds: That training has taken so far, over all parts of a resumed run.
-        bytes_scoring: That have come down so far to score with, beside what training took.
         history: A row for each evaluated round.
     """
 
@@ -27,7 +26,10 @@ class Training(Protocol):
     round: int
     monitor: str
     seconds: float
-    bytes_scoring: int
+
+    @property
+    def bytes_scoring(self) -> int:
+        """That have come down so far to score with, beside what training took."""
 
     @property
     def history(self) -> list[Row]:

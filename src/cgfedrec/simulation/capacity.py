@@ -68,6 +68,25 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Plans:
+    """How long a federation trains, and how many clients.
+
+    Args:
+        participants: How many clients take part in a round.
+        rounds: How many rounds are left.
+        resample: Whether each round draws its own participants.
+        kept_rounds: For how many rounds the best checkpoint may need rows that have been replaced since.
+        checkpoint_every: For how many rounds the last checkpoint may need them.
+    """
+
+    participants: int
+    rounds: int
+    resample: bool
+    kept_rounds: int
+    checkpoint_every: int
+
+
+@dataclass(frozen=True)
 class Demand:
     """What is known of a federation before it starts.
 
@@ -87,6 +106,7 @@ class Demand:
         checkpoint_every: For how many rounds the last checkpoint may need them.
         sees_single_uploads: Whether the server holds every upload until its round ends, and what it made of them.
         server: Bytes that the server itself takes (`cgfedrec.server.Server.working`).
+        processes: How many share the clients, all of them on this machine.
     """
 
     users: int
@@ -104,6 +124,7 @@ class Demand:
     checkpoint_every: int
     sees_single_uploads: bool
     server: int = 0
+    processes: int = 1
 
     @property
     def client(self) -> int:

@@ -11,14 +11,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.errors import RunError
+from cgfedrec.processes import Processes
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
 from cgfedrec.wire.values import Counts, Field, SparseRows, Value
+
+GRID = 2.0**40
+"""Numbers that are no whole ones are rounded to multiples of 1 / `GRID` before they are added up.
+
+A float32 of at least 2^-17 is such a multiple already. In float64 their sum is then exact in whatever order they come,
+and so the same in any number of cohorts, threads and processes."""
+EXACT = 2.0**53
+"""Up to here float64 holds every whole number."""
 
 
 class NotFiniteError(RunError):
@@ -80,7 +88,8 @@ class Sum:
     """Uploads added up. A server that needs no single upload is given this.
 
     Args:
-        values: Named sums over clients, `[...]`: of whole numbers with bounds exact, in int64; of all others float64.
+        values: Named sums over clients, `[...]`: of whole numbers with bounds exact, in int64; of all others float64,
+            multiples of 1 / `GRID`, and so exact as well up to `EXACT` of them.
         clients: Over how many.
 
     >>> two, one = Sum({"table": torch.tensor([1.0, 5.0])}, clients=2), Sum({"table": torch.tensor([2.0, 0.0])}, 1)
@@ -96,17 +105,25 @@ class Sum:
         """The sum over the clients of both."""
         return Sum({name: self.values[name] + other.values[name] for name in self.values}, self.clients + other.clients)
 
-    def over_processes(self, fabric: Fabric) -> Sum:
-        """The sum over the clients of all processes that train together."""
+    def over_processes(self, processes: Processes) -> Sum:
+        """The sum over the clients of all processes that train together.
 
-        def summed(value: Tensor) -> Tensor:
-            # Fabric changes what it is given, and makes an average unless told otherwise.
-            total = fabric.all_reduce(value.clone(), reduce_op="sum")
-            assert isinstance(total, Tensor)
-            return total
-
-        values = {name: summed(value) for name, value in self.values.items()}
-        return Sum(values, int(summed(torch.tensor(self.clients))))
+        Raises:
+            RunError: where numbers are so large that it would not be exact.
+        """
+        values = {}
+        for name, value in self.values.items():
+            if value.dtype == torch.int64:
+                values[name] = processes.sum(value)
+                continue
+            whole = value * GRID
+            if processes.any(bool(whole.abs().max() >= EXACT) if whole.numel() else False):
+                raise RunError(
+                    f"the sum of {name} is beyond {EXACT / GRID:g}, and cannot be added up exactly over processes; "
+                    "train in one"
+                )
+            values[name] = processes.sum(whole.long()).double() / GRID
+        return Sum(values, int(processes.sum(torch.tensor(self.clients))))
 
 
 @dataclass(frozen=True)
@@ -221,7 +238,7 @@ class Upload:
         return values
 
     def sum(self) -> Sum:
-        """The sum over the clients: of whole numbers with bounds in int64, of all others in float64, in their order.
+        """The sum over the clients: of whole numbers with bounds in int64, of all others in float64 (see `GRID`).
 
         Raises:
             NotFiniteError: naming the clients, if a value is not finite.
@@ -270,8 +287,14 @@ def _whole_sum(value: Tensor) -> Tensor:
 
 
 def _sum(value: Tensor) -> Tensor:
-    """The sum over clients in float64, `[clients, ...]` to `[...]`."""
+    """The sum over clients of multiples of 1 / `GRID`, in float64, `[clients, ...]` to `[...]`."""
     if value.is_cuda or value.dtype == torch.bfloat16:  # which numpy does not know
-        return value.sum(0, dtype=torch.float64)
-    # On a CPU numpy needs half the time.
-    return torch.from_numpy(np.asarray(value.numpy().sum(0, dtype=np.float64)))
+        return (value.float() * GRID).round_().sum(0, dtype=torch.float64) / GRID
+    shape = value.shape[1:]
+    total, whole = np.zeros(shape), np.empty(shape, dtype=np.float32)
+    with np.errstate(all="ignore"):  # what is not finite is found in the sum
+        for client in value.float().numpy():  # one by one, so that what is rounded stays in the cache
+            np.multiply(client, np.float32(GRID), out=whole)
+            np.rint(whole, out=whole)
+            np.add(total, whole, out=total)
+    return torch.from_numpy(total) / GRID

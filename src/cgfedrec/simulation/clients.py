@@ -1,0 +1,297 @@
+"""The clients of a federation, all of them simulated here: they train, score, and keep their private state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal
+
+import torch
+from lightning import Fabric
+from torch import Tensor
+
+from cgfedrec.client import Client
+from cgfedrec.data.module import FederatedDataModule, Stage
+from cgfedrec.data.newcomers import Newcomers
+from cgfedrec.data.own import Own
+from cgfedrec.errors import check
+from cgfedrec.evaluation.ranking import Ranked, ranked
+from cgfedrec.kit.rows import dense_copies
+from cgfedrec.method import Method
+from cgfedrec.processes import Processes
+from cgfedrec.random import private_seed, shared_seed
+from cgfedrec.server import Server
+from cgfedrec.simulation import together
+from cgfedrec.simulation.capacity import Capacity, Demand, Place, Plans, plan
+from cgfedrec.simulation.held import Held
+from cgfedrec.simulation.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
+from cgfedrec.simulation.together import Told, Trained
+from cgfedrec.simulation.workers import Workers
+from cgfedrec.train import train
+from cgfedrec.wire.messages import Broadcast, NotFiniteError
+from cgfedrec.wire.wire import Wire
+
+
+class Clients:
+    """The clients of a federation that are at home in this process; as many train at a time as there are workers.
+
+    With several processes, each has every so many-th of all clients, by where they stand in the order of the data. What
+    a client does depends on nothing that is elsewhere.
+
+    Args:
+        fabric: Owns device and precision.
+        data: Set up, with the data of all.
+        method: Makes the clients.
+        server: Whose broadcasts come down, and to whom uploads go.
+        wire: Carries both.
+        processes: That train together.
+
+    Attributes:
+        workers: Each with a client of its own, which holds one cohort after another.
+        reports: What clients report of their training beside the loss.
+        store: Where private state lies; there is one after `settle`.
+        held: Which of them have had what comes down once.
+        bytes_scoring: That have come down so far to score with, to all clients of all processes.
+    """
+
+    store: ClientStore
+    capacity: Capacity
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        data: FederatedDataModule,
+        method: Method,
+        server: Server,
+        wire: Wire,
+        processes: Processes,
+    ) -> None:
+        self.fabric, self.data, self.server, self.epochs = fabric, data, server, method.local_epochs
+        self.wire, self.processes = wire, processes
+        order = data.order()
+        # [users], int64: where each stands in the order in which cohorts come; and [users], bool: who is at home here.
+        self._place = torch.empty_like(order)
+        self._place[order] = torch.arange(len(order))
+        self.at_home = self._place % self.processes.number == self.processes.rank
+        self.bytes_scoring = 0
+        self._method = type(method).__name__
+        self._counting = Lock()
+        check(*self.wire.problems(server.sees_single_uploads, self._method))
+        welcome, nbytes = self.wire.down(server.welcome(), 1)
+        if welcome is None:
+            # Nobody greets (Local). Clients still start where those of the method do that they control.
+            welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
+        self.workers = Workers(fabric, partial(self._new_client, method, welcome))
+        self.held = Held(data.num_users, nbytes)
+        # The client holds nobody yet, but its shapes are right.
+        with self.workers.one() as worker:
+            self.reports = worker.client.reports
+            self._example = worker.client.private()
+            self._sent = worker.client.upload().values
+            # Fabric has wrapped the optimisers.
+            self._copies = max((dense_copies(wrapped.optimizer) for wrapped in worker.optimizers), default=0)
+
+    def _new_client(self, method: Method, welcome: Broadcast) -> Client:
+        """A worker's client, welcomed once for all whom it will hold."""
+        client = method.client(self.data.num_items, private_seed(self.data.seed))
+        client.welcome(welcome)
+        return client
+
+    def settle(
+        self, plans: Plans, place: Place, size: int | Literal["auto"], dtype: Dtype, folder: Path, to_train: bool
+    ) -> None:
+        """Find out how much the machine must hold, and make room for private state.
+
+        Args:
+            plans: How long training is, and for how many.
+            place: Where state is to lie.
+            size: How many clients are to train together.
+            dtype: How state is kept between rounds.
+            folder: For files of it.
+            to_train: Otherwise it is used where it lies, and no room is made.
+
+        Raises:
+            InputError: for a federation that does not fit the machine.
+        """
+        demand = Demand(
+            self.data.num_users,
+            plans.participants,
+            plans.rounds,
+            plans.resample,
+            self.data.num_items,
+            int(self.data.interactions_per_user().sum()),
+            self._example,
+            self._sent,
+            dtype,
+            self._copies,
+            self.workers.number,
+            kept_rounds=plans.kept_rounds,
+            checkpoint_every=plans.checkpoint_every,
+            sees_single_uploads=self.server.sees_single_uploads,
+            server=self.server.working,
+            processes=self.processes.number,
+        )
+        self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
+        self._store_of = (self.data.order(), self._example, dtype, folder)
+        if self.capacity.store == "memory":
+            self.store = MemoryStore(*self._store_of, expected=demand.most_clients)
+        else:
+            self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*self._store_of)
+        self.cohort_size = self.capacity.cohort_size
+
+    def in_order(self, users: Tensor) -> Tensor:
+        """The same users `[users]`, in the order in which their uploads come."""
+        return users[self._place[users].argsort()]
+
+    def train(self, participants: Tensor, round: int) -> Iterator[Trained]:
+        """Let those of the participants who are at home here train, cohort by cohort, in one order.
+
+        Args:
+            participants: `[participants]`, of all processes.
+            round: From 1.
+
+        Raises:
+            NotFiniteError: if a client's loss or upload is not finite.
+        """
+        cohorts = list(self.data.cohorts(participants[self.at_home[participants]], self.cohort_size))
+        if cohorts:
+            self.store.expect(torch.cat(cohorts))
+        # Side by side. Whichever ends first, they come in one order.
+        yield from self.workers.map(partial(self._train, round), cohorts)
+
+    def _train(self, round: int, users: Tensor) -> Trained:
+        """One cohort's part in a round, `[clients]`."""
+        with self.workers.one() as worker:
+            client = worker.client
+            broadcast, bytes_down = self.wire.down(self.server.broadcast(users, round), len(users))
+            bytes_down += self.held.newly(users, broadcast)
+            self.store.load(client, users)  # private state in
+            client.own = Own(self.data, users, round, self.epochs)
+            client.receive(broadcast, round)  # structure down
+            means = train(self.fabric, worker, client.batches())
+            with torch.no_grad():
+                # updates up
+                upload, bytes_up = self.wire.up(client.upload(), self.server.expects, round, client.seed)
+            self.store.save(client)  # private state out
+            return Trained(self.server.reduce(upload), Told(users, bytes_up, bytes_down, means))
+
+    def together(self, cohorts: Sequence[Told]) -> Told:
+        """What the cohorts of all processes have to tell, clients in the order in which their uploads come."""
+        return together.told(self.processes, cohorts, self._place)
+
+    def ranked(self, stage: Stage, round: int) -> Ranked:
+        """Where all clients' state after a round ranks what is held out."""
+        before = self.bytes_scoring
+        with self.processes.agreed():
+            found = ranked(
+                self.data, stage, partial(self.score, round=round), self.cohort_size, self.workers.map, self.at_home
+            )
+        self.bytes_scoring = before + int(self.processes.sum(torch.tensor(self.bytes_scoring - before)))
+        return together.ranks(self.processes, found, self._place)
+
+    def score(self, users: Tensor, round: int) -> Tensor:
+        """Each user's scores of all items by their own client, `[users, items]`.
+
+        They do so with what they had after ``round``. Some first need what comes down. Its bytes are counted apart from
+        those of training (``bytes/scoring``).
+
+        Raises:
+            NotFiniteError: naming the clients with a score that is not finite. If a step has diverged, the loss of the
+                next step shows it. After the last step only the scores do.
+        """
+        scores, broadcast, nbytes = self._score(users, round)
+        nbytes += self.held.newly(users, broadcast)
+        with self._counting:  # several threads score at once
+            self.bytes_scoring += nbytes
+        return scores
+
+    def score_newcomers(self, newcomers: Newcomers, users: Tensor, round: int) -> Tensor:
+        """Scores of all items, `[users, items]`, for people who never took part, each by a client at its start.
+
+        It is told what all are told, and has its own history besides. Without any it shows what is popular. All that it
+        downloads counts as ``bytes/scoring``, anew in every call.
+
+        Args:
+            newcomers: Set up, on this federation's catalogue.
+            users: `[users]`: whom of them.
+            round: After which.
+
+        Raises:
+            InputError: where clients need what they have trained, or have been sent themselves.
+        """
+        check(self.no_newcomers())
+        scores, broadcast, nbytes = self._score(users, round, newcomers)
+        with self._counting:
+            self.bytes_scoring += nbytes + len(users) * self.held.all_of(broadcast)
+        return scores
+
+    def no_newcomers(self) -> str | None:
+        """Why nobody can be served who was not in training, if that is so."""
+        with self.workers.one() as worker:
+            if worker.client.serves_newcomers:
+                return None
+        return (
+            f"method: clients of {self._method} score with what they have trained themselves, and not by a history: "
+            "nobody can be served who was not in training"
+        )
+
+    def _score(
+        self, users: Tensor, round: int, newcomers: Newcomers | None = None
+    ) -> tuple[Tensor, Broadcast | None, int]:
+        """Their scores, what came down for them, and its bytes."""
+        broadcast, nbytes = None, 0
+        with self.workers.one() as worker:
+            client = worker.client
+            if newcomers is None:
+                self.store.load(client, users, to_train=False)
+            else:
+                client.load(users, client.start(users))
+            client.own = Own(newcomers or self.data, users, round + 1, self.epochs)
+            if client.scores_after == "aggregation":
+                sent = self.server.broadcast(users, round + 1)
+                broadcast, nbytes = self.wire.down(sent, len(users))
+                if broadcast is not None:
+                    client.receive(broadcast, round + 1)
+            with torch.no_grad():
+                scores = client.score()
+                if newcomers is not None:
+                    without = client.own.history.lengths.eq(0).to(scores.device)
+                    scores = torch.where(without[:, None], client.popular_now, scores)
+        finite = scores.isfinite().all(1)
+        if not finite.all():
+            raise NotFiniteError("score", users[~finite.cpu()].tolist())
+        return scores, broadcast, nbytes
+
+    def check_scores(self, round: int) -> None:
+        """Score with everybody who has trained: a last step that diverged shows only there.
+
+        Raises:
+            NotFiniteError: as `score`.
+        """
+        there = (self.store.known & self.at_home).nonzero().squeeze(1)
+        for _ in self.workers.map(partial(self._score, round=round), there.split(self.cohort_size)):
+            pass
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything of the clients on which the next round depends: that of all of them, in the first process."""
+        return {
+            "held": together.masks(self.processes, self.held.masks),
+            "store": together.store(self.processes, self.store.state_dict()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], bytes_scoring: int) -> None:
+        """Go back to where `state_dict` was taken, as `FederatedLoop.load_state_dict` does.
+
+        Args:
+            state: Of all clients.
+            bytes_scoring: That had come down by then.
+        """
+        self.held.load(state["held"], self.at_home)
+        self.bytes_scoring = bytes_scoring
+        self.store.load_state_dict(together.of_home(self.processes, state["store"], self.at_home))
+
+    def open_stored(self) -> None:
+        """Free the room that the store has reserved: what is loaded next is used where it lies, and not trained."""
+        self.store = OpenedStore(*self._store_of)

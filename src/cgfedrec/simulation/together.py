@@ -1,0 +1,116 @@
+"""What the clients of several processes have, put together as if they had been in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cgfedrec.evaluation.metrics import NO_RANK
+from cgfedrec.evaluation.ranking import Ranked
+from cgfedrec.processes import Processes
+from cgfedrec.wire.messages import Sum, Upload
+
+
+class Told(NamedTuple):
+    """What a cohort, or all participants, have to tell of a round beside what they send."""
+
+    users: Tensor
+    """`[clients]`, int64: who they are."""
+    bytes_up: int
+    bytes_down: int
+    means: Tensor
+    """`[clients, 1 + reports]`: mean loss, and what else its clients report; `[clients, 0]` where nothing was trained.
+    See `cgfedrec.train.train`."""
+
+
+class Trained(NamedTuple):
+    """What comes of a cohort's part in a round."""
+
+    part: Upload | Sum
+    """What is left of its uploads for the server: their sum, or each of them where the server needs that."""
+    told: Told
+
+
+def told(processes: Processes, cohorts: Sequence[Told], place: Tensor) -> Told:
+    """What cohorts have to tell, those of all processes.
+
+    Args:
+        processes: That train together.
+        cohorts: Of this one.
+        place: `[users]`: where each client stands in the order of uploads, in which they are returned.
+    """
+    nobody = torch.empty(0, dtype=torch.int64)
+    users = torch.cat([nobody, *(one.users for one in cohorts)])
+    # A process without participants does not know whether anything was trained.
+    widest = _most(processes, max((one.means.shape[1] for one in cohorts), default=0))
+    means = torch.cat([torch.empty(len(nobody), widest), *(one.means for one in cohorts)])
+    sent = torch.tensor([sum(one.bytes_up for one in cohorts), sum(one.bytes_down for one in cohorts)])
+    if processes.number == 1:
+        return Told(users, int(sent[0]), int(sent[1]), means)
+    users = torch.cat(processes.together(users))
+    in_order = place[users].argsort()
+    bytes_up, bytes_down = processes.sum(sent).tolist()
+    return Told(users[in_order], bytes_up, bytes_down, torch.cat(processes.together(means))[in_order])
+
+
+def ranks(processes: Processes, found: Ranked, place: Tensor) -> Ranked:
+    """Where the held-out items of all processes' users stand.
+
+    Args:
+        processes: That train together.
+        found: Of the users of this one.
+        place: `[users]`, as of `told`.
+    """
+    if processes.number == 1:
+        return found
+    users = torch.cat(processes.together(found.users))
+    in_order = place[users].argsort()
+    widest = _most(processes, found.ranks.shape[1])
+    ranks, items = (
+        torch.cat(processes.together(F.pad(rows, (0, widest - rows.shape[1]), value=fill)))[in_order]
+        for rows, fill in ((found.ranks, NO_RANK), (found.items, -1))
+    )
+    return Ranked(users[in_order], ranks, items, torch.cat(processes.together(found.shown)))
+
+
+def masks(processes: Processes, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of users by name, `[users]`, bool, each true for whom it is in any process."""
+    if processes.number == 1:
+        return {name: mask.clone() for name, mask in ours.items()}
+    names = [name for lines in processes.texts("\n".join(ours)) for name in lines.split("\n")]
+    nobody = torch.zeros_like(next(iter(ours.values())))
+    return {name: processes.sum(ours.get(name, nobody).long()) > 0 for name in dict.fromkeys(names)}
+
+
+def store(processes: Processes, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of all processes' stores in memory, in the first one."""
+    if processes.number == 1:
+        return state
+    users = processes.at_first(state["users"])
+    return {"users": users, "rows": {name: processes.at_first(rows) for name, rows in state["rows"].items()}}
+
+
+def of_home(processes: Processes, state: dict[str, Any], at_home: Tensor) -> dict[str, Any]:
+    """What a store's state, which may hold anything, has of some users.
+
+    Args:
+        processes: That train together; one alone has all users.
+        state: Of any kind of store.
+        at_home: `[users]`, bool: of whom.
+    """
+    if processes.number == 1:
+        return state
+    ours = at_home[state["users"]]
+    some = dict(state)
+    some |= {name: state[name][ours] for name in ("users", "slots", "sums") if name in state}
+    if "rows" in state:
+        some["rows"] = {name: rows[ours] for name, rows in state["rows"].items()}
+    return some
+
+
+def _most(processes: Processes, number: int) -> int:
+    return max(int(each) for each in processes.together(torch.tensor([number])))
