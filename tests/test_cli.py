@@ -236,7 +236,7 @@ def test_describe(ratings: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--protocol", "lenient"], "lenient"),
         (["--data.path", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--ckpt_path", "nowhere.ckpt"], "no file nowhere.ckpt"),
-        (["--fabric.devices", "2"], "only one process"),
+        (["--fabric.devices", "2", "--fabric.strategy", "ddp_spawn"], "choose ddp"),
         (["--fabric.precision", "16-true"], "choose 32-true or bf16-mixed"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--config", "{loop: {turns: 3}}"], "turns"),

@@ -124,9 +124,11 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
     with start(said(options=options), console=out) as run:
         run.fit()
     if run.interrupted:
-        out.print(run.go_on, soft_wrap=True)
+        if run.processes.first:
+            out.print(run.go_on, soft_wrap=True)
         return 128 + run.interrupted
-    show_result(out, run.summary, run.data.protocol, run.training.monitor, run.directory)
+    if run.processes.first:
+        show_result(out, run.summary, run.data.protocol, run.training.monitor, run.directory)
     return 0
 
 

@@ -23,7 +23,7 @@ class Processes:
     Everybody calls these methods alike and in the same order.
 
     Args:
-        fabric: Launched, over as many processes as there are.
+        fabric: Over as many processes as there are. Nothing can be said before `launch`.
 
     Attributes:
         number: How many there are.
@@ -35,6 +35,11 @@ class Processes:
         self.number, self.rank = 1, 0
         if fabric is not None:
             self.number, self.rank = fabric.world_size, fabric.global_rank
+
+    def launch(self) -> None:
+        """Start the others, where nobody else has, and wait until all are there."""
+        if self._fabric is not None:
+            self._fabric.launch()
 
     @property
     def first(self) -> bool:

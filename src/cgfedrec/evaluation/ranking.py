@@ -145,11 +145,13 @@ def _rank_table(data: FederatedDataModule, ranked: Ranked) -> pl.DataFrame:
 def summarise(data: FederatedDataModule, stage: Stage, ranked: Ranked) -> dict[str, float]:
     """The metrics of what `ranked` found, named like ``val/ndcg@10``, each from 0 to 1, averaged over users."""
     cutoffs = data.protocol.cutoffs
-    recommended = Recommended(data.popularity, min(SHOWN, data.num_items))
+    # All users' ranks are here already: processes that train together have put them together.
+    alone = {"sync_on_compute": False}
+    recommended = Recommended(data.popularity, min(SHOWN, data.num_items), **alone)
     recommended.update(ranked.shown)
     results: dict[str, Tensor] = {}
     for kind in METRICS.values():
-        metric = kind(cutoffs)
+        metric = kind(cutoffs, **alone)
         metric.update(ranked.ranks)
         results |= metric.compute()
     results |= recommended.compute()

@@ -21,6 +21,7 @@ from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.console import progress_bars, quiet_console
+from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.run import Run
 from cgfedrec.settings.opening import refuse_of_fit
 from cgfedrec.settings.parser import dump, parse
@@ -74,7 +75,9 @@ def tune(
     spec = read_space(Path(space))
     given = said(options=options)
     refuse_of_fit(given, "tune")
-    own: dict[str, Any] = yaml.safe_load(dump(parse(given)))
+    settings = parse(given)
+    check(no_crowd(settings, "each trial of a study"))
+    own: dict[str, Any] = yaml.safe_load(dump(settings))
     check_space(spec, own)
     run = _open(own, folder)
     if not run.data.part_size(Part.VAL):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from signal import Signals as Signal
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -38,13 +39,8 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._signals: Signals | None = None
-
-    @property
-    def signal(self) -> Signal | None:
-        """The first signal that came, if one did."""
-        if self._signals is None or not self._signals.came:
-            return None
-        return self._signals.came[0]
+        self.signal: int | None = None
+        """The number of the first signal that came, to any process, if one did."""
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
         """Note signals from now on, in place of what they would do."""
@@ -52,10 +48,17 @@ class Interrupt:
         def stop(came: list[Signal]) -> str:
             if len(came) > 1:
                 raise SystemExit(128 + came[-1])
-            loop.should_stop = True
             return f"ending round {loop.round}, then saving; once more to stop at once"
 
         self._signals = Signals(stop).listen()
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        """Stop after this round if a signal has come. All processes must agree, whichever of them was told."""
+        assert self._signals is not None
+        here = torch.tensor([self._signals.came[0] if self._signals.came else 0])
+        first = max(int(number) for number in loop.processes.together(here))
+        if first:
+            loop.should_stop, self.signal = True, first
 
     def on_federation_end(self, loop: FederatedLoop) -> None:
         """Hand signals back, however training ended."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.run.checkpoint import State
+from cgfedrec.run.engine import rank_of
 from cgfedrec.run.folder import run_folder
 from cgfedrec.run.run import Run
 from cgfedrec.run.update import Update, is_too_much
@@ -37,7 +38,13 @@ def open_run(
     Raises:
         InputError: if it cannot be set up; nothing has been written then.
     """
-    with run_folder(settings) as directory:
+    if rank_of(settings):
+        # Another process of the run holds its folder, and shows how far it is.
+        console = None
+        held: AbstractContextManager[Path] = nullcontext(_elsewhere(settings, checkpoint))
+    else:
+        held = run_folder(settings)
+    with held as directory:
         to_train = not (state and _is_finished(state, settings))
         run = Run(settings, directory, callbacks, console, to_train=to_train, update=update)
         exact = update and run.loop.server.updates == "exactly"
@@ -48,6 +55,13 @@ def open_run(
             run.restore(state, checkpoint)
         del state  # it maps the checkpoint
         yield run
+
+
+def _elsewhere(settings: Namespace, checkpoint: Path | None) -> Path:
+    """A folder for a process that writes nothing: the one in which the clients' state lies that it may have to read."""
+    if checkpoint is not None:
+        return checkpoint.parent.parent
+    return Path(settings.run_dir or "runs")
 
 
 def _is_finished(state: State, settings: Namespace) -> bool:

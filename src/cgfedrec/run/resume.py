@@ -45,20 +45,34 @@ class Checkpoints:
         """
         best = loop.best is not None and loop.best["round"] == loop.round
         last = loop.should_stop or loop.round == loop.rounds or loop.round % loop.checkpoint_every == 0
-        if not best and loop.best is not None and not (self.directory / BEST).is_file():
-            raise RunError(
-                f"{self.directory / BEST} was removed while this run was at work; without it the best round, "
-                f"{int(loop.best['round'])}, cannot be reported. Put it back and go on from {LAST}, or start again"
-            )
+        with loop.processes.agreed():
+            if loop.processes.first and not best and loop.best is not None:
+                self._check_there(int(loop.best["round"]))
         if not (best or last):
             return
         # The store writes clients' state in place: what a checkpoint refers to must not be overwritten.
         loop.clients.store.pin("last")
         if best:
             loop.clients.store.pin("best")
-        write_checkpoint(self.directory / LAST, self.header, loop.state_dict())
-        if best:  # second, so that the best round is never ahead of the last, from which a run goes on
-            link_or_copy(self.directory / LAST, self.directory / BEST)
+        state = loop.state_dict()
+        with loop.processes.agreed():
+            if loop.processes.first:
+                write_checkpoint(self.directory / LAST, self.header, state)
+                if best:  # second, so that the best round is never ahead of the last, from which a run goes on
+                    link_or_copy(self.directory / LAST, self.directory / BEST)
+
+    def _check_there(self, best: int) -> None:
+        """Raise `RunError` where the checkpoint of the best round so far has been taken away."""
+        if not (self.directory / BEST).is_file():
+            raise RunError(
+                f"{self.directory / BEST} was removed while this run was at work; without it the best round, {best}, "
+                f"cannot be reported. Put it back and go on from {LAST}, or start again"
+            )
+
+    def belong_to(self, directory: Path, run: str) -> None:
+        """Be of the run of another process, which writes its checkpoints to ``directory``."""
+        self.directory = directory
+        self.header = self.header._replace(run=run)
 
     def restore(self, loop: FederatedLoop, state: State, resumed: Path | None = None) -> None:
         """Go to where a checkpoint was written.
@@ -81,7 +95,7 @@ class Checkpoints:
         check(other_method, other_data)
         check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.header.config), resumed is not None))
         self.header = self.header._replace(run=state["run"])
-        if resumed:
+        if resumed and loop.processes.first:
             self._adopt_clients(resumed)
         try:
             loop.load_state_dict(state["loop"])

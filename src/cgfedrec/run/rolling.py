@@ -16,7 +16,7 @@ from torch import Tensor
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import Stage
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, check
 from cgfedrec.evaluation.metrics import each_users
 from cgfedrec.evaluation.ranking import Ranked
 from cgfedrec.files import DamagedError, read_json, write_json
@@ -24,6 +24,7 @@ from cgfedrec.history import Evaluations, Row
 from cgfedrec.run.checkpoint import LAST, read_checkpoint
 from cgfedrec.run.choosing import Choice, Judged, choose
 from cgfedrec.run.console import progress_bars
+from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
 from cgfedrec.run.loggers import History
 from cgfedrec.run.opened import open_run
@@ -188,6 +189,7 @@ class RollingRun(Run):
     def _build(
         self, parts: Namespace, settings: Namespace, callbacks: Sequence[object], clients: Path | None, to_train: bool
     ) -> Training:
+        check(no_crowd(settings, "a rolling evaluation"))
         path = self.directory / CONFIG
         if path.exists() and yaml.safe_load(path.read_text()) != yaml.safe_load(self.config):
             raise InputError(f"run_dir: {self.directory} holds a rolling evaluation with other settings")

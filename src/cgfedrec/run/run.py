@@ -23,11 +23,12 @@ from cgfedrec.evaluation.ranking import Ranked, rank_table
 from cgfedrec.files import write_atomically, write_json
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
+from cgfedrec.processes import Processes
 from cgfedrec.run.callbacks import EarlyStopping, Interrupt, ProgressBar
 from cgfedrec.run.checkpoint import BEST, LAST, Header, State
 from cgfedrec.run.console import quiet_console, show_unfinished, tracker
 from cgfedrec.run.describe import show_data
-from cgfedrec.run.engine import engine
+from cgfedrec.run.engine import alone, engine, rank_of
 from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.loggers import Forgiving, History
@@ -91,6 +92,7 @@ class Run:
         if update:
             update.check(method, self.config)
         header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
+        self.processes = Processes()
         self._log = Forgiving(self.logger)
         self._interrupt = Interrupt()
         self._saved = Checkpoints(self.checkpoints, header)
@@ -102,16 +104,20 @@ class Run:
         """What trains; arguments are those of the class, and the components that the settings name."""
         history = History(self.directory / METRICS, self._log)
         if isinstance(self.method, Reference):
-            fabric = engine(vars(parts.fabric), [history])
+            fabric, processes = engine(vars(parts.fabric), [history])
+            check(None if processes.number == 1 else "fabric.devices: a reference is trained in one process")
             return ReferenceFit(self.method, self.data, fabric, parts.loop.monitor)
         # Fabric calls them in this order: a round is in the CSV and judged before it is saved, and the user's come
         # before the checkpoint, which heeds their `should_stop`.
-        hooks = [history, EarlyStopping(), self._interrupt, ProgressBar(self.console), *callbacks, self._saved]
+        hooks = [EarlyStopping(), self._interrupt, ProgressBar(self.console), *callbacks, self._saved]
+        if not rank_of(settings):
+            hooks.insert(0, history)
         loop: FederatedLoop = parts.loop
-        fabric = engine(vars(parts.fabric), hooks)
+        wanted = vars(parts.fabric)
+        fabric, self.processes = engine(wanted if to_train else alone(wanted), hooks)
         try:
             folder, earlier = clients or self.checkpoints / CLIENTS, self._update and self._update.state["loop"]
-            loop.setup(fabric, self.data, self.method, folder, to_train, parts.wire, earlier)
+            loop.setup(fabric, self.data, self.method, folder, to_train, parts.wire, earlier, self.processes)
         except (MemoryError, RuntimeError, ArithmeticError) as error:
             raise InputError(f"method: cannot be set up with these settings: {error or 'no memory is left'}") from error
         return loop
@@ -173,7 +179,7 @@ class Run:
         if isinstance(self.method, Reference):
             raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header.method} has no checkpoints")
         self._saved.restore(self.loop, state, resumed)
-        if resumed:
+        if resumed and self.processes.first:
             self._saved.adopt(self.loop, resumed)
 
     def fit(self) -> None:
@@ -186,12 +192,10 @@ class Run:
         if self.data.changes:
             self.console.print(told(self.data.changes, self.server.updates), highlight=False, soft_wrap=True)
         self.console.print(self._intent(), highlight=False)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.directory / CONFIG, self.config)
-        if self._update:
-            self.checkpoints.mkdir(exist_ok=True)
-            keep(self._update.before, self.checkpoints, BEFORE)
-        self._log.start(self.directory, yaml.safe_load(self.config))
+        self._join()
+        with self.processes.agreed():
+            if self.processes.first:
+                self._begin()
         status = "failed"
         started = time.perf_counter() - self.training.seconds  # as if earlier parts had run just before
         try:
@@ -201,13 +205,33 @@ class Run:
                     self._finish(started)
                     status = "success"
         finally:
-            self._log.call("finalize", status)
+            if self.processes.first:
+                self._log.call("finalize", status)
+
+    def _join(self) -> None:
+        """Start the other processes. They go on with the folder and the name of the first one's run."""
+        self.processes.launch()
+        folder, run = self.processes.texts(f"{self.directory.absolute()}\n{self.header.run}")[0].split("\n")
+        if not self.processes.first:
+            self.directory = Path(folder)
+            self._saved.belong_to(self.checkpoints, run)
+
+    def _begin(self) -> None:
+        """Write what is known before the first round."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.directory / CONFIG, self.config)
+        if self._update:
+            self.checkpoints.mkdir(exist_ok=True)
+            keep(self._update.before, self.checkpoints, BEFORE)
+        self._log.start(self.directory, yaml.safe_load(self.config))
 
     def _intent(self) -> str:
         name = type(self.method).__name__
         if isinstance(self.training, FederatedLoop):
-            loop = self.training
-            return f"{name}, {loop.rounds} rounds, in {self.directory}\n{loop.clients.capacity}"
+            loop, among = self.training, ""
+            if self.processes.number > 1:
+                among = f", by {self.processes.number} processes"
+            return f"{name}, {loop.rounds} rounds{among}, in {self.directory}\n{loop.clients.capacity}"
         return f"{name}, a reference that sees everyone's data, in {self.directory}"
 
     def _finish(self, started: float) -> None:
@@ -220,10 +244,12 @@ class Run:
         if isinstance(training, FederatedLoop):
             show_unfinished(self.console, training.server.phase, training.round, self.checkpoints / LAST)
             self._saved.go_to_best(training)
-            if training.server.updates != "never":
+            if training.server.updates != "never" and self.processes.first:
                 keep(self.data.to_keep(), self.checkpoints, HISTORIES)
         before = training.bytes_scoring
         found, popular = self._ranked(), popular_ranks(self.data)
+        if not self.processes.first:
+            return
         if found is not None and popular is not None:
             write(rank_table(self.data, found, popular), self.directory / RANKS)
         tests = tested(self.data, found, popular, self.method, training.monitor)

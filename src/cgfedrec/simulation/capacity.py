@@ -185,7 +185,7 @@ def cohort_size(demand: Demand, device: torch.device) -> int:
         # Half of it stays free: what kernels take beside tensors is not estimated.
         return max(1, min(demand.participants, free // (2 * (demand.copies + 1) * demand.client)))
     fitting = CACHE // max(demand.client, demand.sent)
-    even = -(-demand.participants // (COHORTS * demand.workers))
+    even = -(-demand.participants // (COHORTS * demand.workers * demand.processes))
     return min(max(SMALLEST, min(fitting, LARGEST)), even)
 
 
@@ -214,13 +214,20 @@ def plan(
         size = cohort_size(demand, device)
     state = round(demand.clients * demand.kept)
     working = _working(demand, size)
-    base = resident() + MODULES + working + demand.server
+    # Each process has code, data and a server of its own.
+    base = demand.processes * (resident() + MODULES + demand.server) + working
     if demand.sees_single_uploads:
         # Every upload of the round, and as much again for what the server makes of them.
-        base += 2 * demand.participants * demand.sent
+        base += 2 * demand.participants * demand.sent * demand.processes
     if not to_train:
         return Capacity("checkpoint", state, 0, base, size)
     available = available_memory()
+    if demand.processes > 1:
+        # The first one gathers all rows for a checkpoint.
+        base += state
+        if store == "disk":
+            check("loop.store: clients' state in files is for one process; choose memory, or fabric.devices 1")
+        store = "memory"
     if store == "auto":
         # Twice the state, so that memory is chosen only where it leaves room for others.
         store = "memory" if 2 * state + working <= available else "disk"
@@ -243,7 +250,7 @@ def _working(demand: Demand, size: int) -> int:
         client += 2 * demand.kept  # the rows are converted, when they are read and when they are written
     client += 2 * max(0, demand.sent - demand.client)  # what is sent beyond the parameters as they are
     client += 6 * 4 * demand.items  # scores, and what ranks them
-    return demand.workers * size * client + INTERACTION * demand.interactions
+    return demand.processes * (demand.workers * size * client + INTERACTION * demand.interactions)
 
 
 def _lacks(demand: Demand, store: str, memory: int, available: int, disk: int, folder: Path) -> Iterator[str]:

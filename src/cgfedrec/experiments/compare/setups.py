@@ -11,10 +11,11 @@ import yaml
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.rolling import Rolling
 from cgfedrec.data.split import Part
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, check
 from cgfedrec.experiments.compare.checks import shown, unlike
 from cgfedrec.experiments.compare.job import OF_TRAINING, Facts, Job, Kind
 from cgfedrec.methods import Local
+from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.rolling import is_rolling
 from cgfedrec.run.run import Run
 from cgfedrec.settings.layers import CONTROL, Layer, merged, same_class
@@ -148,6 +149,7 @@ def _open(config: Layer, seed: int, output: Path) -> tuple[Run, Layer]:
     """
     # No variables: a comparison is the same on every machine.
     settings = parse(said([{**config, "seed_everything": seed}], environment={}))
+    check(no_crowd(settings, "each run of a comparison"))
     whole: Layer = yaml.safe_load(dump(settings))
     settings.logger = None  # to open a logger would write
     if is_rolling(settings):  # all of its trainings can be set up if the last one can, which has most of the data
