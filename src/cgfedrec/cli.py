@@ -5,6 +5,7 @@ Only the standard library is imported here, so that ``--help`` answers at once; 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -120,6 +121,7 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.settings.sources import said
 
     warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # how processes find each other
     out = console()
     with start(said(options=options), console=out) as run:
         run.fit()

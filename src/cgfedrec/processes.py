@@ -6,8 +6,12 @@ are.
 
 from __future__ import annotations
 
+import atexit
+import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import Thread
 
 import torch
 import xxhash
@@ -38,8 +42,12 @@ class Processes:
 
     def launch(self) -> None:
         """Start the others, where nobody else has, and wait until all are there."""
-        if self._fabric is not None:
-            self._fabric.launch()
+        if self._fabric is None:
+            return
+        if not self.first:
+            Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        self._fabric.launch()
+        atexit.register(_leave)
 
     @property
     def first(self) -> bool:
@@ -64,6 +72,8 @@ class Processes:
         """What each process has, in order: `[any, ...]`, alike in type and in all axes but the first."""
         if self._fabric is None:
             return [value]
+        if not value.shape[1:].numel():  # rows without numbers are no bytes, but rows
+            return [value.new_empty(int(number), *value.shape[1:]) for number in self.together(_length(value))]
         return [_rows(part, value) for part in self._exchanged(_bytes(value))]
 
     def at_first(self, value: Tensor) -> Tensor:
@@ -75,7 +85,7 @@ class Processes:
         if self._fabric is None:
             return value
         device = self._fabric.device
-        numbers = [int(number) for number in self.together(torch.tensor([len(value)]))]
+        numbers = [int(number) for number in self.together(_length(value))]
         with _connected():
             if not self.first:
                 distributed.send(_bytes(value).to(device), 0)
@@ -150,6 +160,11 @@ def _words(error: Exception | None) -> str:
     return str(error) or type(error).__name__
 
 
+def _length(value: Tensor) -> Tensor:
+    """How many rows there are, `[any, ...]` to `[1]`."""
+    return torch.tensor([len(value)])
+
+
 def _bytes(value: Tensor) -> Tensor:
     """A tensor laid out as bytes, `[any, ...]` to `[bytes]`."""
     return value.detach().cpu().flatten().view(torch.uint8)
@@ -158,7 +173,20 @@ def _bytes(value: Tensor) -> Tensor:
 def _rows(sent: Tensor, like: Tensor) -> Tensor:
     """The inverse of `_bytes`, `[bytes]` to `[any, ...]`, for rows that are like those of another tensor."""
     row = like.shape[1:]
-    return sent.clone().view(like.dtype).reshape(len(sent) // max(1, row.numel() * like.itemsize), *row)
+    return sent.clone().view(like.dtype).reshape(-1, *row)
+
+
+def _leave() -> None:
+    """Part from the other processes in peace: their connections have threads, which must not be cut off."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is no more: it might wait for it forever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @contextmanager
@@ -166,4 +194,4 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RunError(f"another process of this run has gone away ({error})") from error
+        raise RunError("another process of this run has gone away; it has said why, if it could") from error

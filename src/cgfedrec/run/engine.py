@@ -11,11 +11,12 @@ import torch
 from jsonargparse import Namespace
 from lightning import Fabric
 from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from cgfedrec.errors import InputError, check
 from cgfedrec.processes import Processes
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables that tell a process its number, the first that is there, as Lightning reads them."""
 PRECISIONS = (None, 32, "32", "32-true", "bf16-mixed")
 
 
@@ -23,7 +24,7 @@ def rank_of(settings: Namespace) -> int:
     """Which of the processes of a run this is, from 0, as whoever started it says: Lightning, torchrun or SLURM."""
     if no_crowd(settings, "") is None:
         return 0  # a task of a SLURM job has a number too where each does something else
-    return int(getattr(rank_zero_only, "rank", 0))
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
 
 
 def no_crowd(settings: Namespace, who: str) -> str | None:

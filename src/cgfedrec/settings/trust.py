@@ -198,9 +198,12 @@ def _not_allowed(tree: Layer, named: Collection[str], trusted: Collection[str]) 
 
 
 def _is_there(path: str) -> bool:
-    """Whether a text is the path of something: where a class may stand, the parser would read a config from it."""
+    """Whether a text is the path of something to read: where a class may stand, the parser would take it for a config.
+
+    A folder cannot be read, and may well be named like the value of a setting.
+    """
     try:
-        return Path(path).exists()
+        return Path(path).exists() and not Path(path).is_dir()
     except (OSError, ValueError):  # too long for a path, or with a null byte
         return False
 
