@@ -56,7 +56,10 @@ def test_a_sum_that_would_not_be_exact_over_processes_is_refused() -> None:
 
 
 def test_the_order_of_a_sum_shows_nowhere() -> None:
-    tables = torch.randn(60, 3, 4, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-9, 3).view(3, 4)
+    random = torch.Generator().manual_seed(0)
+    # Large and small numbers side by side: in float64 alone the order of their sum would show.
+    scales = 10.0 ** torch.randint(-12, 2, (60, 3, 4), generator=random)
+    tables = torch.randn(60, 3, 4, generator=random) * scales
     upload = Upload(torch.arange(60), {"table": tables})
     parts = [Upload(torch.arange(len(part)), {"table": part}).sum() for part in tables.flip(0).split(7)]
     total = parts[0]
