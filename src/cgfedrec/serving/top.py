@@ -1,0 +1,55 @@
+"""The best of many scores, in an order that leaves nothing open: of equal scores the item of the lower number first.
+
+A score and its item's number become one whole number of 64 bits, the key: the score's bits in the upper half, so that
+keys are ordered as scores are, and below them how far the item stands from the end. Of keys no two are equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LAST = 2**31 - 1
+"""Above the number of any item."""
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+
+
+def keys_of(scores: NDArray[np.float32], items: NDArray[Any]) -> NDArray[np.int64]:
+    """The key of each score, `[...]`.
+
+    Args:
+        scores: `[...]`; none may be NaN.
+        items: Their items' numbers, of a shape that broadcasts to that of the scores.
+
+    >>> keys = keys_of(np.float32([0.5, -1, 0.5, -np.inf, 2]), np.arange(5))
+    >>> np.argsort(-keys).tolist()
+    [4, 0, 2, 1, 3]
+    """
+    bits = (scores + np.float32(0)).view(np.int32)  # -0 becomes 0
+    # Of negative floats the bits grow with the magnitude: these are turned round, all but the sign.
+    ordered = bits ^ ((bits >> 31) & _MAGNITUDE)
+    keys = ordered.astype(np.int64) << 32
+    keys |= LAST - items
+    return keys
+
+
+def parts_of(keys: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scores and items of keys, `[...]` each."""
+    ordered = (keys >> 32).astype(np.int32)
+    bits = ordered ^ ((ordered >> 31) & _MAGNITUDE)
+    return bits.view(np.float32), LAST - (keys & LAST)
+
+
+NOTHING = int(keys_of(np.float32([-np.inf]), np.array([LAST]))[0])
+"""The key of no item at all: its score is -inf."""
+
+
+def best_keys(keys: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """The largest of each row, `[users, any]`, the largest first: `[users, k]`, with `NOTHING` where there are fewer."""
+    found = keys.shape[1]
+    if found > k:
+        keys = np.partition(keys, found - k, axis=1)[:, found - k :]
+    best = np.sort(keys, axis=1)[:, ::-1]
+    return np.pad(best, ((0, 0), (0, k - best.shape[1])), constant_values=NOTHING)
