@@ -30,6 +30,7 @@ from cgfedrec.run.console import quiet_console, show_unfinished, tracker
 from cgfedrec.run.describe import show_data
 from cgfedrec.run.engine import alone, engine, rank_of
 from cgfedrec.run.explained import explained
+from cgfedrec.run.export import Titles, export
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.loggers import Forgiving, History
 from cgfedrec.run.recommend import recommend, recommend_for, write
@@ -39,6 +40,7 @@ from cgfedrec.run.summary import popular_ranks, summary_of, tested
 from cgfedrec.run.training import Training
 from cgfedrec.run.update import BEFORE, HISTORIES, Update, before_beside, keep, told
 from cgfedrec.server import Server
+from cgfedrec.serving import Recommender
 from cgfedrec.settings.parser import dump, instantiate
 from cgfedrec.simulation.store import ClientStore
 
@@ -169,12 +171,9 @@ class Run:
         """Go to where a checkpoint was written.
 
         Args:
-            state: Of `read_checkpoint`.
+            state: Of `read_checkpoint`. Raises `InputError` where it is not of this run, or that of the best is nowhere.
             resumed: The checkpoint, if training is to go on from it; nothing may differ then on which its result
                 depends. It becomes this run's own.
-
-        Raises:
-            InputError: where it does not belong to this run, or that of the best round is nowhere.
         """
         if isinstance(self.method, Reference):
             raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header.method} has no checkpoints")
@@ -270,10 +269,9 @@ class Run:
         return self.training.ranked("test")
 
     def test(self) -> dict[str, float]:
-        """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular.
+        """Test metrics of the state that is loaded, ``popularity/...`` and how the two compare (`over_popularity`).
 
-        With how the two compare (`cgfedrec.run.summary.over_popularity`), and ``bytes/scoring``, what clients had to
-        download for it, where anything is held out.
+        With ``bytes/scoring``, what clients had to download for it, where anything is held out.
         """
         before = self.training.bytes_scoring
         found = tested(self.data, self._ranked(), popular_ranks(self.data), self.method, self.training.monitor)
@@ -282,12 +280,9 @@ class Run:
         return found
 
     def recommend(self, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
-        """The best items for users, without those that they have.
+        """The best items for users, without those that they have: see `cgfedrec.run.recommend.recommend`.
 
-        See `cgfedrec.run.recommend.recommend`, which says what is returned.
-
-        Raises:
-            InputError: for users that are not in the data, and for a reference.
+        Raises `InputError` for users that are not in the data, and for a reference.
         """
         return recommend(self.loop, users, top_k)
 
@@ -312,6 +307,13 @@ class Run:
             InputError: for histories that cannot be used, and for methods whose clients need more than a history.
         """
         return recommend_for(self.loop, self.newcomers(histories, format), users, top_k)
+
+    def export(self, folder: str | Path, titles: Titles | None = None) -> Recommender:
+        """Write a folder that recommends for anybody's history, without this run: see `cgfedrec.run.export.export`.
+
+        Raises `InputError` for methods whose clients need more than a history, and for a reference.
+        """
+        return export(self.loop, self.header, Path(folder), titles)
 
     def newcomers(self, given: Given, format: Format | None = None, tested: bool = False) -> Newcomers:
         """People who were not in training, set up; arguments as of `Newcomers`. Raises `InputError` as it does."""

@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgfedrec.serving.container import Arrays
-from cgfedrec.serving.top import NOTHING, best_keys, keys_of
+from cgfedrec.serving.top import NOTHING, best_keys, best_of_all, in_rows, keys_of
 
-CELLS = 2**20
+CELLS = 2**19
 """Pairs of user and item whose scores are in memory at a time."""
+
+
+SPARSE = 50
+"""How many times as long as an item takes among all it takes alone, where few of all are looked at. Measured."""
 
 
 class Entries(NamedTuple):
@@ -81,13 +85,12 @@ class Reader(ABC):
             number: How many users there are.
             k: How many items for each.
         """
-        items, found = np.arange(self.num_items), []
+        found = []
         for start, end in _blocks(number, self.num_items):
-            part = kept_out.of(start, end)
+            out = kept_out.of(start, end)
             scores = self.scores(history.of(start, end), end - start)
-            keys = keys_of(scores, items)
-            keys[part.users, part.items] = NOTHING
-            found.append(best_keys(keys, k))
+            scores[out.users, out.items] = -np.inf
+            found.append(best_of_all(scores, k))
         return np.concatenate(found)
 
 
@@ -178,10 +181,11 @@ class NeighbourReader(Reader):
         return cls(starts, targets, **vectors, reading=reading, decay=decay)
 
     def scores(self, history: Entries, number: int) -> NDArray[np.float32]:
-        board = np.zeros(number * self.num_items, np.float32)
+        board = np.zeros((number, self.num_items), np.float32)
         users, items, terms = self._terms(history)
-        np.add.at(board, users * self.num_items + items, terms)
-        return board.reshape(number, -1) + self.beside
+        np.add.at(board.reshape(-1), users * self.num_items + items, terms)
+        board += self.beside
+        return board
 
     def best(self, history: Entries, kept_out: Entries, number: int, k: int) -> NDArray[np.int64]:
         """As of any reader, by looking at those items alone that can be among the best.
@@ -189,7 +193,8 @@ class NeighbourReader(Reader):
         These are the neighbours of a history, and of all others the first by what everybody has beside. Nothing takes
         away from that: whoever stands behind k others there that may be shown stands behind them in the end.
         """
-        if not self.only_adds:
+        terms = (self.starts[history.items + 1] - self.starts[history.items]).sum()
+        if not self.only_adds or terms * SPARSE > number * self.num_items:
             return super().best(history, kept_out, number, k)
         blocks = _blocks(number, self.num_items)
         width = blocks[0][1] * self.num_items
@@ -210,13 +215,10 @@ class NeighbourReader(Reader):
             board[hidden] = -np.inf
             # 2. Their keys, in a table with a row for each user; and those of the first by what is beside.
             others = np.arange(end - start)[:, None] * self.num_items + first  # [users, first]
-            lengths = np.bincount(users, minlength=end - start)
-            keys = np.full((end - start, len(first) + int(lengths.max())), NOTHING)
             new = mark[others] < 0
-            keys[:, : len(first)][new] = keys_of(board[others] + self.beside[first], first)[new]
-            place = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            keys[users, len(first) + place] = keys_of(board[cells[once]] + self.beside[items], items)
-            found.append(best_keys(keys, k))
+            keys = keys_of(board[cells[once]] + self.beside[items], items)
+            more = np.where(new, keys_of(board[others] + self.beside[first], first), NOTHING)
+            found.append(best_keys(np.concatenate((in_rows(keys, users, end - start), more), axis=1), k))
             # 3. The board is clean again.
             board[cells] = board[hidden] = 0
             mark[cells] = -1

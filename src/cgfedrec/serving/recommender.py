@@ -85,7 +85,9 @@ class Recommender:
     ) -> None:
         self.ids, self.titles, self.reader, self.ordered, self.about = ids, titles, reader, ordered, dict(about)
         self.version = ""
-        self._numbers = {str(one): number for number, one in enumerate(ids)}
+        numbers = {str(one): number for number, one in enumerate(ids)}
+        # Whole numbers also as they are: to write each as text takes longer than to find it.
+        self._numbers: dict[Id, int] = {**numbers, **dict(zip(ids, range(len(ids)), strict=True))}
 
     @property
     def num_items(self) -> int:
@@ -118,7 +120,7 @@ class Recommender:
         if not (len(ids) == len(titles) == reader.num_items and all(isinstance(one, int | str) for one in ids)):
             raise ValueError("ids, titles and scores are of different items")
         found = cls(ids, titles, reader, bool(header["ordered"]), header["about"])
-        if len(found._numbers) != len(ids):
+        if len({str(one) for one in ids}) != len(ids):
             raise ValueError("an id stands there twice")
         return found
 
@@ -200,14 +202,13 @@ class Recommender:
 
     def _known(self, given: Iterable[Id], unknown: dict[Id, None]) -> list[int]:
         """The numbers of those items that there are, each once, as they come; the others are added to ``unknown``."""
-        numbers, found = self._numbers, dict[int, None]()
-        for one in given:
-            number = numbers.get(str(one))
-            if number is None:
-                unknown[one] = None
-            else:
-                found[number] = None
-        return list(found)
+        given = list(given)
+        numbers = dict.fromkeys(map(self._numbers.get, given))
+        if None not in numbers:
+            return list(numbers)  # type: ignore[arg-type]
+        found = {one: self._numbers.get(str(one)) for one in given}
+        unknown.update(dict.fromkeys(one for one, number in found.items() if number is None))
+        return list(dict.fromkeys(number for number in found.values() if number is not None))
 
     def _best(
         self, histories: Sequence[list[int]], hidden: Sequence[list[int]], top_k: int

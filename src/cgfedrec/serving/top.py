@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 LAST = 2**31 - 1
 """Above the number of any item."""
+GROUP = 16
+"""Items that are looked at together."""
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
@@ -53,3 +55,40 @@ def best_keys(keys: NDArray[np.int64], k: int) -> NDArray[np.int64]:
         keys = np.partition(keys, found - k, axis=1)[:, found - k :]
     best = np.sort(keys, axis=1)[:, ::-1]
     return np.pad(best, ((0, 0), (0, k - best.shape[1])), constant_values=NOTHING)
+
+
+def in_rows(keys: NDArray[np.int64], users: NDArray[Any], number: int) -> NDArray[np.int64]:
+    """Keys of so many users, `[keys]`, as a table with a row for each, `[users, most]`, filled up with `NOTHING`.
+
+    Args:
+        keys: In the order of users.
+        users: `[keys]`: whose each is.
+        number: How many users there are.
+    """
+    lengths = np.bincount(users, minlength=number)
+    table = np.full((number, int(lengths.max(initial=0))), NOTHING)
+    places = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    table[users, places] = keys
+    return table
+
+
+def best_of_all(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The keys of the best ``k`` of each row of scores, `[users, items]`: `[users, k]`."""
+    number, items = scores.shape
+    cells = np.flatnonzero(scores >= _bound(scores, k))
+    users, which = np.divmod(cells, items)
+    return best_keys(in_rows(keys_of(scores.reshape(-1)[cells], which), users, number), k)
+
+
+def _bound(scores: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """A score that at least ``k`` of each row reach, `[users, 1]`, and not many more.
+
+    To find the k-th of all would take longer than all else. So items are put into groups, and it is the k-th of the
+    groups' best: each of k groups has one that reaches it.
+    """
+    number, items = scores.shape
+    groups = items // GROUP
+    if groups < k:
+        return np.partition(scores, items - k, axis=1)[:, items - k, None]
+    best = scores[:, : groups * GROUP].reshape(number, GROUP, groups).max(1)
+    return np.partition(best, groups - k, axis=1)[:, groups - k, None]
