@@ -37,8 +37,7 @@ _HELP = {
     ("fit",): "train a federation",
     ("test",): f"evaluate a checkpoint on the test split{_MORE}",
     ("recommend",): f"recommend items to users{_MORE}",
-    ("export",): "write what recommends for anybody's history without data or run, or the state of one device"
-    f"{_MORE}",
+    ("export",): f"write what recommends for anybody's history without data or run, or the state of one device{_MORE}",
     ("serve",): "answer requests for recommendations over HTTP from an exported folder",
     ("compare",): "run methods side by side, measured alike, and report on them",
     ("tune",): "search for settings by validation alone; further options are those of fit",
@@ -140,13 +139,19 @@ def _add_export(parser: ArgumentParser) -> None:
 
 def _add_serve(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="what export wrote; a new export there is taken up while requests are answered")
+    add("folder", metavar="FOLDER", help="what export wrote; a new one there is taken up while requests are answered")
     add("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
     add("--port", type=int, default=8000, help="0 for any free one (%(default)s)")
     add("--max_body", type=int, default=2**18, metavar="BYTES", help="of a request; 413 above (%(default)s)")
     add("--max_history", type=int, default=5000, metavar="N", help="items of a history; 422 above (%(default)s)")
     add("--max_top_k", type=int, default=100, metavar="K", help="items in an answer; 422 above (%(default)s)")
-    add("--rate", type=float, default=50, metavar="N", help="requests a second of one address; 429 above (%(default)s)")
+    add(
+        "--rate",
+        type=float,
+        default=50,
+        metavar="N",
+        help="requests a second of an address; 429 above, 0: any (%(default)s)",
+    )
     add("--burst", type=int, default=100, metavar="N", help="requests that may come at once (%(default)s)")
 
 

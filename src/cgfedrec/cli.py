@@ -1,6 +1,7 @@
 """The command line: cgfedrec fit | test | recommend | export | serve | compare | tune | data.
 
-What uses a trained run is in `cgfedrec.using`. Only the standard library is imported here, so that ``--help`` answers at once; a verb imports what it needs.
+What uses a trained run is in `cgfedrec.using`. Only the standard library is imported here, so that ``--help`` answers
+at once; a verb imports what it needs.
 """
 
 from __future__ import annotations

@@ -167,8 +167,8 @@ class FedGFClient(AddingClient):
     def reader(self) -> FilterReader:
         if "basis" not in self.kept:
             raise InputError("ckpt_path: its run was stopped before it had found a filter; go on with it first")
-        parts = (self.kept[name].cpu().numpy() for name in ("basis", "spectrum", "counts"))
-        return FilterReader(*parts, self._alpha, self.method.least_clients)
+        basis, spectrum, counts = (self.kept[name].cpu().numpy() for name in ("basis", "spectrum", "counts"))
+        return FilterReader(basis, spectrum, counts, self._alpha, self.method.least_clients)
 
 
 class FedGFServer(SumsInTurn):

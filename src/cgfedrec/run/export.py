@@ -34,9 +34,7 @@ def recommender_of(loop: FederatedLoop, header: Header, titles: Titles | None = 
     check(loop.no_newcomers())
     data, known = loop.data, {str(item): title for item, title in (titles or {}).items()}
     ids = data.item_ids.to_list()
-    return Recommender(
-        ids, [known.get(str(one)) for one in ids], _reader(loop), data.has_times, about(loop, header)
-    )
+    return Recommender(ids, [known.get(str(one)) for one in ids], _reader(loop), data.has_times, about(loop, header))
 
 
 def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | None = None) -> Recommender:

@@ -171,7 +171,7 @@ class Run:
         """Go to where a checkpoint was written.
 
         Args:
-            state: Of `read_checkpoint`. Raises `InputError` where it is not of this run, or that of the best is nowhere.
+            state: Of `read_checkpoint`. Raises `InputError` where it is of another run, or the best is nowhere.
             resumed: The checkpoint, if training is to go on from it; nothing may differ then on which its result
                 depends. It becomes this run's own.
         """

@@ -106,7 +106,7 @@ def _digest(header: str, arrays: Arrays) -> str:
     running = xxhash.xxh3_128(header.encode())
     for name, one in sorted(arrays.items()):
         running.update(f"{name} {one.dtype.str} {one.shape}".encode())
-        running.update(np.ascontiguousarray(one).reshape(-1).view(np.uint8))
+        running.update(np.ascontiguousarray(one).tobytes())
     return running.hexdigest()
 
 

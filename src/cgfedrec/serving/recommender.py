@@ -85,7 +85,7 @@ class Recommender:
     ) -> None:
         self.ids, self.titles, self.reader, self.ordered, self.about = ids, titles, reader, ordered, dict(about)
         self.version = ""
-        numbers = {str(one): number for number, one in enumerate(ids)}
+        numbers: dict[Id, int] = {str(one): number for number, one in enumerate(ids)}
         # Whole numbers also as they are: to write each as text takes longer than to find it.
         self._numbers: dict[Id, int] = {**numbers, **dict(zip(ids, range(len(ids)), strict=True))}
 
@@ -198,7 +198,8 @@ class Recommender:
         numbers = [self._known(history, unknown) for history in histories.values()]
         items, scores = self._best(numbers, numbers, top_k)
         sources = [HISTORY if one else POPULARITY for one in numbers]
-        return Recommendations(list(histories), np.where(np.isfinite(scores), items, -1), scores, sources, list(unknown))
+        items = np.where(np.isfinite(scores), items, -1)
+        return Recommendations(list(histories), items, scores, sources, list(unknown))
 
     def _known(self, given: Iterable[Id], unknown: dict[Id, None]) -> list[int]:
         """The numbers of those items that there are, each once, as they come; the others are added to ``unknown``."""
@@ -218,8 +219,8 @@ class Recommender:
         with_one = np.array([bool(one) for one in histories], bool)
         keys = np.empty((len(histories), k), np.int64)
         for chosen in (True, False):
-            rows = np.flatnonzero(with_one == chosen)
-            if not len(rows):
+            rows = np.flatnonzero(with_one == chosen).tolist()
+            if not rows:
                 continue
             kept_out = self._entries([hidden[row] for row in rows])
             if chosen:

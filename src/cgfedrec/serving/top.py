@@ -25,7 +25,7 @@ def keys_of(scores: NDArray[np.float32], items: NDArray[Any]) -> NDArray[np.int6
         scores: `[...]`; none may be NaN.
         items: Their items' numbers, of a shape that broadcasts to that of the scores.
 
-    >>> keys = keys_of(np.float32([0.5, -1, 0.5, -np.inf, 2]), np.arange(5))
+    >>> keys = keys_of(np.array([0.5, -1, 0.5, -np.inf, 2], np.float32), np.arange(5))
     >>> np.argsort(-keys).tolist()
     [4, 0, 2, 1, 3]
     """
@@ -44,12 +44,12 @@ def parts_of(keys: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.i
     return bits.view(np.float32), LAST - (keys & LAST)
 
 
-NOTHING = int(keys_of(np.float32([-np.inf]), np.array([LAST]))[0])
+NOTHING = int(keys_of(np.array([-np.inf], np.float32), np.array([LAST]))[0])
 """The key of no item at all: its score is -inf."""
 
 
 def best_keys(keys: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """The largest of each row, `[users, any]`, the largest first: `[users, k]`, with `NOTHING` where there are fewer."""
+    """The largest of each row, `[users, any]`, in order: `[users, k]`, with `NOTHING` where there are fewer."""
     found = keys.shape[1]
     if found > k:
         keys = np.partition(keys, found - k, axis=1)[:, found - k :]

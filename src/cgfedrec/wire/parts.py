@@ -29,7 +29,8 @@ def taken_apart(value: Value) -> tuple[Words, dict[str, Tensor]]:
     """
     if isinstance(value, Tensor):
         return {"kind": _TENSOR}, {"": value}
-    words, tensors = {"kind": type(value).__name__}, {}
+    words: Words = {"kind": type(value).__name__}
+    tensors: dict[str, Tensor] = {}
     for field in fields(value):
         part = getattr(value, field.name)
         if isinstance(part, Bounds):
@@ -54,6 +55,7 @@ def put_together(words: Words, tensors: Mapping[str, Tensor]) -> Value:
     """
     parts: dict[str, Any] = {**words, **tensors}
     kind = parts.pop("kind", None)
+    value: Value
     try:
         if kind == _TENSOR:
             (value,) = tensors.values()
