@@ -22,7 +22,7 @@ from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient, SumsInTurn
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.server import CLIENTS, READINGS
-from cgfedrec.serving.readers import FilterReader
+from cgfedrec.serving.filters import FilterReader
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cgfedrec.client import Client
 from cgfedrec.errors import InputError, check
-from cgfedrec.files import DamagedError
+from cgfedrec.files import DamagedError, no_folder
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.random import shared_seed
@@ -109,6 +109,7 @@ def write_client(loop: FederatedLoop, header: Header, user: object, path: Path) 
     number = {str(one): number for number, one in enumerate(data.user_ids)}.get(str(user))
     if number is None:
         raise InputError(f"client: {user!r} is none of the clients of this checkpoint")
+    check(_no_file(path))
     one = torch.tensor([number])
     with loop.workers.one() as worker:
         loop.store.load(worker.client, one, to_train=False)
@@ -136,7 +137,7 @@ def write_server(loop: FederatedLoop, header: Header, path: Path) -> None:
     problem = None
     if server.sees_single_uploads:
         problem = f"server: that of {header.method} looks at single uploads and keeps what it has made of them"
-    check(problem)
+    check(problem, _no_file(path))
     state = {name: one.cpu() for name, one in server.state_dict().items() if name not in server.of_clients}
     arrays: dict[str, Any] = {f"state/{name}": one.numpy() for name, one in state.items()}
     if data.item_ids.dtype.is_integer():
@@ -148,6 +149,13 @@ def write_server(loop: FederatedLoop, header: Header, path: Path) -> None:
         clients = int(server.enrolled.sum())
     whole = {"about": about(loop, header), "clients": clients}
     write_container(path, SERVER, whole, arrays)
+
+
+def _no_file(path: Path) -> str | None:
+    """The problem with a path that is to become a file."""
+    if path.is_dir():
+        return f"output: {path} is a folder; name a file in it"
+    return no_folder("output", path.parent)
 
 
 def read_client(path: str | Path) -> ClientState:

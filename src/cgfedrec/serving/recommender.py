@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from cgfedrec.errors import InputError, check, no_count
 from cgfedrec.files import DamagedError
 from cgfedrec.serving.container import Arrays, packed_texts, read_container, unpacked_texts, write_container
-from cgfedrec.serving.readers import READERS, Entries, Reader
+from cgfedrec.serving.filters import FilterReader
+from cgfedrec.serving.neighbours import NeighbourReader
+from cgfedrec.serving.readers import Entries, Reader
 from cgfedrec.serving.top import parts_of
 
 FILE = "recommender.safetensors"
@@ -22,6 +24,8 @@ FILE = "recommender.safetensors"
 KIND = "recommender"
 HISTORY, POPULARITY = "history", "popularity"
 """What a list comes from."""
+READERS: Mapping[str, type[Reader]] = {one.kind: one for one in (NeighbourReader, FilterReader)}
+"""By kind."""
 Id = int | str
 """Of an item, as in the data that it was trained on. An id may be given as its text too: ``7`` or ``"7"``."""
 

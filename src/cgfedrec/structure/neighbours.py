@@ -17,7 +17,7 @@ from torch.optim import Adam, Optimizer
 from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import InputError, no_count, not_positive
 from cgfedrec.forgetting import RECENTS
-from cgfedrec.serving.readers import NeighbourReader
+from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.structure.ages import BUCKETS, bucket, questions
 from cgfedrec.structure.discover import closed_form, pair_weights, quantised, verified
 from cgfedrec.structure.discovery import Discovery
