@@ -54,7 +54,9 @@ def best_keys(keys: NDArray[np.int64], k: int) -> NDArray[np.int64]:
     if found > k:
         keys = np.partition(keys, found - k, axis=1)[:, found - k :]
     best = np.sort(keys, axis=1)[:, ::-1]
-    return np.pad(best, ((0, 0), (0, k - best.shape[1])), constant_values=NOTHING)
+    if found < k:
+        best = np.pad(best, ((0, 0), (0, k - found)), constant_values=NOTHING)
+    return best
 
 
 def in_rows(keys: NDArray[np.int64], users: NDArray[Any], number: int) -> NDArray[np.int64]:
