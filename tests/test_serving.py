@@ -16,6 +16,7 @@ import torch
 
 import cgfedrec
 from cgfedrec import files
+from cgfedrec.cli import main
 from cgfedrec.data import Synthetic
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError
@@ -390,7 +391,7 @@ def test_nothing_heavy_is_imported(exported: Path) -> None:
 # The command line
 
 
-def test_export_by_the_command_line() -> None:
+def test_export_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"data": {"synthetic": {"users": 40, "items": 60, "groups": 6}}, "method": "CGFedCo", "logger": None}
     run = cgfedrec.fit(settings, {"run_dir": "run"})
     checkpoint = "run/checkpoints/best.ckpt"
@@ -410,9 +411,9 @@ def test_export_by_the_command_line() -> None:
         (["--output", "out", "--server"], "output: out is a folder"),
         (["--output", "x", "--client", "nobody"], "client: 'nobody' is none of the clients"),
     ):
-        done = command("export", "--ckpt_path", checkpoint, *wrong)
-        assert (done.returncode, done.stdout) == (2, ""), done
-        assert message in done.stderr
+        assert main(["export", "--ckpt_path", checkpoint, *wrong]) == 2
+        told = capsys.readouterr()
+        assert (told.out, message in told.err) == ("", True), told
     with files.locked(Path("out"), ""):
-        done = command("export", "--ckpt_path", checkpoint, "--output", "out")
-        assert (done.returncode, "an export is being written into out" in done.stderr) == (2, True)
+        assert main(["export", "--ckpt_path", checkpoint, "--output", "out"]) == 2
+    assert "an export is being written into out" in capsys.readouterr().err

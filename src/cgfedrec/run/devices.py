@@ -28,7 +28,17 @@ from cgfedrec.wire.values import Value
 
 CLIENT, SERVER = "client", "server"
 """Kinds of files."""
-_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError)
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    OverflowError,
+    AssertionError,
+)
+"""What comes of parts that do not belong together."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +60,25 @@ class ClientState:
     broadcast: Broadcast | None
 
     def give_to(self, client: Client) -> None:
-        """Make a client of the same method and settings this one, as a cohort of one.
+        """Make a client of the same method and settings this one, as a cohort of one, ready to score.
+
+        What came down is taken by clients that score with it (`Client.scores_after`); the others wait for their next
+        round.
 
         Raises:
-            InputError: for a client whose private state is of other shapes.
+            InputError: for a client that cannot have this state.
         """
         wanted = {name: tuple(one.shape[1:]) for name, one in client.private().items()}
         found = {name: tuple(one.shape[1:]) for name, one in self.private.items()}
         if wanted != found:
             raise InputError(f"client: has {wanted}, and the file {found}; give it the method and settings of the file")
-        client.welcome(self.welcome)
-        client.load(torch.zeros(1, dtype=torch.int64), self.private)
-        client.receive(self.broadcast, int(self.about["round"]) + 1)
+        try:
+            client.welcome(self.welcome)
+            client.load(torch.zeros(1, dtype=torch.int64), self.private)
+            if client.scores_after == "aggregation":
+                client.receive(self.broadcast, int(self.about["round"]) + 1)
+        except _UNREADABLE as error:
+            raise InputError(f"client: cannot have the state of the file: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,6 @@ def put_together(words: Words, tensors: Mapping[str, Tensor]) -> Value:
         else:
             value = _KINDS[kind](**parts)
         encode({"value": value})  # which looks at every part of it
-    except (TypeError, KeyError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
-        raise ValueError(f"there is no {kind} of such parts") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
+        raise ValueError(f"there is no {kind!s:.20} of such parts: {error}") from error
     return value
