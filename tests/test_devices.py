@@ -175,7 +175,7 @@ def test_damaged_files_are_refused(kind: str) -> None:
     write_server(loop, HEADER, SERVER_FILE)
     whole, before = path.read_bytes(), str(read(path))
     head = 8 + int.from_bytes(whole[:8], "little")
-    generator = random.Random(0)
+    generator, told = random.Random(0), set[str]()
     for place in [*range(0, head, 3), *generator.sample(range(head, len(whole)), 200)]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << generator.randrange(8)
@@ -183,7 +183,9 @@ def test_damaged_files_are_refused(kind: str) -> None:
         try:
             assert str(read(path)) == before  # JSON that says the same
         except InputError as error:
-            assert str(path) in str(error)
+            told.add(str(error))
+    assert len(told) > 1
+    assert all(one.startswith(f"{path}: ") for one in told)
     for length in range(0, len(whole), 499):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=str(path)):
@@ -202,20 +204,16 @@ def test_files_that_are_wrong_on_purpose_are_refused() -> None:
     refused = 0
     for path, kind in ((CLIENT_FILE, CLIENT), (SERVER_FILE, SERVER)):
         header, arrays, _ = read_container(path, kind)
-        reader = {CLIENT: read_client, SERVER: read_server}[kind]
         for _ in range(150):
             changed, had = _changed(header, odd, generator), dict(arrays)
             name = generator.choice(list(had))
-            had[name] = generator.choice(
-                [had[name][:-1] if had[name].ndim else had[name], np.zeros(3), np.int64(5) * 1]
-            )
+            had[name] = generator.choice([had[name][:-1] if had[name].ndim else had[name], np.zeros(3), np.array(5)])
             write_container(path, kind, {**changed, "kind": kind, "format": header["format"]}, had)
             try:
-                state = reader(path)
                 if kind == CLIENT:
-                    state.give_to(METHODS["CGFedCo"].client(loop.data.num_items, 0))  # type: ignore[arg-type]
+                    read_client(path).give_to(METHODS["CGFedCo"].client(loop.data.num_items, 0))
                 else:
-                    state.give_to(METHODS["CGFedCo"].server(loop.data.num_items, 0))  # type: ignore[arg-type]
+                    read_server(path).give_to(METHODS["CGFedCo"].server(loop.data.num_items, 0))
             except InputError:
                 refused += 1
     assert refused > 150

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, create_model
 
 from cgfedrec.serving.limits import Limits
 
-Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+
+def _whole(value: object) -> object:
+    """To JSON 7.0 is a whole number too."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+Whole = Annotated[StrictInt, BeforeValidator(_whole)]
 Id = Whole | StrictStr
 Time = Whole | Annotated[StrictFloat, Field(allow_inf_nan=False)]
 
@@ -38,7 +46,7 @@ def asked(limits: Limits) -> type[Asked]:
     fields: dict[str, Any] = {
         "history": (ids | timed, Field(description="Item ids, the oldest first; or items with times, in any order.")),
         "top_k": (
-            Annotated[StrictInt, Field(ge=1, le=most)],
+            Annotated[StrictInt, Field(ge=1, le=most), BeforeValidator(_whole)],
             Field(min(10, most), description="Fewer come where the catalogue ends."),
         ),
         "exclude": (ids, Field([], description="Ids that are not to be recommended, beside those of the history.")),

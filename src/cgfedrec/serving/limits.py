@@ -107,7 +107,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         client = scope.get("client") or ("", 0)
-        wait = self.buckets.wait(client[0]) if self.buckets else 0.0
+        wait = 0.0
+        if self.buckets is not None:
+            wait = self.buckets.wait(client[0])
         if wait:
             seconds = max(1, math.ceil(wait))
             problem = f"more than {self.limits.rate:g} requests a second; come again in {seconds} s"

@@ -253,7 +253,9 @@ def _no_times(history: Sequence[Id], timestamps: Sequence[float] | None) -> str 
         return None
     if len(timestamps) != len(history):
         return f"timestamps: are {len(timestamps)} for a history of {len(history)} items; give one for each"
-    if not all(isinstance(one, int | float | np.number) and math.isfinite(one) for one in timestamps):
+    # A whole number may be larger than any float.
+    good = (isinstance(one, int) or (isinstance(one, float | np.number) and math.isfinite(one)) for one in timestamps)
+    if not all(good):
         return "timestamps: are not all finite numbers"
     return None
 
