@@ -117,9 +117,9 @@ def test_times_are_read_as_those_of_a_table(loops: dict[str, FederatedLoop]) -> 
     loop = loops["newest first"]
     recommender, generator = recommender_of(loop, HEADER), random.Random(0)
     rows: list[tuple[str, int, int]] = []
-    for user in range(40):
+    for number in range(40):
         items = [generator.choice(loop.data.item_ids.to_list()) for _ in range(generator.randint(1, 12))]
-        rows += [(f"u{user:02}", item, generator.randint(1, 6)) for item in items]
+        rows += [(f"u{number:02}", item, generator.randint(1, 6)) for item in items]
     expected = expected_of(loop, pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row"), 10)
     ordered = 0
     for user in sorted({row[0] for row in rows}):
