@@ -71,7 +71,7 @@ def test_the_nightly_job_from_its_first_night_to_its_second() -> None:
     address = process.stderr.split("\n")[1].split("/recommend")[0]
     before = Recommender.load("served")
     history = table["item"].unique(maintain_order=True).to_list()[:4]
-    body = {"history": [*history, "brand new"], "top_k": 20}
+    body: dict[str, Any] = {"history": [*history, "brand new"], "top_k": 20}
     assert asked(address, body)["unknown"] == ["brand new"]
 
     # The examples of the document, on these data.

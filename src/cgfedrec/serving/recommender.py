@@ -226,9 +226,10 @@ class Recommender:
             rows = np.flatnonzero(with_one == chosen).tolist()
             if not rows:
                 continue
-            kept_out = self._entries([hidden[row] for row in rows])
+            own = kept_out = self._entries([histories[row] for row in rows])
+            if hidden is not histories:
+                kept_out = self._entries([hidden[row] for row in rows])
             if chosen:
-                own = self._entries([histories[row] for row in rows])
                 keys[rows] = self.reader.best(own, kept_out, len(rows), k)
             else:
                 keys[rows] = self.reader.by_popularity.best(kept_out, len(rows), k)
