@@ -74,7 +74,7 @@ def test_a_clients_file_tells_of_no_other(name: str) -> None:
     others = [user for user in range(loop.data.num_users) if user != 4]
     write_client(loop, HEADER, loop.data.user_ids[4], CLIENT_FILE)
     written = CLIENT_FILE.read_bytes()
-    rows = loop.store.read(torch.tensor([4, *others]))
+    rows = loop.clients.store.read(torch.tensor([4, *others]))
     compared = 0
     for value in rows.values():
         own, *rest = (one.contiguous().numpy().tobytes()[:64] for one in value)
@@ -124,7 +124,7 @@ def test_a_servers_file_holds_no_user(name: str, whole: bool) -> None:
     left_out = set(loop.server.state_dict()) - {one.removeprefix("state/") for one in arrays}
     assert left_out == set(loop.server.of_clients) & set(loop.server.state_dict())
     written = SERVER_FILE.read_bytes()
-    for rows in loop.store.read(loop.store.known.nonzero().squeeze(1)).values():
+    for rows in loop.clients.store.read(loop.clients.store.known.nonzero().squeeze(1)).values():
         for row in rows:
             own = row.contiguous().numpy().tobytes()[:64]
             assert len(set(own)) < 8 or own not in written

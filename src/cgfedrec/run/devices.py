@@ -128,13 +128,13 @@ def write_client(loop: FederatedLoop, header: Header, user: object, path: Path) 
         raise InputError(f"client: {user!r} is none of the clients of this checkpoint")
     check(_no_file(path))
     one = torch.tensor([number])
-    with loop.workers.one() as worker:
-        loop.store.load(worker.client, one, to_train=False)
+    with loop.clients.workers.one() as worker:
+        loop.clients.store.load(worker.client, one, to_train=False)
         private = {name: value.detach().cpu().clone() for name, value in worker.client.private().items()}
-    welcome, _ = loop.wire.down(loop.server.welcome(), 1)
+    welcome, _ = loop.clients.wire.down(loop.server.welcome(), 1)
     if welcome is None:  # as the loop does where nobody greets
         welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
-    sent, _ = loop.wire.down(loop.server.broadcast(one, loop.round + 1), 1)
+    sent, _ = loop.clients.wire.down(loop.server.broadcast(one, loop.round + 1), 1)
     words: dict[str, Any] = {}
     tensors = {f"private/{name}": value for name, value in private.items()}
     _take_apart("welcome", welcome, words, tensors)

@@ -24,14 +24,14 @@ def recommender_of(loop: FederatedLoop, header: Header, titles: Titles | None = 
     """What recommends as clients do who never took part, without the federation.
 
     Args:
-        loop: A federation whose clients can score by a history (`FederatedLoop.no_newcomers`).
+        loop: A federation whose clients can score by a history (`Clients.no_newcomers`).
         header: Which run it is of.
         titles: Of its items, where they are known.
 
     Raises:
         InputError: where clients need what they have trained themselves, and where nothing has come down to them yet.
     """
-    check(loop.no_newcomers())
+    check(loop.clients.no_newcomers())
     data, known = loop.data, {str(item): title for item, title in (titles or {}).items()}
     ids = data.item_ids.to_list()
     return Recommender(ids, [known.get(str(one)) for one in ids], _reader(loop), data.has_times, about(loop, header))
@@ -54,10 +54,10 @@ def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | N
 def _reader(loop: FederatedLoop) -> Reader:
     """What a client at its start reads by, once it has what comes down to all."""
     somebody = torch.arange(1)
-    with loop.workers.one() as worker:
+    with loop.clients.workers.one() as worker:
         client = worker.client
         client.load(somebody, client.start(somebody))
-        broadcast, _ = loop.wire.down(loop.server.broadcast(somebody, loop.round + 1), 1)
+        broadcast, _ = loop.clients.wire.down(loop.server.broadcast(somebody, loop.round + 1), 1)
         client.receive(broadcast, loop.round + 1)
         return client.reader()
 

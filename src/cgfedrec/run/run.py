@@ -171,9 +171,12 @@ class Run:
         """Go to where a checkpoint was written.
 
         Args:
-            state: Of `read_checkpoint`. Raises `InputError` where it is of another run, or the best is nowhere.
+            state: Of `read_checkpoint`.
             resumed: The checkpoint, if training is to go on from it; nothing may differ then on which its result
                 depends. It becomes this run's own.
+
+        Raises:
+            InputError: where it does not belong to this run, or that of the best round is nowhere.
         """
         if isinstance(self.method, Reference):
             raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header.method} has no checkpoints")
@@ -269,9 +272,10 @@ class Run:
         return self.training.ranked("test")
 
     def test(self) -> dict[str, float]:
-        """Test metrics of the state that is loaded, ``popularity/...`` and how the two compare (`over_popularity`).
+        """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular.
 
-        With ``bytes/scoring``, what clients had to download for it, where anything is held out.
+        With how the two compare (`cgfedrec.run.summary.over_popularity`), and ``bytes/scoring``, what clients had to
+        download for it, where anything is held out.
         """
         before = self.training.bytes_scoring
         found = tested(self.data, self._ranked(), popular_ranks(self.data), self.method, self.training.monitor)
@@ -280,9 +284,12 @@ class Run:
         return found
 
     def recommend(self, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
-        """The best items for users, without those that they have: see `cgfedrec.run.recommend.recommend`.
+        """The best items for users, without those that they have.
 
-        Raises `InputError` for users that are not in the data, and for a reference.
+        See `cgfedrec.run.recommend.recommend`, which says what is returned.
+
+        Raises:
+            InputError: for users that are not in the data, and for a reference.
         """
         return recommend(self.loop, users, top_k)
 
