@@ -16,11 +16,13 @@ from cgfedrec import methods
 from cgfedrec.cli import main
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError
+from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.devices import CLIENT, SERVER, read_client, read_server, write_client, write_server
 from cgfedrec.serving.container import read_container, write_container
+from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.labelsets import LabelSets
 from cgfedrec.structure.neighbours import Neighbours
 from cgfedrec.testing import prepared, trained
@@ -117,13 +119,18 @@ def test_a_server_sends_alone_what_it_sent_in_the_federation(name: str) -> None:
 def test_a_servers_file_holds_no_user(name: str, whole: bool) -> None:
     """Nor what only some clients have added to a sum that is not complete: rounds of a few leave one half-counted."""
     loop = ended(name) if whole else trained(METHODS[name], prepared(), 8, rounds=1, participants=7)
-    data = loop.data
+    data, server = loop.data, loop.server
+    if isinstance(server, SumsServer):  # as in a run that goes on with other data
+        server.changed = torch.ones(data.num_users, dtype=torch.bool)
     write_server(loop, HEADER, SERVER_FILE)
     arrays = read_container(SERVER_FILE, SERVER).arrays
     assert data.num_users not in {length for one in arrays.values() for length in one.shape}
     left_out = set(loop.server.state_dict()) - {one.removeprefix("state/") for one in arrays}
     assert left_out == set(loop.server.of_clients) & set(loop.server.state_dict())
     written = SERVER_FILE.read_bytes()
+    if isinstance(server, SumsInTurn):
+        assert bool(server.part.numel()) != whole
+        assert whole or server.part.numpy().tobytes() not in written
     for rows in loop.clients.store.read(loop.clients.store.known.nonzero().squeeze(1)).values():
         for row in rows:
             own = row.contiguous().numpy().tobytes()[:64]

@@ -32,7 +32,7 @@ from cgfedrec.serving.container import packed_texts, read_container, write_conta
 from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.serving.readers import Entries
 from cgfedrec.serving.recommender import FILE, KIND
-from cgfedrec.serving.top import parts_of
+from cgfedrec.serving.top import keys_of, parts_of
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.labelsets import LabelSets
 from cgfedrec.structure.neighbours import Neighbours
@@ -199,13 +199,14 @@ def test_few_of_many_items_are_enough_to_look_at() -> None:
             assert np.array_equal(which[there], expected.numpy()[there])
 
 
-def test_weights_below_zero_are_not_looked_at_in_short() -> None:
+def test_weights_below_zero_are_not_looked_at_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where something takes away from scores, all of them are compared."""
     starts, targets = np.array([0, 2, 2, 2, 2, 2, 2]), np.array([1, 2], np.int32)
     beside = np.array([6, 5, 4, 3, 2, 1], np.float32)
     buckets = np.array([-10, -10], np.float32)
     reader = NeighbourReader(starts, targets, np.ones(2, np.float32), beside, beside, "any", 0.0, buckets)
     one = Entries(*np.array([[0], [0], [0]]))
+    monkeypatch.setattr("cgfedrec.serving.neighbours.SPARSE", 0)
     assert parts_of(reader.best(one, one, 1, 2))[1].tolist() == [[3, 4]]
 
 
@@ -215,6 +216,8 @@ def test_equals_stand_in_the_order_of_their_numbers() -> None:
     open_[0, 1] = False
     for k, expected in ((1, [[2], [6], [0]]), (4, [[2, 5, 0, 3], [6, 5, 4, 3], [0, 1, 2, 3]])):
         assert best(scores, open_, k)[1].tolist() == expected
+    zeros = np.array([0.0, -0.0], np.float32)
+    assert keys_of(zeros, np.array([3, 3])).tolist() == keys_of(zeros[:1], np.array([3])).tolist() * 2
     many = torch.zeros(3, 5000)
     assert best(many, many == 0, 7)[1].tolist() == [list(range(7))] * 3
 
