@@ -16,6 +16,8 @@ import yaml
 
 import cgfedrec
 from cgfedrec import files
+from cgfedrec.serving import Recommender
+from cgfedrec.serving.recommender import FILE
 from tests.commands import Command
 from tests.conftest import TINY
 from tests.stopper import KILLED
@@ -111,6 +113,31 @@ def test_recommend(suffix: str) -> None:
         assert run(*line, output, stop_at=moment)[0] == KILLED
         assert run(*line, output)[0] == 0
         assert output.read_bytes() == Path(f"whole.{suffix}").read_bytes()
+
+
+def test_export() -> None:
+    """Stopped before any write, what stands there is the export of before, whole; and the next one replaces it."""
+    of = {"class_path": "CGFedCo", "columns": 8}
+    for seed in (1, 2):
+        cgfedrec.fit({"data": TINY["data"], "method": of, "seed_everything": seed, "run_dir": f"run{seed}"})
+
+    def line(seed: int) -> list[object]:
+        return ["export", "--ckpt_path", f"run{seed}/checkpoints/best.ckpt", "--output", "out"]
+
+    code, number = run(*line(2))
+    assert (code, number > 2) == (0, True)
+    after = Recommender.load("out").version
+    replaced = 0
+    for moment in range(1, number + 1):
+        assert run(*line(1))[0] == 0
+        before, opened = Recommender.load("out").version, Recommender.load("out")
+        assert run(*line(2), stop_at=moment)[0] == KILLED
+        assert Recommender.load("out").version in (before, after)
+        replaced += Recommender.load("out").version == after
+        assert opened.recommend([1, 2]).items
+    assert 0 < replaced < number  # the folder is synced after the rename
+    assert run(*line(2))[0] == 0
+    assert {one.name for one in Path("out").iterdir()} == {FILE, files.LOCK}
 
 
 def test_compare() -> None:

@@ -15,9 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cgfedrec.structure.discover as discover
 from cgfedrec.data.histories import History
 from cgfedrec.structure.clusters import clustered, merged
-from cgfedrec.structure.discover import candidates, closed_form, pair_weights, verified
+from cgfedrec.structure.discover import candidates, closed_form, pair_weights, quantised, verified
 from cgfedrec.structure.discovery import PLAIN_BITS
-from cgfedrec.structure.neighbours import quantised
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally

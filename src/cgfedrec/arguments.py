@@ -23,6 +23,8 @@ EPILOG = """examples:
   cgfedrec fit --ckpt_path RUN/checkpoints/last.ckpt                         go on with a run
   cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
   cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --have 50 181     what who has these items should see
+  cgfedrec export --ckpt_path RUN/checkpoints/best.ckpt --output FOLDER      what recommends, without any data
+  cgfedrec serve FOLDER                                                      answer requests from it
   cgfedrec compare --config configs/compare/quick.yaml                       methods side by side, and a report
 
 Every option has an environment variable, which the command line outranks: CGFEDREC_RECOMMEND_TOP_K for --top_k of
@@ -35,6 +37,8 @@ _HELP = {
     ("fit",): "train a federation",
     ("test",): f"evaluate a checkpoint on the test split{_MORE}",
     ("recommend",): f"recommend items to users{_MORE}",
+    ("export",): f"write what recommends for anybody's history without data or run, or the state of one device{_MORE}",
+    ("serve",): "answer requests for recommendations over HTTP from an exported folder",
     ("compare",): "run methods side by side, measured alike, and report on them",
     ("tune",): "search for settings by validation alone; further options are those of fit",
     ("data", "describe"): "print what a data set holds; takes the options of fit",
@@ -83,6 +87,8 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
         parsers[words] = one
     parsers["test",].add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
     _add_recommend(parsers["recommend",])
+    _add_export(parsers["export",])
+    _add_serve(parsers["serve",])
     _add_compare(parsers["compare",])
     _add_tune(parsers["tune",])
     parsers["data", "diff"].add_argument("old", metavar="OLD", help="a file of interactions, as they were")
@@ -104,6 +110,11 @@ def _add_recommend(parser: ArgumentParser) -> None:
     add("--have", nargs="+", action="extend", metavar="ID", help="items that you have, the oldest first")
     add("--top_k", type=int, default=10, metavar="K", help="how many items for each (%(default)s)")
     add("--output", metavar="FILE", help="write .csv or .parquet instead of printing")
+    _add_items(parser)
+
+
+def _add_items(parser: ArgumentParser) -> None:
+    add = parser.add_argument
     add("--items", metavar="FILE", help="a table of items from which titles are joined")
     add("--items_id", default="0", metavar="COLUMN", help="its id column, by name or position (%(default)s)")
     add("--items_title", default="1", metavar="COLUMN", help="its title column (%(default)s)")
@@ -115,6 +126,33 @@ def _add_recommend(parser: ArgumentParser) -> None:
     )
     add("--items_encoding", default="utf-8", metavar="NAME", help="such as latin-1 (%(default)s)")
     add("--items_no_header", action="store_true", help="its first line is an item already")
+
+
+def _add_export(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
+    add("--output", required=True, metavar="PATH", help="the folder, whose export is replaced in one step; or the file")
+    add("--client", metavar="ID", help="write this user's client alone: its private state and what came down to it")
+    add("--server", action="store_true", help="write the server alone: what it has found, and no user")
+    _add_items(parser)
+
+
+def _add_serve(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="what export wrote; a new one there is taken up while requests are answered")
+    add("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
+    add("--port", type=int, default=8000, help="0 for any free one (%(default)s)")
+    add("--max_body", type=int, default=2**18, metavar="BYTES", help="of a request; 413 above (%(default)s)")
+    add("--max_history", type=int, default=5000, metavar="N", help="items of a history; 422 above (%(default)s)")
+    add("--max_top_k", type=int, default=100, metavar="K", help="items in an answer; 422 above (%(default)s)")
+    add(
+        "--rate",
+        type=float,
+        default=50,
+        metavar="N",
+        help="requests a second of an address; 429 above, 0: any (%(default)s)",
+    )
+    add("--burst", type=int, default=100, metavar="N", help="requests that may come at once (%(default)s)")
 
 
 def _add_compare(parser: ArgumentParser) -> None:

@@ -1,6 +1,7 @@
-"""The command line: cgfedrec fit | test | recommend | compare | tune | data.
+"""The command line: cgfedrec fit | test | recommend | export | serve | compare | tune | data.
 
-Only the standard library is imported here, so that ``--help`` answers at once; a verb imports what it needs.
+What uses a trained run is in `cgfedrec.using`. Only the standard library is imported here, so that ``--help`` answers
+at once; a verb imports what it needs.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from pathlib import Path
 from cgfedrec.arguments import Command, command_parser
 from cgfedrec.errors import InputError, Notice, RunError, printable
 from cgfedrec.settings.environment import tell_of_unread, with_variables
+from cgfedrec.using import export, no_more, recommend, serve, test
 
-TAKE_SETTINGS = ("fit", "test", "recommend", "tune", "data")
+TAKE_SETTINGS = ("fit", "test", "recommend", "export", "tune", "data")
 """Commands that take the settings of a run."""
-YOU = "you"
-"""Whose history ``recommend --have`` gives."""
 _shown = warnings.formatwarning
 
 
@@ -134,79 +134,8 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
-def _test(arguments: Arguments, options: list[str]) -> int:
-    from cgfedrec.run.api import load_to_test
-    from cgfedrec.run.console import console, show_metrics, show_scoring, show_standing
-    from cgfedrec.run.newcomers import show_newcomers, tested_on
-
-    run, newcomers = load_to_test(arguments.ckpt_path, options, console(stderr=True))
-    out = console()
-    metrics = run.test()
-    if newcomers:
-        found = tested_on(run.loop, newcomers)
-        show_newcomers(out, newcomers, found, metrics, run.training.monitor)
-        show_scoring(out, int(found["bytes/scoring"]))
-        return 0
-    if not metrics:
-        raise InputError("ckpt_path: its split holds nothing out for a test")
-    show_metrics(out, metrics, run.data.protocol)
-    show_standing(out, metrics, run.training.monitor)
-    show_scoring(out, int(metrics["bytes/scoring"]))
-    return 0
-
-
-def _recommend(arguments: Arguments, options: list[str]) -> int:
-    output = None
-    if arguments.output:
-        output = Path(arguments.output)
-    if output and output.suffix not in (".csv", ".parquet"):  # before the checkpoint is read, which may take long
-        raise InputError(f"--output: {output} must end in .csv or .parquet")
-
-    from cgfedrec.run.api import load, load_beside
-    from cgfedrec.run.console import console, show_recommendations, show_scoring
-    from cgfedrec.run.recommend import SHOWN, ItemsFormat, recommend_for, with_titles, without_any, write
-
-    err, data = console(stderr=True), None
-    if arguments.histories or arguments.have:
-        if arguments.have and (arguments.histories or arguments.user):
-            raise InputError("--have: is the history of one person; give neither --user nor --histories beside it")
-        run, others = load_beside(arguments.ckpt_path, ("format",), options, err)
-        data = run.newcomers(arguments.histories or {YOU: arguments.have}, others.format)
-    else:
-        run = load(arguments.ckpt_path, options=options, console=err)
-    before = run.training.bytes_scoring
-    if data:
-        table = recommend_for(run.loop, data, arguments.user, arguments.top_k)
-    else:
-        table = run.recommend(arguments.user, arguments.top_k)
-    show_scoring(console(stderr=True), run.training.bytes_scoring - before)
-    if arguments.items:
-        quoted = {None: None, "true": True, "false": False}[arguments.items_quoted]
-        layout = ItemsFormat(
-            arguments.items_separator,
-            not arguments.items_no_header,
-            item_column=_column(arguments.items_id),
-            quoted=quoted,
-            encoding=arguments.items_encoding,
-        )
-        table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
-        if len(table) and table["title"].null_count() == len(table):
-            print(f"warning: no id in {printable(arguments.items)} is among the recommended items", file=sys.stderr)
-    if full := without_any(data or run.data, table, arguments.user):
-        names = ", ".join(full[:SHOWN])
-        if len(full) > SHOWN:
-            names += f" and {len(full) - SHOWN:,} more"
-        print(f"nothing to recommend to user {printable(names)}: every item is theirs already", file=sys.stderr)
-    if output:
-        write(table, output)
-        console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
-    else:
-        show_recommendations(console(), table, "history that could be read" if data else "model")
-    return 0
-
-
 def _compare(arguments: Arguments, options: list[str]) -> int:
-    _no_more(options)
+    no_more(options)
     from cgfedrec.experiments.compare import compare
     from cgfedrec.run.console import console
 
@@ -254,7 +183,7 @@ def _diff(arguments: Arguments, options: list[str]) -> int:
 
 
 def _download(arguments: Arguments, options: list[str]) -> int:
-    _no_more(options)
+    no_more(options)
 
     from cgfedrec.data.catalog import download
     from cgfedrec.run.console import console
@@ -263,22 +192,12 @@ def _download(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
-def _no_more(options: list[str]) -> None:
-    if options:
-        raise InputError(f"unknown option {options[0]}")
-
-
-def _column(text: str) -> str | int:
-    """A column by its position, or by its name."""
-    if text.isdigit():
-        return int(text)
-    return text
-
-
 COMMANDS: dict[tuple[str, ...], Command] = {
     ("fit",): _fit,
-    ("test",): _test,
-    ("recommend",): _recommend,
+    ("test",): test,
+    ("recommend",): recommend,
+    ("export",): export,
+    ("serve",): serve,
     ("compare",): _compare,
     ("tune",): _tune,
     ("data", "describe"): _describe,

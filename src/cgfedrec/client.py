@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from cgfedrec.data.batches import Batch as Batch
 from cgfedrec.data.own import Own
 from cgfedrec.errors import LARGEST, InputError, check, not_between
+from cgfedrec.serving.readers import Reader
 from cgfedrec.wire.messages import Broadcast, Upload
 
 ALIGNMENT = 64
@@ -121,6 +122,15 @@ class Client(LightningModule, ABC):
         """`[items]`: how popular each item is now, as far as what came down tells.
 
         It is what a newcomer without any history sees. Only clients that serve newcomers need it.
+        """
+        raise NotImplementedError
+
+    def reader(self) -> Reader:
+        """What a newcomer is scored with, in plain arrays, from what has come down. Only clients that serve newcomers
+        have it.
+
+        Raises:
+            InputError: where that has not come down yet.
         """
         raise NotImplementedError
 

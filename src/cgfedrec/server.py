@@ -62,6 +62,9 @@ class Server(Growing):
         self.sum: Sum | None = None
         self.changes: Changes | None = None
 
+    of_clients: tuple[str, ...] = ()
+    """Buffers that tell of single clients: who they are, or what only some of them have added. No export has them."""
+
     @property
     def working(self) -> int:
         """Bytes that it takes at most, where that is worth telling: what a run will need is said before it starts."""

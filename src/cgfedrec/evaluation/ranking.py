@@ -167,7 +167,7 @@ def no_metric(option: str, name: str, data: FederatedDataModule) -> str | None:
 
 
 def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` best candidates of each user and their scores, best first.
+    """The ``k`` best candidates of each user and their scores, best first; of equal ones the lower number first.
 
     Args:
         scores: `[users, items]`; one that is no number counts as the lowest.
@@ -177,5 +177,12 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Scores and item numbers, `[users, k]` each; the score is -inf where a user has fewer than ``k`` candidates.
     """
-    top = torch.where(candidates, scores.nan_to_num(nan=-torch.inf), -torch.inf).topk(k)
-    return top.values, top.indices
+    masked = torch.where(candidates, scores.nan_to_num(nan=-torch.inf), -torch.inf)
+    top = masked.topk(min(k + 1, masked.shape[1]))
+    values, items = top.values[:, :k], top.indices[:, :k]
+    # Which of equals come first is left open by `topk`. Users who have some among their best are sorted anew.
+    tied = (top.values.diff(dim=1) == 0).any(1)  # -inf less -inf is no number, and not 0
+    if tied.any():
+        order = masked[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], items[tied] = order.values[:, :k], order.indices[:, :k]
+    return values, items

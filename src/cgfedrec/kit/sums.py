@@ -72,6 +72,7 @@ class SumsInTurn(SumServer):
     """
 
     grows: tuple[str, ...] = ("part",)
+    of_clients: tuple[str, ...] = ("enrolled", "there", "part")
     part: Tensor
     at: Tensor
     enrolled: Tensor

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from cgfedrec.client import shared_start
 from cgfedrec.data.histories import History
-from cgfedrec.errors import no_count, not_between
+from cgfedrec.errors import InputError, no_count, not_between
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient, SumsInTurn
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.server import CLIENTS, READINGS
+from cgfedrec.serving.filters import FilterReader
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field
@@ -69,10 +70,7 @@ def orthonormal(product: Tensor) -> tuple[Tensor, Tensor]:
 class FedGFClient(AddingClient):
     """A client that adds to sums, and reads its own history through the filter that comes of them.
 
-    Args:
-        method: The settings.
-        num_items: n.
-        seed: The private one, of which nothing is drawn.
+    Arguments are those of `Method.client`; of the private seed nothing is drawn.
     """
 
     serves_newcomers = True
@@ -158,9 +156,19 @@ class FedGFClient(AddingClient):
     def score(self) -> Tensor:
         if "basis" not in self.kept:  # too early: no filter has come down, and all items are alike
             return torch.zeros(len(self.users), self.num_items, device=self.device)
-        chosen = int(self.kept.get("chosen", torch.tensor(0)))
         linear, ideal = self._filters()
-        return (linear + self.method.alphas[chosen] * ideal).float()
+        return (linear + self._alpha * ideal).float()
+
+    @property
+    def _alpha(self) -> float:
+        """That which was chosen, or the first."""
+        return self.method.alphas[int(self.kept.get("chosen", torch.tensor(0)))]
+
+    def reader(self) -> FilterReader:
+        if "basis" not in self.kept:
+            raise InputError("ckpt_path: its run was stopped before it had found a filter; go on with it first")
+        basis, spectrum, counts = (self.kept[name].cpu().numpy() for name in ("basis", "spectrum", "counts"))
+        return FilterReader(basis, spectrum, counts, self._alpha, self.method.least_clients)
 
 
 class FedGFServer(SumsInTurn):

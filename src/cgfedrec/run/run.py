@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ from lightning.fabric.loggers import Logger
 from rich.console import Console
 
 from cgfedrec.centralized.reference import Reference
-from cgfedrec.data import FederatedDataModule, Format
-from cgfedrec.data.newcomers import Given, Newcomers
-from cgfedrec.errors import InputError, Notice, RunError, check
-from cgfedrec.evaluation.ranking import Ranked, rank_table
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.evaluation.ranking import rank_table
 from cgfedrec.files import write_atomically, write_json
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -32,18 +30,17 @@ from cgfedrec.run.engine import alone, engine, rank_of
 from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.loggers import Forgiving, History
-from cgfedrec.run.recommend import recommend, recommend_for, write
+from cgfedrec.run.recommend import write
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.resume import Checkpoints
 from cgfedrec.run.summary import popular_ranks, summary_of, tested
+from cgfedrec.run.trained import Trained
 from cgfedrec.run.training import Training
 from cgfedrec.run.update import BEFORE, HISTORIES, Update, before_beside, keep, told
-from cgfedrec.server import Server
 from cgfedrec.settings.parser import dump, instantiate
-from cgfedrec.simulation.store import ClientStore
 
 
-class Run:
+class Run(Trained):
     """A federation, or a reference, with its data: trained by `fit`, opened by `load`.
 
     Args:
@@ -56,9 +53,6 @@ class Run:
         update: From where it goes on with other data.
 
     Attributes:
-        training: The rounds of the federation, or the fit of the reference.
-        data: What it is trained on.
-        method: What the settings name.
         config: The settings as YAML, as in ``config.yaml``.
         logger: What the settings name beside the CSV, if anything.
         summary: What ``summary.json`` holds, once training has ended.
@@ -148,23 +142,6 @@ class Run:
         """A row for each evaluated round, as in ``metrics.csv``."""
         return pl.DataFrame(self.training.history, infer_schema_length=None)
 
-    @property
-    def loop(self) -> FederatedLoop:
-        """The federation. Raises `InputError` for a reference, which has none."""
-        if not isinstance(self.training, FederatedLoop):
-            raise InputError(f"method: {self.header.method} is a reference, which is to be measured and not used")
-        return self.training
-
-    @property
-    def server(self) -> Server:
-        """The server, as it is after the round that is loaded: the best one, once training has ended."""
-        return self.loop.server
-
-    @property
-    def clients(self) -> ClientStore:
-        """Every client's private state, after the same round."""
-        return self.loop.clients.store
-
     def restore(self, state: State, resumed: Path | None = None) -> None:
         """Go to where a checkpoint was written.
 
@@ -247,7 +224,7 @@ class Run:
             if training.server.updates != "never" and self.processes.first:
                 keep(self.data.to_keep(), self.checkpoints, HISTORIES)
         before = training.bytes_scoring
-        found, popular = self._ranked(), popular_ranks(self.data)
+        found, popular = self.ranked(), popular_ranks(self.data)
         if not self.processes.first:
             return
         if found is not None and popular is not None:
@@ -262,62 +239,3 @@ class Run:
         if shown:
             self._log.call("log_metrics", shown, step=training.round)
         self._log.call("log_summary", training.history, training.monitor, self.summary, self.checkpoints / BEST)
-
-    def _ranked(self) -> Ranked | None:
-        """Where the state that is loaded ranks the test items, if there are any."""
-        if not self.data.holds_out("test"):
-            return None
-        return self.training.ranked("test")
-
-    def test(self) -> dict[str, float]:
-        """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular.
-
-        With how the two compare (`cgfedrec.run.summary.over_popularity`), and ``bytes/scoring``, what clients had to
-        download for it, where anything is held out.
-        """
-        before = self.training.bytes_scoring
-        found = tested(self.data, self._ranked(), popular_ranks(self.data), self.method, self.training.monitor)
-        if found:
-            found["bytes/scoring"] = self.training.bytes_scoring - before
-        return found
-
-    def recommend(self, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
-        """The best items for users, without those that they have.
-
-        See `cgfedrec.run.recommend.recommend`, which says what is returned.
-
-        Raises:
-            InputError: for users that are not in the data, and for a reference.
-        """
-        return recommend(self.loop, users, top_k)
-
-    def recommend_for(
-        self, histories: Given, top_k: int = 10, users: Sequence[object] | None = None, format: Format | None = None
-    ) -> pl.DataFrame:
-        """The best items for people who were not in training, by what comes down to every client and their history.
-
-        What they should know of these histories, such as unknown items that are left out, is a `Notice` (a warning).
-
-        Args:
-            histories: A mapping of users to their items, the oldest first; a table with the columns ``user``, ``item``
-                and, where order is to count, ``timestamp``; or the path of a file.
-            top_k: How many items for each; fewer where the catalogue ends.
-            users: Whom of them; by default all.
-            format: How the file is laid out; by default as the data of this run.
-
-        Returns:
-            Columns as of `recommend`; ``source`` is ``history``, or ``popularity`` for somebody without any.
-
-        Raises:
-            InputError: for histories that cannot be used, and for methods whose clients need more than a history.
-        """
-        return recommend_for(self.loop, self.newcomers(histories, format), users, top_k)
-
-    def newcomers(self, given: Given, format: Format | None = None, tested: bool = False) -> Newcomers:
-        """People who were not in training, set up; arguments as of `Newcomers`. Raises `InputError` as it does."""
-        check(self.loop.clients.no_newcomers())
-        newcomers = Newcomers(self.data, given, format, tested)
-        newcomers.setup()
-        for note in newcomers.notes():
-            warnings.warn(note, Notice, stacklevel=3)
-        return newcomers

@@ -37,6 +37,7 @@ class CountingServer(SumsInTurn):
     """
 
     updates = "exactly"
+    of_clients = (*SumsInTurn.of_clients, "late", "changed")
     counts: Tensor
     late_counts: Tensor
     average: Tensor

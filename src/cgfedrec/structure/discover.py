@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cgfedrec.wire.values import Weights
+
 CELLS = 2**22
 """Numbers that a block of rows may hold at a time."""
 
@@ -105,3 +107,23 @@ def verified(factor: Tensor, clients: Tensor, pairs: Tensor, counts: Tensor, pen
         # Positive definite: the diagonal is raised, by the penalty at least.
         weights[part] = torch.cholesky_solve(known[:, :, None], torch.linalg.cholesky(system)).squeeze(2)
     return weights.masked_fill((pairs < 0) | (counts == 0), 0)
+
+
+def quantised(weights: Tensor, sizes: Tensor, keep: float, bits: int) -> Weights:
+    """The largest weights of each row, in few bits.
+
+    Args:
+        weights: `[rows, most]`, float64; 0 where nothing is.
+        sizes: `[rows]`, int64: how many each row has.
+        keep: The share of a row's entries that may stay; of these only positive ones do.
+        bits: Of a weight.
+    """
+    order = weights.argsort(dim=1, descending=True)
+    places = torch.empty_like(order).scatter_(1, order, torch.arange(weights.shape[1]).expand_as(order))
+    kept = (places < (sizes * keep).ceil()[:, None]) & (weights > 0)
+    # Rounded up to what a half can hold, so that the largest weight never needs a level too many.
+    scales = (weights * kept).amax(1) / (2**bits - 1)
+    halves = scales.half()
+    halves = (halves.view(torch.int16) + (halves.double() < scales)).view(torch.float16)  # the next one above
+    levels = (weights / halves.double().clamp_min(1e-12)[:, None]).round().clamp(0, 2**bits - 1).long() * kept
+    return Weights(kept & (levels > 0), levels, halves, sizes, bits)

@@ -8,16 +8,18 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
-from cgfedrec.errors import no_count, not_positive
+from cgfedrec.errors import InputError, no_count, not_positive
 from cgfedrec.forgetting import RECENTS
+from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.structure.ages import BUCKETS, bucket, questions
-from cgfedrec.structure.discover import closed_form, pair_weights, verified
+from cgfedrec.structure.discover import closed_form, pair_weights, quantised, verified
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.options import Option, options_with
 from cgfedrec.structure.structure import LEVELS, Found, Structure, SumsClient
@@ -129,26 +131,6 @@ class Neighbours(Structure):
         return NeighboursClient(self, discovery, num_items, seed)
 
 
-def quantised(weights: Tensor, sizes: Tensor, keep: float, bits: int) -> Weights:
-    """The largest weights of each row, in few bits.
-
-    Args:
-        weights: `[rows, most]`, float64; 0 where nothing is.
-        sizes: `[rows]`, int64: how many each row has.
-        keep: The share of a row's entries that may stay; of these only positive ones do.
-        bits: Of a weight.
-    """
-    order = weights.argsort(dim=1, descending=True)
-    places = torch.empty_like(order).scatter_(1, order, torch.arange(weights.shape[1]).expand_as(order))
-    kept = (places < (sizes * keep).ceil()[:, None]) & (weights > 0)
-    # Rounded up to what a half can hold, so that the largest weight never needs a level too many.
-    scales = (weights * kept).amax(1) / (2**bits - 1)
-    halves = scales.half()
-    halves = (halves.view(torch.int16) + (halves.double() < scales)).view(torch.float16)  # the next one above
-    levels = (weights / halves.double().clamp_min(1e-12)[:, None]).round().clamp(0, 2**bits - 1).long() * kept
-    return Weights(kept & (levels > 0), levels, halves, sizes, bits)
-
-
 class NeighboursClient(SumsClient):
     """Reads neighbours by its own history. Nothing is trained."""
 
@@ -215,6 +197,23 @@ class NeighboursClient(SumsClient):
         history = csr_array((counts.numpy(), (clients.numpy(), items.numpy())), shape=(len(self.users), self.num_items))
         return torch.from_numpy((history @ self.weights).toarray()).to(self.added.device)
 
+    def reader(self) -> NeighbourReader:
+        if not self.structured:
+            raise InputError("ckpt_path: its run was stopped before it had found neighbours; go on with it first")
+        neighbours = (self.weights.indptr.astype(np.int64), self.weights.indices.astype(np.int32), self.weights.data)
+        beside, counts = self.reads_by()
+        popular = self.popular_now.float().cpu().numpy()
+        reading = self.structure.readings[self.chosen]
+        return NeighbourReader(*neighbours, beside.float().cpu().numpy(), popular, reading, **counts)
+
+    def reads_by(self) -> tuple[Tensor, dict[str, Any]]:
+        """How a newcomer reads: what is added to all scores, `[items]`, and what an item counts by its age.
+
+        The latter is ``decay`` or ``buckets`` of `NeighbourReader`.
+        """
+        option = self.structure.options[self.chosen]
+        return self._beside(option), {"decay": option.decay}
+
 
 class TrainedClient(NeighboursClient):
     """Trains how much an item of each age counts, on what came next in its own history.
@@ -273,6 +272,13 @@ class TrainedClient(NeighboursClient):
         clients, _, ages = self.own.history.entries()
         entries = counts.cpu()[clients, bucket(ages)]
         return self.scores(entries) + (counts[:, -1:] + NUDGE) * self.popularity
+
+    def reads_by(self) -> tuple[Tensor, dict[str, Any]]:
+        if self.chosen < len(self.structure.options):
+            return super().reads_by()
+        # A newcomer has trained nothing, and reads by what all have found together.
+        counts = self.shared
+        return (counts[-1] + NUDGE) * self.popularity, {"buckets": counts[:-1].cpu().numpy()}
 
     def read_all(self) -> Iterator[Tensor]:
         """Those of before, and the trained ones, `[clients, items]` each."""

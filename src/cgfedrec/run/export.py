@@ -1,0 +1,68 @@
+"""Export: what recommends for anybody's history, taken out of a run, with no client in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cgfedrec.errors import check
+from cgfedrec.files import locked, no_folder, remove_leftovers
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.run.checkpoint import Header
+from cgfedrec.serving.readers import Reader
+from cgfedrec.serving.recommender import Recommender
+
+Titles = Mapping[Any, str | None]
+"""Of items, by their ids or by these as text."""
+
+
+def recommender_of(loop: FederatedLoop, header: Header, titles: Titles | None = None) -> Recommender:
+    """What recommends as clients do who never took part, without the federation.
+
+    Args:
+        loop: A federation whose clients can score by a history (`Clients.no_newcomers`).
+        header: Which run it is of.
+        titles: Of its items, where they are known.
+
+    Raises:
+        InputError: where clients need what they have trained themselves, and where nothing has come down to them yet.
+    """
+    check(loop.clients.no_newcomers())
+    data, known = loop.data, {str(item): title for item, title in (titles or {}).items()}
+    ids = data.item_ids.to_list()
+    return Recommender(ids, [known.get(str(one)) for one in ids], _reader(loop), data.has_times, about(loop, header))
+
+
+def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | None = None) -> Recommender:
+    """Write what `recommender_of` makes into a folder, in one atomic step, in place of what was exported before.
+
+    Raises:
+        InputError: as `recommender_of`; where nothing can be written; and while another export is written there.
+    """
+    check(no_folder("output", folder))
+    found = recommender_of(loop, header, titles)
+    with locked(folder, f"output: an export is being written into {folder}; wait for it"):
+        remove_leftovers(folder)
+        found.save(folder)
+    return found
+
+
+def _reader(loop: FederatedLoop) -> Reader:
+    """What a client at its start reads by, once it has what comes down to all."""
+    somebody = torch.arange(1)
+    with loop.clients.workers.one() as worker:
+        client = worker.client
+        client.load(somebody, client.start(somebody))
+        broadcast, _ = loop.clients.wire.down(loop.server.broadcast(somebody, loop.round + 1), 1)
+        client.receive(broadcast, loop.round + 1)
+        return client.reader()
+
+
+def about(loop: FederatedLoop, header: Header) -> dict[str, Any]:
+    """What an export tells of the run that it comes from: its method and settings, and nothing of its data."""
+    settings = yaml.safe_load(header.config)["method"].get("init_args") or {}
+    return {"method": header.method, "settings": settings, "run": header.run, "round": loop.round}

@@ -1,0 +1,163 @@
+"""The commands that use what was trained: test, recommend, export, serve.
+
+Only the standard library is imported here, as in `cgfedrec.cli`; a command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace as Arguments
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cgfedrec.errors import InputError, check, printable
+
+if TYPE_CHECKING:
+    import polars as pl
+
+YOU = "you"
+"""Whose history ``recommend --have`` gives."""
+
+
+def test(arguments: Arguments, options: list[str]) -> int:
+    """Evaluate a checkpoint."""
+    from cgfedrec.run.api import load_to_test
+    from cgfedrec.run.console import console, show_metrics, show_scoring, show_standing
+    from cgfedrec.run.newcomers import show_newcomers, tested_on
+
+    run, newcomers = load_to_test(arguments.ckpt_path, options, console(stderr=True))
+    out = console()
+    metrics = run.test()
+    if newcomers:
+        found = tested_on(run.loop, newcomers)
+        show_newcomers(out, newcomers, found, metrics, run.training.monitor)
+        show_scoring(out, int(found["bytes/scoring"]))
+        return 0
+    if not metrics:
+        raise InputError("ckpt_path: its split holds nothing out for a test")
+    show_metrics(out, metrics, run.data.protocol)
+    show_standing(out, metrics, run.training.monitor)
+    show_scoring(out, int(metrics["bytes/scoring"]))
+    return 0
+
+
+def recommend(arguments: Arguments, options: list[str]) -> int:
+    """Recommend items to users of a checkpoint, or for histories that are given."""
+    output = None
+    if arguments.output:
+        output = Path(arguments.output)
+    if output and output.suffix not in (".csv", ".parquet"):  # before the checkpoint is read, which may take long
+        raise InputError(f"--output: {output} must end in .csv or .parquet")
+
+    from cgfedrec.run.api import load, load_beside
+    from cgfedrec.run.console import console, show_recommendations, show_scoring
+    from cgfedrec.run.recommend import SHOWN, recommend_for, without_any, write
+
+    err, data = console(stderr=True), None
+    if arguments.histories or arguments.have:
+        if arguments.have and (arguments.histories or arguments.user):
+            raise InputError("--have: is the history of one person; give neither --user nor --histories beside it")
+        run, others = load_beside(arguments.ckpt_path, ("format",), options, err)
+        data = run.newcomers(arguments.histories or {YOU: arguments.have}, others.format)
+    else:
+        run = load(arguments.ckpt_path, options=options, console=err)
+    before = run.training.bytes_scoring
+    if data:
+        table = recommend_for(run.loop, data, arguments.user, arguments.top_k)
+    else:
+        table = run.recommend(arguments.user, arguments.top_k)
+    show_scoring(console(stderr=True), run.training.bytes_scoring - before)
+    if arguments.items:
+        table = _with_titles(table, arguments, "recommended")
+    if full := without_any(data or run.data, table, arguments.user):
+        names = ", ".join(full[:SHOWN])
+        if len(full) > SHOWN:
+            names += f" and {len(full) - SHOWN:,} more"
+        print(f"nothing to recommend to user {printable(names)}: every item is theirs already", file=sys.stderr)
+    if output:
+        write(table, output)
+        console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
+    else:
+        show_recommendations(console(), table, "history that could be read" if data else "model")
+    return 0
+
+
+def export(arguments: Arguments, options: list[str]) -> int:
+    """Write what recommends without the run, or the state of one device."""
+    one = None
+    if arguments.client is not None and arguments.server:
+        one = "--client, --server: each is a file of its own; give one of them"
+    titles = None
+    if arguments.items and (arguments.client is not None or arguments.server):
+        titles = "--items: titles are for what recommends; leave out --client and --server"
+    check(one, titles)
+
+    import polars as pl
+
+    from cgfedrec.run.api import load
+    from cgfedrec.run.console import console
+
+    output, out = Path(arguments.output), console()
+    run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
+    if arguments.client is not None or arguments.server:
+        from cgfedrec.run.devices import write_client, write_server
+
+        if arguments.server:
+            write_server(run.loop, run.header, output)
+        else:
+            write_client(run.loop, run.header, arguments.client, output)
+        out.print(f"{output}: {output.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
+        return 0
+    known = None
+    if arguments.items:
+        table = _with_titles(pl.DataFrame({"item": run.data.item_ids}), arguments, "exported")
+        known = dict(table.iter_rows())
+    found = run.export(output, known)
+    out.print(
+        f"{output}: {found.num_items:,} items, read by {found.reader.reading}; version {found.version}\n"
+        f"serve it with: cgfedrec serve {output}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def serve(arguments: Arguments, options: list[str]) -> int:
+    """Answer requests from an exported folder until stopped."""
+    no_more(options)
+    from cgfedrec.serving.limits import Limits
+    from cgfedrec.serving.serve import serve as answer
+
+    limits = Limits(arguments.max_body, arguments.max_history, arguments.max_top_k, arguments.rate, arguments.burst)
+    return answer(Path(arguments.folder), arguments.host, arguments.port, limits)
+
+
+def _with_titles(table: pl.DataFrame, arguments: Arguments, what: str) -> pl.DataFrame:
+    """The table with titles of its items, from the file that the options name; a warning where it has none of them."""
+    from cgfedrec.run.recommend import ItemsFormat, with_titles
+
+    quoted = {None: None, "true": True, "false": False}[arguments.items_quoted]
+    layout = ItemsFormat(
+        arguments.items_separator,
+        not arguments.items_no_header,
+        item_column=_column(arguments.items_id),
+        quoted=quoted,
+        encoding=arguments.items_encoding,
+    )
+    table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
+    if len(table) and table["title"].null_count() == len(table):
+        print(f"warning: no id in {printable(arguments.items)} is among the {what} items", file=sys.stderr)
+    return table
+
+
+def no_more(options: list[str]) -> None:
+    """Refuse options that a command does not take."""
+    if options:
+        raise InputError(f"unknown option {options[0]}")
+
+
+def _column(text: str) -> str | int:
+    """A column by its position, or by its name."""
+    if text.isdigit():
+        return int(text)
+    return text
