@@ -6,6 +6,8 @@ import asyncio
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -30,6 +32,7 @@ from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.serving.recommender import FILE
 from cgfedrec.serving.watch import EVERY, Watched
 from tests.commands import Command
+from tests.conftest import ROOT
 
 FOLDER = Path("out")
 JSON = {"content-type": "application/json"}
@@ -263,9 +266,18 @@ def test_without_fastapi_it_is_said_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made().save(FOLDER)
-    monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", "out"]) == 2
     assert "pip install 'cgfedrec[serve]'" in capsys.readouterr().err
+
+
+def test_serving_imports_nothing_of_training() -> None:
+    heavy = ["torch", "lightning", "wandb", "polars", "scipy", "sklearn", "jsonargparse"]
+    code = "import sys, cgfedrec.cli, cgfedrec.serving.app, cgfedrec.serving.serve\n"
+    code += f"print([one for one in {heavy} if one in sys.modules])"
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT / "src")})
+    assert done.stdout == "[]\n"
 
 
 # What it describes
