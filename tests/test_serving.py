@@ -215,7 +215,10 @@ def test_equals_stand_in_the_order_of_their_numbers() -> None:
     open_ = torch.ones_like(scores, dtype=torch.bool)
     open_[0, 1] = False
     for k, expected in ((1, [[2], [6], [0]]), (4, [[2, 5, 0, 3], [6, 5, 4, 3], [0, 1, 2, 3]])):
-        assert best(scores, open_, k)[1].tolist() == expected
+        for kind in (torch.float32, torch.float64):
+            values, items = best(scores.to(kind), open_, k)
+            assert items.tolist() == expected
+            assert values.equal(scores.to(kind).gather(1, items))
     zeros = np.array([0.0, -0.0], np.float32)
     assert keys_of(zeros, np.array([3, 3])).tolist() == keys_of(zeros[:1], np.array([3])).tolist() * 2
     many = torch.zeros(3, 5000)

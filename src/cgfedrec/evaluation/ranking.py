@@ -12,6 +12,7 @@ from torch import Tensor
 from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.evaluation.metrics import METRICS, NO_RANK, Recommended, each_users, rank, rank_sampled
+from cgfedrec.serving.top import LAST
 
 SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
@@ -180,9 +181,22 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     masked = torch.where(candidates, scores.nan_to_num(nan=-torch.inf), -torch.inf)
     top = masked.topk(min(k + 1, masked.shape[1]))
     values, items = top.values[:, :k], top.indices[:, :k]
-    # Which of equals come first is left open by `topk`. Users who have some among their best are sorted anew.
+    # Which of equals come first is left open by `topk`. For users who have some among their best it is asked again.
     tied = (top.values.diff(dim=1) == 0).any(1)  # -inf less -inf is no number, and not 0
     if tied.any():
-        order = masked[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], items[tied] = order.values[:, :k], order.indices[:, :k]
+        if masked.dtype == torch.float32:
+            items[tied] = LAST - (_keys(masked[tied]).topk(k).values & LAST)
+        else:  # some references score in float64, for which there is no such key
+            items[tied] = masked[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+        values[tied] = masked[tied].gather(1, items[tied])
     return values, items
+
+
+def _keys(scores: Tensor) -> Tensor:
+    """Whole numbers in the order of float32 scores, `[users, items]`; of equal ones the lower item's is larger.
+
+    `cgfedrec.serving.top` says how they are made.
+    """
+    bits = (scores + 0).view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & LAST)
+    return (ordered.long() << 32) | (LAST - torch.arange(scores.shape[1], device=scores.device))
