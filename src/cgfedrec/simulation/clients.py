@@ -159,7 +159,7 @@ class Clients:
         if cohorts:
             self.store.expect(torch.cat(cohorts))
         # Side by side. Whichever ends first, they come in one order.
-        yield from self.workers.map(partial(self._train, round), cohorts)
+        return self.workers.map(partial(self._train, round), cohorts)
 
     def _train(self, round: int, users: Tensor) -> Trained:
         """One cohort's part in a round, `[clients]`."""

@@ -241,7 +241,7 @@ class Upload:
         """The sum over the clients: of whole numbers with bounds in int64, of all others in float64 (see `GRID`).
 
         Raises:
-            NotFiniteError: naming the clients, if a value is not finite.
+            NotFiniteError: naming the clients, if a value is not finite, or beyond some 1e26, where nothing sound is.
         """
         # Whatever is not finite shows in the sum. Single messages are looked at only then, to tell whose it is.
         sums = {}
@@ -252,7 +252,8 @@ class Upload:
                 sums[name] = _sum(value)
         for name, total in sums.items():
             if not total.isfinite().all():
-                bad = self.clients[~self.values[name].flatten(1).isfinite().all(1).cpu()].tolist()
+                finite = (self.values[name] * GRID).flatten(1).isfinite().all(1).cpu()
+                bad = self.clients[~finite].tolist()
                 raise NotFiniteError(f"uploaded {name}", bad or self.clients.tolist())
         return Sum(sums, len(self.clients))
 
