@@ -112,6 +112,14 @@ class Server(Growing):
         """
         return None
 
+    def leave(self, users: Tensor) -> dict[str, float]:
+        """Hear, between two rounds, of clients who will take part no more, `[clients]`: their devices are gone.
+
+        Returns:
+            What is worth logging of it, by name.
+        """
+        return {}
+
     def welcome(self) -> Broadcast | None:
         """What a client receives once, when it first takes part; ``None`` for nothing."""
         return None
