@@ -180,9 +180,9 @@ class Node:
             metric.update(ranks)
             sums[metric.name] = (metric.total * GRID).round().long().tolist()
             users = int(metric.users)
-        held = {name: one for name, one in kept.items() if name not in state.kept}
-        if held and private is state.now:
-            replace(state, now=clients.state_dict(), kept=kept).write(self.file, self._header())
+        after = clients.state_dict()
+        if private is state.now and _told_more(private, after):  # what came down to score with need not come again
+            replace(state, now=after, kept=kept).write(self.file, self._header())
         return Parcel(
             {"status": DONE, "users": users, "sums": sums, "bytes_scoring": clients.bytes_scoring - before}, {}
         )
@@ -241,6 +241,14 @@ class Node:
             "note": note,
         }
         return Parcel(head | dict(sent.head), sent.body)
+
+
+def _told_more(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bool:
+    """Whether clients have had something that they had not had before."""
+    if before is None:
+        return True
+    held = before["held"]
+    return any(name not in held or not mask.equal(held[name]) for name, mask in after["held"].items())
 
 
 def _told(status: str, why: str) -> Parcel:
