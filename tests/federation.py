@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Self
 
 from cgfedrec.deploy.certificates import write_certificates
 from tests.conftest import ROOT
@@ -82,7 +83,7 @@ class Loopback:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._exit = ExitStack()
 
-    def __enter__(self) -> Loopback:
+    def __enter__(self) -> Self:
         keys = self.folder / "keys"
         write_certificates("127.0.0.1", keys, [f"node-{number}" for number in range(len(self.node_folders))])
         self.port = free_port()
@@ -179,7 +180,7 @@ class Loopback:
 
     def run(self, app: Path, config: Mapping[str, object]) -> None:
         """Start a run of an app, with other settings."""
-        given = " ".join(f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}" for name, value in config.items())
+        given = " ".join(f"{name}={value}" for name, value in config.items())
         self.flwr("run", app, "here", "--run-config", given)
 
 

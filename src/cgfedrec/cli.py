@@ -1,4 +1,4 @@
-"""The command line: cgfedrec fit | test | recommend | compare | tune | data.
+"""The command line: cgfedrec fit | test | recommend | compare | tune | deploy | data.
 
 Only the standard library is imported here, so that ``--help`` answers at once; a verb imports what it needs.
 """
@@ -17,7 +17,7 @@ from cgfedrec.arguments import Command, command_parser
 from cgfedrec.errors import InputError, Notice, RunError, printable
 from cgfedrec.settings.environment import tell_of_unread, with_variables
 
-TAKE_SETTINGS = ("fit", "test", "recommend", "tune", "data")
+TAKE_SETTINGS = ("fit", "test", "recommend", "tune", "deploy", "data")
 """Commands that take the settings of a run."""
 YOU = "you"
 """Whose history ``recommend --have`` gives."""
@@ -235,6 +235,20 @@ def _tune(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
+def _deploy(arguments: Arguments, options: list[str]) -> int:
+    from cgfedrec.run.console import console
+    from cgfedrec.settings.sources import said
+
+    try:
+        from cgfedrec.deploy.write import deploy
+    except ImportError as error:
+        raise InputError("deploy: needs Flower; pip install 'cgfedrec[flower]'") from error
+    warnings.filterwarnings("ignore", module="lightning")
+    text = deploy(said(options=options), arguments.nodes, Path(arguments.output))
+    console().print(text, highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
 def _describe(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.api import open_data
     from cgfedrec.run.console import console
@@ -281,6 +295,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("recommend",): _recommend,
     ("compare",): _compare,
     ("tune",): _tune,
+    ("deploy",): _deploy,
     ("data", "describe"): _describe,
     ("data", "diff"): _diff,
     ("data", "download"): _download,

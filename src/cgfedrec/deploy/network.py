@@ -26,7 +26,7 @@ from cgfedrec.protocol import Protocol
 from cgfedrec.random import shared_seed
 from cgfedrec.run.callbacks import EarlyStopping
 from cgfedrec.run.checkpoint import BEST, LAST, Header, link_or_copy, write_checkpoint
-from cgfedrec.run.engine import engine
+from cgfedrec.run.engine import alone, engine
 from cgfedrec.run.folder import CONFIG, METRICS
 from cgfedrec.run.loggers import Forgiving, History
 from cgfedrec.wire.wire import Wire
@@ -192,11 +192,13 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
     arguments = dict(vars(settings.loop))
     loop = NetworkLoop(**arguments | {"rounds": terms.rounds})
     catalogue = Catalogue(terms.clients, terms.items, settings.seed_everything, parts.protocol)
-    loop.join(engine(vars(parts.fabric), hooks), catalogue, parts.method, parts.wire, terms, exchange)
+    fabric, _ = engine(alone(vars(parts.fabric)), hooks)
+    loop.join(fabric, catalogue, parts.method, parts.wire, terms, exchange)
     write_atomically(folder / CONFIG, terms.settings)
     loop.fit()
     summary: dict[str, Any] = {"run": run, "method": method, "round": loop.round, "clients": terms.clients}
-    summary |= {"clients/gone": len(loop.clients.gone()), "bytes/up": loop.bytes_up, "bytes/down": loop.bytes_down}
+    summary |= {"nodes/gone": len(loop.clients.away), "clients/gone": len(loop.clients.gone())}
+    summary |= {"bytes/up": loop.bytes_up, "bytes/down": loop.bytes_down}
     if loop.clients.holds_out("test"):
         summary |= loop.evaluate("test")
     summary |= {"bytes/scoring": loop.bytes_scoring, "messages": exchange.messages, "seconds": loop.seconds}

@@ -23,14 +23,14 @@ from cgfedrec.evaluation.metrics import METRICS
 from cgfedrec.files import locked
 from cgfedrec.processes import Processes
 from cgfedrec.run.checkpoint import Header
-from cgfedrec.run.engine import engine
+from cgfedrec.run.engine import alone, engine
 from cgfedrec.server import Server
 from cgfedrec.simulation.capacity import Plans
 from cgfedrec.simulation.clients import Clients
 from cgfedrec.simulation.together import Trained, told
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.frames import Frames
-from cgfedrec.wire.messages import GRID, Broadcast, Sum, Upload
+from cgfedrec.wire.messages import GRID, Broadcast, Upload
 from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Wire
 
@@ -91,7 +91,12 @@ class Node:
     """
 
     def __init__(
-        self, folder: Path, terms: Terms, run: str, trusted: tuple[str, ...] = (), clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        terms: Terms,
+        run: str,
+        trusted: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.folder, self.terms, self.run, self.clock = NodeFolder(folder), terms, run, clock
         self._parts: Namespace = terms.components(trusted)
@@ -126,7 +131,7 @@ class Node:
         self._parts.method.check(self.data)
         state = self._state()
         head = {"status": DONE, "clients": self.data.here.tolist(), "kept": list(state.kept), "version": __version__}
-        head |= {name: self.data.holds_out(name) for name in ("val", "test")}  # type: ignore[arg-type]
+        head |= {name: self.data.holds_out(name) for name in ("val", "test")}
         return Parcel(head | {"round": state.round}, {})
 
     def train(self, asked: Parcel) -> Parcel:
@@ -213,11 +218,9 @@ class Node:
         self, asked: Parcel, kept: Mapping[str, tuple[bytes, bytes]], state: Mapping[str, Any] | None
     ) -> Clients:
         """The clients who live here, in a state, or at their start."""
-        bulletins: dict[str, Bulletin] = {
-            name: unpack_bulletin(*kept[name]) for name in asked.texts("broadcast/kept")
-        }
+        bulletins: dict[str, Bulletin] = {name: unpack_bulletin(*kept[name]) for name in asked.texts("broadcast/kept")}
         server = Remote(unpack_broadcast("welcome", asked, {}), unpack_broadcast("broadcast", asked, bulletins))
-        fabric = engine(vars(self._parts.fabric), [])
+        fabric, _ = engine(alone(vars(self._parts.fabric)), [])
         wire = Sending(self._parts.wire.steps)
         clients = Clients(fabric, self.data, self._parts.method, server, wire, Processes())
         loop = self._parts.loop

@@ -167,7 +167,9 @@ class Nodes:
             try:
                 yield self._trained(asked[node], reply, round)
             except ValueError as error:
-                self.exchange.say(f"round {round} goes on without node {node}: it has sent what cannot be read: {error}")
+                self.exchange.say(
+                    f"round {round} goes on without node {node}: it has sent what cannot be read: {error}"
+                )
                 continue
             self.known[node].taken = round
 
@@ -257,11 +259,11 @@ class Nodes:
         """Go on without nodes that have not answered."""
         there = self.exchange.connected()
         for node in nodes:
-            number = len(self.known[node].clients)
+            who = f"node {node}, with {len(self.known[node].clients)} clients,"
             if node in there:
-                self.exchange.say(f"round {round} goes on without node {node} and its {number} clients: it has not answered in time")
+                self.exchange.say(f"round {round} goes on without {who} which has not answered in time")
             else:
-                self.exchange.say(f"node {node} has gone, and its {number} clients with it: the run goes on without")
+                self.exchange.say(f"{who} has gone: the run goes on without it")
                 self.away.add(node)
 
     def _parcel(self, node: int, users: Tensor, broadcast: Broadcast | None, stage: str) -> Parcel:

@@ -38,7 +38,7 @@ class NodeFolder:
         check(
             None if (path / ITEMS).is_file() else f"{path / ITEMS}: is missing: the catalogue, a column item",
             None if (path / USERS).is_file() else f"{path / USERS}: is missing: the columns user and number",
-            None if len(found) == 1 else f"{path / INTERACTIONS}: there must be one such file, and there are {len(found)}",
+            None if len(found) == 1 else f"{path / INTERACTIONS}: {len(found)} files, expected one",
         )
         self.interactions = found[0]
 

@@ -40,7 +40,7 @@ class Parcel(NamedTuple):
     def of(cls, records: RecordDict) -> Parcel:
         """The inverse of `records`, for what may come from anyone. Raises ``ValueError`` for anything else."""
         try:
-            head = json.loads(str(records["head"]["head"]))  # type: ignore[index]
+            head = json.loads(str(records["head"]["head"]))
             body = {str(name): bytes(array.data) for name, array in records["body"].items()}  # type: ignore[union-attr]
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ValueError("a message without head or body") from error

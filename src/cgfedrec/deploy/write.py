@@ -54,7 +54,7 @@ def deploy(given: Said, nodes: int, output: Path) -> str:
     parts = instantiate(settings)
     check(
         no_split(parts.data.split),
-        None if isinstance(parts.method, Method) else "method: a reference sees everyone's data, and cannot be deployed",
+        None if isinstance(parts.method, Method) else "method: a reference sees everyone's data: none can be deployed",
     )
     data: FederatedDataModule = parts.data
     data.attach(parts.protocol, settings.seed_everything)
@@ -146,26 +146,32 @@ def _project() -> Mapping[str, Any]:
 def commands(output: Path, nodes: int) -> str:
     """How a deployment is started, line by line, for people to read and copy."""
     python = Path(sys.executable).name
+    names = " ".join(f"node-{number}" for number in range(nodes))
     lines = [
-        f"{output / APP}: the app; {output / NODES}: a folder for each node, to be carried to its machine.",
+        f"{output / APP} is the app, and {output / NODES} has a folder for each node, to be carried to its machine.",
+        "Put the server's name or address in place of server.example; docs/deploy.md says more.",
         "",
-        "# 1. On the server: certificates for its name, and one for the authority that nodes trust (docs/deploy.md)",
-        f"{python} -m cgfedrec.deploy.certificates server.example keys/",
-        "# 2. On the server: the SuperLink, on port 8000 for nodes and for flwr",
-        "export FLWR_TELEMETRY_ENABLED=0",
-        "flower-superlink --host 0.0.0.0 --port 8000 --ssl-ca-certfile keys/ca.crt --ssl-certfile keys/server.crt \\",
-        "    --ssl-keyfile keys/server.key --enable-supernode-auth --disable-runtime-dependency-installation",
-        "# 3. On each node i, once: a key; its public half goes to the server",
-        "ssh-keygen -t ecdsa -b 384 -N '' -f keys/node-i",
-        "# 4. On the server: say where the SuperLink is (in ~/.flwr/config.toml), and register each node's public key",
-        "#    [superlink.federation]",
-        '#    address = "server.example:8000"',
-        '#    root-certificates = "/path/of/keys/ca.crt"',
-        "flwr supernode register keys/node-i.pub federation",
-        f"# 5. On each node i, with its folder: the SuperNode ({nodes} in all)",
-        "flower-supernode --superlink server.example:8000 --root-certificates keys/ca.crt \\",
-        "    --auth-supernode-private-key keys/node-i --node-config 'folder=\"/path/of/node-i\"'",
-        "# 6. On the server: the run",
+        "# 1. On the server: certificates, and a key for each node. A node gets keys/ca.crt and its own key.",
+        f"{python} -m cgfedrec.deploy.certificates server.example keys {names}",
+        "",
+        "# 2. On the server: the SuperLink. Nodes and flwr talk to it on port 8000.",
+        "FLWR_TELEMETRY_ENABLED=0 flower-superlink --host 0.0.0.0 --port 8000 --ssl-ca-certfile keys/ca.crt \\",
+        "    --ssl-certfile keys/server.crt --ssl-keyfile keys/server.key --enable-supernode-auth \\",
+        "    --disable-runtime-dependency-installation",
+        "",
+        "# 3. On the server, elsewhere: tell flwr of it, once, and register the nodes' public keys",
+        "mkdir -p ~/.flwr && cat >> ~/.flwr/config.toml <<EOF",
+        "[superlink.federation]",
+        'address = "server.example:8000"',
+        'root-certificates = "$PWD/keys/ca.crt"',
+        "EOF",
+        f"for node in {names}; do flwr supernode register keys/$node.pub federation; done",
+        "",
+        "# 4. On each node, here node-0: its SuperNode",
+        "FLWR_TELEMETRY_ENABLED=0 flower-supernode --superlink server.example:8000 --root-certificates keys/ca.crt \\",
+        "    --auth-supernode-private-key keys/node-0 --node-config \"folder='$PWD/node-0'\"",
+        "",
+        "# 5. On the server: the run",
         f"flwr run {output / APP} federation --stream",
     ]
     return "\n".join(lines)
