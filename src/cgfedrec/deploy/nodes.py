@@ -167,9 +167,7 @@ class Nodes:
             try:
                 yield self._trained(asked[node], reply, round)
             except ValueError as error:
-                self.exchange.say(
-                    f"round {round} goes on without node {node}: it has sent what cannot be read: {error}"
-                )
+                self.exchange.say(f"round {round} goes on without node {node}, whose answer cannot be read: {error}")
                 continue
             self.known[node].taken = round
 
