@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from cgfedrec.run.api import fit
 from cgfedrec.run.checkpoint import read_checkpoint
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
-from cgfedrec.wire.values import Counts, Field, IdLists, Labels
+from cgfedrec.wire.values import Counts, Field, IdLists, Labels, Value
 from tests.commands import cgfedrec
 from tests.federation import Loopback
 
@@ -76,6 +77,11 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         assert found["server"][name].equal(value), name
 
 
+def _answer(folder: Path, terms: Terms, run: str, asked: Parcel) -> Parcel:
+    """As each message does on Flower, which starts a process for it."""
+    return Node(folder, terms, run).answer(asked)
+
+
 class Here:
     """Flower's grid, with nodes in this process: they are in ``nodes`` while they are connected.
 
@@ -85,9 +91,8 @@ class Here:
     """
 
     def __init__(self, terms: Terms, number: int = 2, run: str = "r") -> None:
-        self.nodes = {
-            one: lambda asked, one=one: Node(Path(f"fed/nodes/node-{one}"), terms, run).answer(asked)
-            for one in range(number)
+        self.nodes: dict[int, Callable[[Parcel], Parcel]] = {
+            one: partial(_answer, Path(f"fed/nodes/node-{one}"), terms, run) for one in range(number)
         }
         self.clock = 1e9
         self.asked: list[tuple[int, Parcel]] = []
@@ -130,7 +135,7 @@ class Here:
 
 def everything() -> Broadcast:
     sizes = torch.tensor([2, 1, 0])
-    values = {
+    values: dict[str, Value] = {
         "table": torch.randn(3, 4),
         "labels": Labels(torch.arange(9) % 3, 3),
         "counts": Counts(torch.tensor([[0, 1], [2, 3], [4, 5]]), Bounds(torch.tensor([[5], [9], [9]]).expand(3, 2))),
@@ -189,7 +194,7 @@ def test_a_layout_of_too_much_is_refused_before_it_is_made() -> None:
 # What nodes do.
 
 
-def ask(terms: Terms, what: str, round: int = 1, taken: int = 0, **head: Any) -> Parcel:
+def ask(terms: Terms, what: str, round: Any = 1, taken: Any = 0, **head: Any) -> Parcel:
     """What a server of PFedRec asks of node 0."""
     welcome = pack_broadcast("welcome", Broadcast({"seed": torch.tensor(3)}))
     asked = {"what": what, "run": "r", "round": round, "taken": taken, "deadline": 2e9, "clients": [0, 3, 4]}
