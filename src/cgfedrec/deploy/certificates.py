@@ -40,7 +40,9 @@ def write_certificates(server: str, folder: Path, nodes: Sequence[str] = ()) -> 
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(authority, hashes.SHA384())
     )
-    alternatives = x509.SubjectAlternativeName([_alternative(server)])
+    # Flower's own processes on the server call it by its local names.
+    names = dict.fromkeys((server, "localhost", "127.0.0.1"))
+    alternatives = x509.SubjectAlternativeName([_alternative(name) for name in names])
     own = (
         _certificate(issuer, subject, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -29,17 +29,10 @@ def answer(message: Message, context: Context) -> Message:
     try:
         terms = Terms.of(context.run_config)
         trusted = tuple(filter(None, str(context.node_config.get("trust", "")).split(",")))
-        node = Node(folder_of(terms, context), terms, str(context.run_id), trusted)
+        if "folder" not in context.node_config:
+            raise InputError("this node has no folder: start flower-supernode with --node-config \"folder='...'\"")
+        node = Node(Path(str(context.node_config["folder"])), terms, str(context.run_id), trusted)
         answered = node.answer(Parcel.of(message.content))
     except (InputError, ValueError) as error:
         answered = Parcel({"status": FAILED, "why": str(error)}, {})
     return Message(answered.records(), reply_to=message)
-
-
-def folder_of(terms: Terms, context: Context) -> Path:
-    """Where this node has its files: what its own configuration says, or a place below that of all nodes."""
-    if "folder" in context.node_config:
-        return Path(str(context.node_config["folder"]))
-    if terms.nodes_folder and "partition-id" in context.node_config:
-        return Path(terms.nodes_folder) / f"node-{context.node_config['partition-id']}"
-    raise InputError("this node has no folder: start flower-supernode with --node-config 'folder=\"...\"'")

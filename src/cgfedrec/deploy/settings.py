@@ -32,8 +32,6 @@ class Terms:
         wait: Seconds that a round lasts at most. Whoever has not answered by then is not part of it.
         absent: Seconds that a node may be gone before a round goes on without it.
         folder: Where the server writes, below the directory that the SuperLink was started in.
-        nodes_folder: Where nodes have their folders that name none themselves, as in Flower's simulation: each in
-            ``node-0``, ``node-1``, ..., by its ``partition-id``.
     """
 
     settings: str
@@ -46,7 +44,6 @@ class Terms:
     wait: float = 3600.0
     absent: float = 300.0
     folder: str = "runs/flower"
-    nodes_folder: str = ""
 
     def __post_init__(self) -> None:
         check(
