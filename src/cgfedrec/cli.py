@@ -236,16 +236,9 @@ def _tune(arguments: Arguments, options: list[str]) -> int:
 
 
 def _deploy(arguments: Arguments, options: list[str]) -> int:
-    from cgfedrec.run.console import console
-    from cgfedrec.settings.sources import said
+    from cgfedrec.deploy.start import start
 
-    try:
-        from cgfedrec.deploy.write import deploy
-    except ImportError as error:
-        raise InputError("deploy: needs Flower; pip install 'cgfedrec[flower]'") from error
-    warnings.filterwarnings("ignore", module="lightning")
-    text = deploy(said(options=options), arguments.nodes, Path(arguments.output))
-    console().print(text, highlight=False, soft_wrap=True, markup=False)
+    print(start(options, arguments.nodes, Path(arguments.output)))
     return 0
 
 
