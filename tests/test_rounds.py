@@ -23,7 +23,8 @@ from cgfedrec.processes import Processes
 from cgfedrec.server import SumServer, TableServer
 from cgfedrec.testing import trained
 from cgfedrec.wire.bulletin import Bulletin
-from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field, Labels
 from tests.conftest import MakeData
 

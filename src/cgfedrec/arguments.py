@@ -40,6 +40,7 @@ _HELP = {
     ("export",): f"write what recommends for anybody's history without data or run, or the state of one device{_MORE}",
     ("serve",): "answer requests for recommendations over HTTP from an exported folder",
     ("compare",): "run methods side by side, measured alike, and report on them",
+    ("deploy",): "write what a federation over a network needs, on Flower; further options are those of fit",
     ("tune",): "search for settings by validation alone; further options are those of fit",
     ("data", "describe"): "print what a data set holds; takes the options of fit",
     (
@@ -91,6 +92,7 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
     _add_serve(parsers["serve",])
     _add_compare(parsers["compare",])
     _add_tune(parsers["tune",])
+    _add_deploy(parsers["deploy",])
     parsers["data", "diff"].add_argument("old", metavar="OLD", help="a file of interactions, as they were")
     parsers["data", "diff"].add_argument("new", metavar="NEW", help="a file of interactions, as they are now")
     _add_download(parsers["data", "download"])
@@ -177,6 +179,12 @@ def _add_tune(parser: ArgumentParser) -> None:
     add("--trials", required=True, type=int, metavar="N", help="how many in all; --loop.rounds for each")
     add("--output", required=True, metavar="DIR", help="where best.yaml, trials.csv and the study go")
     add("--prune", action="store_true", help="end trials below the median of the others early")
+
+
+def _add_deploy(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--nodes", required=True, type=int, metavar="N", help="to share the clients out to, such as machines")
+    add("--output", required=True, metavar="DIR", help="where the app and the nodes' folders go; a new folder")
 
 
 def _add_download(parser: ArgumentParser) -> None:

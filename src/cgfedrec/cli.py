@@ -1,4 +1,4 @@
-"""The command line: cgfedrec fit | test | recommend | export | serve | compare | tune | data.
+"""The command line: cgfedrec fit | test | recommend | export | serve | compare | tune | deploy | data.
 
 What uses a trained run is in `cgfedrec.using`. Only the standard library is imported here, so that ``--help`` answers
 at once; a verb imports what it needs.
@@ -19,7 +19,7 @@ from cgfedrec.errors import InputError, Notice, RunError, printable
 from cgfedrec.settings.environment import tell_of_unread, with_variables
 from cgfedrec.using import export, no_more, recommend, serve, test
 
-TAKE_SETTINGS = ("fit", "test", "recommend", "export", "tune", "data")
+TAKE_SETTINGS = ("fit", "test", "recommend", "export", "tune", "deploy", "data")
 """Commands that take the settings of a run."""
 _shown = warnings.formatwarning
 
@@ -164,6 +164,13 @@ def _tune(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
+def _deploy(arguments: Arguments, options: list[str]) -> int:
+    from cgfedrec.deploy.start import start
+
+    print(start(options, arguments.nodes, Path(arguments.output)))
+    return 0
+
+
 def _describe(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.api import open_data
     from cgfedrec.run.console import console
@@ -200,6 +207,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("serve",): serve,
     ("compare",): _compare,
     ("tune",): _tune,
+    ("deploy",): _deploy,
     ("data", "describe"): _describe,
     ("data", "diff"): _diff,
     ("data", "download"): _download,

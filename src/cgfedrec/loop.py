@@ -169,13 +169,15 @@ class FederatedLoop(Evaluations):
                 # 2. Add up what all processes have. From here on they do the same.
                 self.server.gather(self.processes, self.data.order())
                 told = self.clients.together(cohorts)
+                if not len(told.users):  # over a network: of those who were asked nobody has answered
+                    continue
                 self.bytes_up += told.bytes_up
                 self.bytes_down += told.bytes_down
 
                 # 3. Let the server make of it what it sends next. A worker does it, on one thread like all else: a
                 #    sum by several threads would depend on how many they are.
                 with self.processes.agreed():
-                    (report,) = self.clients.workers.map(partial(self.server.update, participants), [self.round])
+                    (report,) = self.clients.workers.map(partial(self.server.update, told.users), [self.round])
                 self.processes.check_alike("servers", self.server.state_dict())
 
                 # 4. Evaluate; then callbacks log, write the checkpoint and may stop.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from cgfedrec.data.changes import Changes
 from cgfedrec.errors import InputError
 from cgfedrec.processes import Processes
-from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
 
 CLIENTS = "clients/"
@@ -115,6 +116,14 @@ class Server(Growing):
         """
         return None
 
+    def leave(self, users: Tensor) -> dict[str, float]:
+        """Hear, between two rounds, of clients who will take part no more, `[clients]`: their devices are gone.
+
+        Returns:
+            What is worth logging of it, by name.
+        """
+        return {}
+
     def welcome(self) -> Broadcast | None:
         """What a client receives once, when it first takes part; ``None`` for nothing."""
         return None
@@ -199,7 +208,7 @@ class SumServer(Server):
 class MeanServer(SumServer):
     """Averages what this round's participants upload, and keeps the mean tables.
 
-    Sums are exact (`cgfedrec.wire.messages.GRID`), and the mean is rounded to float32. So neither the order of the
+    Sums are exact (`cgfedrec.wire.sums.GRID`), and the mean is rounded to float32. So neither the order of the
     clients, nor the size of a cohort, nor the number of processes shows in it.
 
     Args:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cgfedrec.processes import Processes
 from cgfedrec.server import Growing, Server
-from cgfedrec.wire.messages import Sum, Upload
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.sums import Sum
 
 
 class GatherServer(Server):

@@ -77,6 +77,7 @@ class SumsInTurn(SumServer):
     at: Tensor
     enrolled: Tensor
     there: Tensor
+    gone: Tensor
 
     def __init__(self, sums: Sequence[str], least_clients: int, seed: int) -> None:
         super().__init__()
@@ -137,9 +138,27 @@ class SumsInTurn(SumServer):
         enrolled[users] = True
         self.register_buffer("enrolled", enrolled)
         self.register_buffer("there", torch.zeros_like(enrolled))  # who has added to the present sum
+        # Who will not come again. It is no state: who is there shows anew where a run goes on.
+        self.register_buffer("gone", torch.zeros_like(enrolled), persistent=False)
 
     def wanted(self) -> Tensor:
-        return (self.group() & ~self.there).nonzero().squeeze(1)
+        return (self.group() & ~self.there & ~self.gone).nonzero().squeeze(1)
+
+    def leave(self, users: Tensor) -> dict[str, float]:
+        """Wait for these clients no longer, `[clients]`; a sum that waited for them alone is opened without them.
+
+        Raises:
+            RunError: if too few are left to open any.
+        """
+        self.gone[users] = True
+        left = int((self.enrolled & ~self.gone).sum())
+        if left < self.least_clients:
+            raise RunError(
+                f"{left} clients are left, and no sum of fewer than {self.least_clients} is opened (least_clients)"
+            )
+        if self.part.numel() and self.complete():
+            return self._open(self.counting)
+        return {}
 
     def group(self) -> Tensor:
         """Who is to add to the present sum, `[users]`, bool: by default everybody."""
@@ -179,9 +198,14 @@ class SumsInTurn(SumServer):
         self.there[users] = True
         report: dict[str, float] = {f"{CLIENTS}{name}": int(self.there.sum())}
         if self.complete():
-            report |= self.opened(name, self.part)
-            self.at += 1
-            self.part = self.part.new_empty(0)
-            self.there.fill_(False)
-            self.refresh()
+            report |= self._open(name)
+        return report
+
+    def _open(self, name: str) -> dict[str, float]:
+        """Make something of the sum of this name, and go on to the next."""
+        report = self.opened(name, self.part)
+        self.at += 1
+        self.part = self.part.new_empty(0)
+        self.there.fill_(False)
+        self.refresh()
         return report

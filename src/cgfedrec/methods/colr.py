@@ -25,7 +25,8 @@ from cgfedrec.kit.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
 from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, normal
 from cgfedrec.server import MeanServer
-from cgfedrec.wire.messages import Broadcast, Sum, Upload
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field, SparseRows
 
 

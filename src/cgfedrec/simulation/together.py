@@ -12,7 +12,8 @@ from torch import Tensor
 from cgfedrec.evaluation.metrics import NO_RANK
 from cgfedrec.evaluation.ranking import Ranked
 from cgfedrec.processes import Processes
-from cgfedrec.wire.messages import Sum, Upload
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.sums import Sum
 
 
 class Told(NamedTuple):

@@ -110,7 +110,7 @@ class CountingServer(SumsInTurn):
     def wanted(self) -> Tensor:
         """Who has not added to the sum that is being counted; everybody in a round of training."""
         if self.counting == TRAIN:
-            return self.enrolled.nonzero().squeeze(1)
+            return (self.enrolled & ~self.gone).nonzero().squeeze(1)
         return super().wanted()
 
     @property
@@ -180,7 +180,8 @@ class CountingServer(SumsInTurn):
 
     def complete(self) -> bool:
         if int(self.at) == 0 and self.past is None:
-            return int(self.there.sum()) >= math.ceil(self.discovery.share * int(self.enrolled.sum()))
+            enough = math.ceil(self.discovery.share * int(self.enrolled.sum()))
+            return int(self.there.sum()) >= enough or super().complete()
         return super().complete()
 
     def welcome(self) -> Broadcast:
@@ -247,7 +248,7 @@ class CountingServer(SumsInTurn):
     def _go_on(self, name: str) -> None:
         """Decide what comes after the sum of this name, and find what that needs."""
         following = int(self.at) + 1
-        if int(self.late.sum()) < self.discovery.least_clients:
+        if int((self.late & ~self.gone).sum()) < self.discovery.least_clients:
             # Nobody is late, or too few for a sum of their own: they wait.
             while following < len(self.timeline) and self.timeline[following].late:
                 following += 1

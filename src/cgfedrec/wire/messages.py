@@ -9,24 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cgfedrec.errors import RunError
-from cgfedrec.processes import Processes
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
+from cgfedrec.wire.sums import GRID, Sum, rounded_sum, whole_sum
 from cgfedrec.wire.values import Counts, Field, SparseRows, Value
-
-GRID = 2.0**40
-"""Numbers that are no whole ones are rounded to multiples of 1 / `GRID` before they are added up.
-
-A float32 of at least 2^-17 is such a multiple already. In float64 their sum is then exact in whatever order they come,
-and so the same in any number of cohorts, threads and processes."""
-EXACT = 2.0**53
-"""Up to here float64 holds every whole number."""
 
 
 class NotFiniteError(RunError):
@@ -48,7 +39,8 @@ class Broadcast:
         kept: Bulletins by name. A client that has had the one of this name has it still, and does not download it
             again. Another version has another name.
 
-    >>> from cgfedrec.wire.values import Labels
+    >>> from cgfedrec.wire.sums import GRID, Sum, rounded_sum, whole_sum
+    from cgfedrec.wire.values import Labels
     >>> message = Broadcast({"labels": Labels(torch.arange(1682) % 60, clusters=60)})
     >>> len(message.pack())  # 6 bits a label, and 19 bytes of header
     1281
@@ -81,49 +73,6 @@ class Broadcast:
             ValueError: for bytes that are no such message. Until then no more is allocated than such a message takes.
         """
         return cls(decode(data, expected))
-
-
-@dataclass(frozen=True)
-class Sum:
-    """Uploads added up. A server that needs no single upload is given this.
-
-    Args:
-        values: Named sums over clients, `[...]`: of whole numbers with bounds exact, in int64; of all others float64,
-            multiples of 1 / `GRID`, and so exact as well up to `EXACT` of them.
-        clients: Over how many.
-
-    >>> two, one = Sum({"table": torch.tensor([1.0, 5.0])}, clients=2), Sum({"table": torch.tensor([2.0, 0.0])}, 1)
-    >>> both = two + one
-    >>> both.values["table"] / both.clients
-    tensor([1.0000, 1.6667])
-    """
-
-    values: Mapping[str, Tensor]
-    clients: int
-
-    def __add__(self, other: Sum) -> Sum:
-        """The sum over the clients of both."""
-        return Sum({name: self.values[name] + other.values[name] for name in self.values}, self.clients + other.clients)
-
-    def over_processes(self, processes: Processes) -> Sum:
-        """The sum over the clients of all processes that train together.
-
-        Raises:
-            RunError: where numbers are so large that it would not be exact.
-        """
-        values = {}
-        for name, value in self.values.items():
-            if value.dtype == torch.int64:
-                values[name] = processes.sum(value)
-                continue
-            whole = value * GRID
-            if processes.any(bool(whole.abs().max() >= EXACT) if whole.numel() else False):
-                raise RunError(
-                    f"the sum of {name} is beyond {EXACT / GRID:g}, and cannot be added up exactly over processes; "
-                    "train in one"
-                )
-            values[name] = processes.sum(whole.long()).double() / GRID
-        return Sum(values, int(processes.sum(torch.tensor(self.clients))))
 
 
 @dataclass(frozen=True)
@@ -247,9 +196,9 @@ class Upload:
         sums = {}
         for name, value in self.values.items():
             if name in self.bounds:
-                sums[name] = _whole_sum(value)
+                sums[name] = whole_sum(value)
             else:
-                sums[name] = _sum(value)
+                sums[name] = rounded_sum(value)
         for name, total in sums.items():
             if not total.isfinite().all():
                 finite = (self.values[name] * GRID).flatten(1).isfinite().all(1).cpu()
@@ -277,25 +226,3 @@ def dense(value: Tensor) -> Tensor:
     if value.layout == torch.strided:
         return value
     return value.to_dense()
-
-
-def _whole_sum(value: Tensor) -> Tensor:
-    """The exact sum over clients in int64, `[clients, rows, ...]` to `[rows, ...]`."""
-    if value.layout == torch.strided:
-        return value.sum(0, dtype=torch.int64)
-    rows, entries = value.indices()[1], value.values()  # [entries], [entries, columns]
-    return entries.new_zeros(value.shape[1:]).index_add_(0, rows, entries)
-
-
-def _sum(value: Tensor) -> Tensor:
-    """The sum over clients of multiples of 1 / `GRID`, in float64, `[clients, ...]` to `[...]`."""
-    if value.is_cuda or value.dtype == torch.bfloat16:  # which numpy does not know
-        return (value.float() * GRID).round_().sum(0, dtype=torch.float64) / GRID
-    shape = value.shape[1:]
-    total, whole = np.zeros(shape), np.empty(shape, dtype=np.float32)
-    with np.errstate(all="ignore"):  # what is not finite is found in the sum
-        for client in value.float().numpy():  # one by one, so that what is rounded stays in the cache
-            np.multiply(client, np.float32(GRID), out=whole)
-            np.rint(whole, out=whole)
-            np.add(total, whole, out=total)
-    return torch.from_numpy(total) / GRID

@@ -83,22 +83,31 @@ class Wire:
         Raises:
             WireError: where a name, a shape or a type is not what the server expects.
         """
-        # On the client. The layout is followed too, since a step may change what travels.
-        travelling = expected
+        frames = _frames(self.sent(upload, round, seed))
+        return self.arrived(_read(frames, self.travelling(expected)), expected, round), frames.nbytes
+
+    def sent(self, upload: Upload, round: int, seed: int) -> Upload:
+        """The clients' half of `up`: what travels in place of this upload. Arguments as there."""
         for step in self.steps:
-            changed, travelling = step.forward(upload, round, seed), step.fields(travelling)
+            changed = step.forward(upload, round, seed)
             if not changed.clients.equal(upload.clients):
                 raise WireError(f"wire.steps: {type(step).__name__} sends for other clients than it was given")
             upload = changed
-        frames = _frames(upload)
+        return upload
 
-        # On the server.
-        arrived = _read(frames, travelling)
+    def travelling(self, expected: Mapping[str, Field]) -> Mapping[str, Field]:
+        """The fields of one client's message on its way, where the server expects others: a step may change them."""
+        for step in self.steps:
+            expected = step.fields(expected)
+        return expected
+
+    def arrived(self, upload: Upload, expected: Mapping[str, Field], round: int) -> Upload:
+        """The server's half of `up`: what it makes of what has travelled. Raises `WireError` as there."""
         for step in reversed(self.steps):
-            arrived = step.reverse(arrived, round)
-        if arrived.fields != expected:
-            raise WireError(f"wire.steps: turn an upload of {expected} into one of {arrived.fields}")
-        return arrived, frames.nbytes
+            upload = step.reverse(upload, round)
+        if upload.fields != expected:
+            raise WireError(f"wire.steps: turn an upload of {expected} into one of {upload.fields}")
+        return upload
 
     def down(self, broadcast: Broadcast | None, clients: int) -> tuple[Broadcast | None, int]:
         """Carry a broadcast to so many clients.

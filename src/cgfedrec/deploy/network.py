@@ -1,0 +1,207 @@
+"""The server's side of a federation over a network: the same loop, with nodes in place of simulated clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Fabric
+from torch import Tensor
+
+from cgfedrec.data.module import Stage
+from cgfedrec.deploy.exchange import Exchange
+from cgfedrec.deploy.nodes import Nodes
+from cgfedrec.deploy.settings import Terms
+from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.evaluation.ranking import no_metric
+from cgfedrec.files import write_atomically, write_json
+from cgfedrec.history import Row
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.method import Method
+from cgfedrec.processes import Processes
+from cgfedrec.protocol import Protocol
+from cgfedrec.random import shared_seed
+from cgfedrec.run.callbacks import EarlyStopping
+from cgfedrec.run.checkpoint import BEST, LAST, Header, link_or_copy, write_checkpoint
+from cgfedrec.run.engine import alone, engine
+from cgfedrec.run.folder import CONFIG, METRICS
+from cgfedrec.run.loggers import Forgiving, History
+from cgfedrec.wire.wire import Wire
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a server knows in place of data: how many clients and items there are. It never has interactions.
+
+    Args:
+        num_users: How many clients there are.
+        num_items: Of the catalogue.
+        seed: Of the run; the server draws from the shared seed alone, which follows from it.
+        protocol: How results are measured.
+        held_out: The stages for which some node holds something out.
+    """
+
+    num_users: int
+    num_items: int
+    seed: int
+    protocol: Protocol
+    held_out: tuple[Stage, ...] = ()
+    changes: None = None
+
+    def holds_out(self, stage: Stage) -> bool:
+        """Whether there is anything to rank for this stage."""
+        return stage in self.held_out
+
+    def order(self) -> Tensor:
+        """All clients, `[clients]`, in the order in which they are named."""
+        return torch.arange(self.num_users)
+
+
+class NetworkLoop(FederatedLoop):
+    """The rounds of a federation whose clients are on nodes. Arguments are those of `FederatedLoop`."""
+
+    clients: Nodes  # type: ignore[assignment]
+
+    def join(
+        self, fabric: Fabric, catalogue: Catalogue, method: Method, wire: Wire, terms: Terms, exchange: Exchange
+    ) -> None:
+        """Build the server, and wait for the nodes.
+
+        Args:
+            fabric: Owns device and precision.
+            catalogue: In place of data.
+            method: Makes the server.
+            wire: Carries the messages.
+            terms: Of the run.
+            exchange: By which nodes are asked.
+
+        Raises:
+            InputError: for settings that do not fit, or nodes that do not.
+            RunError: where no node comes.
+        """
+        self.fabric, self.processes = fabric, Processes()
+        self.data = catalogue  # type: ignore[assignment]
+        check(no_metric("loop.monitor", self.monitor, self.data))
+        if self.participants is not None and self.participants > terms.clients:
+            raise InputError(f"loop.participants: {self.participants} is more than the {terms.clients} clients")
+        self.server = method.server(terms.items, shared_seed(catalogue.seed)).to(fabric.device)
+        self.server.enrol(self._ever_there())
+        self.clients = Nodes(exchange, terms, method, self.server, wire, catalogue.protocol.cutoffs)
+        self.clients.meet()
+        stages: tuple[Stage, ...] = ("val", "test")
+        held_out = tuple(stage for stage in stages if self.clients.holds_out(stage))
+        self.data = replace(catalogue, held_out=held_out)  # type: ignore[assignment]
+        self._left = torch.empty(0, dtype=torch.int64)
+
+    def fit(self) -> None:
+        """Train as `FederatedLoop` does; and evaluate at the end, where the last round had nobody."""
+        super().fit()
+        if not self.history or self.history[-1]["round"] != self.round:
+            self._record(torch.empty(0, 0), {}, 0.0)
+            self.fabric.call("on_round_end", self)
+
+    def sample(self) -> Tensor:
+        """This round's participants, `[participants]`: drawn among the clients who are there.
+
+        Raises:
+            RunError: where nobody is there who is wanted.
+        """
+        self.clients.refresh()
+        gone = self.clients.gone()
+        if len(new := gone[~torch.isin(gone, self._left)]):
+            self.server.leave(new)
+        self._left = gone
+        if self.server.finished:
+            return gone[:0]
+        wanted = self.server.wanted()
+        if wanted is None:
+            wanted = self._ever_there()
+        pool = wanted[torch.isin(wanted, self.clients.present())]
+        if not len(pool):
+            raise RunError(f"round {self.round}: none of the {len(wanted)} clients who are needed is there any more")
+        return self._drawn(pool)
+
+    def evaluate(self, stage: Stage) -> Row:
+        """Metrics of all clients' present state, from the nodes' sums."""
+        return self.clients.metrics(stage, self.round)
+
+
+class Saved:
+    """Writes the server's state after each round.
+
+    Args:
+        folder: Of checkpoints.
+        header: Of the run.
+    """
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        self.folder, self.header = folder, header
+
+    def on_round_end(self, loop: NetworkLoop) -> None:
+        """Write it; and keep the best, of which only the server's half can be gone back to."""
+        write_checkpoint(self.folder / LAST, self.header, loop.state_dict())
+        if loop.best is not None and loop.best["round"] == loop.round:
+            link_or_copy(self.folder / LAST, self.folder / BEST)
+
+
+class Told:
+    """Says how each round has ended.
+
+    Args:
+        say: Tells people.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+
+    def on_round_end(self, loop: NetworkLoop) -> None:
+        """One line."""
+        found = ""
+        if loop.history and loop.history[-1]["round"] == loop.round and loop.monitor in loop.history[-1]:
+            found = f", {loop.monitor} {loop.history[-1][loop.monitor]:.4f}"
+        phase = f", next: {loop.server.phase}" if loop.server.phase else ""
+        self.say(f"round {loop.round} has ended{found}, {loop.bytes_up + loop.bytes_down:,} bytes so far{phase}")
+
+
+def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Train over a network, from the first round to the last, and write what was found.
+
+    Args:
+        terms: Of the run.
+        run: Which it is; its folder has this name, below `Terms.folder`.
+        exchange: By which nodes are asked.
+        trusted: Modules or classes that the settings may name, beside cgfedrec's and torch's.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        InputError: for settings or nodes that cannot be used.
+        RunError: where training fails.
+    """
+    settings, parts = terms.parsed(trusted), terms.components(trusted)
+    if not isinstance(parts.method, Method):
+        raise InputError(f"method: {type(parts.method).__name__} is a reference that sees everyone's data")
+    folder = Path(terms.folder) / run
+    method = f"{type(parts.method).__module__}.{type(parts.method).__qualname__}"
+    saved = Saved(folder / "checkpoints", Header(run, terms.settings, method, terms.catalogue))
+    hooks = [History(folder / METRICS, Forgiving(None)), EarlyStopping(), saved, Told(exchange.say)]
+    arguments = dict(vars(settings.loop))
+    loop = NetworkLoop(**arguments | {"rounds": terms.rounds})
+    catalogue = Catalogue(terms.clients, terms.items, settings.seed_everything, parts.protocol)
+    fabric, _ = engine(alone(vars(parts.fabric)), hooks)
+    loop.join(fabric, catalogue, parts.method, parts.wire, terms, exchange)
+    write_atomically(folder / CONFIG, terms.settings)
+    loop.fit()
+    summary: dict[str, Any] = {"run": run, "method": method, "round": loop.round, "clients": terms.clients}
+    summary |= {"nodes/gone": len(loop.clients.away), "clients/gone": len(loop.clients.gone())}
+    summary |= {"bytes/up": loop.bytes_up, "bytes/down": loop.bytes_down}
+    if loop.clients.holds_out("test"):
+        summary |= loop.evaluate("test")
+    summary |= {"bytes/scoring": loop.bytes_scoring, "messages": exchange.messages, "seconds": loop.seconds}
+    write_json(folder / "summary.json", summary)
+    exchange.say(f"the run has ended after round {loop.round}; see {folder.absolute()}")
+    return summary

@@ -1,0 +1,33 @@
+"""What Flower starts on the server: a `ServerApp`."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums by several threads would depend on how many they are
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from cgfedrec.deploy.exchange import Exchange
+from cgfedrec.deploy.network import federate
+from cgfedrec.deploy.settings import Terms
+from cgfedrec.settings.trust import import_paths
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Train over a network, as the configuration of the run says."""
+    torch.set_num_threads(1)
+    terms, run = Terms.of(context.run_config), str(context.run_id)
+    exchange = Exchange(grid, run, terms.wait, terms.absent, say)
+    # Whoever starts the run wrote its settings.
+    federate(terms, run, exchange, tuple(import_paths(terms.settings)))
+
+
+def say(text: str) -> None:
+    """Print a line at once: ``flwr log`` shows it."""
+    print(text, flush=True)

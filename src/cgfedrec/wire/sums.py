@@ -1,0 +1,86 @@
+"""Uploads added up: exactly, in whatever order and grouping they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgfedrec.errors import RunError
+from cgfedrec.processes import Processes
+
+GRID = 2.0**40
+"""Numbers that are no whole ones are rounded to multiples of 1 / `GRID` before they are added up.
+
+A float32 of at least 2^-17 is such a multiple already. In float64 their sum is then exact in whatever order they come,
+and so the same in any number of cohorts, threads and processes."""
+EXACT = 2.0**53
+"""Up to here float64 holds every whole number."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Uploads added up. A server that needs no single upload is given this.
+
+    Args:
+        values: Named sums over clients, `[...]`: of whole numbers with bounds exact, in int64; of all others float64,
+            multiples of 1 / `GRID`, and so exact as well up to `EXACT` of them.
+        clients: Over how many.
+
+    >>> two, one = Sum({"table": torch.tensor([1.0, 5.0])}, clients=2), Sum({"table": torch.tensor([2.0, 0.0])}, 1)
+    >>> both = two + one
+    >>> both.values["table"] / both.clients
+    tensor([1.0000, 1.6667])
+    """
+
+    values: Mapping[str, Tensor]
+    clients: int
+
+    def __add__(self, other: Sum) -> Sum:
+        """The sum over the clients of both."""
+        return Sum({name: self.values[name] + other.values[name] for name in self.values}, self.clients + other.clients)
+
+    def over_processes(self, processes: Processes) -> Sum:
+        """The sum over the clients of all processes that train together.
+
+        Raises:
+            RunError: where numbers are so large that it would not be exact.
+        """
+        values = {}
+        for name, value in self.values.items():
+            if value.dtype == torch.int64:
+                values[name] = processes.sum(value)
+                continue
+            whole = value * GRID
+            if processes.any(bool(whole.abs().max() >= EXACT) if whole.numel() else False):
+                raise RunError(
+                    f"the sum of {name} is beyond {EXACT / GRID:g}, and cannot be added up exactly over processes; "
+                    "train in one"
+                )
+            values[name] = processes.sum(whole.long()).double() / GRID
+        return Sum(values, int(processes.sum(torch.tensor(self.clients))))
+
+
+def whole_sum(value: Tensor) -> Tensor:
+    """The exact sum over clients in int64, `[clients, rows, ...]` to `[rows, ...]`."""
+    if value.layout == torch.strided:
+        return value.sum(0, dtype=torch.int64)
+    rows, entries = value.indices()[1], value.values()  # [entries], [entries, columns]
+    return entries.new_zeros(value.shape[1:]).index_add_(0, rows, entries)
+
+
+def rounded_sum(value: Tensor) -> Tensor:
+    """The sum over clients of multiples of 1 / `GRID`, in float64, `[clients, ...]` to `[...]`."""
+    if value.is_cuda or value.dtype == torch.bfloat16:  # which numpy does not know
+        return (value.float() * GRID).round_().sum(0, dtype=torch.float64) / GRID
+    shape = value.shape[1:]
+    total, whole = np.zeros(shape), np.empty(shape, dtype=np.float32)
+    with np.errstate(all="ignore"):  # what is not finite is found in the sum
+        for client in value.float().numpy():  # one by one, so that what is rounded stays in the cache
+            np.multiply(client, np.float32(GRID), out=whole)
+            np.rint(whole, out=whole)
+            np.add(total, whole, out=total)
+    return torch.from_numpy(total) / GRID

@@ -1,0 +1,494 @@
+"""A federation over a network: what nodes answer, what they keep, who is missed; and one on Flower, from end to end."""
+
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+for name in ("flwr", "cryptography", "tomli"):
+    pytest.importorskip(name, reason="pip install 'cgfedrec[flower]'")
+
+import tomli
+from flwr.app import Error, Message
+from flwr.supercore.task_identity import TaskIdentity
+
+from cgfedrec.deploy.exchange import Exchange
+from cgfedrec.deploy.layouts import pack_layout, unpack_layout
+from cgfedrec.deploy.network import federate
+from cgfedrec.deploy.node import DONE, FAILED, MISSING, REFUSED, Node
+from cgfedrec.deploy.parcels import Parcel, pack_broadcast, pack_uploads, unpack_broadcast, unpack_uploads
+from cgfedrec.deploy.settings import Terms
+from cgfedrec.errors import InputError, RunError
+from cgfedrec.run.api import fit
+from cgfedrec.run.checkpoint import read_checkpoint
+from cgfedrec.wire.bounds import Bounds
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.values import Counts, Field, IdLists, Labels, Value
+from tests.commands import cgfedrec
+from tests.federation import Loopback
+
+SEED = 7
+SMALL: dict[str, Any] = {
+    "data": {"init_args": {"synthetic": {"users": 40, "items": 50, "groups": 5, "interactions": 10}}},
+    "loop": {"rounds": 3, "patience": None},
+    "logger": None,
+    "seed_everything": SEED,
+}
+PFEDREC = {"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": 8}}
+CGFEDCO = {"class_path": "cgfedrec.methods.CGFedCo"}
+
+
+def deployed(method: Mapping[str, Any], loop: Mapping[str, Any] | None = None, nodes: int = 2) -> Terms:
+    """Write a deployment into ``fed``, whose nodes have the simulator's secret, so that results compare."""
+    settings = SMALL | {"method": method, "loop": SMALL["loop"] | dict(loop or {})}
+    Path("config.yaml").write_text(yaml.safe_dump(settings))
+    done = cgfedrec("deploy", "--config", "config.yaml", "--nodes", nodes, "--output", "fed")
+    assert done.returncode == 0, done.stderr
+    for number in range(nodes):
+        Path(f"fed/nodes/node-{number}/secret").write_text(f"{SEED}\n")
+    app = tomli.loads(Path("fed/app/pyproject.toml").read_text())
+    return Terms.of(app["tool"]["flwr"]["app"]["config"])
+
+
+def simulated() -> dict[str, Any]:
+    """The last state of the same federation, simulated."""
+    fit("config.yaml", {"run_dir": "simulated"})
+    return dict(read_checkpoint(Path("simulated/checkpoints/last.ckpt"))["loop"])
+
+
+def ended(run: str = "r") -> dict[str, Any]:
+    """The last state of a federation over a network."""
+    return dict(read_checkpoint(Path(f"runs/flower/{run}/checkpoints/last.ckpt"))["loop"])
+
+
+def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """The same bits in all that the server has."""
+    assert found["server"].keys() == wanted["server"].keys()
+    for name, value in wanted["server"].items():
+        assert found["server"][name].equal(value), name
+
+
+def _answer(folder: Path, terms: Terms, run: str, asked: Parcel) -> Parcel:
+    """As each message does on Flower, which starts a process for it."""
+    return Node(folder, terms, run).answer(asked)
+
+
+class Here:
+    """Flower's grid, with nodes in this process: they are in ``nodes`` while they are connected.
+
+    Attributes:
+        asked: What was asked of whom, in order.
+        before: Called with the node and the parcel before each is answered.
+    """
+
+    def __init__(self, terms: Terms, number: int = 2, run: str = "r") -> None:
+        self.nodes: dict[int, Callable[[Parcel], Parcel]] = {
+            one: partial(_answer, Path(f"fed/nodes/node-{one}"), terms, run) for one in range(number)
+        }
+        self.clock = 1e9
+        self.asked: list[tuple[int, Parcel]] = []
+        self.before: Callable[[int, Parcel], None] = lambda node, asked: None
+        self._replies: dict[str, Message] = {}
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        for message in messages:
+            node, asked, id = message.metadata.dst_node_id, Parcel.of(message.content), str(len(self.asked))
+            self.asked.append((node, asked))
+            message.metadata.__dict__["_message_id"] = id
+            self.before(node, asked)
+            if node in self.nodes:
+                self._replies[id] = Message(self.nodes[node](asked).records(), reply_to=message)
+            else:
+                self._replies[id] = Message(Error(5, "node unavailable"), reply_to=message)
+            yield id
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        for id in message_ids:
+            if id in self._replies:
+                yield self._replies.pop(id)
+
+    def exchange(self, said: list[str] | None = None, run: str = "r") -> Exchange:
+        """One whose clock goes on as it sleeps."""
+
+        def sleep(seconds: float) -> None:
+            self.clock += seconds
+
+        say = print if said is None else said.append
+        return Exchange(self, run, 1e9, 30.0, say, lambda: self.clock, sleep)
+
+
+# What is sent.
+
+
+def everything() -> Broadcast:
+    sizes = torch.tensor([2, 1, 0])
+    values: dict[str, Value] = {
+        "table": torch.randn(3, 4),
+        "labels": Labels(torch.arange(9) % 3, 3),
+        "counts": Counts(torch.tensor([[0, 1], [2, 3], [4, 5]]), Bounds(torch.tensor([[5], [9], [9]]).expand(3, 2))),
+        "ids": IdLists(torch.tensor([[0, 2], [1, -1], [-1, -1]]), sizes, high=3),
+    }
+    return Broadcast(values, Upload(torch.tensor([2, 5]), {"own": torch.randn(2, 3)}))
+
+
+def test_a_broadcast_arrives_as_it_was_sent() -> None:
+    sent = everything()
+    parcel = Parcel.of(pack_broadcast("broadcast", sent).records())
+    found = unpack_broadcast("broadcast", parcel, {})
+    assert found is not None
+    assert found.own is not None
+    assert found.fields == sent.fields
+    assert found.pack() == sent.pack()
+    assert found.own.clients.tolist() == [2, 5]
+    assert found.own.pack() == sent.own.pack()  # type: ignore[union-attr]
+    assert unpack_broadcast("broadcast", pack_broadcast("broadcast", None), {}) is None
+
+
+def test_uploads_arrive_as_they_were_sent_and_others_are_refused() -> None:
+    upload = Upload(torch.tensor([2, 5]), {"table": torch.randn(2, 3, 4)}, sparse=frozenset({"table"}))
+    sent = pack_uploads([upload])
+    found = unpack_uploads(Parcel.of(sent.records()), "uploads", upload.fields)
+    assert found.values["table"].equal(upload.values["table"])
+    for wrong in (
+        Parcel(sent.head, {"uploads/own": sent.body["uploads/own"][:-1]}),
+        Parcel({**sent.head, "uploads/clients": [2, 2]}, sent.body),
+        Parcel({**sent.head, "uploads/sizes": [1, 2]}, sent.body),
+        Parcel({**sent.head, "uploads/clients": [2, -5]}, sent.body),
+    ):
+        with pytest.raises(ValueError, match=r"sends twice|not as long|cut off|no message|no list of numbers"):
+            unpack_uploads(wrong, "uploads", upload.fields)
+    with pytest.raises(ValueError, match="nothing is expected"):
+        unpack_uploads(sent, "uploads", {})
+
+
+@pytest.mark.parametrize("length", range(0, 200, 7))
+def test_what_is_no_layout_is_refused(length: int) -> None:
+    whole = pack_layout(everything().fields)
+    if length < len(whole):
+        with pytest.raises(ValueError, match="no layout"):
+            unpack_layout(whole[:length])
+    damaged = bytearray(whole)
+    damaged[length % len(whole)] ^= 0x55
+    with suppress(ValueError):  # and nothing else
+        unpack_layout(bytes(damaged))
+
+
+def test_a_layout_of_too_much_is_refused_before_it_is_made() -> None:
+    with pytest.raises(ValueError, match="no value may be"):
+        unpack_layout(pack_layout({"table": Field((2**20, 2**20))}))
+
+
+# What nodes do.
+
+
+def ask(terms: Terms, what: str, round: Any = 1, taken: Any = 0, **head: Any) -> Parcel:
+    """What a server of PFedRec asks of node 0."""
+    welcome = pack_broadcast("welcome", Broadcast({"seed": torch.tensor(3)}))
+    asked = {"what": what, "run": "r", "round": round, "taken": taken, "deadline": 2e9, "clients": [0, 3, 4]}
+    return Parcel({**welcome.head, "broadcast": False, **asked, **head}, welcome.body)
+
+
+def node_of(terms: Terms, clock: float = 1e9) -> Node:
+    return Node(Path("fed/nodes/node-0"), terms, "r", clock=lambda: clock)
+
+
+def state_file() -> Path:
+    return Path("fed/nodes/node-0/state/r.ckpt")
+
+
+def test_a_round_is_trained_once_and_answered_alike_also_by_a_node_that_comes_back() -> None:
+    terms = deployed(PFEDREC)
+    first = node_of(terms).answer(ask(terms, "train"))
+    assert first.text("status") == DONE
+    before = state_file().stat().st_ino  # another one, wherever it is written again
+    again = node_of(terms).answer(ask(terms, "train"))  # another process, which knows what is in the folder alone
+    assert again.body == first.body
+    assert {**again.head} == {**first.head}
+    assert state_file().stat().st_ino == before
+
+
+def test_a_closed_round_is_refused_and_private_state_stays() -> None:
+    terms = deployed(PFEDREC)
+    node_of(terms).answer(ask(terms, "train", 1))
+    node_of(terms).answer(ask(terms, "train", 2, taken=1))
+    before = state_file().read_bytes()
+    for late in (
+        node_of(terms).answer(ask(terms, "train", 1)),  # a later one has been trained
+        node_of(terms, clock=3e9).answer(ask(terms, "train", 3, taken=2)),  # its time is over
+    ):
+        assert late.text("status") == REFUSED
+        assert "closed" in late.text("why")
+    assert state_file().read_bytes() == before
+    assert node_of(terms).answer(ask(terms, "train", 3, taken=2)).text("status") == DONE
+    assert state_file().read_bytes() != before
+
+
+def test_a_round_whose_time_is_over_while_it_is_trained_leaves_no_trace() -> None:
+    terms = deployed(PFEDREC)
+    times = iter([1e9, 3e9])
+    node = Node(Path("fed/nodes/node-0"), terms, "r", clock=lambda: next(times))
+    assert node.answer(ask(terms, "train")).text("status") == REFUSED
+    assert not state_file().exists()
+
+
+def test_a_round_that_the_server_closed_without_a_node_is_undone() -> None:
+    """It was trained, but the answer came too late: the next round goes on from the one that was taken in."""
+    terms = deployed(PFEDREC)
+    node_of(terms).answer(ask(terms, "train", 1))
+    expected = node_of(terms).answer(ask(terms, "train", 3, taken=1))
+    state_file().unlink()
+    node_of(terms).answer(ask(terms, "train", 1))
+    node_of(terms).answer(ask(terms, "train", 2, taken=1))
+    found = node_of(terms).answer(ask(terms, "train", 3, taken=1))
+    assert found.body == expected.body
+    lost = node_of(terms).answer(ask(terms, "train", 9, taken=7))
+    assert "begin anew" in lost.text("note")
+
+
+def test_nothing_of_another_run_or_of_no_run_is_done() -> None:
+    terms = deployed(PFEDREC)
+    for wrong, why in (
+        (ask(terms, "train", run="s"), "is of run"),
+        (ask(terms, "dance"), "cannot be read"),
+        (ask(terms, "train", clients=[40]), "below 40"),
+        (ask(terms, "train", round=-1), "no count"),
+        (ask(terms, "evaluate", stage="train"), "no stage"),
+    ):
+        answer = node_of(terms).answer(wrong)
+        assert answer.text("status") == FAILED
+        assert why in answer.text("why")
+    assert not state_file().exists()
+    missing = node_of(terms).answer(ask(terms, "train", **{"broadcast/kept": ["structure/1"]}))
+    assert missing.text("status") == MISSING
+    assert missing.texts("kept") == ["structure/1"]
+
+
+def test_a_node_says_what_its_folder_lacks() -> None:
+    terms = deployed(PFEDREC)
+    folder = Path("fed/nodes/node-0")
+    users = (folder / "users.csv").read_text()
+    for text, why in (("user,number\n1,0\n", "has no number"), (users.replace(",1\n", ",40\n"), "from 0 to 39")):
+        (folder / "users.csv").write_text(text)
+        assert why in node_of(terms).answer(ask(terms, "who")).text("why")
+    (folder / "users.csv").write_text(users)
+    items = (folder / "items.csv").read_text()
+    (folder / "items.csv").write_text(items + "51\n")
+    with pytest.raises(InputError, match="the same everywhere"):
+        node_of(terms)
+    (folder / "items.csv").unlink()
+    (folder / "interactions.csv").unlink()
+    with pytest.raises(InputError, match=r"(?s)is missing.*expected one"):
+        node_of(terms)
+
+
+def test_data_that_change_in_a_run_are_noticed() -> None:
+    terms = deployed(PFEDREC)
+    node_of(terms).answer(ask(terms, "train"))
+    file = Path("fed/nodes/node-0/interactions.csv")
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    assert "have changed" in node_of(terms).answer(ask(terms, "train", 2, taken=1)).text("why")
+
+
+def test_a_secret_is_drawn_once_and_is_for_its_owner_alone() -> None:
+    terms = deployed(PFEDREC)
+    path = Path("fed/nodes/node-0/secret")
+    path.unlink()
+    drawn = node_of(terms).folder.secret()
+    assert node_of(terms).folder.secret() == drawn != SEED
+    assert path.stat().st_mode & 0o077 == 0
+
+
+# The loop, with nodes in this process.
+
+
+@pytest.mark.parametrize(
+    ("method", "loop"),
+    [(PFEDREC, {}), (PFEDREC, {"participation": 0.6}), (CGFEDCO, {"rounds": 20})],
+    ids=["PFedRec", "PFedRec, some", "CGFedCo"],
+)
+def test_a_network_ends_where_the_simulator_ends(method: Mapping[str, Any], loop: Mapping[str, Any]) -> None:
+    terms = deployed(method, loop)
+    summary = federate(terms, "r", Here(terms).exchange())
+    wanted, found = simulated(), ended()
+    check_same(found, wanted)
+    assert found["bytes"] == wanted["bytes"]
+    assert found["round"] == wanted["round"]
+    values, others = found["history"], wanted["history"]
+    column = values["columns"].index("val/ndcg@10")
+    other = others["columns"].index("val/ndcg@10")
+    torch.testing.assert_close(values["values"][-1, column], others["values"][-1, other], rtol=0, atol=1e-9)
+    assert summary["clients/gone"] == 0
+
+
+def test_a_node_that_comes_back_in_time_changes_nothing() -> None:
+    terms = deployed(PFEDREC)
+    grid, stopped = Here(terms), list[int]()
+    all_nodes, said = dict(grid.nodes), list[str]()
+
+    def before(node: int, asked: Parcel) -> None:
+        if asked.text("what") == "train" and asked.whole("round") == 2 and node == 1 and not stopped:
+            stopped.append(node)
+            grid.nodes.pop(node)  # it answers error 5, and is back some seconds later
+
+    exchange = grid.exchange(said)
+    sleep = exchange.sleep
+
+    def sleeps(seconds: float) -> None:
+        sleep(seconds)
+        if grid.clock > 1e9 + 10:
+            grid.nodes.update(all_nodes)
+
+    grid.before, exchange.sleep = before, sleeps
+    federate(terms, "r", exchange)
+    assert stopped
+    check_same(ended(), simulated())
+    assert not [line for line in said if "goes on without" in line]
+
+
+def test_without_a_node_that_stays_away_the_run_says_so_and_ends() -> None:
+    terms = deployed(PFEDREC)
+    grid, said = Here(terms), list[str]()
+
+    def before(node: int, asked: Parcel) -> None:
+        if asked.text("what") == "train" and asked.whole("round") == 2:
+            grid.nodes.pop(1, None)
+
+    grid.before = before
+    summary = federate(terms, "r", grid.exchange(said))
+    assert summary["round"] == 3
+    assert (summary["nodes/gone"], summary["clients/gone"]) == (1, 20)
+    assert sum("node 1, with 20 clients, has gone" in line for line in said) == 1
+    assert len([node for node, asked in grid.asked if asked.text("what") == "train" and node == 1]) == 2
+
+
+@pytest.mark.parametrize("gone_in", [1, 2, 3])
+def test_sums_that_wait_for_a_node_that_is_gone_are_opened_without_it(gone_in: int) -> None:
+    terms = deployed(CGFEDCO, {"rounds": 30})
+    grid, said = Here(terms), list[str]()
+
+    def before(node: int, asked: Parcel) -> None:
+        if asked.text("what") == "train" and asked.whole("round") == gone_in:
+            grid.nodes.pop(1, None)
+
+    grid.before = before
+    summary = federate(terms, "r", grid.exchange(said))
+    assert summary["clients/gone"] == 20
+    assert ended()["server"]["found"].numel()  # a structure has come of it
+    assert summary["test/ndcg@10"] > 0
+    assert summary["round"] < 30
+
+
+def test_a_run_without_anybody_left_ends() -> None:
+    terms = deployed(PFEDREC)
+    grid = Here(terms)
+    grid.before = lambda node, asked: grid.nodes.clear() if asked.text("what") == "train" else None
+    with pytest.raises(RunError, match="none of the 40 clients"):
+        federate(terms, "r", grid.exchange())
+    grid = Here(terms, number=0)
+    with pytest.raises(RunError, match="no node has come"):
+        federate(terms, "r", grid.exchange())
+
+
+def test_an_answer_that_cannot_be_read_or_is_for_others_is_left_out() -> None:
+    terms = deployed(PFEDREC)
+    grid, said = Here(terms), list[str]()
+    honest = grid.nodes[1]
+
+    def lies(asked: Parcel) -> Parcel:
+        reply = honest(asked)
+        if asked.text("what") != "train":
+            return reply
+        if asked.whole("round") == 1:
+            return Parcel(reply.head, {**reply.body, "uploads/own": reply.body["uploads/own"][:-1]})
+        return Parcel({**reply.head, "users": [0], "uploads/clients": [0], "uploads/sizes": [0]}, {})
+
+    grid.nodes[1] = lies
+    summary = federate(terms, "r", grid.exchange(said))
+    assert len([line for line in said if "goes on without node 1, whose answer cannot be read" in line]) == 3
+    assert summary["round"] == 3
+
+
+def test_two_nodes_with_one_client_are_refused() -> None:
+    terms = deployed(PFEDREC)
+    grid = Here(terms)
+    grid.nodes[1] = grid.nodes[0]
+    with pytest.raises(InputError, match="both have client 0"):
+        federate(terms, "r", grid.exchange())
+
+
+# The command.
+
+
+def test_deploy_writes_all_or_nothing() -> None:
+    deployed(PFEDREC, nodes=3)
+    assert sorted(path.name for path in Path("fed").rglob("*")) == sorted(
+        ["app", "pyproject.toml", "nodes"]
+        + [f"node-{number}" for number in range(3)]
+        + 3 * ["interactions.csv", "items.csv", "users.csv", "secret"]
+    )
+    app = Path("fed/app/pyproject.toml").read_text()
+    assert "interactions.csv" not in app
+    for options, why in (
+        (("--nodes", 2, "--output", "fed"), "is not empty"),
+        (("--nodes", 0, "--output", "new"), "--nodes"),
+        (("--nodes", 41, "--output", "new"), "more than the 40 clients"),
+        (("--nodes", 2, "--output", "new", "--data.split", "temporal"), "no node has"),
+        (("--nodes", 2, "--output", "new", "--method", "EASE"), "reference"),
+        (("--nodes", 2, "--output", "config.yaml/x"), "is a file"),
+    ):
+        done = cgfedrec("deploy", "--config", "config.yaml", *options)
+        assert done.returncode == 2, done.stderr
+        assert why in done.stderr
+        assert not Path("new").exists()
+    assert not list(Path().glob(".new*"))
+
+
+# On Flower.
+
+
+def test_on_flower_with_tls_and_authentication(tmp_path: Path) -> None:
+    """One node is stopped politely and comes back; the other one is killed after the second round, and stays away."""
+    method = {"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": 256}}
+    deployed(method, {"rounds": 2, "evaluate_every": 3})
+    wanted = simulated()
+    folders = [tmp_path / f"fed/nodes/node-{number}" for number in range(2)]
+    with Loopback(tmp_path, folders) as flower:
+        flower.run(tmp_path / "fed/app", {"rounds": 3, "absent": 5.0})
+        last: list[dict[str, Any]] = []
+
+        def reached(round: int) -> bool:
+            for path in tmp_path.glob("runs/flower/*/checkpoints/last.ckpt"):
+                last[:] = [dict(read_checkpoint(path)["loop"])]
+            return bool(last) and last[0]["round"] >= round
+
+        flower.wait_for("the first round", lambda: reached(1), 240)
+        flower.stop_node(0)
+        flower.start_node(0)
+        flower.wait_for("the second round", lambda: reached(2), 240)
+        up, down = flower.proxy.up, flower.proxy.down
+        flower.kill_node(1)
+        assert last[0]["round"] == 2
+        check_same(last[0], wanted)
+        assert last[0]["bytes"] == wanted["bytes"]
+        flower.wait_for("the end", lambda: list(tmp_path.glob("runs/flower/*/summary.json")), 300)
+    (summary,) = (yaml.safe_load(path.read_text()) for path in tmp_path.glob("runs/flower/*/summary.json"))
+    assert (summary["round"], summary["nodes/gone"], summary["clients/gone"]) == (3, 1, 20)
+    # Six messages went down to nodes in two rounds and were answered, and one came twice, to the node that was
+    # stopped. A broadcast that is the same for all comes down once for a node, and not once for each of its clients.
+    bytes_up, bytes_down, _ = wanted["bytes"]
+    assert bytes_up <= up <= 1.05 * bytes_up + 7 * 20_000
+    assert down <= 1.05 * bytes_down * 2 / 40 + 7 * 20_000
