@@ -39,7 +39,7 @@ class Broadcast:
         kept: Bulletins by name. A client that has had the one of this name has it still, and does not download it
             again. Another version has another name.
 
-    from cgfedrec.wire.values import Labels
+    >>> from cgfedrec.wire.values import Labels
     >>> message = Broadcast({"labels": Labels(torch.arange(1682) % 60, clusters=60)})
     >>> len(message.pack())  # 6 bits a label, and 19 bytes of header
     1281
