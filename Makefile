@@ -33,7 +33,7 @@ paper: $(INSTALLED)  ## train the paper's CGFedRec with its published settings, 
 	$(BIN)/cgfedrec fit --config configs/paper/filmtrust.yaml --data.path $(DATA)/filmtrust/ratings.tsv
 
 test: $(INSTALLED_DEV)  ## run all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 stops: $(INSTALLED_DEV)  ## kill runs before every single write, and see that they go on (long)
 	CGFEDREC_ALL_STOPS=1 $(BIN)/python -m pytest -n 2 tests/test_stops.py tests/test_tune.py

@@ -467,7 +467,7 @@ def test_on_flower_with_tls_and_authentication(tmp_path: Path) -> None:
     wanted = simulated()
     folders = [tmp_path / f"fed/nodes/node-{number}" for number in range(2)]
     with Loopback(tmp_path, folders) as flower:
-        flower.run(tmp_path / "fed/app", {"rounds": 3, "absent": 5.0})
+        flower.run(tmp_path / "fed/app", {"rounds": 3, "absent": 20.0})
         last: list[dict[str, Any]] = []
 
         def reached(round: int) -> bool:

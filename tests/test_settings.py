@@ -405,7 +405,7 @@ def test_what_only_fit_heeds_is_refused_elsewhere(capsys: pytest.CaptureFixture[
         ),
         (["--method", "mine.Mine"], "mine.Mine is no class that can stand here (No module named 'mine'; is its folder"),
         (["--fabric.strategy", "lightning.fabric.strategies.DDPStrategy"], "fabric.strategy"),
-        (["--fabric.strategy", "{class_path: lightning.fabric.strategies.DDPStrategy}"], "fabric.strategy"),
+        (["--fabric.strategy", "{class_path: lightning.fabric.strategies.FSDPStrategy}"], "fabric.strategy"),
         (["--fabric.plugins", "{class_path: lightning.fabric.plugins.DoublePrecision}"], "fabric.plugins: "),
         (["--run_dir", "file/below"], "run_dir: file/below lies below"),
         (["--run_dir", "file"], "run_dir: file is a file"),

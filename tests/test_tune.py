@@ -65,7 +65,7 @@ def test_the_best_is_a_config_of_fit_and_no_test_item_is_ranked(monkeypatch: pyt
         return ranked(data, stage, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr("cgfedrec.loop.ranked", note)
+        patched.setattr("cgfedrec.simulation.clients.ranked", note)
         assert tune(7) == 0
     assert set(stages) == {"val"}
     table = trials()

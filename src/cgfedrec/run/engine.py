@@ -53,7 +53,7 @@ def engine(arguments: dict[str, Any], callbacks: list[object]) -> tuple[Fabric, 
     fabric, processes = _fabric(arguments, callbacks), Processes()
     strategy, problems = fabric.strategy, []
     if isinstance(strategy, DDPStrategy) and strategy._start_method == "popen":
-        processes = Processes(fabric)
+        processes = Processes(fabric if fabric.world_size > 1 else None)
         alone = SingleDeviceStrategy(device=fabric.device)
         fabric = _fabric(dict(arguments, devices=1, num_nodes=1, strategy=alone), callbacks)
     elif not (isinstance(strategy, SingleDeviceStrategy) and fabric.world_size == 1):
