@@ -1,10 +1,10 @@
 """One piece of work for several frameworks: what it is, as files that all of them read, and how it goes here.
 
-    python -m benchmarks.work FOLDER
+    python -m benchmarks.work FOLDER ROUNDS
 
-Some rounds of FedMF (Adam) or PFedRec (SGD) by all clients, one local epoch each, nothing evaluated. Negatives are drawn
-before, and are in the files, with the order in which a client goes through its samples. So are the values with which
-clients start. `benchmarks.peers` compares; `beside/` has the same clients in plain torch for the others.
+Some rounds of FedMF (Adam) or PFedRec (SGD) by all clients, one local epoch each, nothing evaluated. Negatives are
+drawn before, and are in the files, with the order in which a client goes through its samples, and the values with which
+it starts. `benchmarks.peers` compares; `beside/` has the same clients in plain torch for the others.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cgfedrec.kit.optimisers import FactorAdam, TableSGD
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import FedMF, PFedRec
 from cgfedrec.protocol import Protocol
+from cgfedrec.server import MeanServer
 
 Name = Literal["FedMF", "PFedRec"]
 METHODS: dict[Name, FedMF | PFedRec] = {
@@ -50,6 +51,7 @@ class Work:
     path: str
     """Of the ratings, laid out as ML-100K's."""
     rounds: int
+    """For how many there are negatives."""
     threads: int
     folder: str
     """Where the files are: ``settings.json``, ``work.npz``, and what comes of it."""
@@ -67,15 +69,16 @@ class Timed(FederatedLoop):
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         self.times.append(seconds)
-        self.tables.append(self.server.means.get_buffer("table").numpy().copy())  # type: ignore[operator]
+        assert isinstance(self.server, MeanServer)
+        self.tables.append(self.server.mean("table").numpy().copy())
 
     times: list[float]
     tables: list[NDArray[np.float32]]
 
 
-def federation(work: Work) -> Timed:
+def federation(work: Work, rounds: int) -> Timed:
     """Ready to train its first round."""
-    loop = Timed(work.rounds, patience=None)
+    loop = Timed(rounds, patience=None)
     loop.times, loop.tables = [], []
     data = ratings(Path(work.path), Protocol(), 0)
     loop.setup(Fabric(accelerator="cpu", devices=1), data, METHODS[work.method])
@@ -84,7 +87,7 @@ def federation(work: Work) -> Timed:
 
 def write(work: Work) -> Work:
     """Write the files of a piece of work; it comes back with what it did not know before."""
-    loop = federation(work)
+    loop = federation(work, work.rounds)
     data, method = loop.data, METHODS[work.method]
     everyone = torch.arange(data.num_users)
     with loop.clients.workers.one() as worker:
@@ -119,26 +122,26 @@ def in_order(data: FederatedDataModule, round: int) -> tuple[NDArray[np.int64], 
     return np.concatenate(items), np.concatenate(targets)
 
 
-def here(work: Work) -> None:
-    """Do it with cgfedrec: ``cgfedrec.json`` with seconds and peak memory, ``cgfedrec.npz`` with the mean tables.
+def here(work: Work, rounds: int) -> None:
+    """Do it with cgfedrec: ``cgfedrec.json`` with seconds and peak memory, ``cgfedrec.npy`` with mean tables.
 
     Negatives are drawn before. Shuffling and cutting into batches counts, which the others find done.
     """
     threads.use(work.threads)
-    loop = federation(work)
+    loop = federation(work, rounds)
     data, everyone = loop.data, torch.arange(loop.data.num_users)
     drawn = {
         (int(users[0]), round): data.batches.samples(users.numpy(), round, data.private_seed)
         for users in data.cohorts(everyone, loop.clients.cohort_size)
-        for round in range(1, work.rounds + 1)
+        for round in range(1, rounds + 1)
     }
-    with patch.object(type(data.batches), "samples", lambda _, users, round, seed: drawn[int(users[0]), round]):
+    with patch.object(type(data.batches), "samples", lambda _, users, *when: drawn[int(users[0]), when[0]]):
         loop.fit()
     folder = Path(work.folder)
-    np.savez(folder / "cgfedrec.npz", first=loop.tables[0], last=loop.tables[-1])
+    np.save(folder / "cgfedrec.npy", np.stack(loop.tables))
     found = {"seconds": loop.times, "peak": status("VmHWM")}
     (folder / "cgfedrec.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    here(Work(**json.loads((Path(sys.argv[1]) / "settings.json").read_text())))
+    here(Work(**json.loads((Path(sys.argv[1]) / "settings.json").read_text())), int(sys.argv[2]))

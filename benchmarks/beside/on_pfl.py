@@ -1,4 +1,4 @@
-"""A piece of work on pfl-research, in its own environment: python on_pfl.py FOLDER.
+"""A piece of work on pfl-research, in its own environment: python on_pfl.py FOLDER ROUNDS.
 
 Clients train one after another by `SimulatedBackend`. What is private lies in pfl's own store of users' states.
 """
@@ -90,7 +90,7 @@ class Watch(TrainingProcessCallback):
 
 def main() -> None:
     """Do it, and write what it took."""
-    work = Work(sys.argv[1])
+    work = Work(sys.argv[1], int(sys.argv[2]))
     settings = work.settings
     torch.set_num_threads(settings.threads)
     net = work.net()
@@ -103,15 +103,14 @@ def main() -> None:
 
     users = FederatedDataset(dataset, get_user_sampler("minimize_reuse", list(range(settings.users))))
     Personal(work).run(
-        NNAlgorithmParams(settings.rounds, 10**9, settings.users, None),
+        NNAlgorithmParams(work.rounds, 10**9, settings.users, None),
         SimulatedBackend(users, None, [WeightByUser()]),
         Shared(net),
         NNTrainHyperParams(settings.batch_size, 1, settings.rate),
         callbacks=[watch],
         send_metrics_to_platform=False,
     )
-    seconds = [after - before for before, after in zip(watch.times[:-1], watch.times[1:])]
-    work.write("pfl-research", seconds, peak(), watch.tables)
+    work.write("pfl-research", watch.times, watch.tables, peak())
 
 
 if __name__ == "__main__":

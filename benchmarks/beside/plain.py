@@ -6,6 +6,7 @@ The environments of the others have torch and numpy, and no cgfedrec: nothing he
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 
 class Work:
-    """A piece of work as `benchmarks.work` has written it."""
+    """Some rounds of a piece of work, as `benchmarks.work` has written it."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, rounds: int) -> None:
+        self.folder, self.rounds = Path(folder), rounds
         self.settings = SimpleNamespace(**json.loads((self.folder / "settings.json").read_text()))
         with np.load(self.folder / "work.npz") as file:
             self.arrays = {name: torch.from_numpy(file[name]) for name in file.files}
@@ -42,10 +43,17 @@ class Work:
         """The method's network; its values are still to be set."""
         return {"FedMF": FedMF, "PFedRec": PFedRec}[self.settings.method](self.settings)
 
-    def write(self, name: str, seconds: list[float], peak: int, tables: list[Tensor]) -> None:
-        """Say what it took, in bytes and seconds a round, and what came of it."""
-        first, last = (table.detach().numpy() for table in (tables[0], tables[-1]))
-        np.savez(self.folder / f"{name}.npz", first=first, last=last)
+    def write(self, name: str, times: list[float], tables: list[Tensor], peak: int = 0) -> None:
+        """Say what it took and what came of it.
+
+        Args:
+            name: Of the framework.
+            times: When the first round began and when each ended, in seconds.
+            tables: The mean ones after each round, `[items, dim]`.
+            peak: Of memory, in bytes, where that of one process is all.
+        """
+        np.save(self.folder / f"{name}.npy", torch.stack(tables).numpy())
+        seconds = [after - before for before, after in pairwise(times)]
         (self.folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, "peak": peak}))
 
 
