@@ -4,10 +4,10 @@
 
 FedMF with Adam and PFedRec with SGD, all clients, one local epoch in batches of 256. Each of the others gets an
 environment of its own, which is made once (minutes, by pip) and kept. The same for all are the values with which
-clients start, negatives, the order of samples, threads, and the arithmetic: the mean tables after each round must agree.
-Nothing is evaluated. Negatives are drawn before. Shuffling and cutting into batches counts here, and not for the others,
-who find it done in the file. On Flower as many clients train at a time as there are threads; its server and Ray's own
-processes come on top, so that it may use more of the machine.
+clients start, negatives, the order of samples, threads, and the arithmetic: the mean tables after each round must
+agree. Nothing is evaluated. Negatives are drawn before. Shuffling and cutting into batches counts here, and not for the
+others, who find it done in the file. On Flower as many clients train at a time as there are threads; its server and
+Ray's own processes come on top, so that it may use more of the machine.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def main(grid: Grid, context: Context) -> None:
         times.append(time.perf_counter())
         tables.append(arrays.to_torch_state_dict()["table"])
 
-    strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0)
+    users = work().settings.users  # for all of whom it waits: else it begins with those who are there already
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=users, min_available_nodes=users)
     start = ArrayRecord({"table": work().arrays["table"]})
     strategy.start(grid, start, num_rounds=work().rounds, timeout=3600, evaluate_fn=note)
     work().write("Flower", times, tables[1:])
