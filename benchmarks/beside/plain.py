@@ -39,9 +39,10 @@ class Work:
             if name.startswith("private_")
         }
 
-    def net(self) -> FedMF | PFedRec:
+    def net(self) -> Net:
         """The method's network; its values are still to be set."""
-        return {"FedMF": FedMF, "PFedRec": PFedRec}[self.settings.method](self.settings)
+        methods: dict[str, type[Net]] = {"FedMF": FedMF, "PFedRec": PFedRec}
+        return methods[self.settings.method](self.settings)
 
     def write(self, name: str, times: list[float], tables: list[Tensor], peak: int = 0) -> None:
         """Say what it took and what came of it.
@@ -78,6 +79,14 @@ class Net(nn.Module):
     def private(self) -> dict[str, Tensor]:
         """A copy of the private parameters."""
         return {name: self.get_parameter(name).detach().clone() for name in self.own}
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new one, for one round."""
+        raise NotImplementedError
+
+    def step(self, optimizer: torch.optim.Optimizer, items: Tensor, targets: Tensor) -> None:
+        """Train on one batch."""
+        raise NotImplementedError
 
     def train_epoch(self, items: Tensor, targets: Tensor) -> None:
         """Train on samples in their order; the optimiser starts afresh."""
