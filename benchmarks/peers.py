@@ -7,7 +7,8 @@ environment of its own, which is made once (minutes, by pip) and kept. The same 
 clients start, negatives, the order of samples, threads, and the arithmetic: the mean tables after each round must
 agree. Nothing is evaluated. Negatives are drawn before. Shuffling and cutting into batches counts here, and not for the
 others, who find it done in the file. On Flower as many clients train at a time as there are threads; its server and
-Ray's own processes come on top, so that it may use more of the machine.
+Ray's own processes come on top, so that it may use more of the machine. Seconds that a process was busy (``cpu_s``)
+suffer less from other work on the cores than those of the clock, which are what counts on quiet ones.
 """
 
 from __future__ import annotations
@@ -114,10 +115,11 @@ def measure(done: Work, name: str, python: Path, rounds: int) -> dict[str, Any]:
         "first_s": first,
         "round_s": median(later),
         "fastest_s": min(later),
+        # Of the one process that there is; Flower has several, and their work looks like that of others.
+        "cpu_s": None if name == "Flower" else median(found["cpu"][1:]),
         "rounds": rounds,
         "peak_MiB": max(watched, found["peak"]) / 2**20,
         "apart": apart(folder, name),
-        # Ray's workers are no children of ours that we could wait for, and so their work looks like that of others.
         "others": None if name == "Flower" else others.share(),
     }
 
@@ -136,14 +138,15 @@ def compare(arguments: argparse.Namespace) -> pl.DataFrame:
             if method in arguments.flower:
                 rows.append(measure(done, "Flower", pythons["Flower"], arguments.flower_rounds))
     table = pl.DataFrame(rows, infer_schema_length=None)
-    ours = table.filter(pl.col("on") == OURS).select("method", mine=pl.col("round_s"))
+    ours = table.filter(pl.col("on") == OURS).select("method", mine=pl.col("round_s"), busy=pl.col("cpu_s"))
     return (
         table.join(ours, "method", maintain_order="left")
         .with_columns(
             pl.when(pl.col("on") != OURS).then(pl.col("round_s") / pl.col("mine")).alias("ratio"),
+            pl.when(pl.col("on") != OURS).then(pl.col("cpu_s") / pl.col("busy")).alias("cpu_ratio"),
             pl.col("on").replace_strict(AIMS, default=None, return_dtype=pl.Float64).alias("asked"),
         )
-        .drop("mine")
+        .drop("mine", "busy")
     )
 
 

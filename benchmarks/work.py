@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -65,21 +66,23 @@ class Work:
 
 
 class Timed(FederatedLoop):
-    """Notes what a round takes, evaluation and callbacks aside, and the mean table after it; evaluates nothing."""
+    """Notes what a round takes, when the process had been busy for how long, and mean tables; evaluates nothing."""
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         self.times.append(seconds)
+        self.busy.append(time.process_time())
         assert isinstance(self.server, MeanServer)
         self.tables.append(self.server.mean("table").numpy().copy())
 
     times: list[float]
+    busy: list[float]
     tables: list[NDArray[np.float32]]
 
 
 def federation(work: Work, rounds: int) -> Timed:
     """Ready to train its first round."""
     loop = Timed(rounds, patience=None)
-    loop.times, loop.tables = [], []
+    loop.times, loop.busy, loop.tables = [], [], []
     data = ratings(Path(work.path), Protocol(), 0)
     loop.setup(Fabric(accelerator="cpu", devices=1), data, METHODS[work.method])
     return loop
@@ -136,10 +139,11 @@ def here(work: Work, rounds: int) -> None:
         for round in range(1, rounds + 1)
     }
     with patch.object(type(data.batches), "samples", lambda _, users, *when: drawn[int(users[0]), when[0]]):
+        loop.busy.append(time.process_time())
         loop.fit()
     folder = Path(work.folder)
     np.save(folder / "cgfedrec.npy", np.stack(loop.tables))
-    found = {"seconds": loop.times, "peak": status("VmHWM")}
+    found = {"seconds": loop.times, "cpu": np.diff(loop.busy).tolist(), "peak": status("VmHWM")}
     (folder / "cgfedrec.json").write_text(json.dumps(found))
 
 

@@ -45,7 +45,7 @@ def on_plain(folder: Path, name: str) -> None:
             trained.append(net.table.detach())
         table = torch.stack(trained).double().mean(0).float()
         tables.append(table)
-    work.write(name, [0.0] * (ROUNDS + 1), tables)
+    work.write(name, [plain.now() for _ in range(ROUNDS + 1)], tables)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -55,7 +55,7 @@ def test_plain_clients_do_the_same_work(method: Name, ratings: Path, tmp_path: P
     on_plain(tmp_path, "plain")
     assert peers.apart(tmp_path, "plain") < 1e-6
     found = json.loads((tmp_path / "cgfedrec.json").read_text())
-    assert len(found["seconds"]) == ROUNDS
+    assert len(found["seconds"]) == len(found["cpu"]) == ROUNDS
     assert found["peak"] > 0
     tables = np.load(tmp_path / "cgfedrec.npy")
     assert tables.shape == (ROUNDS, done.items, done.dim)

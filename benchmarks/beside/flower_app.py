@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from functools import cache
 
 import torch
@@ -11,7 +10,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from plain import Work
+from plain import Work, now
 
 TOLD = "PEERS_WORK"
 """The variable that tells where the work lies, and how many rounds there are to be."""
@@ -48,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
 
     def note(round: int, arrays: ArrayRecord) -> None:
         """Called before the first round and after each."""
-        times.append(time.perf_counter())
+        times.append(now())
         tables.append(arrays.to_torch_state_dict()["table"])
 
     users = work().settings.users  # for all of whom it waits: else it begins with those who are there already

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from pfl.exception import UserNotFoundError
 from pfl.hyperparam.base import NNTrainHyperParams
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
-from plain import Net, Work, peak
+from plain import Net, Work, now, peak
 from torch import Tensor
 
 
@@ -75,15 +74,15 @@ class Watch(TrainingProcessCallback):
     """Notes when rounds end, and the tables then."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: list[tuple[float, float]] = []
         self.tables: list[Tensor] = []
 
     def on_train_begin(self, *, model: Shared) -> Metrics:
-        self.times.append(time.perf_counter())
+        self.times.append(now())
         return Metrics()
 
     def after_central_iteration(self, aggregate_metrics: Metrics, model: Shared, **_: Any) -> tuple[bool, Metrics]:
-        self.times.append(time.perf_counter())
+        self.times.append(now())
         self.tables.append(model.pytorch_model.table.detach().clone())
         return False, Metrics()
 

@@ -6,7 +6,7 @@ The environments of the others have torch and numpy, and no cgfedrec: nothing he
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,18 +44,18 @@ class Work:
         methods: dict[str, type[Net]] = {"FedMF": FedMF, "PFedRec": PFedRec}
         return methods[self.settings.method](self.settings)
 
-    def write(self, name: str, times: list[float], tables: list[Tensor], peak: int = 0) -> None:
+    def write(self, name: str, times: list[tuple[float, float]], tables: list[Tensor], peak: int = 0) -> None:
         """Say what it took and what came of it.
 
         Args:
             name: Of the framework.
-            times: When the first round began and when each ended, in seconds.
+            times: What `now` said when the first round began and when each ended.
             tables: The mean ones after each round, `[items, dim]`.
             peak: Of memory, in bytes, where that of one process is all.
         """
         np.save(self.folder / f"{name}.npy", torch.stack(tables).numpy())
-        seconds = [after - before for before, after in pairwise(times)]
-        (self.folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, "peak": peak}))
+        seconds, cpu = np.diff(np.array(times), axis=0).T.tolist()
+        (self.folder / f"{name}.json").write_text(json.dumps({"seconds": seconds, "cpu": cpu, "peak": peak}))
 
 
 class Net(nn.Module):
@@ -146,6 +146,11 @@ class PFedRec(Net):
         F.binary_cross_entropy_with_logits(logits, targets).backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def now() -> tuple[float, float]:
+    """Seconds of the clock, and those that this process has been busy."""
+    return time.perf_counter(), time.process_time()
 
 
 def peak() -> int:
