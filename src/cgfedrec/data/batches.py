@@ -87,7 +87,7 @@ class Batches:
         return torch.from_numpy(np.lexsort((-self.steps, -self.widths)))
 
     @cached_property
-    def _place(self) -> Tensor:
+    def place(self) -> Tensor:
         """`[users]`: where each user stands in `order`."""
         return self.order.argsort()
 
@@ -96,7 +96,7 @@ class Batches:
 
         The batches of a cohort are equally wide, and whoever has more of them stands before those who have fewer.
         """
-        users = participants[self._place[participants].argsort()]
+        users = participants[self.place[participants].argsort()]
         widths = torch.from_numpy(self.widths)[users]
         for width in widths.unique().flip(0):
             yield from users[widths == width].split(cohort_size)

@@ -48,8 +48,7 @@ class GatherServer(Server):
         uploads = [nobody, *self.take_uploads()]
         clients = torch.cat(processes.together(torch.cat([upload.clients for upload in uploads])))
         # [clients]: in the order in which a process alone would have had them.
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
+        place = order.argsort()  # [users]
         in_order = place[clients].argsort()
         values = {}
         for name in nobody.values:

@@ -53,6 +53,7 @@ class Run(Trained):
         update: From where it goes on with other data.
 
     Attributes:
+        processes: That share the clients; often this one alone.
         config: The settings as YAML, as in ``config.yaml``.
         logger: What the settings name beside the CSV, if anything.
         summary: What ``summary.json`` holds, once training has ended.

@@ -70,10 +70,8 @@ class Clients:
     ) -> None:
         self.fabric, self.data, self.server, self.epochs = fabric, data, server, method.local_epochs
         self.wire, self.processes = wire, processes
-        order = data.order()
         # [users], int64: where each stands in the order in which cohorts come; and [users], bool: who is at home here.
-        self._place = torch.empty_like(order)
-        self._place[order] = torch.arange(len(order))
+        self._place = data.batches.place
         self.at_home = self._place % self.processes.number == self.processes.rank
         self.bytes_scoring = 0
         self._method = type(method).__name__
