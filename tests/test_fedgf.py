@@ -212,7 +212,7 @@ def test_settings_that_cannot_work_are_refused(data: FederatedDataModule) -> Non
 
 @pytest.mark.parametrize("protocol", [Protocol(), Protocol(candidates="sampled", num_candidates=20)])
 def test_gains_are_those_of_the_evaluation_and_0_where_nothing_is_held_out(protocol: Protocol) -> None:
-    data = prepared(protocol, synthetic=Synthetic(users=20, items=60, groups=6, interactions=10))
+    data = prepared(protocol, synthetic=Synthetic(users=20, items=60, groups=6, skew=0.5, interactions=10))
     scores = torch.rand(20, 60, generator=torch.Generator().manual_seed(0))
     cohort = data.ranking(torch.arange(20), "val")
     mine = gains("ndcg@10", scores, cohort)

@@ -79,7 +79,7 @@ def run(attempt: Attempt) -> Run:
     if attempt.source == "environment":
         environment = {f"{PREFIX}{name.upper()}": yaml.safe_dump(value) for name, value in config.items()}
         environment[variable_of(attempt.option)] = attempt.value.strip('"')
-        started = start(said(environment=environment), on_quickstart=False)
+        started = start(said(environment=environment))
     elif attempt.source == "option":
         started = start(said([config], [f"--{attempt.option}", attempt.value.strip('"')], {}))
     else:
@@ -119,7 +119,6 @@ def problem_with(attempt: Attempt) -> str | None:
 @pytest.mark.parametrize("method", CLASSES, ids=lambda path: path.rpartition(".")[2])
 def test_every_value_is_taken_or_refused_by_name(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "fit", lambda self: None)
-    monkeypatch.setattr("cgfedrec.settings.parser.quickstart", lambda: Path("nowhere.yaml"))
     everything = list(attempts(method))
     if not os.environ.get("CGFEDREC_ALL_OPTIONS"):
         everything = random.Random(method).sample(everything, min(SAMPLE, len(everything)))

@@ -18,12 +18,14 @@ import cgfedrec.centralized
 import cgfedrec.methods
 from cgfedrec.cli import main
 from cgfedrec.client import empty_parameter
+from cgfedrec.data.synthetic import Synthetic
 from cgfedrec.errors import InputError
 from cgfedrec.run.api import start
+from cgfedrec.settings.layers import merged
 from cgfedrec.settings.mistakes import MOVED
 from cgfedrec.settings.options import options_of
-from cgfedrec.settings.parser import dump, instantiate, parse, parser
-from cgfedrec.settings.sources import Config, said
+from cgfedrec.settings.parser import DEFAULTS, dump, instantiate, parse, parser
+from cgfedrec.settings.sources import Config, layer_of, said
 from cgfedrec.settings.trust import settings_of
 from tests.conftest import ROOT, TINY
 
@@ -37,15 +39,15 @@ QUICKSTART = str(ROOT / "configs" / "cgfedrec.yaml")
 @pytest.fixture(autouse=True)
 def _on_cgfedrec(monkeypatch: pytest.MonkeyPatch) -> None:
     """In these tests CGFedRec is what runs without a config: it has settings of every kind, where CGFedCo has few."""
-    monkeypatch.setattr("cgfedrec.settings.parser.quickstart", lambda: Path(QUICKSTART))
+    parser()  # which is kept, with the defaults that it is made with
+    ours = layer_of(yaml.safe_load(Path(QUICKSTART).read_text()), "quickstart")
+    monkeypatch.setattr("cgfedrec.settings.parser.DEFAULTS", merged(DEFAULTS, ours))
 
 
-def settings(
-    *configs: Config, options: Sequence[str] = (), env: Mapping[str, str] | None = None, quickstart: bool | None = None
-) -> Namespace:
+def settings(*configs: Config, options: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Namespace:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return parse(said(configs, options, env or {}), on_quickstart=quickstart)
+        return parse(said(configs, options, env or {}))
 
 
 def problems(*arguments: Any, **named: Any) -> str:
@@ -97,11 +99,10 @@ def test_a_group_and_its_options_both_hold(group: str) -> None:
 def test_a_named_class_starts_from_its_own_defaults_wherever_it_is_named(tmp_path: Path) -> None:
     second = tmp_path / "second.yaml"
     second.write_text("method: PFedRec\n")
-    own = settings({"method": "PFedRec"}, quickstart=False).method
+    own = settings({"method": "PFedRec"}).method
     assert (own.init_args.dim, own.init_args.lr_eta, own.init_args.init_scale) == (32, 80, 1)
     for found in (
-        settings({"method": "PFedRec"}, quickstart=True),
-        settings({"method": {"class_path": "cgfedrec.methods.PFedRec"}}, quickstart=True),
+        settings({"method": {"class_path": "cgfedrec.methods.PFedRec"}}),
         settings(env={"CGFEDREC_FIT_METHOD": "PFedRec"}),
         settings(env={"CGFEDREC_FIT_METHOD": "PFedRec"}, options=["--seed_everything", "0"]),
         settings(QUICKSTART, second),
@@ -113,7 +114,7 @@ def test_a_named_class_starts_from_its_own_defaults_wherever_it_is_named(tmp_pat
         assert found.method.class_path.endswith(".PFedRec")
     said_of_it = settings(QUICKSTART, {"method": "PFedRec"}, options=["--method.dim", "5"]).method
     assert (said_of_it.init_args.dim, said_of_it.init_args.lr_eta) == (5, 80)
-    gpfedrec = settings({"method": "GPFedRec"}, quickstart=True).method.init_args
+    gpfedrec = settings({"method": "GPFedRec"}).method.init_args
     assert (gpfedrec.lr_eta, gpfedrec.dim) == (80, 32)
 
 
@@ -129,7 +130,7 @@ def test_the_control_takes_over_what_it_shares_with_the_method_that_it_controls(
     ours = settings().method.init_args
     for found in (
         settings(options=["--method", "Local"]),
-        settings({"method": "Local"}, quickstart=True),
+        settings({"method": "Local"}),
         settings(env={"CGFEDREC_FIT_METHOD": "Local"}),
     ):
         local = found.method.init_args.as_dict()
@@ -147,7 +148,7 @@ def test_an_optimiser_starts_from_its_own_defaults() -> None:
     assert kept.method.init_args.optimizer.init_args.lr == 0.001
     assert kept.method.init_args.optimizer.init_args.weight_decay == 0.5
     sgd = settings(options=["--method.optimizer", "SGD"]).method.init_args.optimizer
-    assert sgd.init_args.lr == 0.1, "the same class as the quickstart's"
+    assert sgd.init_args.lr == 0.1, "the same class as the default"
 
 
 def test_a_logger_starts_from_its_own_defaults() -> None:
@@ -473,8 +474,9 @@ RECOMMENDERS = [f"cgfedrec.methods.{name}" for name in cgfedrec.methods.__all__]
 
 
 @pytest.mark.parametrize("path", RECOMMENDERS, ids=lambda path: path.rpartition(".")[2])
-def test_what_a_method_has_by_default_is_written_and_read_back(path: str) -> None:
+def test_what_a_method_has_by_default_is_written_and_read_back(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a config and from a checkpoint alike; nothing is a function that has no name."""
+    monkeypatch.undo()  # the true defaults
     written = dump(settings({"method": {"class_path": path}}))
     assert settings_of(written, (), ())["method"] == yaml.safe_load(written)["method"]
     again = settings(yaml.safe_load(written))
@@ -495,3 +497,35 @@ def test_every_option_of_a_method_is_explained(path: str) -> None:
         if name.count(".") == 1 and name.startswith("method."):
             (action,) = (action for action in option.parser._actions if action.dest == option.dest)
             assert action.help, name
+
+
+def test_a_file_says_what_options_and_mappings_say(tmp_path: Path) -> None:
+    """What two lines leave unsaid keeps its defaults, wherever the two lines stand."""
+    file = tmp_path / "two.yaml"
+    file.write_text("data.synthetic.users: 50\nmethod.dim: 9\n")
+    options = ["--data.synthetic.users", "50", "--method.dim", "9"]
+    for found in (settings(file), settings({"data.synthetic.users": 50, "method.dim": 9}), settings(options=options)):
+        found.config = []
+        assert dump(found) == dump(settings(options=options))
+        assert found.data.init_args.synthetic.as_dict() == vars(Synthetic(users=50))
+
+
+def test_print_config_says_where_each_value_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "two.yaml"
+    file.write_text("loop: {rounds: 7, patience: 10}\nprotocol.cutoffs: [5]\ndata.path: 'a # b'\n")
+    words = ["--config", str(file), "--method.dim", "9", "--loop.evaluate_every", "1", "--print_config"]
+    with pytest.raises(SystemExit):
+        settings(options=words, env={"CGFEDREC_FIT_FABRIC__DEVICES": "2"})
+    printed = capsys.readouterr().out
+    said_of = [line.strip() for line in printed.splitlines() if line.count("  #")]
+    assert said_of == [
+        "devices: '2'  # CGFEDREC_FIT_FABRIC__DEVICES",
+        f"path: 'a # b'  # {file}",
+        f"cutoffs:  # {file}",
+        "dim: 9  # the command line",
+        f"rounds: 7  # {file}",
+    ], "the others are defaults, or equal to them"
+    with pytest.raises(SystemExit):
+        settings(options=["--config", str(file), "--print_config=skip_default"])
+    assert capsys.readouterr().out.count("  # ") == 3
+    assert yaml.safe_load(printed)["data"]["init_args"]["path"] == "a # b"

@@ -6,6 +6,7 @@ at once; a verb imports what it needs.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:
         argv = sys.argv[1:]
+    gc.set_threshold(100_000)  # to import torch makes objects by the million: with 700 the collector takes a sixth of it
     warnings.formatwarning = _warning
     parser, verbs = command_parser(COMMANDS)
     try:

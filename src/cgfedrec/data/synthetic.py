@@ -66,13 +66,13 @@ class Synthetic:
         drift: How strongly the popularity of each item rises and falls within a season of 120 days; at 0 it stays.
     """
 
-    users: int = 400
-    items: int = 400
-    groups: int = 20
+    users: int = 600
+    items: int = 200
+    groups: int = 10
     tastes: int = 2
     focus: float = 0.9
-    skew: float = 0.5
-    interactions: int = 25
+    skew: float = 0.4
+    interactions: int = 20
     seed: int | None = None
     drift: float = 0.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def fit(*configs: Config, callbacks: Sequence[object] = (), console: Console | N
     """Train, as `cgfedrec fit` does.
 
     Args:
-        configs: YAML files and mappings of options, later ones overriding earlier ones. Where the first is a mapping,
-            it overrides the quickstart. ``ckpt_path`` and ``run_dir`` are options too.
+        configs: YAML files and mappings of options, later ones overriding earlier ones. ``ckpt_path`` and ``run_dir``
+            are options too.
         callbacks: Objects with some of the hooks that `cgfedrec.run.callbacks` names.
         console: Where progress and results are shown; by default nowhere.
 
@@ -41,15 +41,13 @@ def fit(*configs: Config, callbacks: Sequence[object] = (), console: Console | N
         InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
         RunError: if training fails; the last good checkpoint is kept.
     """
-    with start(said(configs), callbacks, console, not configs or isinstance(configs[0], Mapping)) as run:
+    with start(said(configs), callbacks, console) as run:
         run.fit()
     return run
 
 
 @contextmanager
-def start(
-    given: Said, callbacks: Sequence[object] = (), console: Console | None = None, on_quickstart: bool | None = None
-) -> Iterator[Run]:
+def start(given: Said, callbacks: Sequence[object] = (), console: Console | None = None) -> Iterator[Run]:
     """A run as is said, new or resumed, which holds its folder while the body trains it.
 
     The body calls `Run.fit` itself. So four calls lie between ``cgfedrec fit`` and a client's ``training_step``, each
@@ -60,7 +58,6 @@ def start(
         given: What the run is told.
         callbacks: As of `fit`.
         console: As of `fit`.
-        on_quickstart: See `cgfedrec.settings.parser.parse`.
 
     Raises:
         InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
@@ -75,7 +72,7 @@ def start(
     if checkpoint:
         state = read_checkpoint(checkpoint)
         base = settings_in(state["config"], given)
-    settings = parse(given, base, on_quickstart)
+    settings = parse(given, base)
     if is_rolling(settings):
         if state or update:
             named = "ckpt_path" if state else "update_from"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
 from lightning import Fabric
 from lightning.fabric.loggers import Logger
@@ -19,10 +18,11 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
-from cgfedrec.settings.layers import Layer, leaves, merged, short
+from cgfedrec.settings.layers import CLASSES, Layer, leaves, merged, short
 from cgfedrec.settings.mistakes import no_mappings, problems
 from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of
-from cgfedrec.settings.sources import Said, layer_in, layer_of, option_of
+from cgfedrec.settings.origins import with_origins
+from cgfedrec.settings.sources import Said, layer_of, option_of
 from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
@@ -38,15 +38,6 @@ DEFAULTS = {
     "method": {"class_path": "cgfedrec.methods.CGFedCo"},
     "logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"},
 }
-
-
-def quickstart() -> Path:
-    """The config of a run that names none: in the package once that is installed, else in the repository."""
-    package = Path(__file__).parents[1]
-    installed = package / "quickstart.yaml"
-    if installed.exists():
-        return installed
-    return package.parents[1] / "configs" / "quickstart.yaml"
 
 
 _DESCRIPTION = """Train a federation. Options come from environment variables (ENV below), from the config, which
@@ -74,9 +65,7 @@ def parser(defaults: bool = True) -> ArgumentParser:
         env_prefix=PREFIX.removesuffix("_"),
         exit_on_error=False,
     )
-    parser.add_argument(
-        "--config", action=ActionConfigFile, help="A YAML file of these options; by default the quickstart."
-    )
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     parser.add_argument(
         "--ckpt_path", type=str | None, default=None, help="Continue from this checkpoint, with its own config."
     )
@@ -115,50 +104,36 @@ def parser(defaults: bool = True) -> ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True)
-class _Ranks:
-    """All layers of a run but the environment's, which may turn out to be of no option.
-
-    Attributes:
-        below: Those that the environment outranks.
-        above: Those that outrank it.
-    """
-
-    below: Sequence[Layer]
-    above: Sequence[Layer]
-
-    def with_variables(self, variables: Mapping[str, Layer]) -> Layer:
-        """All that is said, with these variables of the environment."""
-        spec = merged(DEFAULTS, *self.below, *variables.values(), *self.above)
-        # A null that a later layer has undone has taken the class with it.
-        for group, default in DEFAULTS.items():
-            chosen = spec[group]
-            if isinstance(chosen, dict):
-                spec[group] = {**default, **chosen}
-        return spec
+def _with_variables(variables: Mapping[str, Layer], above: Sequence[Layer]) -> Layer:
+    """All that is said of a run: variables of the environment, and the layers that outrank them."""
+    spec = merged(DEFAULTS, *variables.values(), *above)
+    # A null that a later layer has undone has taken the class with it.
+    for group in CLASSES:
+        chosen = spec[group]
+        if isinstance(chosen, dict):
+            spec[group] = {"class_path": DEFAULTS[group]["class_path"], **chosen}
+    return spec
 
 
-def parse(given: Said, base: Mapping[str, object] | None = None, on_quickstart: bool | None = None) -> Namespace:
+def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
     """The settings of a run.
 
     Args:
         given: What is said of it.
         base: Settings of a checkpoint. They outrank the environment, and nothing else.
-        on_quickstart: Whether the quickstart's config lies below all that is said; by default if no config is named.
-            It never does below ``base``.
 
     Raises:
         InputError: naming every option that is wrong, and who gave it.
     """
     for request in given.asked:
         _print_help(*request)
-    ranks = _ranks(given, base, on_quickstart)
+    above = _above_variables(given, base)
     # A variable may set an option of a class that only another variable names. So all of them are heard before it is
     # known which options there are, and those of no option are left out after.
-    known = options_of(parser(False), ranks.with_variables(given.variables))
+    known = options_of(parser(False), _with_variables(given.variables, above))
     read = {name: layer for name, layer in given.variables.items() if _is_known(layer, known)}
-    spec = ranks.with_variables(read)
-    _tell_of_variables(given, read, known, ranks)
+    spec = _with_variables(read, above)
+    _tell_of_variables(given, read, known, above)
     check(*no_mappings(spec, known, ("data", "method"), given.source))
     try:
         settings: Namespace = parser(False).parse_object(completed(spec, known), env=False)
@@ -169,21 +144,14 @@ def parse(given: Said, base: Mapping[str, object] | None = None, on_quickstart: 
     settings.config = given.files
     for name, flags in given.asked:
         if name == "--print_config":
-            _print(settings, flags)
+            _print(settings, flags, lambda path: given.who(path) or ("the checkpoint" if base else None))
     return settings
 
 
-def _ranks(given: Said, base: Mapping[str, object] | None, on_quickstart: bool | None) -> _Ranks:
-    """What lies below the environment and above it; the arguments are those of `parse`."""
-    if on_quickstart is None:
-        on_quickstart = not given.configs
-    below, above = list[Layer](), list[Layer]()
-    if base is not None:
-        above.append(layer_of(base, "ckpt_path"))
-    elif on_quickstart:
-        below.append(layer_in(quickstart(), "quickstart"))
-    above += [layer for _, layer in given.configs]
-    return _Ranks(below, [*above, given.options])
+def _above_variables(given: Said, base: Mapping[str, object] | None) -> list[Layer]:
+    """The layers that outrank the environment; the arguments are those of `parse`."""
+    below = [] if base is None else [layer_of(base, "ckpt_path")]
+    return [*below, *(layer for _, layer in given.configs), given.options]
 
 
 def _out_of_bounds(settings: Namespace) -> Iterator[str]:
@@ -208,7 +176,9 @@ def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
     return True
 
 
-def _tell_of_variables(given: Said, read: Mapping[str, Layer], known: Mapping[str, Option], ranks: _Ranks) -> None:
+def _tell_of_variables(
+    given: Said, read: Mapping[str, Layer], known: Mapping[str, Option], above: Sequence[Layer]
+) -> None:
     """Warn of variables that are of no option, and of those that something else puts out of use.
 
     The command line may outrank a variable without a word: whoever types an option means just that.
@@ -217,7 +187,7 @@ def _tell_of_variables(given: Said, read: Mapping[str, Layer], known: Mapping[st
         given: What is said.
         read: Its variables that are of an option.
         known: Of `options_of`.
-        ranks: The layers below and above the variables.
+        above: The layers that outrank the variables.
     """
     spoken = {short(path) for path, _ in leaves(given.options)}
     for name, layer in given.variables.items():
@@ -226,7 +196,7 @@ def _tell_of_variables(given: Said, read: Mapping[str, Layer], known: Mapping[st
             _tell(f"{name} is not read: there is no option {option}{nearest(option, known)}")
             continue
         others = {other: read[other] for other in read if other != name}
-        changes_nothing = ranks.with_variables(others) == ranks.with_variables(read)
+        changes_nothing = _with_variables(others, above) == _with_variables(read, above)
         if changes_nothing and not {short(path) for path, _ in leaves(layer)} <= spoken:
             _tell(f"{name} has no effect here: a config or a checkpoint says otherwise, or another class is named")
     for name in given.ignored:
@@ -251,14 +221,14 @@ def _print_help(name: str, value: str) -> None:
     raise SystemExit(0)
 
 
-def _print(settings: Namespace, flags: str) -> None:
-    """Print the settings as YAML, and exit."""
+def _print(settings: Namespace, flags: str, origin: Callable[[Sequence[str]], str | None]) -> None:
+    """Print the settings as YAML, with who says those that are no defaults, and exit."""
     known = {"skip_default", "skip_unset", ""}
     asked = set(flags.split(","))
     check(*(f"--print_config: no {flag!r}; there are skip_default and skip_unset" for flag in sorted(asked - known)))
-    sys.stdout.write(
-        str(parser().dump(settings, skip_default="skip_default" in asked, skip_unset="skip_unset" in asked))
-    )
+    changed = yaml.safe_load(parser().dump(settings, skip_default=True))
+    text = str(parser().dump(settings, skip_default="skip_default" in asked, skip_unset="skip_unset" in asked))
+    sys.stdout.write(with_origins(text, {path for path, _ in leaves(changed)}, origin))
     raise SystemExit(0)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from cgfedrec.errors import InputError, check
@@ -18,6 +17,7 @@ Config = str | os.PathLike[str] | Mapping[str, object]
 """The path of a file, YAML, or a mapping."""
 _GROUPS = (*CLASSES, "protocol", "fabric", "loop")
 """Options that stand for a group of others."""
+COMMAND_LINE = "the command line"
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,15 @@ class Said:
 
     def source(self, path: Sequence[str]) -> str:
         """Who says what the settings hold at this place, in brackets; nothing for the command line itself."""
+        who = self.who(path)
+        return f" ({who})" if who not in (None, COMMAND_LINE) else ""
+
+    def who(self, path: Sequence[str]) -> str | None:
+        """Who says what the settings hold at this place, if anybody does."""
         for name, layer in reversed(self.layers):
-            if not _speaks_of(layer, path):
-                continue
-            if name:
-                return f" ({name})"
-            break
-        return ""
+            if _speaks_of(layer, path):
+                return name or COMMAND_LINE
+        return None
 
 
 def said(
@@ -114,7 +116,7 @@ def said(
         named = [config]
     problems: list[str] = []
     read = [_read(config, problems) for config in named]
-    of_options = _typed_layer(typed.options, "the command line", problems)
+    of_options = _typed_layer(typed.options, COMMAND_LINE, problems)
     of_variables = {name: _typed_layer([(option_of(name), text)], name, problems) for name, text in variables.items()}
     check(*problems)
     return Said(of_variables, read, of_options, typed.asked, ignored)
@@ -136,14 +138,6 @@ def layer_of(tree: Mapping[str, object], where: str) -> Layer:
     layer = _layer(tree, where, problems)
     check(*problems)
     return layer
-
-
-def layer_in(file: Path, where: str) -> Layer:
-    """The layer that a YAML file says. Raises `InputError`, naming where it is from."""
-    tree = read_yaml_file(file)
-    if not isinstance(tree, Mapping):
-        raise InputError(f"{where}: holds no options")
-    return layer_of(tree, where)
 
 
 class _Typed(NamedTuple):
