@@ -19,6 +19,8 @@ from lightning import Fabric
 
 import cgfedrec as package
 from cgfedrec.cli import main
+from cgfedrec.errors import Notice
+from cgfedrec.run.reference import ReferenceFit
 from tests.commands import Command, cgfedrec, fresh
 from tests.conftest import ROOT, TINY, require_data
 
@@ -106,7 +108,7 @@ def test_a_reference_is_a_run_without_rounds(tiny: str, name: str, capsys: pytes
     assert run("fit", "--config", tiny, "--method", name, "--method.lambda_", "20") == 0
     directory = Path("runs/tiny/0")
     assert sorted(path.name for path in directory.glob("[!.]*")) == sorted(
-        ["config.yaml", "metrics.csv", "ranks.parquet", "summary.json"]
+        ["checkpoints", "config.yaml", "metrics.csv", "ranks.parquet", "summary.json"]
     )
     out = capsys.readouterr().out
     assert "NDCG@10" in out
@@ -126,18 +128,49 @@ def test_a_reference_is_a_run_without_rounds(tiny: str, name: str, capsys: pytes
     assert "already holds a run" in errors(capsys)
 
 
-def test_a_reference_has_no_checkpoints(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+OF_FIT: dict[str, dict[str, Any]] = {
+    "Popularity": {},
+    "EASE": {"decay": "chosen", "recent": "chosen", "recent_weight": "chosen"},
+    "ItemKNN": {"neighbours": 7},
+    "MF": {"epochs": 2, "dim": 8},
+    "SASRec": {"epochs": 2, "dim": 8, "length": 5},
+}
+
+
+@pytest.mark.parametrize(("name", "init_args"), OF_FIT.items())
+def test_what_a_reference_has_learned_is_kept_and_used(tiny: str, name: str, init_args: dict[str, Any]) -> None:
+    """Its test and its recommendations are the same again, and to go on with it changes nothing."""
+    method = {"class_path": f"cgfedrec.centralized.{name}", "init_args": init_args}
+    done = package.fit(tiny, {"method": method, "run_dir": "run"})
+    opened = package.load("run/checkpoints/best.ckpt")
+    assert all(value == (done.summary | {"bytes/scoring": 0})[metric] for metric, value in opened.test().items())
+    assert opened.recommend().equals(done.recommend())
+    assert (done.recommend()["source"] == "model").all()
+    again = package.fit({"ckpt_path": "run/checkpoints/last.ckpt", "run_dir": "again"})
+    ours, theirs = (Path(folder, "metrics.csv").read_text() for folder in ("run", "again"))
+    assert ours == theirs
+    assert again.summary["test/ndcg@10"] == done.summary["test/ndcg@10"]
+    fitted = opened.training
+    assert isinstance(fitted, ReferenceFit)
+    state = fitted.state_dict()
+    for tensor, value in state["learned"].items():
+        others = (
+            [value[1:], value.double().fill_(torch.nan)] if value.is_floating_point() else [value[1:], value + 9999]
+        )
+        for other in others:
+            with pytest.raises(ValueError, match=r"not of shape|index|must"):
+                fitted.load_state_dict(state | {"learned": state["learned"] | {tensor: other}})
+
+
+def test_a_reference_is_no_federation(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     done = package.fit(tiny, {"method": "Popularity", "run_dir": "popularity"})
     assert done.summary["test/ndcg@10"] == done.summary["popularity/test/ndcg@10"]
-    with pytest.raises(package.errors.InputError, match="Popularity is a reference"):
-        done.recommend([1])
+    with pytest.raises(package.errors.InputError, match="Popularity is a reference and no federation"):
+        done.recommend_for({"ann": [1]})
     run("fit", "--config", tiny, "--loop.rounds", "1", "--run_dir", "run")
-    ckpt = "run/checkpoints/last.ckpt"
     for verb in ("fit", "test", "recommend"):
-        assert run(verb, "--ckpt_path", ckpt, "--method", "Popularity") == 2
-        assert "Popularity has no checkpoints" in errors(capsys)
-        assert run(verb, "--ckpt_path", "popularity/checkpoints/best.ckpt") == 2
-        assert "no file popularity/checkpoints/best.ckpt" in errors(capsys)
+        assert run(verb, "--ckpt_path", "run/checkpoints/last.ckpt", "--method", "Popularity") == 2
+        assert "was trained with cgfedrec.methods.cgfedrec.CGFedRec, this run uses cgfedrec.cent" in errors(capsys)
 
 
 def test_the_saved_config_trains_the_same_again(tiny: str) -> None:
@@ -282,11 +315,16 @@ def test_a_malformed_row_is_named_by_its_line(ratings: Path, tiny: str, capsys: 
 
 def test_unknown_users_are_named(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", "--config", tiny, "--loop.rounds", "1")
-    assert run("recommend", "--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt", "--user", "1", "nobody", "none") == 2
+    line = ["recommend", "--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt", "--user"]
+    assert run(*line, "nobody", "none") == 2
     message = errors(capsys)
     assert "'nobody' is not in the data of this checkpoint" in message
     assert "'none' is not in the data of this checkpoint" in message
-    assert "'1'" not in message
+    with pytest.warns(Notice, match="'nobody' is not in the data of this checkpoint"):
+        assert run(*line, "nobody", "1") == 0
+    shown = capsys.readouterr()
+    assert "nothing to recommend" not in shown.err
+    assert shown.out.count("model") == 10
     assert run("recommend", "--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt", "--output", "x.doc") == 2
 
 

@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:
         argv = sys.argv[1:]
-    gc.set_threshold(100_000)  # to import torch makes objects by the million: with 700 the collector takes a sixth of it
+    gc.set_threshold(
+        100_000
+    )  # to import torch makes objects by the million: with 700 the collector takes a sixth of it
     warnings.formatwarning = _warning
     parser, verbs = command_parser(COMMANDS)
     try:

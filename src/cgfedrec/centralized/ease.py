@@ -118,6 +118,17 @@ class EASE(Reference):
         self.read_by(next(iter(self.readings)))
         return self
 
+    def learned(self) -> dict[str, Tensor]:
+        recent = {_of_days(days): popularity for days, popularity in self.popularity.items()}
+        return {"weights": self.weights, **recent}
+
+    def recall(self, data: FederatedDataModule, learned: Mapping[str, Tensor]) -> None:
+        self.num_items, self.histories = data.num_items, data.histories
+        self.weights = self._known(learned, "weights", data.num_items, data.num_items)
+        days = [one for one in _choices(self.recent, RECENT) if one is not None and _of_days(one) in learned]
+        self.popularity = {one: self._known(learned, _of_days(one), data.num_items) for one in days}
+        self.read_by(next(iter(self.readings)))
+
     def score(self, users: Tensor) -> Tensor:
         return self._beside(self._linear(users, self.reading["decay"]), self.reading)
 
@@ -143,6 +154,11 @@ class EASE(Reference):
             return scores
         added: Tensor = reading["recent_weight"] * self.popularity[reading["recent"]]  # [items]
         return scores + added
+
+
+def _of_days(half_life: float) -> str:
+    """The name of a popularity of late."""
+    return f"popularity of {half_life:g} days"
 
 
 def _choices(value: Any, candidates: Sequence[Any]) -> Sequence[Any]:

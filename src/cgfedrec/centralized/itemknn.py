@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -57,6 +57,20 @@ class ItemKNN(Reference):
         # Turned round: a user's row of the interactions times it gives their scores, [items, items].
         self.weights = vstack(blocks).T.tocsr()
         return self
+
+    def learned(self) -> dict[str, Tensor]:
+        parts = self.weights.indptr, self.weights.indices, self.weights.data
+        return {
+            name: torch.from_numpy(part) for name, part in zip(("starts", "items", "similarities"), parts, strict=True)
+        }
+
+    def recall(self, data: FederatedDataModule, learned: Mapping[str, Tensor]) -> None:
+        self.interactions = data.training_matrix()
+        starts = self._known(learned, "starts", data.num_items + 1)
+        number = int(starts[-1])
+        parts = self._known(learned, "similarities", number), self._known(learned, "items", number), starts
+        self.weights = csr_array(tuple(part.numpy() for part in parts), shape=(data.num_items, data.num_items))
+        self.weights.check_format(full_check=True)  # indices that are out of bounds would read other memory
 
     def score(self, users: Tensor) -> Tensor:
         return torch.from_numpy((self.interactions[users.numpy()] @ self.weights).toarray())

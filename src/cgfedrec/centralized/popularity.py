@@ -39,6 +39,12 @@ class Popularity(Reference):
         self.popularity = counted(data, fixed(self.half_life)) / data.num_users
         return self
 
+    def learned(self) -> dict[str, Tensor]:
+        return {"popularity": self.popularity}
+
+    def recall(self, data: FederatedDataModule, learned: Mapping[str, Tensor]) -> None:
+        self.popularity = self._known(learned, "popularity", data.num_items)
+
     def score(self, users: Tensor) -> Tensor:
         # [items], the same row for every user
         return self.popularity.expand(len(users), -1)

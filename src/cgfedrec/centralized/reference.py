@@ -43,6 +43,18 @@ class Reference(Recommender, ABC):
         After `fit` they are those of the first reading, and after `read_by` those of the one that it named.
         """
 
+    @abstractmethod
+    def learned(self) -> dict[str, Tensor]:
+        """What `fit` has learned, for a checkpoint: tensors `[any]` by name."""
+
+    @abstractmethod
+    def recall(self, data: FederatedDataModule, learned: Mapping[str, Tensor]) -> None:
+        """Be as after `fit` to these data, with what `learned` returned then.
+
+        Raises:
+            KeyError, ValueError: if it is not of these settings and data.
+        """
+
     def read_all(self, users: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Scores for users `[users]` by each of `readings` that the data allow: its name, and `[users, items]`."""
         yield next(iter(self.readings)), self.score(users)
@@ -50,6 +62,13 @@ class Reference(Recommender, ABC):
     def read_by(self, name: str) -> None:
         """Score by one of `readings` from now on."""
         self.reading = self.readings[name]
+
+    def _known(self, learned: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
+        """One of the tensors of `learned`, of a shape, where this reference computes. Raises as `recall`."""
+        found = learned[name]
+        if found.shape != shape or not found.isfinite().all():
+            raise ValueError(f"{name} is not of shape {list(shape)}, or not finite")
+        return found.to(self.device)
 
     def report(self) -> dict[str, float]:
         """What fitting has to tell, for the row of ``metrics.csv``, named like ``train/epochs``."""

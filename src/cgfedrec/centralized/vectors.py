@@ -91,6 +91,13 @@ class Vectors(Reference):
         self.trained = chosen
         return self
 
+    def learned(self) -> dict[str, Tensor]:
+        return {"vectors": self.trained}
+
+    def recall(self, data: FederatedDataModule, learned: Mapping[str, Tensor]) -> None:
+        self.num_users = data.num_users
+        self.trained = self._known(learned, "vectors", data.num_users + data.num_items, self.dim)
+
     def score(self, users: Tensor) -> Tensor:
         return self.trained[users.to(self.device)] @ self.trained[self.num_users :].T
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,29 +13,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.ids import as_ids
 from cgfedrec.data.layout import Column, Format
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.data.reading import read_table
 from cgfedrec.data.tables import Table
-from cgfedrec.errors import InputError, check, not_positive
+from cgfedrec.errors import InputError, Notice, check, not_positive
 from cgfedrec.evaluation.ranking import best
 from cgfedrec.files import write_atomically
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.run.reference import ReferenceFit
 
 SHOWN = 5
 
 
-def recommend(loop: FederatedLoop, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
+def recommend(
+    training: FederatedLoop | ReferenceFit, users: Sequence[object] | None = None, top_k: int = 10
+) -> pl.DataFrame:
     """The best items for users, without any that they are known to have.
 
     A user that training dropped, or who never took part in it, has no model: such users are shown what is popular
     among the others, and ``source`` says so.
 
     Args:
-        loop: A federation.
-        users: Original ids; by default everybody in the data.
+        training: A federation, or a reference that is fitted.
+        users: Original ids; by default everybody in the data. Those who are not in it are a `Notice` (a warning).
         top_k: How many items for each; fewer where the catalogue ends.
 
     Returns:
@@ -42,22 +47,28 @@ def recommend(loop: FederatedLoop, users: Sequence[object] | None = None, top_k:
         item has no row; `without_any` names them.
 
     Raises:
-        InputError: for users that are not in the data.
+        InputError: if none of the users is in the data.
     """
-    data = loop.data
+    data = training.data
+    served, at_once = torch.ones(data.num_users, dtype=torch.bool), SCORED_AT_ONCE
+    if isinstance(training, FederatedLoop):
+        clients = training.clients
+        at_once = clients.cohort_size
+        if clients.no_newcomers():  # who never took part has nothing to score with
+            served = clients.store.known
     known = _asked(data, users, top_k, "the data of this checkpoint")
     client = data.people.clients[known]
     # Number -1 stands for a user who was dropped; it would read the last client's entry, and so must not count.
-    trained = (client >= 0) & (loop.clients.store.known.numpy()[client] | (loop.clients.no_newcomers() is None))
+    trained = (client >= 0) & served.numpy()[client]
 
     def scored(part: slice) -> Tensor:
         scores = data.popularity.float().repeat(len(known[part]), 1)
         chosen = torch.from_numpy(trained[part])
         if chosen.any():
-            scores[chosen] = loop.score(torch.from_numpy(client[part])[chosen]).cpu()
+            scores[chosen] = training.score(torch.from_numpy(client[part])[chosen]).cpu().float()
         return scores
 
-    return _table(data, known, np.where(trained, "model", "popularity"), scored, loop.clients.cohort_size, top_k)
+    return _table(data, known, np.where(trained, "model", "popularity"), scored, at_once, top_k)
 
 
 def recommend_for(
@@ -130,11 +141,10 @@ def without_any(data: FederatedDataModule, table: pl.DataFrame, users: Sequence[
     Args:
         data: Of the users who could be asked for.
         table: What `recommend` returned.
-        users: What it was asked for.
+        users: What it was asked for; those who are not in the data are named elsewhere.
     """
-    if users is None:
-        users = data.people.ids.to_list()
-    asked = map(str, dict.fromkeys(users))
+    known = dict.fromkeys(data.people.ids.cast(pl.String))
+    asked = known if users is None else [user for user in dict.fromkeys(map(str, users)) if user in known]
     served = set(map(str, table["user"].unique()))
     return [user for user in asked if user not in served]
 
@@ -215,5 +225,8 @@ def _asked(data: FederatedDataModule, users: Sequence[object] | None, top_k: int
         problems = [f"user: {user!r} is not in {where}" for user in unknown[:SHOWN]]
         if len(unknown) > SHOWN:
             problems.append(f"user: {len(unknown) - SHOWN} more are not in the data")
-        raise InputError(problems)
-    return np.array([numbers[str(user)] for user in users], np.int64)
+        if len(unknown) == len(users):
+            raise InputError(problems)
+        for problem in problems:
+            warnings.warn(problem, Notice, stacklevel=4)
+    return np.array([numbers[str(user)] for user in users if str(user) in numbers], np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from lightning import Fabric
 from torch import Tensor
@@ -12,15 +13,15 @@ from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check
 from cgfedrec.evaluation.ranking import Ranked, gains, no_metric, ranked, summarise
-from cgfedrec.history import Evaluations, Row
+from cgfedrec.history import Evaluations, Row, rows_of
 from cgfedrec.server import READINGS
 
 
 class ReferenceFit(Evaluations):
     """What stands in a run in place of a federation's loop where the method is a `Reference`.
 
-    It ends with one row in ``metrics.csv``, sends nothing and leaves no checkpoint. Fabric calls ``on_round_end`` once
-    it is fitted, and no other hook.
+    It ends with one row in ``metrics.csv`` and sends nothing. Fabric calls ``on_round_end`` once it is fitted, and no
+    other hook.
 
     Args:
         reference: What is fitted.
@@ -42,6 +43,7 @@ class ReferenceFit(Evaluations):
         self.reference, self.data, self.fabric = reference, data, fabric
         self.round = 0
         self.seconds = 0.0
+        self.reading = ""
         self.bytes_scoring = 0  # nobody downloads anything
 
     def fit(self) -> None:
@@ -50,18 +52,24 @@ class ReferenceFit(Evaluations):
         Raises:
             RunError: if fitting fails.
         """
+        if not self.round:  # otherwise a checkpoint holds it whole
+            self._fit()
+        self.fabric.call("on_round_end", self)
+
+    def _fit(self) -> None:
         started = time.perf_counter()
         self.reference.fit(self.data)
         judged = self._by_reading()
+        self.reading = next(iter(self.reference.readings))
         if judged:
-            self.reference.read_by(max(judged, key=judged.__getitem__))
+            self.reading = max(judged, key=judged.__getitem__)
+            self.reference.read_by(self.reading)
         self.seconds = time.perf_counter() - started
         found: Row = {f"{READINGS}{name}": value for name, value in judged.items()}
         if self.data.holds_out("val"):
             found |= summarise(self.data, "val", self.ranked("val"))
         self.round = 1
         self.history = [{"round": 1, **self.reference.report(), **found, "time/round": self.seconds}]
-        self.fabric.call("on_round_end", self)
 
     def _by_reading(self) -> Row:
         """The monitored metric by each reading; nothing where there is one alone, or nothing to choose by."""
@@ -75,6 +83,25 @@ class ReferenceFit(Evaluations):
                 gain = gains(self.monitor.removeprefix("val/"), scores.cpu(), cohort).sum().item()
                 total[name] = total.get(name, 0) + gain
         return {name: gain / asked for name, gain in total.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was found, by which `load_state_dict` becomes what this one is."""
+        learned = {name: value.cpu().contiguous() for name, value in self.reference.learned().items()}
+        of_fit = {"round": self.round, "history": self.table(), "seconds": self.seconds}
+        return {**of_fit, "reading": self.reading, "learned": learned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be as after the fit whose `state_dict` that was.
+
+        Raises:
+            ValueError, KeyError, TypeError: if it was taken elsewhere.
+        """
+        if state["round"] != self.rounds:
+            raise ValueError("a reference is fitted in one round")
+        self.reference.recall(self.data, state["learned"])
+        self.reference.read_by(state["reading"])
+        self.reading, self.seconds = state["reading"], float(state["seconds"])
+        self.round, self.history = self.rounds, rows_of(state["history"])
 
     def score(self, users: Tensor) -> Tensor:
         """Scores of all items, `[users, items]`, for users `[users]`."""

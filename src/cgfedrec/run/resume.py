@@ -22,6 +22,7 @@ from cgfedrec.run.checkpoint import (
     write_checkpoint,
 )
 from cgfedrec.run.folder import CLIENTS
+from cgfedrec.run.reference import ReferenceFit
 
 
 class Checkpoints:
@@ -74,11 +75,17 @@ class Checkpoints:
         self.directory = directory
         self.header = self.header._replace(run=run)
 
-    def restore(self, loop: FederatedLoop, state: State, resumed: Path | None = None) -> None:
+    def keep(self, fit: ReferenceFit) -> None:
+        """Write what a reference has learned, which is its last state and its best. Raises `RunError` without room."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(self.directory / LAST, self.header, fit.state_dict())
+        link_or_copy(self.directory / LAST, self.directory / BEST)
+
+    def restore(self, loop: FederatedLoop | ReferenceFit, state: State, resumed: Path | None = None) -> None:
         """Go to where a checkpoint was written.
 
         Args:
-            loop: Set up, with data that are its own.
+            loop: Set up, with data that are its own; or what fits a reference.
             state: Of `read_checkpoint`.
             resumed: The checkpoint, if training is to go on from it; nothing may differ then on which its result
                 depends.
@@ -95,14 +102,14 @@ class Checkpoints:
         check(other_method, other_data)
         check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.header.config), resumed is not None))
         self.header = self.header._replace(run=state["run"])
-        if resumed and loop.processes.first:
+        if resumed and isinstance(loop, FederatedLoop) and loop.processes.first:
             self._adopt_clients(resumed)
         try:
             loop.load_state_dict(state["loop"])
         except FileNotFoundError as error:
             raise InputError(f"ckpt_path: the clients' state is not beside it: no file {error.filename}") from error
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise InputError(f"ckpt_path: holds no state of this federation ({error})") from error
+            raise InputError(f"ckpt_path: holds no state of this run ({error})") from error
 
     def _adopt_clients(self, checkpoint: Path) -> None:
         """Copy the files of clients' state that a checkpoint in another folder refers to, if there are any."""

@@ -154,11 +154,11 @@ class Run(Trained):
         Raises:
             InputError: where it does not belong to this run, or that of the best round is nowhere.
         """
-        if isinstance(self.method, Reference):
-            raise InputError(f"ckpt_path: was trained with {state['method']}; {self.header.method} has no checkpoints")
-        self._saved.restore(self.loop, state, resumed)
-        if resumed and self.processes.first:
-            self._saved.adopt(self.loop, resumed)
+        training = self.training
+        assert isinstance(training, FederatedLoop | ReferenceFit)
+        self._saved.restore(training, state, resumed)
+        if resumed and isinstance(training, FederatedLoop) and self.processes.first:
+            self._saved.adopt(training, resumed)
 
     def fit(self) -> None:
         """Train, then test the best round once, and write ``ranks.parquet`` and ``summary.json``.
@@ -179,6 +179,9 @@ class Run(Trained):
         try:
             with explained(self.training, self.data, self.checkpoints):
                 self.training.fit()
+                # A rolling evaluation fits a reference many times, and uses none of them.
+                if isinstance(self.training, ReferenceFit) and self.data.cut is None:
+                    self._saved.keep(self.training)
                 if not self.interrupted:
                     self._finish(started)
                     status = "success"

@@ -18,6 +18,7 @@ from cgfedrec.method import Method
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.export import Titles, export
 from cgfedrec.run.recommend import recommend, recommend_for
+from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.summary import popular_ranks, tested
 from cgfedrec.run.training import Training
 from cgfedrec.server import Server
@@ -47,7 +48,10 @@ class Trained:
     def loop(self) -> FederatedLoop:
         """The federation. Raises `InputError` for a reference, which has none."""
         if not isinstance(self.training, FederatedLoop):
-            raise InputError(f"method: {self.header.method} is a reference, which is to be measured and not used")
+            raise InputError(
+                f"method: {self.header.method} is a reference and no federation: it recommends for those to whom it "
+                "was fitted"
+            )
         return self.training
 
     @property
@@ -84,9 +88,10 @@ class Trained:
         See `cgfedrec.run.recommend.recommend`, which says what is returned.
 
         Raises:
-            InputError: for users that are not in the data, and for a reference.
+            InputError: if none of the users is in the data.
         """
-        return recommend(self.loop, users, top_k)
+        training = self.training if isinstance(self.training, ReferenceFit) else self.loop
+        return recommend(training, users, top_k)
 
     def recommend_for(
         self, histories: Given, top_k: int = 10, users: Sequence[object] | None = None, format: Format | None = None

@@ -19,6 +19,7 @@ def with_origins(text: str, changed: set[Path], origin: Callable[[Sequence[str]]
     """
     lines = text.splitlines()
     root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert root is not None
     for path, line in _places(root):
         said = origin(path) if path in changed else None
         if said:
