@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import cgfedrec.centralized
 import cgfedrec.methods
@@ -50,6 +50,16 @@ def no_mappings(spec: Layer, known: Mapping[str, Option], needed: Collection[str
         name = short(path)
         if value != {} and (name in needed or name in groups - known.keys()) and path[-1] != "class_path":
             yield f"{name}: {_no_mapping(value)}{source(path)}"
+
+
+def out_of_bounds(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The problem with each value that the parser takes and no run does."""
+    seed = settings["seed_everything"]
+    if not 0 <= seed < 2**63:
+        yield f"seed_everything: {seed} is not from 0 to 2^63 - 1"
+    for name in ("ckpt_path", "update_from", "run_dir"):
+        if settings[name] == "":
+            yield f"{name}: is empty"
 
 
 def shown(value: object) -> str:

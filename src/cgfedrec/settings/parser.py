@@ -20,9 +20,10 @@ from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.layers import Layer, leaves, merged, short
-from cgfedrec.settings.mistakes import no_mappings, problems
+from cgfedrec.settings.mistakes import no_mappings, out_of_bounds, problems
 from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of
 from cgfedrec.settings.sources import Said, layer_in, layer_of, option_of
+from cgfedrec.texts import SETTINGS, packaged
 from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
@@ -165,7 +166,7 @@ def parse(given: Said, base: Mapping[str, object] | None = None, on_quickstart: 
     except ERRORS as error:
         # The parser stops at the first problem. To name all of them, each option is tried by itself.
         raise InputError(list(problems(spec, known, given.source)) or str(error)) from error
-    check(*_out_of_bounds(settings))
+    check(*out_of_bounds(settings))
     settings.config = given.files
     for name, flags in given.asked:
         if name == "--print_config":
@@ -184,16 +185,6 @@ def _ranks(given: Said, base: Mapping[str, object] | None, on_quickstart: bool |
         below.append(layer_in(quickstart(), "quickstart"))
     above += [layer for _, layer in given.configs]
     return _Ranks(below, [*above, given.options])
-
-
-def _out_of_bounds(settings: Namespace) -> Iterator[str]:
-    """The problem with each value that the parser takes and no run does."""
-    seed = settings.seed_everything
-    if not 0 <= seed < 2**63:
-        yield f"seed_everything: {seed} is not from 0 to 2^63 - 1"
-    for name in ("ckpt_path", "update_from", "run_dir"):
-        if settings[name] == "":
-            yield f"{name}: is empty"
 
 
 def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
@@ -241,6 +232,9 @@ def _print_help(name: str, value: str) -> None:
     """Print what ``--help`` or one of its kind asks for, and exit."""
     if name == "--print_config":  # it prints settings, which are not known yet
         return
+    if name in ("--help", "-h"):
+        sys.stdout.write(packaged(SETTINGS))
+        raise SystemExit(0)
     words = [name]
     if value:
         words.append(value)
