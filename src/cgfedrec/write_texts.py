@@ -94,9 +94,9 @@ def _values(kind: object) -> Iterator[str]:
 def _add_settings(verb: ArgumentParser, known: dict[str, Option]) -> None:
     """Add the settings of a run, with those of the default classes, to a command that takes them."""
     there = {option for action in verb._actions for option in action.option_strings}
-    for option in _ASKED:
-        if option not in there:
-            verb.add_argument(option, action="store_true", help="show what there is")
+    for asked in _ASKED:
+        if asked not in there:
+            verb.add_argument(asked, action="store_true", help="show what there is")
     if "--config" not in there:
         verb.add_argument("--config", help="a YAML file of these options")
     for name, option in known.items():

@@ -23,6 +23,7 @@ from cgfedrec.method import Method
 from cgfedrec.run.console import progress_bars, quiet_console
 from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.run import Run
+from cgfedrec.settings.layers import UNLOGGED
 from cgfedrec.settings.opening import refuse_of_fit
 from cgfedrec.settings.parser import dump, parse
 from cgfedrec.settings.sources import said
@@ -207,7 +208,7 @@ def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = 
         callbacks.append(_Reporter(trial))
         folder.mkdir(parents=True, exist_ok=True)
     settings = parsed(config)
-    settings.logger = None
+    settings.update(UNLOGGED)
     return Run(settings, folder, callbacks)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import Namespace
 
 import cgfedrec.centralized
 import cgfedrec.methods
@@ -52,7 +55,7 @@ def no_mappings(spec: Layer, known: Mapping[str, Option], needed: Collection[str
             yield f"{name}: {_no_mapping(value)}{source(path)}"
 
 
-def out_of_bounds(settings: Mapping[str, Any]) -> Iterator[str]:
+def out_of_bounds(settings: Namespace) -> Iterator[str]:
     """The problem with each value that the parser takes and no run does."""
     seed = settings["seed_everything"]
     if not 0 <= seed < 2**63:
@@ -60,6 +63,19 @@ def out_of_bounds(settings: Mapping[str, Any]) -> Iterator[str]:
     for name in ("ckpt_path", "update_from", "run_dir"):
         if settings[name] == "":
             yield f"{name}: is empty"
+
+
+def not_imported(name: str) -> str | None:
+    """Why a name stands for nothing that can be imported, in one line; none if it does stand for something."""
+    try:
+        resolve_name(name)
+    except ModuleNotFoundError as error:
+        return f"{error}; is it in the current folder, or its folder on PYTHONPATH?"
+    except (ImportError, AttributeError) as error:
+        return str(error)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything as it is imported
+        return f"importing it ends in {type(error).__name__}: {error}"
+    return None
 
 
 def shown(value: object) -> str:
@@ -90,6 +106,8 @@ def told(kind: object) -> str:
         return f"{', '.join(others)} or {last}"
     if origin in (Union, UnionType):
         return " or ".join(map(told, inner))
+    if inner == (Any,):
+        return "a list of classes"
     if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Sequence)):
         elements = [f"{told(one)}s".removeprefix("a ") for one in inner if one is not Ellipsis]
         return f"a list of {' and '.join(elements)}"
@@ -173,11 +191,13 @@ def _why(option: Option, value: object) -> str:
     It tells a mistyped module from a mistyped class, and both from a class of another kind or a wrong setting of it.
     """
     telling = ("No module", "has no attribute", "subclass of", "is not accepted")
+    name = value.get("class_path") if isinstance(value, dict) else value
+    if isinstance(name, str) and "." in name and (reason := not_imported(name)):
+        return f" ({reason})"
     why = [line for line in _lines(option.problem(value)) if any(words in line for words in telling)]
     if not why:
         return ""
-    hint = "; is its folder on PYTHONPATH?" if "No module" in why[-1] else ""
-    return f" ({why[-1]}{hint})"
+    return f" ({why[-1]})"
 
 
 def _lines(problem: str | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,9 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
+from cgfedrec.settings.here import look_here
 from cgfedrec.settings.layers import Layer, leaves, merged, short
+from cgfedrec.settings.listed import add_lists, build_lists
 from cgfedrec.settings.mistakes import no_mappings, out_of_bounds, problems
 from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of
 from cgfedrec.settings.sources import Said, layer_in, layer_of, option_of
@@ -112,6 +114,7 @@ def parser(defaults: bool = True) -> ArgumentParser:
         default=named["logger"],
         help="Beside the CSV: Weights & Biases, another of Lightning's loggers, or null.",
     )
+    add_lists(parser)
     parser.set_defaults({"fabric.accelerator": "cpu", "fabric.devices": 1})
     return parser
 
@@ -151,6 +154,7 @@ def parse(given: Said, base: Mapping[str, object] | None = None, on_quickstart: 
     Raises:
         InputError: naming every option that is wrong, and who gave it.
     """
+    look_here(given.imported())
     for request in given.asked:
         _print_help(*request)
     ranks = _ranks(given, base, on_quickstart)
@@ -240,6 +244,8 @@ def _print_help(name: str, value: str) -> None:
         words.append(value)
     try:
         parser().parse_args(words)
+    except SystemExit:
+        raise
     except ERRORS as error:
         raise InputError(f"{name}: {str(error).strip()}") from error
     raise SystemExit(0)
@@ -268,7 +274,7 @@ def instantiate(settings: Namespace) -> Namespace:
     """Build every component but Fabric, whose arguments stay.
 
     Returns:
-        The components by their names, `COMPONENTS`.
+        The components by their names, `COMPONENTS` and `cgfedrec.settings.layers.LISTS`.
 
     Raises:
         InputError: with the problems of all of them.
@@ -282,5 +288,8 @@ def instantiate(settings: Namespace) -> Namespace:
             wrong += error.problems
         except (*ERRORS, RuntimeError, ArithmeticError) as error:
             wrong.append(f"{name}: {error}")
+    for name, made, problems_of in build_lists(settings):
+        built[name] = made
+        wrong += problems_of
     check(*wrong)
     return built
