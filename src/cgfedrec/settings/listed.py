@@ -82,12 +82,8 @@ def _spec(option: str, one: object) -> tuple[str, dict[str, object]]:
         raise InputError(f"{option}: {shown(one)} names no class; {_FORM}")
     arguments = spec.get("init_args") or {}
     odd = sorted(str(key) for key in spec if key not in ("class_path", "init_args"))
-    unknown = no_mapping = None
-    if odd:
-        unknown = f"{option}: {name}: there is no {', '.join(odd)} here; {_FORM}"
-    if not isinstance(arguments, dict):
-        no_mapping = f"{option}: {name}: init_args must be a mapping, not {shown(arguments)}"
-    check(unknown, no_mapping)
+    check(f"{option}: {name}: there is no {', '.join(odd)} here; {_FORM}" if odd else None)
+    assert isinstance(arguments, dict)  # the parser refuses all else
     return name, arguments
 
 
