@@ -191,6 +191,14 @@ def test_what_a_run_writes_is_taken(honest: dict[str, Any]) -> None:
     assert cgfedrec.load(write(honest)).loop.round == 1
 
 
+@pytest.mark.usefixtures("evil")
+def test_callbacks_and_loggers_of_a_checkpoint_are_not_heeded(honest: dict[str, Any]) -> None:
+    for option in ("callbacks", "loggers"):
+        assert cgfedrec.load(write(honest, at(option, ["evil.Evil"]))).loop.round == 1
+    assert "evil" not in sys.modules
+    assert not Path(MARKER).exists()
+
+
 def test_a_class_of_ours_may_be_named_by_its_own_module(honest: dict[str, Any]) -> None:
     path = write(honest, at("method.class_path", "cgfedrec.methods.cgfedrec.CGFedRec"))
     assert cgfedrec.load(path).loop.round == 1

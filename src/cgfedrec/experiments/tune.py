@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
+from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.data.split import Part
@@ -208,7 +209,7 @@ def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = 
         callbacks.append(_Reporter(trial))
         folder.mkdir(parents=True, exist_ok=True)
     settings = parsed(config)
-    settings.update(UNLOGGED)
+    settings.update(Namespace(**UNLOGGED))
     return Run(settings, folder, callbacks)
 
 

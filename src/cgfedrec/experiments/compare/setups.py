@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from jsonargparse import Namespace
 
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.rolling import Rolling
@@ -151,7 +152,7 @@ def _open(config: Layer, seed: int, output: Path) -> tuple[Run, Layer]:
     settings = parse(said([{**config, "seed_everything": seed}], environment={}))
     check(no_crowd(settings, "each run of a comparison"))
     whole: Layer = yaml.safe_load(dump(settings))
-    settings.update(UNLOGGED)  # to open a logger would write
+    settings.update(Namespace(**UNLOGGED))  # to open a logger would write
     if is_rolling(settings):  # all of its trainings can be set up if the last one can, which has most of the data
         rolling = settings.data.init_args.rolling
         rolling.cut = Rolling(**vars(rolling)).number
