@@ -6,7 +6,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit paper test stops options lint format notebooks bench leak labels clean
+.PHONY: help setup fit paper test stops options lint format notebooks texts bench leak labels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ format: $(INSTALLED_DEV)  ## format the code
 
 notebooks: $(INSTALLED_DEV)  ## execute the notebooks in place
 	$(BIN)/python -m notebooks
+
+texts: $(INSTALLED_DEV)  ## write the packaged help and shell completion anew, after a change of options
+	$(BIN)/python -m cgfedrec.write_texts
 
 bench: $(INSTALLED_DEV)  ## time a round against the plain way, on ML-100K (minutes)
 	$(BIN)/python -m benchmarks

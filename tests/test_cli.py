@@ -459,6 +459,8 @@ def test_print_config_prints_what_would_run(tiny: str) -> None:
 def test_help_and_version_import_nothing_heavy() -> None:
     code = (
         "import sys, cgfedrec.cli\n"
+        "cgfedrec.cli.main(['fit', '--help'])\n"
+        "cgfedrec.cli.main(['completion', 'bash'])\n"
         "try: cgfedrec.cli.main(['--help'])\n"
         "except SystemExit: print('torch' in sys.modules, 'lightning' in sys.modules)"
     )

@@ -191,15 +191,22 @@ def test_what_a_run_writes_is_taken(honest: dict[str, Any]) -> None:
     assert cgfedrec.load(write(honest)).loop.round == 1
 
 
+@pytest.mark.usefixtures("evil")
+def test_callbacks_and_loggers_of_a_checkpoint_are_not_heeded(honest: dict[str, Any]) -> None:
+    for option in ("callbacks", "loggers"):
+        assert cgfedrec.load(write(honest, at(option, ["evil.Evil"]))).loop.round == 1
+    assert "evil" not in sys.modules
+    assert not Path(MARKER).exists()
+
+
 def test_a_class_of_ours_may_be_named_by_its_own_module(honest: dict[str, Any]) -> None:
     path = write(honest, at("method.class_path", "cgfedrec.methods.cgfedrec.CGFedRec"))
     assert cgfedrec.load(path).loop.round == 1
 
 
-def test_a_method_of_ones_own_is_named_again_or_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_of_ones_own_is_named_again_or_trusted() -> None:
     source = "from cgfedrec.methods import PFedRec\n\n\nclass Mine(PFedRec):\n    pass\n"
     Path("mymethod.py").write_text(source)
-    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     data = ["--data.synthetic.users", "40", "--data.synthetic.items", "50", "--data.synthetic.groups", "5"]
     own = ["--method", "mymethod.Mine", "--method.dim", "8"]
     quick = ["--loop.rounds", "1", "--data.synthetic.interactions", "10", "--logger", "null", "--run_dir", "run"]

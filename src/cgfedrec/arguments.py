@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from cgfedrec import __version__
 from cgfedrec.settings.environment import Verbs
+from cgfedrec.texts import SHELLS
 
 Command = Callable[[Namespace, list[str]], int]
 """Runs a command and returns its exit code.
@@ -36,7 +37,8 @@ _MORE = "; further options, such as --data.path, override the checkpoint's confi
 _HELP = {
     ("fit",): "train a federation",
     ("test",): f"evaluate a checkpoint on the test split{_MORE}",
-    ("recommend",): f"recommend items to users{_MORE}",
+    ("validate",): f"evaluate a checkpoint on the validation split{_MORE}",
+    ("recommend",): f"recommend items to users; predict is the same{_MORE}",
     ("export",): f"write what recommends for anybody's history without data or run, or the state of one device{_MORE}",
     ("serve",): "answer requests for recommendations over HTTP from an exported folder",
     ("compare",): "run methods side by side, measured alike, and report on them",
@@ -49,6 +51,7 @@ _HELP = {
     ): "say what a run that goes on from OLD would see in NEW (fit --update_from); takes --config and "
     "the options data.format.* of fit, for both files",
     ("data", "download"): "fetch a public data set",
+    ("completion",): "print what completes this command line in a shell",
 }
 """Of each command, by its words, in the order of the list of commands."""
 _OWN_HELP = (("fit",), ("data", "describe"))
@@ -86,7 +89,8 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
         )
         one.set_defaults(run=commands[words], words=words)
         parsers[words] = one
-    parsers["test",].add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
+    for name in ("test", "validate"):
+        parsers[name,].add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")
     _add_recommend(parsers["recommend",])
     _add_export(parsers["export",])
     _add_serve(parsers["serve",])
@@ -96,6 +100,7 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
     parsers["data", "diff"].add_argument("old", metavar="OLD", help="a file of interactions, as they were")
     parsers["data", "diff"].add_argument("new", metavar="NEW", help="a file of interactions, as they are now")
     _add_download(parsers["data", "download"])
+    parsers["completion",].add_argument("shell", choices=SHELLS)
     return whole, parsers
 
 

@@ -1,4 +1,4 @@
-"""The command line: cgfedrec fit | test | recommend | export | serve | compare | tune | deploy | data.
+"""The command line: cgfedrec fit | test | validate | recommend | export | serve | compare | tune | deploy | data.
 
 What uses a trained run is in `cgfedrec.using`. Only the standard library is imported here, so that ``--help`` answers
 at once; a verb imports what it needs.
@@ -18,9 +18,10 @@ from pathlib import Path
 from cgfedrec.arguments import Command, command_parser
 from cgfedrec.errors import InputError, Notice, RunError, printable
 from cgfedrec.settings.environment import tell_of_unread, with_variables
-from cgfedrec.using import export, no_more, recommend, serve, test
+from cgfedrec.texts import SETTINGS, asks_for_help, packaged
+from cgfedrec.using import export, no_more, recommend, serve, test, validate
 
-TAKE_SETTINGS = ("fit", "test", "recommend", "export", "tune", "deploy", "data")
+TAKE_SETTINGS = ("fit", "test", "validate", "recommend", "export", "tune", "deploy", "data")
 """Commands that take the settings of a run."""
 _shown = warnings.formatwarning
 
@@ -36,9 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:
         argv = sys.argv[1:]
-    gc.set_threshold(
-        100_000
-    )  # to import torch makes objects by the million: with 700 the collector takes a sixth of it
+    # To import torch makes objects by the million: by default the collector would take a seventh of the time.
+    gc.set_threshold(100_000)
+    argv = _under_our_name(argv)
     warnings.formatwarning = _warning
     parser, verbs = command_parser(COMMANDS)
     try:
@@ -71,6 +72,14 @@ def _warning(
     if issubclass(category, Notice):
         return f"warning: {printable(str(message))}\n"
     return _shown(message, category, filename, lineno, line)
+
+
+def _under_our_name(argv: list[str]) -> list[str]:
+    """``predict``, as Lightning calls it, as ``recommend``; all else as it is."""
+    first = next((place for place, word in enumerate(argv) if not word.startswith("-")), len(argv))
+    if argv[first : first + 1] != ["predict"]:
+        return argv
+    return [*argv[:first], "recommend", *argv[first + 1 :]]
 
 
 def _with_ids_joined(argv: list[str]) -> list[str]:
@@ -120,6 +129,9 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 
 
 def _fit(arguments: Arguments, options: list[str]) -> int:
+    if asks_for_help(options):
+        print(packaged(SETTINGS), end="")
+        return 0
     from cgfedrec.run.api import start
     from cgfedrec.run.console import console, show_result
     from cgfedrec.settings.sources import said
@@ -176,6 +188,9 @@ def _deploy(arguments: Arguments, options: list[str]) -> int:
 
 
 def _describe(arguments: Arguments, options: list[str]) -> int:
+    if asks_for_help(options):
+        print(packaged(SETTINGS), end="")
+        return 0
     from cgfedrec.run.api import open_data
     from cgfedrec.run.console import console
     from cgfedrec.run.describe import show_data
@@ -203,9 +218,16 @@ def _download(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
+def _completion(arguments: Arguments, options: list[str]) -> int:
+    no_more(options)
+    print(packaged(f"completion.{arguments.shell}"), end="")
+    return 0
+
+
 COMMANDS: dict[tuple[str, ...], Command] = {
     ("fit",): _fit,
     ("test",): test,
+    ("validate",): validate,
     ("recommend",): recommend,
     ("export",): export,
     ("serve",): serve,
@@ -215,6 +237,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("data", "describe"): _describe,
     ("data", "diff"): _diff,
     ("data", "download"): _download,
+    ("completion",): _completion,
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands that use what was trained: test, recommend, export, serve.
+"""The commands that use what was trained: test, validate, recommend, export, serve.
 
 Only the standard library is imported here, as in `cgfedrec.cli`; a command imports what it needs.
 """
@@ -37,6 +37,21 @@ def test(arguments: Arguments, options: list[str]) -> int:
         raise InputError("ckpt_path: its split holds nothing out for a test")
     show_metrics(out, metrics, run.data.protocol)
     show_standing(out, metrics, run.training.monitor)
+    show_scoring(out, int(metrics["bytes/scoring"]))
+    return 0
+
+
+def validate(arguments: Arguments, options: list[str]) -> int:
+    """Evaluate a checkpoint on what its split holds out for validation, by which the best round was chosen."""
+    from cgfedrec.run.api import load
+    from cgfedrec.run.console import console, show_metrics, show_scoring
+
+    run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
+    out = console()
+    metrics = run.validate()
+    if not metrics:
+        raise InputError("ckpt_path: its split holds nothing out for validation")
+    show_metrics(out, metrics, run.data.protocol)
     show_scoring(out, int(metrics["bytes/scoring"]))
     return 0
 

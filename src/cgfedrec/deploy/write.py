@@ -23,6 +23,7 @@ from cgfedrec.deploy.settings import no_split
 from cgfedrec.errors import InputError, check, no_count
 from cgfedrec.files import no_folder, write_atomically
 from cgfedrec.method import Method
+from cgfedrec.settings.layers import UNLOGGED
 from cgfedrec.settings.parser import dump, instantiate, parse
 from cgfedrec.settings.sources import Said
 
@@ -51,6 +52,7 @@ def deploy(given: Said, nodes: int, output: Path) -> str:
         used = f"--output: {output} is not empty; choose another"
     check(no_count("--nodes", nodes), no_folder("--output", output), used)
     settings = parse(given)
+    check("callbacks: a federation over a network calls none" if settings.callbacks else None)
     parts = instantiate(settings)
     check(
         no_split(parts.data.split),
@@ -86,7 +88,7 @@ def settings_of(config: str, data: FederatedDataModule) -> str:
     if not data.has_times:
         layout["timestamp_column"] = None
     tree["data"]["init_args"] |= {"path": None, "format": layout}
-    tree["logger"] = None
+    tree |= UNLOGGED
     return yaml.safe_dump(tree, sort_keys=False)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
+from jsonargparse import Namespace
 from rich.console import Console
 
 from cgfedrec.data.split import Part
@@ -23,6 +24,7 @@ from cgfedrec.method import Method
 from cgfedrec.run.console import progress_bars, quiet_console
 from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.run import Run
+from cgfedrec.settings.layers import UNLOGGED
 from cgfedrec.settings.opening import refuse_of_fit
 from cgfedrec.settings.parser import dump, parse
 from cgfedrec.settings.sources import said
@@ -207,7 +209,7 @@ def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = 
         callbacks.append(_Reporter(trial))
         folder.mkdir(parents=True, exist_ok=True)
     settings = parsed(config)
-    settings.logger = None
+    settings.update(Namespace(**UNLOGGED))
     return Run(settings, folder, callbacks)
 
 

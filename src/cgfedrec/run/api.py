@@ -20,6 +20,7 @@ from cgfedrec.run.opened import open_run
 from cgfedrec.run.rolling import RollingRun, is_rolling
 from cgfedrec.run.run import Run
 from cgfedrec.run.update import Update, before_beside
+from cgfedrec.settings.layers import UNLOGGED
 from cgfedrec.settings.opening import checkpoint_in, refuse_of_fit, settings_in
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import Config, Said, said
@@ -174,7 +175,7 @@ def _data_of(settings: Namespace, console: Console | None = None, before: Before
 
 def _of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
     """What is said to a command that only uses a checkpoint."""
-    given = said([*configs, {"logger": None}], options)
+    given = said([*configs, UNLOGGED | {"callbacks": None}], options)
     refuse_of_fit(given, "a checkpoint that is only used")
     return given
 

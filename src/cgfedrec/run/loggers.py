@@ -6,7 +6,7 @@ import netrc
 import os
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,27 @@ class Forgiving:
                     abandon()
 
 
+class Loggers:
+    """All loggers of a run, each by itself a `Forgiving` one: that one fails is nothing to the others.
+
+    Args:
+        loggers: Anything with Lightning's logger interface, or none.
+    """
+
+    def __init__(self, loggers: Sequence[Logger | None]) -> None:
+        self._each = [Forgiving(logger) for logger in loggers]
+
+    def start(self, directory: Path, config: dict[str, object]) -> None:
+        """`Forgiving.start` of each."""
+        for one in self._each:
+            one.start(directory, config)
+
+    def call(self, method: str, *arguments: object, **named: object) -> None:
+        """`Forgiving.call` of each."""
+        for one in self._each:
+            one.call(method, *arguments, **named)
+
+
 class History:
     """Keeps ``metrics.csv``, a row an evaluated round, and hands each new row to the logger.
 
@@ -83,10 +104,10 @@ class History:
 
     Args:
         path: Of the CSV.
-        logger: The run's.
+        logger: The run's, one or all.
     """
 
-    def __init__(self, path: Path, logger: Forgiving) -> None:
+    def __init__(self, path: Path, logger: Forgiving | Loggers) -> None:
         self.path = path
         self.logger = logger
         self.columns: list[str] = []

@@ -32,7 +32,7 @@ from cgfedrec.run.recommend import write
 from cgfedrec.run.run import Run
 from cgfedrec.run.summary import by_how_much, stated
 from cgfedrec.run.training import Training
-from cgfedrec.settings.layers import merged
+from cgfedrec.settings.layers import UNLOGGED, merged
 from cgfedrec.settings.parser import dump, parse
 from cgfedrec.settings.sources import said
 
@@ -124,7 +124,7 @@ class Cuts(Evaluations):
         method, rounds = self.choice.method, self.choice.rounds
         if judged is not None:
             rolling["choosing"], method, rounds = cut, judged, None
-        over: dict[str, Any] = {"data": {"init_args": {"rolling": rolling}}, "logger": None}
+        over: dict[str, Any] = {"data": {"init_args": {"rolling": rolling}}} | UNLOGGED | {"callbacks": None}
         if method:
             over["method"] = {"init_args": dict(method)}
         if rounds is not None:

@@ -29,7 +29,7 @@ from cgfedrec.run.describe import show_data
 from cgfedrec.run.engine import alone, engine, rank_of
 from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
-from cgfedrec.run.loggers import Forgiving, History
+from cgfedrec.run.loggers import History, Loggers
 from cgfedrec.run.recommend import write
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.resume import Checkpoints
@@ -37,6 +37,7 @@ from cgfedrec.run.summary import popular_ranks, summary_of, tested
 from cgfedrec.run.trained import Trained
 from cgfedrec.run.training import Training
 from cgfedrec.run.update import BEFORE, HISTORIES, Update, before_beside, keep, told
+from cgfedrec.settings.hooks import unheeded
 from cgfedrec.settings.parser import dump, instantiate
 
 
@@ -55,7 +56,7 @@ class Run(Trained):
     Attributes:
         processes: That share the clients; often this one alone.
         config: The settings as YAML, as in ``config.yaml``.
-        logger: What the settings name beside the CSV, if anything.
+        logger: What the settings name beside the CSV, if anything; ``loggers`` may list more.
         summary: What ``summary.json`` holds, once training has ended.
 
     Raises:
@@ -88,10 +89,11 @@ class Run(Trained):
             update.check(method, self.config)
         header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
         self.processes = Processes()
-        self._log = Forgiving(self.logger)
+        self._log = Loggers([self.logger, *parts.loggers])
         self._interrupt = Interrupt()
         self._saved = Checkpoints(self.checkpoints, header)
-        self.training = self._build(parts, settings, callbacks, clients, to_train)
+        check(*(problem for one in callbacks for problem in unheeded(one)))
+        self.training = self._build(parts, settings, [*callbacks, *parts.callbacks], clients, to_train)
 
     def _build(
         self, parts: Namespace, settings: Namespace, callbacks: Sequence[object], clients: Path | None, to_train: bool
@@ -100,7 +102,9 @@ class Run(Trained):
         history = History(self.directory / METRICS, self._log)
         if isinstance(self.method, Reference):
             fabric, processes = engine(vars(parts.fabric), [history])
-            check(None if processes.number == 1 else "fabric.devices: a reference is trained in one process")
+            alone_only = "fabric.devices: a reference is trained in one process"
+            no_rounds = "callbacks: a reference has no rounds, and calls none"
+            check(None if processes.number == 1 else alone_only, no_rounds if parts.callbacks else None)
             return ReferenceFit(self.method, self.data, fabric, parts.loop.monitor)
         # Fabric calls them in this order: a round is in the CSV and judged before it is saved, and the user's come
         # before the checkpoint, which heeds their `should_stop`.

@@ -12,7 +12,7 @@ from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule, Format
 from cgfedrec.data.newcomers import Given, Newcomers
 from cgfedrec.errors import InputError, Notice, check
-from cgfedrec.evaluation.ranking import Ranked
+from cgfedrec.evaluation.ranking import Ranked, summarise
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.checkpoint import Header
@@ -81,6 +81,17 @@ class Trained:
         if found:
             found["bytes/scoring"] = self.training.bytes_scoring - before
         return found
+
+    def validate(self) -> dict[str, float]:
+        """Validation metrics of the state that is loaded, and ``bytes/scoring``; nothing where nothing is held out.
+
+        The best round was chosen by them, so they flatter it: `test` is the result.
+        """
+        if not self.data.holds_out("val"):
+            return {}
+        before = self.training.bytes_scoring
+        found: dict[str, float] = summarise(self.data, "val", self.training.ranked("val"))
+        return found | {"bytes/scoring": self.training.bytes_scoring - before}
 
     def recommend(self, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
         """The best items for users, without those that they have.

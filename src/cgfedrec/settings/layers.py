@@ -20,6 +20,10 @@ from cgfedrec.errors import InputError
 Layer = dict[str, object]
 CLASSES = ("data", "method", "logger")
 """Options that name a class; its own settings stand below it, ``method.dim``."""
+LISTS = ("callbacks", "loggers")
+"""Options that list classes; one by itself may be given without a list."""
+UNLOGGED: dict[str, None] = {"logger": None, "loggers": None}
+"""What says that a run is logged in its CSV alone."""
 CONTROL, CONTROLLED = "cgfedrec.methods.Local", "cgfedrec.methods.CGFedRec"
 _SPEC = {"class_path", "init_args", "dict_kwargs"}
 
@@ -63,6 +67,8 @@ def shaped(option: object, value: object) -> Layer:
         value = {part: value}
     if group in CLASSES:
         value = _class_spelt_out(value)
+    elif group in LISTS and isinstance(value, str | Mapping):
+        value = [deepcopy(value)]
     elif group == "protocol" and isinstance(value, str):
         value = {"name": value}
     elif isinstance(value, Mapping):

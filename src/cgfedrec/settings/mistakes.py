@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pkgutil import resolve_name
 from types import NoneType, UnionType
-from typing import Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import Namespace
 
 import cgfedrec.centralized
 import cgfedrec.methods
 from cgfedrec.errors import nearest
 from cgfedrec.settings.layers import Layer, leaves, short
 from cgfedrec.settings.options import Option, class_path, groups_of
+from cgfedrec.settings.trust import IMPORTING
 
 Source = Callable[[Sequence[str]], str]
 """Who says what stands at a place, in brackets, to end a message with."""
@@ -19,7 +24,10 @@ MOVED = {"cgfedrec.logging.WandbLogger": ("0.2", "cgfedrec.run.loggers.WandbLogg
 
 Methods, references and the data module have kept their names, and the optimisers of our own never had another one.
 """
+HERE = "; is it in the current folder, or its folder on PYTHONPATH?"
+"""What to ask of a module that was not found."""
 _LONGEST = 80
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _Path = tuple[str, ...]
 
 
@@ -52,6 +60,29 @@ def no_mappings(spec: Layer, known: Mapping[str, Option], needed: Collection[str
             yield f"{name}: {_no_mapping(value)}{source(path)}"
 
 
+def out_of_bounds(settings: Namespace) -> Iterator[str]:
+    """The problem with each value that the parser takes and no run does."""
+    seed = settings["seed_everything"]
+    if not 0 <= seed < 2**63:
+        yield f"seed_everything: {seed} is not from 0 to 2^63 - 1"
+    for name in ("ckpt_path", "update_from", "run_dir"):
+        if settings[name] == "":
+            yield f"{name}: is empty"
+
+
+def not_imported(name: str) -> str | None:
+    """Why a name stands for nothing that can be imported, in one line; none if it does stand for something."""
+    try:
+        resolve_name(name)
+    except ModuleNotFoundError as error:
+        return f"{error}{HERE}"
+    except (ImportError, AttributeError) as error:
+        return str(error)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything as it is imported
+        return f"importing it ends in {type(error).__name__}: {error}"
+    return None
+
+
 def shown(value: object) -> str:
     """A value as it is written in a config, cut where it is long."""
     if value is None:
@@ -80,6 +111,8 @@ def told(kind: object) -> str:
         return f"{', '.join(others)} or {last}"
     if origin in (Union, UnionType):
         return " or ".join(map(told, inner))
+    if inner == (Any,):
+        return "a list of classes"
     if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Sequence)):
         elements = [f"{told(one)}s".removeprefix("a ") for one in inner if one is not Ellipsis]
         return f"a list of {' and '.join(elements)}"
@@ -107,7 +140,7 @@ def _wrong(value: object, path: _Path, known: Mapping[str, Option]) -> Iterator[
         if option.problem(value) is None:
             return
         if option.takes_class:
-            yield path, _no_class(option, value)
+            yield path, _no_class(option, value, path)
         else:
             yield path, f"must be {told(option.kind)}, not {shown(value)}{_why(option, value)}"
     elif not any(other.startswith(f"{name}.") for other in known):
@@ -123,7 +156,7 @@ def _wrong_class(option: Option, spec: Layer, path: _Path, known: Mapping[str, O
     """What is wrong with a class and its settings, each at its place."""
     name = spec["class_path"]
     if option.named(name) is None:
-        yield path, _no_class(option, name)
+        yield path, _no_class(option, name, path)
         return
     arguments = spec.get("init_args", {})
     if not isinstance(arguments, dict):
@@ -143,7 +176,7 @@ def _no_mapping(value: object) -> str:
     return f"must be a mapping of its options, not {shown(value)}"
 
 
-def _no_class(option: Option, name: object) -> str:
+def _no_class(option: Option, name: object, path: _Path) -> str:
     """What is wrong with a name of a class, or with what stands in place of one."""
     if isinstance(name, str) and name in MOVED:
         version, now = MOVED[name]
@@ -151,7 +184,12 @@ def _no_class(option: Option, name: object) -> str:
     tried = name
     if isinstance(name, str):
         tried = {"class_path": name}
-    text = f"{shown(name)} is no class that can stand here{_why(option, tried)}"
+    why = _why(option, tried)
+    # Where the parser would import it, a checkpoint can only name what it may, so that this does no more.
+    if not why and path[0] in IMPORTING and isinstance(name, str) and _DOTTED.fullmatch(name):
+        reason = not_imported(name)
+        why = f" ({reason})" if reason else ""
+    text = f"{shown(name)} is no class that can stand here{why}"
     if option.dest == "method":
         text += f"; methods here: {', '.join([*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__])}"
     return text
@@ -166,7 +204,7 @@ def _why(option: Option, value: object) -> str:
     why = [line for line in _lines(option.problem(value)) if any(words in line for words in telling)]
     if not why:
         return ""
-    hint = "; is its folder on PYTHONPATH?" if "No module" in why[-1] else ""
+    hint = HERE if "No module" in why[-1] else ""
     return f" ({why[-1]}{hint})"
 
 

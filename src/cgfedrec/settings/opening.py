@@ -26,8 +26,7 @@ def settings_in(text: str, given: Said) -> Layer:
     Raises:
         InputError: naming every setting that it may not hold. Nothing has been imported then.
     """
-    trusted = [str(layer["trust"]) for _, layer in given.layers if layer.get("trust")]
-    return settings_of(text, given.named(), [name.strip() for names in trusted for name in names.split(",")])
+    return settings_of(text, given.named(), given.trusted())
 
 
 def checkpoint_in(given: Said, option: str = "ckpt_path") -> Path | None:

@@ -16,7 +16,17 @@ from torch.optim import Optimizer
 
 from cgfedrec.settings.layers import CLASSES, Layer, same_class
 
-ERRORS = (ArgumentError, ImportError, TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError)
+ERRORS = (
+    ArgumentError,
+    ImportError,
+    TypeError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    SystemExit,  # a script of the user's that ends itself where it is imported
+)
 """What the parser, and the classes that it imports, raise for a value that they do not take."""
 _NO_OPTIONS = ("help", "print_config", "config")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import yaml
@@ -18,11 +18,14 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
+from cgfedrec.settings.here import look_here
 from cgfedrec.settings.layers import CLASSES, Layer, leaves, merged, short
-from cgfedrec.settings.mistakes import no_mappings, problems
+from cgfedrec.settings.listed import add_lists, build_lists
+from cgfedrec.settings.mistakes import no_mappings, out_of_bounds, problems
 from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of
 from cgfedrec.settings.origins import with_origins
 from cgfedrec.settings.sources import Said, layer_of, option_of
+from cgfedrec.texts import SETTINGS, packaged
 from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
@@ -100,6 +103,7 @@ def parser(defaults: bool = True) -> ArgumentParser:
         default=named["logger"],
         help="Beside the CSV: Weights & Biases, another of Lightning's loggers, or null.",
     )
+    add_lists(parser)
     parser.set_defaults({"fabric.accelerator": "cpu", "fabric.devices": 1})
     return parser
 
@@ -125,6 +129,7 @@ def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
     Raises:
         InputError: naming every option that is wrong, and who gave it.
     """
+    look_here(given.imported())
     for request in given.asked:
         _print_help(*request)
     above = _above_variables(given, base)
@@ -140,7 +145,7 @@ def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
     except ERRORS as error:
         # The parser stops at the first problem. To name all of them, each option is tried by itself.
         raise InputError(list(problems(spec, known, given.source)) or str(error)) from error
-    check(*_out_of_bounds(settings))
+    check(*out_of_bounds(settings))
     settings.config = given.files
     for name, flags in given.asked:
         if name == "--print_config":
@@ -152,16 +157,6 @@ def _above_variables(given: Said, base: Mapping[str, object] | None) -> list[Lay
     """The layers that outrank the environment; the arguments are those of `parse`."""
     below = [] if base is None else [layer_of(base, "ckpt_path")]
     return [*below, *(layer for _, layer in given.configs), given.options]
-
-
-def _out_of_bounds(settings: Namespace) -> Iterator[str]:
-    """The problem with each value that the parser takes and no run does."""
-    seed = settings.seed_everything
-    if not 0 <= seed < 2**63:
-        yield f"seed_everything: {seed} is not from 0 to 2^63 - 1"
-    for name in ("ckpt_path", "update_from", "run_dir"):
-        if settings[name] == "":
-            yield f"{name}: is empty"
 
 
 def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
@@ -211,11 +206,16 @@ def _print_help(name: str, value: str) -> None:
     """Print what ``--help`` or one of its kind asks for, and exit."""
     if name == "--print_config":  # it prints settings, which are not known yet
         return
+    if name in ("--help", "-h"):
+        sys.stdout.write(packaged(SETTINGS))
+        raise SystemExit(0)
     words = [name]
     if value:
         words.append(value)
     try:
         parser().parse_args(words)
+    except SystemExit:
+        raise
     except ERRORS as error:
         raise InputError(f"{name}: {str(error).strip()}") from error
     raise SystemExit(0)
@@ -244,7 +244,7 @@ def instantiate(settings: Namespace) -> Namespace:
     """Build every component but Fabric, whose arguments stay.
 
     Returns:
-        The components by their names, `COMPONENTS`.
+        The components by their names, `COMPONENTS` and `cgfedrec.settings.layers.LISTS`.
 
     Raises:
         InputError: with the problems of all of them.
@@ -258,5 +258,8 @@ def instantiate(settings: Namespace) -> Namespace:
             wrong += error.problems
         except (*ERRORS, RuntimeError, ArithmeticError) as error:
             wrong.append(f"{name}: {error}")
+    for name, made, problems_of in build_lists(settings):
+        built[name] = made
+        wrong += problems_of
     check(*wrong)
     return built

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from cgfedrec.errors import InputError, check
 from cgfedrec.settings.environment import PREFIX
-from cgfedrec.settings.layers import CLASSES, Layer, joined, shaped
-from cgfedrec.settings.trust import import_paths, meta_keys
+from cgfedrec.settings.layers import CLASSES, LISTS, Layer, joined, shaped
+from cgfedrec.settings.trust import IMPORTING, import_paths, meta_keys
 from cgfedrec.settings.yamlfile import is_file, read_yaml, read_yaml_file
 
 Config = str | os.PathLike[str] | Mapping[str, object]
@@ -61,6 +61,21 @@ class Said:
         for _, layer in self.layers:
             found |= import_paths(layer)
         return found
+
+    def imported(self) -> set[str]:
+        """Every class or module that a user names where one can stand; a path such as ``ratings.csv`` is none."""
+        found = {value for _, value in self.asked} | set(self.trusted())
+        for _, layer in self.layers:
+            data = layer.get("data")
+            kind = data.get("class_path") if isinstance(data, dict) else data
+            places = {name: layer.get(name) for name in (*IMPORTING, "logger", *LISTS)}
+            found |= import_paths(places | {"data": kind})
+        return found
+
+    def trusted(self) -> list[str]:
+        """Every module or class that a user trusts a checkpoint to name."""
+        listed = [str(layer["trust"]) for _, layer in self.layers if layer.get("trust")]
+        return [name.strip() for names in listed for name in names.split(",")]
 
     def without(self, group: str, settings: Sequence[str]) -> Said:
         """The same, but for what is said of some settings of a class, such as the format of data."""
@@ -240,6 +255,8 @@ def _typed(option: str, text: str) -> object:
         return None
     group, *below = option.split(".")
     begins_a_mapping = text.lstrip().startswith("{")
+    if group in LISTS and text.lstrip().startswith(("[", "{")):
+        return read_yaml(text, option)
     if group not in _GROUPS or (below and not begins_a_mapping):
         return text
     if not below and is_file(text):

@@ -16,6 +16,7 @@ from cgfedrec.files import DamagedError, file_digest, read_json
 from cgfedrec.protocol import Protocol
 from cgfedrec.run.checkpoint import flat, read_checkpoint
 from cgfedrec.run.folder import CONFIG
+from cgfedrec.settings.layers import UNLOGGED
 
 State = Literal["new", "started", "finished", "changed"]
 """Of a run's folder."""
@@ -78,7 +79,7 @@ class Job:
         if there is None or here is None:
             return []
         names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-        return [name for name in names if name.split(".")[0] != "logger"]
+        return [name for name in names if name.split(".")[0] not in UNLOGGED]
 
     def _stored(self) -> Mapping[str, object] | None:
         """The options of the run in the folder; ``None`` if their file is damaged or gone, as `damage` then says."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from jsonargparse import Namespace
 
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.rolling import Rolling
@@ -18,7 +19,7 @@ from cgfedrec.methods import Local
 from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.rolling import is_rolling
 from cgfedrec.run.run import Run
-from cgfedrec.settings.layers import CONTROL, Layer, merged, same_class
+from cgfedrec.settings.layers import CONTROL, UNLOGGED, Layer, merged, same_class
 from cgfedrec.settings.parser import dump, parse
 from cgfedrec.settings.sources import layer_of, said
 from cgfedrec.settings.yamlfile import read_yaml_file
@@ -151,7 +152,7 @@ def _open(config: Layer, seed: int, output: Path) -> tuple[Run, Layer]:
     settings = parse(said([{**config, "seed_everything": seed}], environment={}))
     check(no_crowd(settings, "each run of a comparison"))
     whole: Layer = yaml.safe_load(dump(settings))
-    settings.logger = None  # to open a logger would write
+    settings.update(Namespace(**UNLOGGED))  # to open a logger would write
     if is_rolling(settings):  # all of its trainings can be set up if the last one can, which has most of the data
         rolling = settings.data.init_args.rolling
         rolling.cut = Rolling(**vars(rolling)).number
