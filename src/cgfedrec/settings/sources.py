@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from cgfedrec.data.layout import laid_out
+from cgfedrec.data.layouts import LAYOUTS
 from cgfedrec.errors import InputError, check
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.layers import CLASSES, Layer, joined, shaped
@@ -103,7 +105,7 @@ def said(
     typed = _typed_words(options)
     if environment is None:
         environment = os.environ
-    variables = {name: text for name, text in sorted(environment.items()) if name.startswith(PREFIX)}
+    variables = {name: text for name, text in sorted(environment.items(), key=_rank) if name.startswith(PREFIX)}
     # The one config of the environment stands in for those that are not named: it is none beside others.
     config = variables.pop(f"{PREFIX}CONFIG", None)
     named = [*configs, *typed.configs]
@@ -219,7 +221,7 @@ def _layer(tree: Mapping[str, object], where: str, problems: list[str]) -> Layer
         except InputError as error:
             problems += [f"{where}: {problem}" for problem in error.problems]
     problems += meta_keys(where, layer)
-    return layer
+    return _with_layout(layer)
 
 
 def _typed_layer(pairs: Iterable[tuple[str, str]], where: str, problems: list[str]) -> Layer:
@@ -234,7 +236,28 @@ def _typed_layer(pairs: Iterable[tuple[str, str]], where: str, problems: list[st
         except InputError as error:
             problems += error.problems
     problems += meta_keys(where, layer)
-    return layer
+    return _with_layout(layer)
+
+
+def _rank(variable: tuple[str, str]) -> tuple[bool, str]:
+    """Variables in the order of their names, but one that names a layout first: it lies below what others say."""
+    return not variable[0].endswith("__FORMAT__LAYOUT"), variable[0]
+
+
+def _with_layout(layer: Layer) -> Layer:
+    """The layer, with all that a layout stands for that it names, below what it says of single options itself.
+
+    So a layout holds against lower layers as if each of its options had been said, and higher layers may change any.
+    """
+    data = layer.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
+        return layer
+    arguments = data["init_args"]
+    said = arguments.get("format")
+    if not isinstance(said, dict) or "layout" not in said or said["layout"] not in (None, *LAYOUTS):
+        return layer  # the parser says what is wrong with it, if anything is
+    own = {name: value for name, value in said.items() if name != "layout"}
+    return layer | {"data": data | {"init_args": arguments | {"format": laid_out(said["layout"]) | own}}}
 
 
 def _typed(option: str, text: str) -> object:
