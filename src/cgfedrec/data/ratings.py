@@ -16,6 +16,7 @@ from cgfedrec.data.reading import is_parquet, read_parquet
 from cgfedrec.data.recognising import recognised
 from cgfedrec.data.records import kind_of, read_records
 from cgfedrec.data.source import find
+from cgfedrec.data.synthetic import Track
 from cgfedrec.data.tables import Table, missing, position
 from cgfedrec.data.text import Text, open_text, read_text
 from cgfedrec.errors import InputError, check
@@ -45,6 +46,16 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
         if hint := recognised(path, layout):
             raise InputError([*error.problems, hint]) from error
         raise
+
+
+def read_told(path: str, layout: Format, track: Track) -> Interactions:
+    """`read`, which may take long, under the eyes of ``track``."""
+    file, what = Path(path), f"reading {path}"
+    if file.is_file():
+        what += f", {file.stat().st_size:,} bytes"
+    # One part of work: whoever tracks it cannot say how far it is, but can say that it goes on.
+    (found,) = [read(one, layout) for one in track([path], what)]
+    return found
 
 
 def _read(path: Path, layout: Format) -> Interactions:
