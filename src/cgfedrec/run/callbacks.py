@@ -7,6 +7,8 @@ given.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from signal import Signals as Signal
 
@@ -19,6 +21,9 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.signals import Signals
 from cgfedrec.server import CLIENTS, READINGS
+from cgfedrec.simulation.capacity import gib
+from cgfedrec.simulation.machine import resident
+from cgfedrec.units import duration
 
 
 class EarlyStopping:
@@ -64,6 +69,43 @@ class Interrupt:
         """Hand signals back, however training ended."""
         if self._signals is not None:
             self._signals.release()
+
+
+class Pace:
+    """Says after the first round that it sees how long rounds take and what is taken, beside what was expected."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._told = False
+        self._expected: float | None = None
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        """Note the time, and what the next round is for."""
+        self._started, self._seconds, self._phase = time.perf_counter(), loop.seconds, loop.server.phase
+
+    def on_cohort_end(self, loop: FederatedLoop, users: Tensor) -> None:
+        """Expect of all other cohorts what the first one took, `[clients]`; workers train side by side."""
+        if self._expected is None:
+            seconds = time.perf_counter() - self._started
+            participants = loop.sample()
+            here = loop.clients.in_order(participants[loop.clients.at_home[participants]])
+            cohorts = sum(1 for _ in loop.data.cohorts(here, loop.clients.cohort_size))
+            self._expected = seconds * math.ceil(cohorts / loop.clients.workers.number)
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        """Tell it once."""
+        if self._told or self._expected is None:
+            return
+        self._told, took, capacity = True, loop.seconds - self._seconds, loop.clients.capacity
+        what = f"round {loop.round}"
+        if self._phase:
+            what += f" ({self._phase})"
+        told = f"{what} took {duration(took)}, where its first cohort let expect {duration(self._expected)} of training"
+        left = loop.rounds - loop.round
+        if left > 0 and not self._phase:  # rounds of a phase tell nothing of others
+            told += f"; {left:,} more: about {duration(left * took)}"
+        told += f"; {gib(resident())} of memory are taken, {gib(capacity.memory)} were expected"
+        self.console.print(told, highlight=False, soft_wrap=True)
 
 
 class ProgressBar:
