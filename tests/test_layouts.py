@@ -150,7 +150,13 @@ def test_without_times_the_advice_names_a_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["user,item,timestamp\n1,10,3\n", "1::10::5::978300760\nx::20::2::978300762\n", "1:\nabc\n", "", "\x00\xff"],
+    [
+        "user,item,timestamp\n1,10,3\n",
+        "1::10::5::978300760\n1::20::2::978300762\nx::20::2::978300762\n",
+        "1:\nabc\n",
+        "",
+        "\x00\xff",
+    ],
 )
 def test_other_files_look_like_nothing(text: str, tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
@@ -216,6 +222,10 @@ class TestWhoWins:
         assert settings("--data.format.layout", "movielens-csv", config=config) == settings(
             "--data.format.layout", "movielens-csv"
         )
+
+    def test_null_takes_a_layout_of_below_back(self) -> None:
+        config = {"data.format.layout": "movielens-1m"}
+        assert settings("--data.format.layout", "null", config=config) == Format()
 
     def test_in_the_environment_it_lies_below_other_variables(self) -> None:
         variables = {
