@@ -36,6 +36,7 @@ exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n st
 _MORE = "; further options, such as --data.path, override the checkpoint's config (--trust: see SECURITY.md)"
 _HELP = {
     ("fit",): "train a federation",
+    ("estimate",): "say what a run would need, in memory, disk, bytes and time; takes the options of fit",
     ("test",): f"evaluate a checkpoint on the test split{_MORE}",
     ("validate",): f"evaluate a checkpoint on the validation split{_MORE}",
     ("recommend",): f"recommend items to users; predict is the same{_MORE}",
@@ -54,7 +55,7 @@ _HELP = {
     ("completion",): "print what completes this command line in a shell",
 }
 """Of each command, by its words, in the order of the list of commands."""
-_OWN_HELP = (("fit",), ("data", "describe"))
+_OWN_HELP = (("fit",), ("estimate",), ("data", "describe"))
 """Those that leave ``--help`` to the parser of a run's settings."""
 
 

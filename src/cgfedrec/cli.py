@@ -1,4 +1,4 @@
-"""The command line: cgfedrec fit | test | validate | recommend | export | serve | compare | tune | deploy | data.
+"""The command line: cgfedrec fit, estimate, test, validate, recommend, export, serve, compare, tune, deploy, data.
 
 What uses a trained run is in `cgfedrec.using`. Only the standard library is imported here, so that ``--help`` answers
 at once; a verb imports what it needs.
@@ -21,7 +21,7 @@ from cgfedrec.settings.environment import tell_of_unread, with_variables
 from cgfedrec.texts import SETTINGS, asks_for_help, packaged
 from cgfedrec.using import export, no_more, recommend, serve, test, validate
 
-TAKE_SETTINGS = ("fit", "test", "validate", "recommend", "export", "tune", "deploy", "data")
+TAKE_SETTINGS = ("fit", "estimate", "test", "validate", "recommend", "export", "tune", "deploy", "data")
 """Commands that take the settings of a run."""
 _shown = warnings.formatwarning
 
@@ -150,6 +150,15 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
+def _estimate(arguments: Arguments, options: list[str]) -> int:
+    from cgfedrec.run.console import console
+    from cgfedrec.run.estimate import estimate
+
+    warnings.filterwarnings("ignore", module="lightning")
+    estimate(options, console())
+    return 0
+
+
 def _compare(arguments: Arguments, options: list[str]) -> int:
     no_more(options)
     from cgfedrec.experiments.compare import compare
@@ -226,6 +235,7 @@ def _completion(arguments: Arguments, options: list[str]) -> int:
 
 COMMANDS: dict[tuple[str, ...], Command] = {
     ("fit",): _fit,
+    ("estimate",): _estimate,
     ("test",): test,
     ("validate",): validate,
     ("recommend",): recommend,

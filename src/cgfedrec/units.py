@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write them."""
+"""Numbers of bytes and lengths of time as people write them."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ def nbytes(number: float, digits: int = 1, binary: bool = False) -> str:
     while number >= base and place + 1 < len(units):
         number, place = number / base, place + 1
     return f"{number:,.{digits if place else 0}f} {units[place]}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time with the unit that keeps it short, and no more digits than count.
+
+    >>> duration(0.0423), duration(42), duration(600), duration(9000)
+    ('0.042 s', '42 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h"

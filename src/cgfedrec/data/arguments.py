@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cgfedrec.data.layout import Format
 from cgfedrec.data.split import NEEDS_TIME, SplitName
@@ -15,10 +15,12 @@ def argument_problems(
     split: SplitName,
     temporal_fractions: tuple[float, float],
     min_interactions: int,
-    negatives: int,
-    batch_size: int,
+    counts: Mapping[str, int],
 ) -> Iterator[str | None]:
-    """What is wrong with the arguments of a `cgfedrec.data.FederatedDataModule`, which say what they are."""
+    """What is wrong with the arguments of a `cgfedrec.data.FederatedDataModule`, which say what they are.
+
+    Those in ``counts``, by name, are numbers from 1.
+    """
     first, second = temporal_fractions
     if not 0 < first < second < 1:
         yield f"data.temporal_fractions: {first}, {second} must rise between 0 and 1"
@@ -28,7 +30,7 @@ def argument_problems(
         yield f"data.min_interactions: {min_interactions} is below {fewest}, which split {split} needs"
     else:
         yield no_count("data.min_interactions", min_interactions)
-    yield no_count("data.negatives", negatives)
-    yield no_count("data.batch_size", batch_size)
+    for name, count in counts.items():
+        yield no_count(f"data.{name}", count)
     if path is not None and format.timestamp_column is None and split in NEEDS_TIME:
         yield f"data.format.timestamp_column: split {split} needs times; choose the split random or none"

@@ -25,10 +25,7 @@ _GROUPLENS = "https://files.grouplens.org/datasets"
 _RESEARCH = (
     "research use, no redistribution, no commercial use without permission, with acknowledgement: the README inside"
 )
-_HEADERLESS = " ".join(
-    f"--data.format.{option}" for option in ("header false", "user_column 0", "item_column 1", "timestamp_column 3")
-)
-_NAMED = "--data.format.user_column userId --data.format.item_column movieId"
+_LAYOUT = "--data.format.layout movielens-"
 
 
 @dataclass(frozen=True)
@@ -47,26 +44,26 @@ class Entry:
 
 CATALOG = {
     "ml-100k": Entry(
-        f"{_GROUPLENS}/movielens/ml-100k.zip", "md5:0e33842e24a9c977be4e0107933c0723", "u.data", _HEADERLESS
+        f"{_GROUPLENS}/movielens/ml-100k.zip", "md5:0e33842e24a9c977be4e0107933c0723", "u.data", f"{_LAYOUT}100k"
     ),
     "ml-1m": Entry(
-        f"{_GROUPLENS}/movielens/ml-1m.zip", "md5:c4d9eecfca2ab87c1945afe126590906", "ratings.dat", _HEADERLESS
+        f"{_GROUPLENS}/movielens/ml-1m.zip", "md5:c4d9eecfca2ab87c1945afe126590906", "ratings.dat", f"{_LAYOUT}1m"
     ),
     "ml-10m": Entry(
-        f"{_GROUPLENS}/movielens/ml-10m.zip", "md5:ce571fd55effeba0271552578f2648bd", "ratings.dat", _HEADERLESS
+        f"{_GROUPLENS}/movielens/ml-10m.zip", "md5:ce571fd55effeba0271552578f2648bd", "ratings.dat", f"{_LAYOUT}1m"
     ),
     "ml-20m": Entry(
-        f"{_GROUPLENS}/movielens/ml-20m.zip", "md5:cd245b17a1ae2cc31bb14903e1204af3", "ratings.csv", _NAMED
+        f"{_GROUPLENS}/movielens/ml-20m.zip", "md5:cd245b17a1ae2cc31bb14903e1204af3", "ratings.csv", f"{_LAYOUT}csv"
     ),
     "ml-25m": Entry(
-        f"{_GROUPLENS}/movielens/ml-25m.zip", "md5:6b51fb2759a8657d3bfcbfc42b592ada", "ratings.csv", _NAMED
+        f"{_GROUPLENS}/movielens/ml-25m.zip", "md5:6b51fb2759a8657d3bfcbfc42b592ada", "ratings.csv", f"{_LAYOUT}csv"
     ),
     # its home says that this one changes; the checksum is of the archive of October 2026
     "ml-latest-small": Entry(
         f"{_GROUPLENS}/movielens/ml-latest-small.zip",
         "sha256:696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436",
         "ratings.csv",
-        _NAMED,
+        f"{_LAYOUT}csv",
     ),
 }
 

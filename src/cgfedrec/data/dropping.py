@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cgfedrec.data.core import keep_core
 from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.lists import Lists
 from cgfedrec.data.split import Part
@@ -20,18 +21,21 @@ def drop_users(
     name: str,
     split: Callable[[Interactions], NDArray[np.int8]],
     min_interactions: int,
+    min_users: int,
     negatives: int,
     leaks: bool,
 ) -> tuple[Interactions, NDArray[np.int8]]:
-    """Leave out users who cannot take part, and count them in the report.
+    """Leave out users who cannot take part, and items that too few users have; count them in the report.
 
     These are users with too few positive interactions, with none to train on, or with too few items left as negatives.
+    The core (`cgfedrec.data.core`) is found before the split: users who are left out after it count for their items.
 
     Args:
         data: All that was read.
         name: What to call it in messages.
         split: Gives the `Part` of each positive interaction.
         min_interactions: Users with fewer positive ones are left out.
+        min_users: Items that fewer users have are left out.
         negatives: How many different items a positive needs beside it.
         leaks: Whether negatives avoid a user's held-out items too.
 
@@ -41,13 +45,7 @@ def drop_users(
     Raises:
         InputError: if nobody is left.
     """
-    counts = np.bincount(data.users[data.positive], minlength=len(data.user_ids))
-    kept = data.keep_users(counts >= min_interactions)
-    if not len(kept.user_ids):
-        check(
-            f"{name}: no user has {min_interactions} interactions or more (min_interactions); the most that one has is "
-            f"{counts.max(initial=0)}"
-        )
+    kept = keep_core(data, name, min_interactions, min_users)
     # The split comes after the first drop, since a cut in time depends on who is there.
     part = split(kept)
     owners = kept.users[kept.positive]
@@ -59,10 +57,8 @@ def drop_users(
     check(*_nobody(name, roomy, trained, num_items, negatives))
     usable = roomy & trained
     part = part[usable[owners]]
-    few = len(data.user_ids) - num_users
     kept = kept.keep_users(usable)
     kept.report |= {
-        "users with too few interactions": few,
         "users without training interactions": int((~trained).sum()),
         "users with too few items left as negatives": int((trained & ~roomy).sum()),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from cgfedrec.data.interactions import Interactions, renumbered
 from cgfedrec.data.layout import Format
 from cgfedrec.data.lists import Lists
 from cgfedrec.data.people import People
-from cgfedrec.data.ratings import read
+from cgfedrec.data.ratings import read_told
 from cgfedrec.data.rolling import Cut, Rolling
 from cgfedrec.data.split import Part, SplitName, assign, lateness
 from cgfedrec.data.synthetic import Synthetic, Track, untold
@@ -62,6 +61,8 @@ class FederatedDataModule(LightningDataModule):
         temporal_fractions: For ``temporal``, the shares of all interactions before validation and before test.
         rolling: For ``rolling``, where the cuts are.
         min_interactions: Users with fewer are dropped, with a count; under ``rolling`` with fewer before the cut.
+        min_users: Items that fewer users have are left out, with a count, and then again users with too few, until
+            nothing changes (a k-core); under ``rolling`` by what comes before the cut.
         negatives: Negatives drawn for each positive, anew in every round.
         batch_size: Samples, positives and negatives, in a local batch; the last may be shorter.
     """
@@ -77,16 +78,18 @@ class FederatedDataModule(LightningDataModule):
         min_interactions: int = 3,
         negatives: int = 4,
         batch_size: int = 256,
+        min_users: int = 1,
     ) -> None:
         super().__init__()
-        check(*argument_problems(path, format, split, temporal_fractions, min_interactions, negatives, batch_size))
+        counts = {"min_users": min_users, "negatives": negatives, "batch_size": batch_size}
+        check(*argument_problems(path, format, split, temporal_fractions, min_interactions, counts))
         self.path = path
         self.format = format
         self.synthetic = synthetic
         self.split: SplitName = split
         self.temporal_fractions = temporal_fractions
         self.rolling = rolling
-        self.min_interactions = min_interactions
+        self.min_interactions, self.min_users = min_interactions, min_users
         self.negatives = negatives
         self.batch_size = batch_size
         self.protocol = Protocol()
@@ -124,10 +127,10 @@ class FederatedDataModule(LightningDataModule):
         if self.split == "rolling":
             self.cut_times = self.rolling.times(read_in)
             self.cut = self.rolling.cut_at(self.cut_times)
-            self.asked = self.rolling.asked(read_in, self.cut_times, fewest)
+            self.asked = self.rolling.asked(read_in, self.cut_times, fewest, self.min_users)
         if self.cut:
             # What comes after the cut is taken away before anything else looks at the data.
-            read_in, fewest = self.cut.until(read_in, fewest, self._lateness), 1
+            read_in, fewest = self.cut.until(read_in, fewest, self.min_users, self._lateness), 1
         kept, part_of_positive = self._kept(read_in, fewest)
         if self.before:
             kept = kept.with_ids(self.before.user_ids, self.before.item_ids)
@@ -171,17 +174,13 @@ class FederatedDataModule(LightningDataModule):
     def _read(self) -> Interactions:
         if self.path is None:
             return self.synthetic.draw(self.seed, self.track)
-        file, what = Path(self.path), f"reading {self.path}"
-        if file.is_file():
-            what += f", {file.stat().st_size:,} bytes"
-        # One part of work: whoever tracks it cannot say how far it is, but can say that it goes on.
-        found = [read(path, self.format) for path in self.track([self.path], what)]
-        return found[0]
+        return read_told(self.path, self.format, self.track)
 
     def _kept(self, read_in: Interactions, fewest: int) -> tuple[Interactions, NDArray[np.int8]]:
         """Those who take part, and what each of their positive interactions is for (`drop_users`)."""
         name = self.path or "embedded data"
-        return drop_users(read_in, name, self._split, fewest, self.negatives, self.protocol.leaks)
+        min_users = 1 if self.cut else self.min_users  # at a cut they have been left out
+        return drop_users(read_in, name, self._split, fewest, min_users, self.negatives, self.protocol.leaks)
 
     def _lateness(self, data: Interactions) -> list[NDArray[Any]]:
         return lateness(data, self.protocol.ties, self.seed)

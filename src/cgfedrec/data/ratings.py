@@ -13,10 +13,13 @@ from cgfedrec.data.ids import as_ids
 from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.layout import Format
 from cgfedrec.data.reading import is_parquet, read_parquet
+from cgfedrec.data.recognising import recognised
+from cgfedrec.data.records import kind_of, read_records
 from cgfedrec.data.source import find
+from cgfedrec.data.synthetic import Track
 from cgfedrec.data.tables import Table, missing, position
 from cgfedrec.data.text import Text, open_text, read_text
-from cgfedrec.errors import check
+from cgfedrec.errors import InputError, check
 
 _NUMBERS = {"user": pl.Int64, "item": pl.Int64, "rating": pl.Float64, "time": pl.Int64}
 BREAKS = "line ends within quotes"
@@ -33,14 +36,36 @@ def read(path: str | Path, layout: Format | None = None) -> Interactions:
         layout: How the file is laid out.
 
     Raises:
-        InputError: naming the file, the column or the lines, and what would be right.
+        InputError: naming the file, the column or the lines, and what would be right; and the layout, if it looks like
+            a named one that nobody has named.
     """
     path, layout = Path(path), layout or Format()
+    try:
+        return _read(path, layout)
+    except InputError as error:
+        if hint := recognised(path, layout):
+            raise InputError([*error.problems, hint]) from error
+        raise
+
+
+def read_told(path: str, layout: Format, track: Track) -> Interactions:
+    """`read`, which may take long, under the eyes of ``track``."""
+    file, what = Path(path), f"reading {path}"
+    if file.is_file():
+        what += f", {file.stat().st_size:,} bytes"
+    # One part of work: whoever tracks it cannot say how far it is, but can say that it goes on.
+    (found,) = [read(one, layout) for one in track([path], what)]
+    return found
+
+
+def _read(path: Path, layout: Format) -> Interactions:
     if is_parquet(path):
         return _read_table(read_parquet(path, layout), layout)
     source = find(path, layout)
     if source.is_parquet:
         return _read_table(read_parquet(path, layout, source), layout)
+    if kind_of(source, layout) != "table":
+        return _read_table(read_records(source, layout, layout.wanted().values()), layout)
     text = open_text(source, layout)
     places = _places(path, text.names, layout)
     numbers = _read_numbers(text, places)

@@ -8,6 +8,7 @@ import polars as pl
 
 from cgfedrec.data.catalog import CATALOG
 from cgfedrec.data.layout import Format
+from cgfedrec.data.records import kind_of, read_records
 from cgfedrec.data.source import Source, find
 from cgfedrec.data.tables import Table, first_line
 from cgfedrec.data.text import open_text, read_text
@@ -21,6 +22,8 @@ def read_table(path: Path, layout: Format) -> Table:
     source = find(path, layout)
     if source.is_parquet:  # within a zip
         return read_parquet(path, layout, source)
+    if kind_of(source, layout) != "table":
+        return read_records(source, layout)
     return read_text(open_text(source, layout))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgfedrec.data.core import core, left_out, no_core
 from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.split import Part, latest_of_each, quantiles
 from cgfedrec.errors import check, no_count
@@ -90,20 +91,23 @@ class Rolling:
         asked = Part.VAL if self.chooses(self.cut) else Part.TEST
         return Cut(times[self.cut - 1], asked, self.least)
 
-    def asked(self, data: Interactions, times: NDArray[Any], fewest: int) -> list[int]:
+    def asked(self, data: Interactions, times: NDArray[Any], fewest: int, min_users: int) -> list[int]:
         """How many users each cut asks, of those at these times `[cuts]`: they are the cases of an evaluation.
 
         Args:
             data: All that was read, with times.
             times: Of `times`.
             fewest: As of `Cut.until`.
+            min_users: As of `Cut.until`.
         """
         found, number = [], len(data.user_ids)
         for time in times:
             before = data.times < time
-            numbers = np.bincount(data.users[before & data.positive], minlength=number)
-            goes_on = np.bincount(data.users[~before & data.positive], minlength=number) > 0
-            found.append(int((goes_on & (numbers >= max(self.least, fewest))).sum()))
+            here, inside = core(data, before & data.positive, fewest, min_users)
+            liked = data.positive & inside[data.items]
+            numbers = np.bincount(data.users[before & liked], minlength=number)
+            goes_on = np.bincount(data.users[~before & liked], minlength=number) > 0
+            found.append(int((goes_on & here & (numbers >= self.least)).sum()))
         return found
 
     def times(self, data: Interactions) -> NDArray[Any]:
@@ -147,12 +151,16 @@ class Cut:
     asked: Part
     least: int
 
-    def until(self, data: Interactions, fewest: int, lateness: Lateness) -> Interactions:
+    def until(self, data: Interactions, fewest: int, min_users: int, lateness: Lateness) -> Interactions:
         """What is known at the cut, and the next positive interaction of each user who is asked. Nothing else is left.
+
+        Who and what takes part is decided by what comes before the cut alone. Where items need users, those that too
+        few have by then are no part of the catalogue, and nobody is asked for them.
 
         Args:
             data: All that was read, with times.
             fewest: Positive interactions that users need before the cut to be there at all.
+            min_users: Users that items need before the cut to be there at all.
             lateness: Says which of a user's interactions is later: `cgfedrec.data.split.lateness`.
 
         Raises:
@@ -160,12 +168,13 @@ class Cut:
         """
         assert data.times is not None
         before = data.times < self.time
-        numbers = np.bincount(data.users[before & data.positive], minlength=len(data.user_ids))
-        here = numbers >= fewest  # [users]
-        if not here.any():
-            check(f"data.rolling: no user has {fewest} interactions before the cut {self.time} (min_interactions)")
-        kept = before & here[data.users]
-        asked = ~before & data.positive & (here & (numbers >= self.least))[data.users]
+        counted = before & data.positive
+        here, inside = core(data, counted, fewest, min_users)  # [users], [items]
+        check(no_core(data, counted, here, f"data.rolling: before the cut {self.time}", fewest, min_users))
+        there = inside[data.items]  # [interactions]
+        numbers = np.bincount(data.users[counted & there], minlength=len(data.user_ids))
+        kept = before & there & here[data.users]
+        asked = ~before & data.positive & there & (here & (numbers >= self.least))[data.users]
         if asked.any():
             later = data.keep_rows(asked)
             levels = [_reversed(level)[later.order] for level in lateness(later)]
@@ -173,6 +182,8 @@ class Cut:
             kept[np.flatnonzero(asked)[first]] = True
         left = data.keep_rows(kept)
         left.report["interactions after the cut"] = int((~before & ~kept).sum())
+        if min_users > 1:
+            left.report |= left_out(data, counted, here, inside)
         return left
 
     def parts(self, data: Interactions) -> NDArray[np.int8]:

@@ -7,7 +7,9 @@ given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterator, Sequence
 from signal import Signals as Signal
 
 import torch
@@ -19,6 +21,9 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.signals import Signals
 from cgfedrec.server import CLIENTS, READINGS
+from cgfedrec.simulation.capacity import gib
+from cgfedrec.simulation.machine import resident
+from cgfedrec.units import duration
 
 
 class EarlyStopping:
@@ -64,6 +69,56 @@ class Interrupt:
         """Hand signals back, however training ended."""
         if self._signals is not None:
             self._signals.release()
+
+
+class Pace:
+    """Says after the first round that it sees how long rounds take and what is taken, beside what was expected."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._told = False
+        self._ends: list[float] = []  # seconds after which each cohort of the first round had ended
+
+    def on_federation_start(self, loop: FederatedLoop) -> None:
+        """Note the time, and what the next round is for."""
+        self._started, self._seconds, self._phase = time.perf_counter(), loop.seconds, loop.server.phase
+
+    def on_cohort_end(self, loop: FederatedLoop, users: Tensor) -> None:
+        """Note when the cohort `[clients]` ended."""
+        if not self._told:
+            self._ends.append(time.perf_counter() - self._started)
+
+    def on_round_end(self, loop: FederatedLoop) -> None:
+        """Tell it once."""
+        if self._told or not self._ends:
+            return
+        self._told, took, capacity = True, loop.seconds - self._seconds, loop.clients.capacity
+        training = expected(self._ends, loop.clients.workers.number)
+        what = f"round {loop.round}"
+        if self._phase:
+            what += f" ({self._phase})"
+        told = f"{what} took {duration(took)}, where its first cohorts let expect {duration(training)} of training"
+        left = loop.rounds - loop.round
+        if left > 0 and not self._phase:  # rounds of a phase tell nothing of others
+            told += f"; {left:,} more: about {duration(left * took)}"
+        told += f"; {gib(resident())} of memory are taken, {gib(capacity.memory)} were expected"
+        self.console.print(told, highlight=False, soft_wrap=True)
+
+
+def expected(ends: Sequence[float], workers: int) -> float:
+    """The seconds that all cohorts of a round take, by those of the first two of each worker.
+
+    The very first ones are slower, since everything is done for the first time.
+
+    Args:
+        ends: When each cohort has ended, in their order; only the first ones are looked at.
+        workers: How many train side by side.
+    """
+    turns = math.ceil(len(ends) / workers)
+    first = ends[min(workers, len(ends)) - 1]
+    if len(ends) < 2 * workers:
+        return first * turns
+    return first + (ends[2 * workers - 1] - first) * (turns - 1)
 
 
 class ProgressBar:

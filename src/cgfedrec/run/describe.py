@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.ratings import BREAKS
+from cgfedrec.data.recognising import recognised
 from cgfedrec.data.split import Part
 
 KEPT = ("rows", BREAKS)
@@ -38,6 +41,8 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
         )
     if not details:
         return
+    if data.path and (hint := recognised(Path(data.path), data.format)):
+        console.print(hint, highlight=False, soft_wrap=True)
     console.print(_times(data), highlight=False, soft_wrap=True)
     table = Table("", *(f"{q:.0%}" for q in QUANTILES), title="quantiles", title_justify="left")
     for what, values in (("interactions of a user", counts), ("users of an item", data.users_per_item())):

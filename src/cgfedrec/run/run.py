@@ -22,7 +22,7 @@ from cgfedrec.files import write_atomically, write_json
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.processes import Processes
-from cgfedrec.run.callbacks import EarlyStopping, Interrupt, ProgressBar
+from cgfedrec.run.callbacks import EarlyStopping, Interrupt, Pace, ProgressBar
 from cgfedrec.run.checkpoint import BEST, LAST, Header, State
 from cgfedrec.run.console import quiet_console, show_unfinished, tracker
 from cgfedrec.run.describe import show_data
@@ -108,7 +108,14 @@ class Run(Trained):
             return ReferenceFit(self.method, self.data, fabric, parts.loop.monitor)
         # Fabric calls them in this order: a round is in the CSV and judged before it is saved, and the user's come
         # before the checkpoint, which heeds their `should_stop`.
-        hooks = [EarlyStopping(), self._interrupt, ProgressBar(self.console), *callbacks, self._saved]
+        hooks = [
+            EarlyStopping(),
+            self._interrupt,
+            ProgressBar(self.console),
+            Pace(self.console),
+            *callbacks,
+            self._saved,
+        ]
         if not rank_of(settings):
             hooks.insert(0, history)
         loop: FederatedLoop = parts.loop

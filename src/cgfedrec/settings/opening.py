@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cgfedrec.errors import InputError, Notice, check
@@ -39,23 +39,28 @@ def checkpoint_in(given: Said, option: str = "ckpt_path") -> Path | None:
     return Path(path)
 
 
-def refuse_of_fit(given: Said, verb: str) -> None:
+def refuse_of_fit(given: Said, verb: str, but: Sequence[str] = ()) -> None:
     """Refuse what only ``fit`` can heed, and say of a variable that it has no effect.
 
     A variable may be set for good, to serve every ``fit``: that is no reason for another command to end.
+
+    Args:
+        given: What is said.
+        verb: The command.
+        but: What this one can heed too.
 
     Raises:
         InputError: naming the options.
     """
     for variable, layer in given.variables.items():
-        if layer.keys() & set(OF_FIT):
+        if layer.keys() & (set(OF_FIT) - set(but)):
             warnings.warn(f"{variable} has no effect on {verb}", Notice, stacklevel=3)
-    check(*_of_fit(given, verb))
+    check(*_of_fit(given, verb, [name for name in OF_FIT if name not in but]))
 
 
-def _of_fit(given: Said, verb: str) -> Iterator[str]:
+def _of_fit(given: Said, verb: str, names: Sequence[str]) -> Iterator[str]:
     """The problem with each option of a config or of the command line that only ``fit`` can heed."""
-    for name in OF_FIT:
+    for name in names:
         for source, layer in given.configs:
             if layer.get(name) is not None:
                 yield f"{name}: {verb} cannot heed it ({source})"

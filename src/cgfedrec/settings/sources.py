@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
+from cgfedrec.data.layout import laid_out
+from cgfedrec.data.layouts import LAYOUTS
 from cgfedrec.errors import InputError, check
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.layers import CLASSES, LISTS, Layer, joined, shaped
 from cgfedrec.settings.trust import IMPORTING, import_paths, meta_keys
+from cgfedrec.settings.typed import typed_words
 from cgfedrec.settings.yamlfile import is_file, read_yaml, read_yaml_file
 
 Config = str | os.PathLike[str] | Mapping[str, object]
@@ -117,10 +119,10 @@ def said(
     Raises:
         InputError: with every problem; nothing has been imported then.
     """
-    typed = _typed_words(options)
+    typed = typed_words(options)
     if environment is None:
         environment = os.environ
-    variables = {name: text for name, text in sorted(environment.items()) if name.startswith(PREFIX)}
+    variables = {name: text for name, text in sorted(environment.items(), key=_rank) if name.startswith(PREFIX)}
     # The one config of the environment stands in for those that are not named: it is none beside others.
     config = variables.pop(f"{PREFIX}CONFIG", None)
     named = [*configs, *typed.configs]
@@ -155,50 +157,6 @@ def layer_of(tree: Mapping[str, object], where: str) -> Layer:
     return layer
 
 
-class _Typed(NamedTuple):
-    """A command line in its parts.
-
-    Attributes:
-        options: Each option without its dashes, and the text of its value.
-        configs: The values of ``--config``.
-        asked: What it asks to be printed, each with its value.
-    """
-
-    options: list[tuple[str, str]]
-    configs: list[str]
-    asked: list[tuple[str, str]]
-
-
-def _typed_words(words: Sequence[str]) -> _Typed:
-    """The parts of a command line. Raises `InputError` for words that are no option, and options without a value."""
-    found, problems = _Typed([], [], []), list[str]()
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
-        name, equals, value = word.partition("=")
-        follows = bool(waiting) and not waiting[0].startswith("--")
-        if word == "-h" or name.split(".")[-1].lstrip("-") == "help":
-            # --method.help tells of the class that follows it, and --help of everything.
-            if not value and follows and "." in name:
-                value = waiting.pop(0)
-            found.asked.append((name, value))
-        elif name == "--print_config":
-            found.asked.append((name, value))
-        elif not name.startswith("--") or name == "--":
-            problems.append(f"unrecognized argument {word!r}: options begin with --, and have one value")
-        elif not equals and not follows:
-            problems.append(f"{name}: has no value")
-        else:
-            if not equals:
-                value = waiting.pop(0)
-            if name == "--config":
-                found.configs.append(value)
-            else:
-                found.options.append((name.removeprefix("--"), value))
-    check(*problems)
-    return found
-
-
 def _read(config: Config, problems: list[str]) -> tuple[str, Layer]:
     """What to call a config, and its layer; notes what is wrong with it."""
     name = "config"
@@ -228,7 +186,7 @@ def _layer(tree: Mapping[str, object], where: str, problems: list[str]) -> Layer
         except InputError as error:
             problems += [f"{where}: {problem}" for problem in error.problems]
     problems += meta_keys(where, layer)
-    return layer
+    return _with_layout(layer)
 
 
 def _typed_layer(pairs: Iterable[tuple[str, str]], where: str, problems: list[str]) -> Layer:
@@ -243,7 +201,28 @@ def _typed_layer(pairs: Iterable[tuple[str, str]], where: str, problems: list[st
         except InputError as error:
             problems += error.problems
     problems += meta_keys(where, layer)
-    return layer
+    return _with_layout(layer)
+
+
+def _rank(variable: tuple[str, str]) -> tuple[bool, str]:
+    """Variables in the order of their names, but one that names a layout first: it lies below what others say."""
+    return not variable[0].endswith("__FORMAT__LAYOUT"), variable[0]
+
+
+def _with_layout(layer: Layer) -> Layer:
+    """The layer, with all that a layout stands for that it names, below what it says of single options itself.
+
+    So a layout holds against lower layers as if each of its options had been said, and higher layers may change any.
+    """
+    data = layer.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
+        return layer
+    arguments = data["init_args"]
+    said = arguments.get("format")
+    if not isinstance(said, dict) or "layout" not in said or said["layout"] not in (None, *LAYOUTS):
+        return layer  # the parser says what is wrong with it, if anything is
+    own = {name: value for name, value in said.items() if name != "layout"}
+    return layer | {"data": data | {"init_args": arguments | {"format": laid_out(said["layout"]) | own}}}
 
 
 def _typed(option: str, text: str) -> object:

@@ -59,11 +59,15 @@ class Capacity:
     memory: int
     cohort_size: int
 
+    @property
+    def place(self) -> str:
+        """Where the state goes, in words."""
+        return {"memory": "in memory", "disk": "in files", "checkpoint": "where it lies"}[self.store]
+
     def __str__(self) -> str:
-        where = {"memory": "in memory", "disk": "in files", "checkpoint": "where it lies"}[self.store]
         return (
-            f"clients' state: {gib(self.state)} {where}; about {gib(self.memory)} of memory and up to {gib(self.disk)} "
-            f"of disk are needed; cohorts of {self.cohort_size}"
+            f"clients' state: {gib(self.state)} {self.place}; about {gib(self.memory)} of memory and up to "
+            f"{gib(self.disk)} of disk are needed; cohorts of {self.cohort_size}"
         )
 
 

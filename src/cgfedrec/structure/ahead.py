@@ -1,0 +1,91 @@
+"""What sums will take that are counted one after another, before any of them has been: by phase, at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.kit.sums import SumsInTurn
+from cgfedrec.structure.collect import SumsServer
+from cgfedrec.structure.discovery import CHOOSE, TRAIN
+from cgfedrec.structure.rows import Rows
+from cgfedrec.structure.structure import judgement
+from cgfedrec.structure.tallies import Known
+from cgfedrec.wire.codec import header
+from cgfedrec.wire.values import Field
+
+AT_ONCE = 1024
+"""Clients that are counted together."""
+
+
+class Phase(NamedTuple):
+    """One of the sums."""
+
+    name: str
+    up: int
+    """Bytes that a client sends for it, at most."""
+    rounds: int
+
+
+def phases(server: SumsInTurn, data: FederatedDataModule, participants: int) -> Iterator[Phase]:
+    """The sums to come, in order.
+
+    How wide numbers are follows from the first sum, which everybody will know; here it is added up from the data.
+    Labels and candidates are not known yet: there are as many as can be, and candidates are what the most have.
+
+    Args:
+        server: Who has counted nothing yet.
+        data: Of all clients.
+        participants: How many of them take part in a round.
+    """
+    fields: list[Field | None]
+    if isinstance(server, SumsServer):
+        known = _known(server, data)
+        fields = [_field(server, known, place) for place in range(len(server.timeline))]
+    else:
+        fields = [server.field(name) for name in server.sums]
+    rounds = -(-int(server.enrolled.sum()) // participants)
+    for name, field in zip(server.sums, fields, strict=True):
+        yield Phase(name, _nbytes(name, field), 1 if name == TRAIN else rounds)
+
+
+def _field(server: SumsServer, known: Known, place: int) -> Field | None:
+    step = server.timeline[place]
+    if step.phase == CHOOSE:
+        return judgement(len(server.structure.readings))
+    if step.phase == TRAIN:
+        return server.structure.average(known)
+    assert step.tally is not None
+    return step.tally.field(known)
+
+
+def _known(server: SumsServer, data: FederatedDataModule) -> Known:
+    """What will be known at most."""
+    first, discovery = server.tallies[0], server.discovery
+    known = Known(server.num_items, int(server.enrolled.sum()), server.seed)
+    counts = torch.zeros(known.num_items, first.bounds(known).shape[1], dtype=torch.int64)
+    for users in server.enrolled.nonzero().squeeze(1).split(AT_ONCE):
+        counts += first.of(data.histories(users), users, known, 0).to_dense().sum(0)
+    rows = Rows.of(counts, discovery.least_clients, first.unit)
+    sizes, places = discovery.sizes(rows), torch.arange(len(rows))
+    # Rows are in the order of how many have them: the first ones bound all others.
+    pairs = torch.arange(int(sizes.max()) if len(rows) else 0).expand(len(rows), -1)
+    return replace(
+        known,
+        rows=rows,
+        labels=places % discovery.num_clusters(known.num_items),
+        pairs=pairs.masked_fill(pairs >= sizes[:, None], -1),
+        directions=torch.zeros(len(rows), discovery.num_clusters(known.num_items)),
+    )
+
+
+def _nbytes(name: str, field: Field | None) -> int:
+    """Bytes of a message that holds one dense field, or whole numbers."""
+    if field is None:
+        return 0
+    payload = field.bounds.nbytes if field.bounds else torch.Size(field.shape).numel() * field.dtype.itemsize
+    return 1 + len(header(name, field)) + payload
