@@ -59,7 +59,7 @@ def test_choices_are_those_of_the_type() -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_bash_completes() -> None:
     lines = {
-        "": "fit test validate recommend",
+        "": "fit estimate test validate recommend",
         "fit --loop.r": "--loop.rounds --loop.resample",
         "fit --loop.store ": "auto memory disk",
         "fit --method CGFedR": "CGFedRec",

@@ -49,7 +49,7 @@ class Reference(Recommender, ABC):
 
     @abstractmethod
     def recall(self, data: FederatedDataModule, learned: Mapping[str, Tensor]) -> None:
-        """Be as after `fit` to these data, with what `learned` returned then.
+        """Be as after `fit` to these data, with what `learned` returned then, tensors `[any]`.
 
         Raises:
             KeyError, ValueError: if it is not of these settings and data.
