@@ -132,6 +132,7 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
     if asks_for_help(options):
         print(packaged(SETTINGS), end="")
         return 0
+    from cgfedrec.run.advice import advice
     from cgfedrec.run.api import start
     from cgfedrec.run.console import console, show_result
     from cgfedrec.settings.sources import said
@@ -147,6 +148,8 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
         return 128 + run.interrupted
     if run.processes.first:
         show_result(out, run.summary, run.data.protocol, run.training.monitor, run.directory)
+        for line in advice(run):
+            out.print(line, highlight=False, soft_wrap=True)
     return 0
 
 

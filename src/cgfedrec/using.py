@@ -64,6 +64,7 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
     if output and output.suffix not in (".csv", ".parquet"):  # before the checkpoint is read, which may take long
         raise InputError(f"--output: {output} must end in .csv or .parquet")
 
+    from cgfedrec.run.advice import warning_of
     from cgfedrec.run.api import load, load_beside
     from cgfedrec.run.console import console, show_recommendations, show_scoring
     from cgfedrec.run.recommend import SHOWN, recommend_for, without_any, write
@@ -76,6 +77,8 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
         data = run.newcomers(arguments.histories or {YOU: arguments.have}, others.format)
     else:
         run = load(arguments.ckpt_path, options=options, console=err)
+    if warning := warning_of(Path(arguments.ckpt_path)):
+        print(f"warning: {warning}", file=sys.stderr)
     before = run.training.bytes_scoring
     if data:
         table = recommend_for(run.loop, data, arguments.user, arguments.top_k)

@@ -112,6 +112,7 @@ def stated(run: str, method: str, data: FederatedDataModule, directory: Path) ->
     return {
         "run": run,
         "method": method,
+        "data": data.fingerprint(),
         "protocol": protocol,
         "candidates": protocol["candidates"],
         "seed": data.seed,

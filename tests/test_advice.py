@@ -1,0 +1,70 @@
+"""What a run says last, and what whoever uses its checkpoint is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cgfedrec
+from cgfedrec.cli import main
+from cgfedrec.files import read_json, write_json
+from cgfedrec.run.advice import advice, below_popularity, warning_of
+from tests.conftest import TINY
+
+OVER: dict[str, Any] = {"over_popularity/users": 9, "over_popularity/test/ndcg@10": 0.1}
+LOW = "over_popularity/test/ndcg@10/low"
+
+
+@pytest.mark.parametrize(
+    ("told", "below"), [({}, False), (OVER, True), (OVER | {LOW: 0.0}, True), (OVER | {LOW: 0.01}, False)]
+)
+def test_only_a_clear_difference_is_better_than_popularity(told: dict[str, Any], below: bool) -> None:
+    assert below_popularity(told) == below
+
+
+def fit(name: str, **settings: Any) -> list[str]:
+    return list(advice(cgfedrec.fit(TINY, {"run_dir": f"runs/{name}", **settings})))
+
+
+def test_a_run_stands_among_those_on_the_same_data_by_validation() -> None:
+    """What others reached in their tests chooses nothing, and other data, seeds and protocols do not count."""
+    assert not any("runs on these data" in line for line in fit("one"))
+    fit("seed", seed_everything=3)
+    fit("protocol", protocol={"candidates": "sampled", "num_candidates": 9})
+    path = Path("runs/one/summary.json")
+    told = read_json(path)
+    for value, said in (
+        (0.999, "the best of 2 runs on these data is CGFedRec in runs/one: 0.9990"),
+        (0.0, "this is the best of 2"),
+    ):
+        write_json(path, told | {"val/ndcg@10": value, "test/ndcg@10": 1 - value})
+        assert any(said in line for line in fit(f"other{value}" if value else "other")), value
+        for other in Path("runs").glob("other*/summary.json"):
+            other.unlink()
+    path.write_text("{}")
+    assert not any("runs on these data" in line for line in fit("damaged"))
+
+
+def test_a_best_round_that_is_the_last_may_be_followed_by_better_ones() -> None:
+    for rounds in (1, 12):
+        run = cgfedrec.fit(TINY, {"run_dir": f"runs/{rounds}", "loop": {"rounds": rounds, "patience": None}})
+        told = any(f"--loop.rounds {2 * rounds}" in line for line in advice(run))
+        assert told == (run.summary["best_round"] == rounds)
+    assert not any("more may help" in line for line in fit("phases", method={"class_path": "CGFedCo", "columns": 8}))
+
+
+def test_whoever_recommends_is_warned_of_a_model_below_popularity(capsys: pytest.CaptureFixture[str]) -> None:
+    run = cgfedrec.fit(TINY, {"run_dir": "run"})
+    path = Path("run/summary.json")
+    told = read_json(path)
+    line = ["recommend", "--ckpt_path", "run/checkpoints/best.ckpt", "--user", "1"]
+    for low, warned in ((-0.1, True), (0.1, False)):
+        write_json(path, told | {"over_popularity/users": 40, LOW: low})
+        assert main(line) == 0
+        assert ("did not show that this model is better" in capsys.readouterr().err) == warned
+        assert (warning_of(run.checkpoints / "best.ckpt") is not None) == warned
+    path.unlink()
+    assert main(line) == 0
+    assert "did not show" not in capsys.readouterr().err
