@@ -20,6 +20,7 @@ It is given its own arguments, and the options that it does not know itself: the
 EPILOG = """examples:
   cgfedrec fit                                     train on the embedded data set
   cgfedrec fit --data.path ratings.csv             train on a table with columns user, item, timestamp
+  cgfedrec estimate --data.path ratings.csv        what that would need, in memory, disk, bytes and time
   cgfedrec fit --config FILE --loop.rounds 20      train as a file says, but for 20 rounds
   cgfedrec fit --ckpt_path RUN/checkpoints/last.ckpt                         go on with a run
   cgfedrec recommend --ckpt_path RUN/checkpoints/best.ckpt --user 7          what user 7 should see
