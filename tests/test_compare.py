@@ -184,7 +184,7 @@ def test_what_was_run_with_other_settings_is_never_reused_or_overwritten(
 @pytest.mark.usefixtures("quick_start")
 def test_a_stopped_comparison_goes_on_to_the_same_end(tmp_path: Path) -> None:
     """Stopped politely, a run is saved at the end of its round; killed, it ends alone, and nobody starts it twice."""
-    base = {"data": TINY["data"], "loop": {"rounds": 100, "cohort_size": 16, "patience": None}}
+    base = {"data": TINY["data"], "loop": {"rounds": 40, "cohort_size": 16, "patience": None}}
     config = write(tmp_path / "small.yaml", base=base, data={"one": {}}, seeds=[0])
 
     def stop(number: int, once_there_is: str) -> tuple[int, str]:
@@ -201,7 +201,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_end(tmp_path: Path) -> None:
     assert Path("out/one/Local/0/checkpoints/last.ckpt").exists()
     assert not Path("out/one/Local/0/summary.json").exists()
     stop(signal.SIGKILL, "out/one/PFedRec/0/metrics.csv")
-    assert json.loads(Path("out/one/Local/0/summary.json").read_text())["rounds"] == 100
+    assert json.loads(Path("out/one/Local/0/summary.json").read_text())["rounds"] == 40
     assert compare(config) == 2  # the run that was left behind is still at work
     while not Path("out/one/PFedRec/0/summary.json").exists():
         time.sleep(0.05)

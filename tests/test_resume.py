@@ -34,7 +34,7 @@ def _no_logger(monkeypatch: pytest.MonkeyPatch) -> None:
 def config(tmp_path: Path) -> Path:
     """Rounds long enough to be killed in."""
     settings = TINY | {
-        "data": {"init_args": {"synthetic": {"users": 60, "items": 100, "groups": 5, "interactions": 15}}},
+        "data": {"init_args": {"synthetic": {"users": 60, "items": 100, "groups": 5, "skew": 0.5, "interactions": 15}}},
         "loop": {"rounds": ROUNDS, "cohort_size": 3, "participation": 0.7, "patience": None, "checkpoint_every": 2},
     }
     path = tmp_path / "config.yaml"

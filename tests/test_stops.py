@@ -22,7 +22,7 @@ from tests.commands import Command
 from tests.conftest import TINY
 from tests.stopper import KILLED
 
-SAMPLE = 5
+SAMPLE = 3
 OF_ONE_RUN: dict[str, Any] = {"run": "", "seconds": 0, "time/round": 0, "files": {}}
 SETTINGS: dict[str, Any] = TINY | {
     "loop": {"rounds": 4, "patience": None, "participants": 10, "cohort_size": 16},

@@ -264,9 +264,7 @@ def test_a_continuation_logs_and_goes_where_its_own_call_says(honest: dict[str, 
     ids=["strategy", "project", "another logger", "config of a logger"],
 )
 def test_a_config_makes_no_object_where_none_is_wanted(config: dict[str, Any]) -> None:
-    with suppress(
-        InputError, TypeError, RuntimeError
-    ):  # some can be used all the same, as the plain value that they are
+    with suppress(Exception):  # refused by anybody, or used as the plain value that it is: what counts is what has run
         cgfedrec.fit(TINY, config, {"run_dir": "run"})
     assert not Path(MARKER).exists()
 

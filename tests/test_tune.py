@@ -225,7 +225,7 @@ def test_a_study_that_is_stopped_between_any_two_writes_comes_to_the_same(
     options = ["--prune"] if prune else []
     assert tune(4, "whole", *options) == 0
     replace, stopped = Path.replace, 0
-    every = 1 if os.environ.get("CGFEDREC_ALL_STOPS") else 4
+    every = 1 if os.environ.get("CGFEDREC_ALL_STOPS") else 7
     for moment in range(1, 60, every):
         left = [moment]
 
