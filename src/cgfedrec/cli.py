@@ -6,6 +6,7 @@ at once; a verb imports what it needs.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:]
     # To import torch makes objects by the million: by default the collector would take a seventh of the time.
     gc.set_threshold(100_000)
+    atexit.register(gc.freeze)  # and at the end it would look at all of them once more, for a second
     argv = _under_our_name(argv)
     warnings.formatwarning = _warning
     parser, verbs = command_parser(COMMANDS)
