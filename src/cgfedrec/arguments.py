@@ -56,8 +56,8 @@ _HELP = {
     ("completion",): "print what completes this command line in a shell",
 }
 """Of each command, by its words, in the order of the list of commands."""
-_OWN_HELP = (("fit",), ("estimate",), ("data", "describe"))
-"""Those that leave ``--help`` to the parser of a run's settings."""
+OWN_HELP = (("fit",), ("estimate",), ("data", "describe"))
+"""Those whose ``--help`` tells the settings of a run."""
 
 
 def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[ArgumentParser, Verbs]:
@@ -87,7 +87,7 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
                 kinds = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
             group = kinds
         one = group.add_parser(
-            words[-1], help=help, description=help, add_help=words not in _OWN_HELP, allow_abbrev=False
+            words[-1], help=help, description=help, add_help=words not in OWN_HELP, allow_abbrev=False
         )
         one.set_defaults(run=commands[words], words=words)
         parsers[words] = one

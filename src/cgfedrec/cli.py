@@ -16,7 +16,7 @@ import warnings
 from argparse import Namespace as Arguments
 from pathlib import Path
 
-from cgfedrec.arguments import Command, command_parser
+from cgfedrec.arguments import OWN_HELP, Command, command_parser
 from cgfedrec.errors import InputError, Notice, RunError, printable
 from cgfedrec.settings.environment import tell_of_unread, with_variables
 from cgfedrec.texts import SETTINGS, asks_for_help, packaged
@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     # What the parser does not know may be a setting of a run. The command says so itself if it takes none.
     arguments, options = parser.parse_known_args(_with_values_joined(_with_ids_joined(argv)))
     tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
+    if arguments.words in OWN_HELP and asks_for_help(options):  # here, since it is quick
+        print(packaged(SETTINGS), end="")
+        return 0
     try:
         code: int = arguments.run(arguments, options)
         return code
@@ -131,9 +134,6 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 
 
 def _fit(arguments: Arguments, options: list[str]) -> int:
-    if asks_for_help(options):
-        print(packaged(SETTINGS), end="")
-        return 0
     from cgfedrec.run.advice import advice
     from cgfedrec.run.api import start
     from cgfedrec.run.console import console, show_result
@@ -202,9 +202,6 @@ def _deploy(arguments: Arguments, options: list[str]) -> int:
 
 
 def _describe(arguments: Arguments, options: list[str]) -> int:
-    if asks_for_help(options):
-        print(packaged(SETTINGS), end="")
-        return 0
     from cgfedrec.run.api import open_data
     from cgfedrec.run.console import console
     from cgfedrec.run.describe import show_data
