@@ -250,7 +250,7 @@ class RollingRun(Run):
                 )
                 found |= by_how_much(mine, theirs, metric)
         self.summary = {
-            **stated(self.header.run, self.header.method, self.data, self.directory),
+            **stated(self.header, self.data, self.directory),
             **found,
             "cases": sum(one["cases"] for one in told),
             "cuts": self.data.rolling.number,

@@ -98,21 +98,20 @@ def by_how_much(mine: Values, theirs: Values, metric: str) -> dict[str, float]:
     return told
 
 
-def stated(run: str, method: str, data: FederatedDataModule, directory: Path) -> dict[str, Any]:
+def stated(header: Header, data: FederatedDataModule, directory: Path) -> dict[str, Any]:
     """What every ``summary.json`` says of a run beside what it measured.
 
     Args:
-        run: Its id.
-        method: Its class.
+        header: Says which run of which method on which data it was.
         data: What it was trained on.
         directory: The run's folder; what is in it is told with its checksum.
     """
     protocol = data.protocol.to_dict()
     written = [directory / name for name in (CONFIG, METRICS, RANKS)]
     return {
-        "run": run,
-        "method": method,
-        "data": data.fingerprint(),
+        "run": header.run,
+        "method": header.method,
+        "data": header.fingerprint,
         "protocol": protocol,
         "candidates": protocol["candidates"],
         "seed": data.seed,
@@ -145,7 +144,7 @@ def summary_of(
     if data.cut:
         asked["cases"] = data.part_size(data.cut.asked)
     return {
-        **stated(header.run, header.method, data, directory),
+        **stated(header, data, directory),
         **asked,
         "round": int(best["round"]),
         "best_round": int(best["round"]),
