@@ -59,10 +59,8 @@ class ItemKNN(Reference):
         return self
 
     def learned(self) -> dict[str, Tensor]:
-        parts = self.weights.indptr, self.weights.indices, self.weights.data
-        return {
-            name: torch.from_numpy(part) for name, part in zip(("starts", "items", "similarities"), parts, strict=True)
-        }
+        parts = {"starts": self.weights.indptr, "items": self.weights.indices, "similarities": self.weights.data}
+        return {name: torch.from_numpy(part) for name, part in parts.items()}
 
     def recall(self, data: FederatedDataModule, learned: Mapping[str, Tensor]) -> None:
         self.interactions = data.training_matrix()
