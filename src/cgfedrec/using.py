@@ -22,6 +22,7 @@ YOU = "you"
 def test(arguments: Arguments, options: list[str]) -> int:
     """Evaluate a checkpoint."""
     from cgfedrec.run.api import load_to_test
+    from cgfedrec.run.beyond import show_beyond
     from cgfedrec.run.console import console, show_metrics, show_scoring, show_standing
     from cgfedrec.run.newcomers import show_newcomers, tested_on
 
@@ -36,6 +37,7 @@ def test(arguments: Arguments, options: list[str]) -> int:
     if not metrics:
         raise InputError("ckpt_path: its split holds nothing out for a test")
     show_metrics(out, metrics, run.data.protocol)
+    show_beyond(out, metrics, run.training.monitor.removeprefix("val/"))
     show_standing(out, metrics, run.training.monitor)
     show_scoring(out, int(metrics["bytes/scoring"]))
     return 0

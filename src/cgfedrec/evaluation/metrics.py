@@ -238,8 +238,8 @@ class Recommended(Metric):
         self.add_state("shown", torch.zeros(len(popularity), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, items: Tensor) -> None:
-        """Add recommended items, `[users, k]` or fewer."""
-        self.shown += torch.bincount(items.flatten(), minlength=len(self.shown))
+        """Add recommended lists, `[users, k]`, -1 where there is none."""
+        self.shown += torch.bincount(items[items >= 0], minlength=len(self.shown))
 
     def compute(self) -> dict[str, Tensor]:
         """``coverage@k``, the share of the catalogue, and ``popularity@k``, a mean over what was shown."""

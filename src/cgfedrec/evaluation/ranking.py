@@ -31,7 +31,7 @@ class Ranked(NamedTuple):
     items: Tensor
     """`[users, relevant]`: which item has each rank, -1 where there is none."""
     shown: Tensor
-    """`[shown]`: the items that head all lists, one list after another."""
+    """`[lists, SHOWN]`: the items that head each list, best first, -1 where there is none."""
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def ranked(
         scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
         ranks = _ranks(scores, cohort)
         values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
-        return users, ranks, _best_first(scores, cohort.relevant), items[values.isfinite()]
+        return users, ranks, _best_first(scores, cohort.relevant), items.masked_fill(~values.isfinite(), -1)
 
     users, ranks, relevant, shown = zip(*each(rank_cohort, data.ranked(stage, cohort_size, among)), strict=True)
     return Ranked(torch.cat(users), _stacked(ranks, NO_RANK), _stacked(relevant, -1), torch.cat(shown))

@@ -15,8 +15,9 @@ from cgfedrec.errors import InputError
 from cgfedrec.evaluation.metrics import NO_RANK
 from cgfedrec.evaluation.ranking import Ranked, ranked
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.run.beyond import show_beyond
 from cgfedrec.run.console import NEWCOMERS, show_metrics, show_standing
-from cgfedrec.run.summary import beside_popularity, over_popularity
+from cgfedrec.run.summary import beside_popularity, both_beyond, over_popularity
 
 MISS = NO_RANK - 1
 """The rank of an item that nobody can recommend, since it is not in the catalogue."""
@@ -47,9 +48,9 @@ def tested_on(loop: FederatedLoop, newcomers: Newcomers) -> dict[str, float]:
         with_misses(ranked(newcomers, "test", scorer, loop.clients.cohort_size, loop.clients.workers.map), misses)
         for scorer in (scored, Popularity().fit(loop.data).score)
     )
-    tests = beside_popularity(loop.data, mine, theirs) | over_popularity(
-        mine, theirs, loop.monitor.removeprefix("val/")
-    )
+    metric = loop.monitor.removeprefix("val/")
+    tests = beside_popularity(loop.data, mine, theirs) | over_popularity(mine, theirs, metric)
+    tests |= both_beyond(loop.data, newcomers, mine, theirs, metric)
     return tests | {"bytes/scoring": loop.bytes_scoring - before}
 
 
@@ -89,6 +90,7 @@ def show_newcomers(
     """
     beside = {f"{NEWCOMERS}{name}": value for name, value in found.items()}
     show_metrics(console, dict(trained) | beside, newcomers.protocol)
+    show_beyond(console, dict(trained) | beside, monitor.removeprefix("val/"))
     told = (
         f"newcomers, from {newcomers.path}: {newcomers.num_users:,} users, {newcomers.part_size(Part.TRAIN):,} "
         "interactions as history"

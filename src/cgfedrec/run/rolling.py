@@ -17,6 +17,7 @@ from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, check
+from cgfedrec.evaluation.beyond import GROUPS
 from cgfedrec.evaluation.metrics import each_users
 from cgfedrec.evaluation.ranking import Ranked
 from cgfedrec.files import DamagedError, read_json, write_json
@@ -39,7 +40,7 @@ from cgfedrec.settings.sources import said
 SUMMARY = "summary.json"
 CUTS, CHOOSING = "cuts", "choosing"
 """Folders of runs: at the cuts that are reported, and at those that only choose."""
-MEASURED = ("test/", "popularity/test/", "bytes/")
+MEASURED = ("test/", "popularity/test/", "bytes/", GROUPS)
 """How those numbers of a summary begin that are averaged over the cases of all cuts."""
 
 
@@ -281,7 +282,15 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _pooled(summaries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over the cases of all cuts: of metrics, and of the bytes of a training."""
-    total = sum(one["cases"] for one in summaries)
-    names = [name for name in summaries[0] if name.startswith(MEASURED)]
-    return {name: sum(one[name] * one["cases"] for one in summaries) / total for name in names}
+    """Means over the cases of all cuts: of metrics, and of the bytes of a training; and how large groups are in all."""
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for one in summaries for name in one if name.startswith(MEASURED)):
+        if name.startswith(GROUPS):
+            if not name.endswith("/most"):  # each cut has bounds of its own
+                found[name] = sum(one[name] for one in summaries)
+            continue
+        # A metric of a group is a mean over those who are in it; the others are means over all cases.
+        group = GROUPS + "/".join(name.split("/")[-2:])
+        weighed = [(one[name], one.get(group, one["cases"])) for one in summaries if name in one]
+        found[name] = sum(value * weight for value, weight in weighed) / sum(weight for _, weight in weighed)
+    return found

@@ -8,10 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import torch
+
 from cgfedrec import __version__
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.evaluation.beyond import Asked, beyond_accuracy, group_sizes
 from cgfedrec.evaluation.intervals import Values, paired_interval
 from cgfedrec.evaluation.metrics import each_users
 from cgfedrec.evaluation.ranking import Ranked, ranked, summarise
@@ -21,6 +25,7 @@ from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
 from cgfedrec.run.training import Training
 from cgfedrec.server import CLIENTS, READINGS
+from cgfedrec.structure.labelling import labels_of
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 """Those whose version may show in a result."""
@@ -38,6 +43,8 @@ def tested(
 ) -> dict[str, float]:
     """Test metrics, as ``popularity/test/...`` those of showing everybody what is popular, and how the two compare.
 
+    Beside accuracy they tell what `both_beyond` does.
+
     Args:
         data: Whose test items were ranked.
         found: Where they stand; ``None`` where nothing is held out, and so nothing is told.
@@ -47,9 +54,10 @@ def tested(
     """
     if found is None or popular is None:
         return {}
-    tests = beside_popularity(data, found, popular)
+    metric = monitor.removeprefix("val/")
+    tests = beside_popularity(data, found, popular) | both_beyond(data, data, found, popular, metric)
     if not isinstance(method, Popularity):
-        tests |= over_popularity(found, popular, monitor.removeprefix("val/"))
+        tests |= over_popularity(found, popular, metric)
     return tests
 
 
@@ -63,6 +71,31 @@ def beside_popularity(data: FederatedDataModule, found: Ranked, popular: Ranked)
     """
     tests = summarise(data, "test", found)
     return tests | {f"popularity/{name}": value for name, value in summarise(data, "test", popular).items()}
+
+
+def both_beyond(
+    trained: FederatedDataModule, asked: FederatedDataModule, found: Ranked, popular: Ranked, metric: str
+) -> dict[str, float]:
+    """What a ranking and that by popularity are like beyond accuracy, and how many are in each group.
+
+    Args:
+        trained: The data that were trained on: they say which items are popular, and which go together.
+        asked: The data of those for whom it ranks; the same, but for newcomers.
+        found: The ranking.
+        popular: That by popularity.
+        metric: Such as ``ndcg@10``, for the groups.
+
+    Returns:
+        As of `cgfedrec.evaluation.beyond`, named like ``test/novelty@10`` and ``popularity/test/novelty@10``, and
+        ``groups/users/few``.
+    """
+    lengths = torch.from_numpy(np.diff(asked.training_matrix().indptr))  # [users]
+    holders = torch.from_numpy(np.bincount(trained.training_matrix().indices, minlength=trained.num_items))
+    labels = labels_of(trained)
+    mine, theirs = (Asked(lengths[one.users], holders, trained.num_users, labels) for one in (found, popular))
+    told = {f"test/{name}": value for name, value in beyond_accuracy(found, mine, metric).items()}
+    told |= {f"popularity/test/{name}": value for name, value in beyond_accuracy(popular, theirs, metric).items()}
+    return told | group_sizes(found, mine)
 
 
 def over_popularity(found: Ranked, popular: Ranked, metric: str) -> dict[str, float]:

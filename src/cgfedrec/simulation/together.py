@@ -75,7 +75,7 @@ def ranks(processes: Processes, found: Ranked, place: Tensor) -> Ranked:
         torch.cat(processes.together(F.pad(rows, (0, widest - rows.shape[1]), value=fill)))[in_order]
         for rows, fill in ((found.ranks, NO_RANK), (found.items, -1))
     )
-    return Ranked(users[in_order], ranks, items, torch.cat(processes.together(found.shown)))
+    return Ranked(users[in_order], ranks, items, torch.cat(processes.together(found.shown))[in_order])
 
 
 def masks(processes: Processes, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cgfedrec.data.changes import Changes
-from cgfedrec.random import Stream, bits
-from cgfedrec.structure.clusters import clustered, merged
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
 from cgfedrec.structure.counting import CountingServer
 from cgfedrec.structure.discover import candidates, closed_form
 from cgfedrec.structure.discovery import Discovery
+from cgfedrec.structure.labelling import labels_by
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import LEVELS, Found, Structure
@@ -105,12 +103,7 @@ class SumsServer(CountingServer):
         rows = self.known.the_rows
         if self.labels.numel():  # of an earlier time: they stay, and new rows join them
             return with_new_labels(self.labels.cpu(), coordinates(self.factor()))
-        clusters = min(self.discovery.num_clusters(self.num_items), len(rows))
-        seed = int(bits(self.seed, Stream.CLUSTERS, 0) >> np.uint64(32))
-        # Popular items count more: their co-occurrence is known better.
-        weights = (rows.clients + 1).double().sqrt().numpy()
-        labels, centroids = clustered(coordinates(self.factor()).numpy(), clusters, seed, weights=weights)
-        found = torch.from_numpy(merged(labels, centroids, self.discovery.least_items))
+        found = labels_by(self.factor(), rows, self.discovery, self.seed)
         if self.discovery.second == "random_labels":
             return shuffled(found, self.seed)
         return found

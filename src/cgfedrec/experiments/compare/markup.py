@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cgfedrec.experiments.compare.results import Results
+from collections.abc import Iterator
+
+from cgfedrec.experiments.compare.results import Results, Table
 from cgfedrec.experiments.compare.words import cells, columns, ends_kind, is_best, note, protocol_name
 
 _TEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}"})
@@ -24,8 +26,22 @@ def markdown(results: Results) -> str:
             if is_best(table, row, plan.metrics[0]):
                 texts[1] = f"**{texts[1]}**"  # metrics stand right behind the name
             lines.append("| " + " | ".join(texts) + " |")
-        parts.append("\n".join([*lines, "", note(plan, table).replace("\n", "  \n")]))
+        lines += ["", note(plan, table).replace("\n", "  \n")]
+        if table.beyond.titles:
+            lines += ["", *_beyond(table)]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _beyond(table: Table) -> Iterator[str]:
+    """The lines of what a table's methods are like beside accurate."""
+    yield "| beyond accuracy | " + " | ".join(table.beyond.titles.values()) + " |"
+    yield "|---" + "|---:" * len(table.beyond.titles) + "|"
+    for method, values in table.beyond.by_method.items():
+        texts = [method.replace("|", "\\|"), *(f"{values[n]:.4f}" if n in values else "" for n in table.beyond.titles)]
+        yield "| " + " | ".join(texts) + " |"
+    yield ""
+    yield f"{table.beyond.groups}."
 
 
 def latex(results: Results) -> str:

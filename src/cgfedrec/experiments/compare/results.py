@@ -10,7 +10,9 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
+from cgfedrec.evaluation.beyond import GROUPS
 from cgfedrec.evaluation.intervals import Interval, interval, paired_interval
+from cgfedrec.experiments.compare.beyond import Beyond, beyond_of
 from cgfedrec.experiments.compare.curve import Curve, curve_of
 from cgfedrec.experiments.compare.job import Job, Kind
 from cgfedrec.experiments.compare.plan import Plan
@@ -20,6 +22,8 @@ from cgfedrec.files import write_atomically
 
 POPULARITY = "Popularity"
 RUN = ("data", "method", "seed")
+SHOWN = ("test/", "val/", "popularity/test/", GROUPS)
+"""How those numbers of a summary begin that stand in ``results.csv``."""
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Table:
         front: The Pareto front of bytes and the monitored metric: (method, place in its curve), by rising bytes.
         missing: Runs that did not finish, and why.
         cuts: Of each method of a rolling evaluation: the test metric at every cut.
+        beyond: What its methods are like beside accurate.
     """
 
     data: str
@@ -73,6 +78,7 @@ class Table:
     front: list[tuple[str, int]]
     missing: dict[str, str]
     cuts: dict[str, Curve]
+    beyond: Beyond
 
 
 class Results:
@@ -104,7 +110,7 @@ class Results:
         row |= {"status": "finished", "error": "", "best_round": summary.get("best_round")}
         row |= {"rounds": summary.get("rounds"), "seconds": summary.get("seconds")}
         row |= {f"bytes/{way}": summary.get(f"bytes/{way}") for way in ("up", "down", "total", "scoring")}
-        return row | {k: v for k, v in summary.items() if k.startswith(("test/", "val/", "popularity/test/"))}
+        return row | {k: v for k, v in summary.items() if k.startswith(SHOWN)}
 
     @cached_property
     def ranks(self) -> pl.DataFrame:
@@ -151,7 +157,9 @@ class Results:
         finished = {job.name for job in self.finished}
         missing = {name: self.failed.get(name, "has not run") for name in names if name not in finished}
         cuts = {row.method: curve for row in rows if (curve := self._over_cuts(data, row.method))}
-        return Table(data, rows, reference, curves, on_front, missing, cuts)
+        metric = self.plan.facts[data].monitor.removeprefix("val/")
+        beyond = beyond_of(done, [row.method for row in rows], POPULARITY, metric)
+        return Table(data, rows, reference, curves, on_front, missing, cuts, beyond)
 
     def _row(self, method: str, kind: Kind, runs: pl.DataFrame, published: Mapping[str, float]) -> Row:
         """A method's row, from its finished runs."""
