@@ -44,8 +44,9 @@ OPTIMIZERS = {
     "Adam": partial(torch.optim.Adam, lr=0.01),
 }
 """Optimisers that a method with the setting ``optimizer`` is tried with."""
-TOLERANCE = 1e-6
-"""How far apart two tensors may lie that should be equal but for rounding, as a share of their norm."""
+TOLERANCE = 1e-4
+"""How far apart two tensors may lie that should be equal but for rounding, as a share of their norm. Optimisers such as
+Adam make more of it: their first steps are as long for the smallest gradient as for the largest."""
 Stretch = tuple[Place, int, int]
 """Of a run: the store that it uses, its number of threads, and how many rounds before the last it ends."""
 VARIANTS: list[list[Stretch]] = [
@@ -148,10 +149,12 @@ def same(ours: FederatedLoop, theirs: FederatedLoop, exactly: bool = True) -> No
         assert_close(ours.clients.store.read(users)[name], rows, f"the clients' {name}")
     for name, buffer in theirs.server.state_dict().items():
         assert_close(ours.server.state_dict()[name], buffer, f"the server's {name}")
-    rel = 1e-9 if exactly else 1e-4
     for one, other in zip(ours.history, theirs.history, strict=True):
         for name in one.keys() - {"time/round"}:  # how long a round took is never the same twice
-            assert one[name] == pytest.approx(other.get(name), rel=rel), f"{name} of round {one['round']} differs"
+            near = pytest.approx(other.get(name), rel=1e-9 if exactly else 1e-4)
+            if name.startswith("val/") and not exactly:  # where scores nearly tie, their last bits decide a rank
+                near = pytest.approx(other.get(name), abs=1e-2)
+            assert one[name] == near, f"{name} of round {one['round']} differs"
 
 
 def masks(value: Tensor, bounds: Bounds | None) -> Tensor:
