@@ -261,6 +261,7 @@ def test_all_problems_are_told_at_once_with_their_sources() -> None:
         ("loop: {rounds: !!int abc}", "no YAML of plain values"),
         ("loop: {rounds: !!python/object/apply:os.system [ls]}", "no YAML of plain values"),
         ("3: 4", "3 is no option"),
+        ("init_args: {dim: 4}", "init_args: says nothing by itself"),
         ("loop: {3: 4}", "3 is no option"),
         ("- 1", "no YAML of options"),
         ("", "no YAML of options"),

@@ -63,6 +63,8 @@ def shaped(option: object, value: object) -> Layer:
         InputError: if it is no option, or if its parts contradict each other.
     """
     group, *rest = _name(option).split(".")
+    if group in _SPEC:
+        raise InputError(f"{group}: says nothing by itself; write it under {', '.join(CLASSES)}")
     for part in reversed(rest):
         value = {part: value}
     if group in CLASSES:
