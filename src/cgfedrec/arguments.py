@@ -118,6 +118,7 @@ def _add_recommend(parser: ArgumentParser) -> None:
     )
     add("--have", nargs="+", action="extend", metavar="ID", help="items that you have, the oldest first")
     add("--top_k", type=int, default=10, metavar="K", help="how many items for each (%(default)s)")
+    add("--explain", action="store_true", help="name the own items that speak most for each")
     add("--output", metavar="FILE", help="write .csv or .parquet instead of printing")
     _add_items(parser)
 

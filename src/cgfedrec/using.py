@@ -68,8 +68,10 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
 
     from cgfedrec.run.advice import warning_of
     from cgfedrec.run.api import load, load_beside
+    from cgfedrec.run.because import why
     from cgfedrec.run.console import console, show_recommendations, show_scoring
     from cgfedrec.run.recommend import SHOWN, recommend_for, without_any, write
+    from cgfedrec.run.recommend import recommend as recommend_to
 
     err, data = console(stderr=True), None
     if arguments.histories or arguments.have:
@@ -81,11 +83,13 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
         run = load(arguments.ckpt_path, options=options, console=err)
     if warning := warning_of(Path(arguments.ckpt_path)):
         print(f"warning: {warning}", file=sys.stderr)
-    before = run.training.bytes_scoring
+    before, reason = run.training.bytes_scoring, None
+    if arguments.explain:
+        reason = why(run.scorer)
     if data:
-        table = recommend_for(run.loop, data, arguments.user, arguments.top_k)
+        table = recommend_for(run.loop, data, arguments.user, arguments.top_k, reason)
     else:
-        table = run.recommend(arguments.user, arguments.top_k)
+        table = recommend_to(run.scorer, arguments.user, arguments.top_k, reason)
     show_scoring(console(stderr=True), run.training.bytes_scoring - before)
     if arguments.items:
         table = _with_titles(table, arguments, "recommended")
@@ -99,6 +103,8 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
         console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")
     else:
         show_recommendations(console(), table, "history that could be read" if data else "model")
+    if reason:
+        print(f"because: {reason.said}", file=sys.stderr)
     return 0
 
 

@@ -132,6 +132,10 @@ class EASE(Reference):
     def score(self, users: Tensor) -> Tensor:
         return self._beside(self._linear(users, self.reading["decay"]), self.reading)
 
+    def adds(self, own: Tensor, ages: Tensor, shown: Tensor) -> Tensor:
+        """As of any reference, `[pairs]`."""
+        return self.weights.cpu()[own, shown] * (1 + ages.double()).pow(-self.reading["decay"])
+
     def read_all(self, users: Tensor) -> Iterator[tuple[str, Tensor]]:
         """As any reference's, `[users, items]` each; those with a recent popularity only where times tell days."""
         # Readings that differ in popularity alone follow one another, and share what takes the time.

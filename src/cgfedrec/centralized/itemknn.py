@@ -73,6 +73,13 @@ class ItemKNN(Reference):
     def score(self, users: Tensor) -> Tensor:
         return torch.from_numpy((self.interactions[users.numpy()] @ self.weights).toarray())
 
+    def adds(self, own: Tensor, ages: Tensor, shown: Tensor) -> Tensor:
+        """As of any reference, `[pairs]`."""
+        if not len(own):  # of which scipy makes no sparse array
+            return torch.zeros(0)
+        pairs = own.numpy().copy(), shown.numpy().copy()  # scipy wants memory of numpy's own
+        return torch.from_numpy(np.asarray(self.weights[pairs]))
+
 
 def _largest(rows: coo_array, number: int) -> csr_array:
     """The largest entries of each row, so many at most; of equal ones those in the first columns."""

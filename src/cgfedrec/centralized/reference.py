@@ -59,6 +59,17 @@ class Reference(Recommender, ABC):
         """Scores for users `[users]` by each of `readings` that the data allow: its name, and `[users, items]`."""
         yield next(iter(self.readings)), self.score(users)
 
+    def adds(self, own: Tensor, ages: Tensor, shown: Tensor) -> Tensor | None:
+        """What a training item of a user adds to the score of another item, `[pairs]`; ``None`` where no score is such
+        a sum.
+
+        Args:
+            own: `[pairs]`: the training item.
+            ages: `[pairs]`: how many of the user's are newer.
+            shown: `[pairs]`: the other item.
+        """
+        return None
+
     def read_by(self, name: str) -> None:
         """Score by one of `readings` from now on."""
         self.reading = self.readings[name]

@@ -34,7 +34,7 @@ def recommender_of(loop: FederatedLoop, header: Header, titles: Titles | None = 
     check(loop.clients.no_newcomers())
     data, known = loop.data, {str(item): title for item, title in (titles or {}).items()}
     ids = data.item_ids.to_list()
-    return Recommender(ids, [known.get(str(one)) for one in ids], _reader(loop), data.has_times, about(loop, header))
+    return Recommender(ids, [known.get(str(one)) for one in ids], reader_of(loop), data.has_times, about(loop, header))
 
 
 def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | None = None) -> Recommender:
@@ -51,7 +51,7 @@ def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | N
     return found
 
 
-def _reader(loop: FederatedLoop) -> Reader:
+def reader_of(loop: FederatedLoop) -> Reader:
     """What a client at its start reads by, once it has what comes down to all."""
     somebody = torch.arange(1)
     with loop.clients.workers.one() as worker:

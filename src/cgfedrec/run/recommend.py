@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,13 +25,17 @@ from cgfedrec.errors import InputError, Notice, check, not_positive
 from cgfedrec.evaluation.ranking import best
 from cgfedrec.files import write_atomically
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.run.because import Why, because
 from cgfedrec.run.reference import ReferenceFit
 
 SHOWN = 5
 
 
 def recommend(
-    training: FederatedLoop | ReferenceFit, users: Sequence[object] | None = None, top_k: int = 10
+    training: FederatedLoop | ReferenceFit,
+    users: Sequence[object] | None = None,
+    top_k: int = 10,
+    why: Why | None = None,
 ) -> pl.DataFrame:
     """The best items for users, without any that they are known to have.
 
@@ -41,10 +46,11 @@ def recommend(
         training: A federation, or a reference that is fitted.
         users: Original ids; by default everybody in the data. Those who are not in it are a `Notice` (a warning).
         top_k: How many items for each; fewer where the catalogue ends.
+        why: How own items speak for what is recommended, if that is to be told (`cgfedrec.run.because.why`).
 
     Returns:
-        Columns ``user``, ``rank``, ``item``, ``score``, ``source`` (``model`` or ``popularity``). A user who has every
-        item has no row; `without_any` names them.
+        Columns ``user``, ``rank``, ``item``, ``score``, ``source`` (``model`` or ``popularity``); and where it is asked
+        for ``because``, a list of own items. A user who has every item has no row; `without_any` names them.
 
     Raises:
         InputError: if none of the users is in the data.
@@ -68,11 +74,26 @@ def recommend(
             scores[chosen] = training.score(torch.from_numpy(client[part])[chosen]).cpu().float()
         return scores
 
-    return _table(data, known, np.where(trained, "model", "popularity"), scored, at_once, top_k)
+    def explained(part: slice, shown: Tensor) -> list[list[list[int]]]:
+        assert why is not None
+        chosen = torch.from_numpy(trained[part])
+        found: list[list[list[int]]] = [[[]] * shown.shape[1]] * len(chosen)
+        history = data.histories(torch.from_numpy(client[part])[chosen])
+        named = because(why, history, shown[chosen])
+        for place, of_user in zip(chosen.nonzero().squeeze(1).tolist(), named, strict=True):
+            found[place] = of_user
+        return found
+
+    source = np.where(trained, "model", "popularity")
+    return _table(data, known, source, scored, at_once, top_k, explained if why else None)
 
 
 def recommend_for(
-    loop: FederatedLoop, newcomers: Newcomers, users: Sequence[object] | None = None, top_k: int = 10
+    loop: FederatedLoop,
+    newcomers: Newcomers,
+    users: Sequence[object] | None = None,
+    top_k: int = 10,
+    why: Why | None = None,
 ) -> pl.DataFrame:
     """The best items for people who were not in training, by the histories that they give, without any of these.
 
@@ -81,6 +102,7 @@ def recommend_for(
         newcomers: Set up.
         users: Original ids; by default all newcomers.
         top_k: As of `recommend`.
+        why: Likewise.
 
     Returns:
         The columns of `recommend`. ``source`` is ``history``, or ``popularity`` for somebody without any.
@@ -95,8 +117,12 @@ def recommend_for(
     def scored(part: slice) -> Tensor:
         return loop.score_newcomers(newcomers, everybody[part]).cpu()
 
+    def explained(part: slice, shown: Tensor) -> list[list[list[int]]]:
+        assert why is not None
+        return because(why, newcomers.histories(everybody[part]), shown)
+
     source = np.where(lengths > 0, "history", "popularity")
-    return _table(newcomers, known, source, scored, loop.clients.cohort_size, top_k)
+    return _table(newcomers, known, source, scored, loop.clients.cohort_size, top_k, explained if why else None)
 
 
 def _table(
@@ -106,6 +132,7 @@ def _table(
     scored: Callable[[slice], Tensor],
     cohort_size: int,
     top_k: int,
+    explained: Callable[[slice, Tensor], list[list[list[int]]]] | None,
 ) -> pl.DataFrame:
     """A row for each recommendation.
 
@@ -116,22 +143,24 @@ def _table(
         scored: Gives the scores of all items for a part of them, `[users, items]`.
         cohort_size: How many are scored at once.
         top_k: How many items for each.
+        explained: Gives, for a part of them and the items that are shown, `[users, k]`, the numbers of own items that
+            speak for each; ``None`` if nobody asks.
     """
     tables = []
     for start in range(0, len(known), cohort_size):
         part = slice(start, start + cohort_size)
         values, items = best(scored(part), ~data.people.owned(known[part]), min(top_k, data.num_items))
-        tables.append(
-            pl.DataFrame(
-                {
-                    "user": data.people.ids[np.repeat(known[part], items.shape[1])],
-                    "rank": np.tile(np.arange(1, items.shape[1] + 1), len(items)),
-                    "item": data.item_ids[items.flatten().numpy()],
-                    "score": values.flatten().numpy(),
-                    "source": np.repeat(source[part], items.shape[1]),
-                }
-            ).filter(pl.col("score").is_finite())
-        )
+        columns = {
+            "user": data.people.ids[np.repeat(known[part], items.shape[1])],
+            "rank": np.tile(np.arange(1, items.shape[1] + 1), len(items)),
+            "item": data.item_ids[items.flatten().numpy()],
+            "score": values.flatten().numpy(),
+            "source": np.repeat(source[part], items.shape[1]),
+        }
+        if explained:
+            own = [data.item_ids[numbers] for of_user in explained(part, items) for numbers in of_user]
+            columns["because"] = pl.Series(own, dtype=pl.List(data.item_ids.dtype))
+        tables.append(pl.DataFrame(columns).filter(pl.col("score").is_finite()))
     return pl.concat(tables)
 
 
@@ -159,7 +188,7 @@ class ItemsFormat(Format):
 
 
 def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: Column) -> pl.DataFrame:
-    """Add ``title``, from a table of items in a file; null where an item is not in it.
+    """Add ``title``, from a table of items in a file; null where an item is not in it. ``because`` has titles, too.
 
     Raises:
         InputError: if the file cannot be read or a column is not there, naming the line or the column.
@@ -174,6 +203,10 @@ def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: C
     if titles.dtype.is_nested():
         raise InputError(f"{path}: the title is of type {titles.dtype}, expected text")
     lookup = pl.DataFrame({"key": keys, "title": titles.cast(pl.String, strict=False)}).drop_nulls("key")
+    if "because" in table.columns:
+        known = dict(lookup.unique("key", keep="first").drop_nulls().iter_rows())
+        named = [[known.get(str(item), str(item)) for item in own] for own in table["because"].to_list()]
+        table = table.with_columns(pl.Series("because", named, dtype=pl.List(pl.String)))
     return (
         table.with_columns(pl.col("item").cast(pl.String).alias("key"))
         .join(lookup.unique("key", keep="first"), "key", "left", maintain_order="left")
@@ -204,11 +237,12 @@ def _refuse_lost_item(given: Table, layout: Format, items: pl.Series) -> None:
 
 
 def write(table: pl.DataFrame, path: Path) -> None:
-    """Write a table as CSV or Parquet, by the suffix of ``path``, in one atomic step."""
+    """Write a table as CSV or Parquet, by the suffix of ``path``, in one atomic step; in CSV a list is one text."""
     if path.suffix == ".parquet":
         write_atomically(path, table.write_parquet)
     else:
-        write_atomically(path, table.write_csv)
+        joined = cs.list().list.eval(pl.element().cast(pl.String)).list.join("; ")
+        write_atomically(path, table.with_columns(joined).write_csv)
 
 
 def _asked(data: FederatedDataModule, users: Sequence[object] | None, top_k: int, where: str) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.evaluation.ranking import Ranked, summarise
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
+from cgfedrec.run.because import why
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.export import Titles, export
 from cgfedrec.run.recommend import recommend, recommend_for
@@ -55,6 +56,11 @@ class Trained:
         return self.training
 
     @property
+    def scorer(self) -> FederatedLoop | ReferenceFit:
+        """What recommends: the federation, or the fit of the reference."""
+        return self.training if isinstance(self.training, ReferenceFit) else self.loop
+
+    @property
     def server(self) -> Server:
         """The server, as it is after the round that is loaded: the best one, once training has ended."""
         return self.loop.server
@@ -93,16 +99,15 @@ class Trained:
         found: dict[str, float] = summarise(self.data, "val", self.training.ranked("val"))
         return found | {"bytes/scoring": self.training.bytes_scoring - before}
 
-    def recommend(self, users: Sequence[object] | None = None, top_k: int = 10) -> pl.DataFrame:
-        """The best items for users, without those that they have.
+    def recommend(self, users: Sequence[object] | None = None, top_k: int = 10, explain: bool = False) -> pl.DataFrame:
+        """The best items for users, without those that they have; if asked for, with own items that speak for each.
 
         See `cgfedrec.run.recommend.recommend`, which says what is returned.
 
         Raises:
             InputError: if none of the users is in the data.
         """
-        training = self.training if isinstance(self.training, ReferenceFit) else self.loop
-        return recommend(training, users, top_k)
+        return recommend(self.scorer, users, top_k, why(self.scorer) if explain else None)
 
     def recommend_for(
         self, histories: Given, top_k: int = 10, users: Sequence[object] | None = None, format: Format | None = None

@@ -61,3 +61,9 @@ class FilterReader(Reader):
         np.add.at(ideal, history.users, self._inverse[history.items, None] * rows)
         together = linear * self.spectrum @ self._basis.T + self.alpha * (ideal @ self._basis.T * self._roots)
         return together.astype(np.float32)
+
+    def adds(self, own: NDArray[np.int64], ages: NDArray[np.int64], shown: NDArray[np.int64]) -> NDArray[np.float32]:
+        both = self._basis[own] * self._basis[shown]  # [pairs, rank]
+        ideal = self.alpha * self._inverse[own] * self._roots[shown] * both.sum(1)
+        added: NDArray[np.float32] = (both @ self.spectrum + ideal).astype(np.float32)
+        return added

@@ -84,6 +84,16 @@ class NeighbourReader(Reader):
         board += self.beside
         return board
 
+    def adds(self, own: NDArray[np.int64], ages: NDArray[np.int64], shown: NDArray[np.int64]) -> NDArray[np.float32]:
+        # Neighbours lie in order of item and target, so a pair has one place among them, if any.
+        known = np.repeat(np.arange(self.num_items), np.diff(self.starts)) * self.num_items + self.targets
+        pairs = own * self.num_items + shown
+        places = np.minimum(np.searchsorted(known, pairs), max(len(known) - 1, 0))
+        there = known[places] == pairs if len(known) else np.zeros(len(pairs), bool)
+        found = np.zeros(len(pairs), np.float32)
+        found[there] = self._counts(ages[there]) * self.weights[places[there]]
+        return found
+
     def best(self, history: Entries, kept_out: Entries, number: int, k: int) -> NDArray[np.int64]:
         """As of any reader, by looking at those items alone that can be among the best.
 

@@ -72,6 +72,16 @@ class Reader(ABC):
     def scores(self, history: Entries, number: int) -> NDArray[np.float32]:
         """Scores of all items for so many users, `[users, items]`."""
 
+    @abstractmethod
+    def adds(self, own: NDArray[np.int64], ages: NDArray[np.int64], shown: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What an item of a history adds to the score of another one, `[pairs]`.
+
+        Args:
+            own: `[pairs]`: the item of the history.
+            ages: `[pairs]`: its age, as of `Entries`.
+            shown: `[pairs]`: the other one.
+        """
+
     def best(self, history: Entries, kept_out: Entries, number: int, k: int) -> NDArray[np.int64]:
         """The keys of the best items for users who all have a history, `[users, k]` (`cgfedrec.serving.top`).
 

@@ -722,6 +722,7 @@ _shtab_cgfedrec_recommend_options=(
   "--histories[interactions of people who were not in training, who are then served in place of those who were\; --user chooses among them, and options of data.format are of this file]:histories:_files"
   "*--have[items that you have, the oldest first]:have:"
   "--top_k[how many items for each (10)]:top_k:"
+  "--explain[name the own items that speak most for each]"
   "--output[write .csv or .parquet instead of printing]:output:_files"
   "--items[a table of items from which titles are joined]:items:_files"
   "--items_id[its id column, by name or position (0)]:items_id:"
