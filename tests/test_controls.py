@@ -138,9 +138,10 @@ def test_heads_project_from_the_side_of_the_users(data: FederatedDataModule) -> 
 
 
 def test_with_many_heads_the_factor_is_that_of_the_co_occurrence(data: FederatedDataModule) -> None:
-    server = server_of(data, sketch="heads", columns=4096, clusters=4096)
+    """Its error shrinks with the root of their number."""
+    server = server_of(data, sketch="heads", columns=1024, clusters=1024)
     found, exact = server.factor() @ server.factor().T, co_occurrence(data, server)
-    assert (found - exact).norm() < 0.15 * exact.norm()
+    assert (found - exact).norm() < 0.3 * exact.norm()
 
 
 def test_a_head_follows_from_the_private_seed_alone() -> None:

@@ -113,6 +113,51 @@ def test_a_polite_signal_saves_the_round_it_came_in(config: Path) -> None:
     assert read_checkpoint(Path("run/checkpoints/last.ckpt"))["loop"]["round"] == rounds
 
 
+SLOW = """
+import os, time
+from dataclasses import dataclass
+from typing import ClassVar
+from cgfedrec.methods.pfedrec import PFedRec, PFedRecClient
+
+
+class SlowClient(PFedRecClient):
+    def batches(self):
+        if self.own.round == 3 and "SLOW" in os.environ:
+            open("slow", "w").close()
+            time.sleep(60)
+        return super().batches()
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(PFedRec):
+    client_class: ClassVar[type[PFedRecClient]] = SlowClient
+"""
+
+
+def test_a_long_round_is_given_up_and_the_last_checkpoint_stands(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM ends the process in two seconds, whatever its threads do."""
+    Path("mine.py").write_text(SLOW)
+    line = ["fit", "--config", config, "--method", "mine.Slow", "--loop.checkpoint_every", "1", "--run_dir"]
+    assert cgfedrec(*line, "whole").returncode == 0
+    monkeypatch.setenv("SLOW", "1")
+    process = Command(*line, "run")
+    while not Path("slow").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    started = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - started < 10  # two seconds, and what a busy machine needs
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "If that takes longer than 1.5 s, the round is given up" in err
+    assert "round 3 is given up, and the last checkpoint stands; go on with" in err
+    assert "cgfedrec fit --ckpt_path run/checkpoints/last.ckpt" in err
+    assert read_checkpoint(Path("run/checkpoints/last.ckpt"))["loop"]["round"] == 2
+    monkeypatch.delenv("SLOW")
+    done = cgfedrec("fit", "--ckpt_path", "run/checkpoints/last.ckpt", "--method", "mine.Slow")
+    assert done.returncode == 0, done.stderr
+    same_end(Path("whole"), Path("run"))
+
+
 def test_a_finished_run_can_be_given_more_rounds(config: Path) -> None:
     for rounds, more in ((4, ()), (ROUNDS, ("--ckpt_path", "run/checkpoints/last.ckpt"))):
         done = cgfedrec("fit", "--config", config, "--run_dir", "run", "--loop.rounds", rounds, *more)

@@ -1,4 +1,4 @@
-"""What a run does besides training: it stops early, ends politely when interrupted, and shows how far it is.
+"""What a run does besides training: it stops early, and shows how far it is.
 
 A callback is any object with some of `on_federation_start(loop)`, `on_cohort_end(loop, users)`,
 `on_round_end(loop)` and `on_federation_end(loop)`; Fabric calls those that it has, in the order in which they were
@@ -10,16 +10,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from signal import Signals as Signal
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
 from cgfedrec.history import Row
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.run.console import progress_bars
-from cgfedrec.run.signals import Signals
+from cgfedrec.run.console import LONG, progress_bars
 from cgfedrec.server import CLIENTS, READINGS
 from cgfedrec.simulation.capacity import gib
 from cgfedrec.simulation.machine import resident
@@ -37,38 +34,6 @@ class EarlyStopping:
         """Judge by the history alone, so that a resumed run stops where the whole one would have."""
         if loop.patience is not None and loop.since_best >= loop.patience:
             loop.should_stop = True
-
-
-class Interrupt:
-    """On SIGINT or SIGTERM, lets the round end and be saved, then stops; on a second one, stops at once."""
-
-    def __init__(self) -> None:
-        self._signals: Signals | None = None
-        self.signal: int | None = None
-        """The number of the first signal that came, to any process, if one did."""
-
-    def on_federation_start(self, loop: FederatedLoop) -> None:
-        """Note signals from now on, in place of what they would do."""
-
-        def stop(came: list[Signal]) -> str:
-            if len(came) > 1:
-                raise SystemExit(128 + came[-1])
-            return f"ending round {loop.round}, then saving; once more to stop at once"
-
-        self._signals = Signals(stop).listen()
-
-    def on_round_end(self, loop: FederatedLoop) -> None:
-        """Stop after this round if a signal has come. All processes must agree, whichever of them was told."""
-        assert self._signals is not None
-        here = torch.tensor([self._signals.came[0] if self._signals.came else 0])
-        first = max(int(number) for number in loop.processes.together(here))
-        if first:
-            loop.should_stop, self.signal = True, first
-
-    def on_federation_end(self, loop: FederatedLoop) -> None:
-        """Hand signals back, however training ended."""
-        if self._signals is not None:
-            self._signals.release()
 
 
 class Pace:
@@ -154,7 +119,8 @@ class ProgressBar:
             metric = f"{loop.monitor} {row[loop.monitor]:.4f}"
         self.progress.update(self.rounds, completed=loop.round, metric=metric)
         if not self.console.is_terminal:
-            told = [f"round {loop.round}/{loop.rounds}", *self._told(loop, row), metric, f"{row['time/round']:.2f} s"]
+            told = [f"round {loop.round}/{loop.rounds}", *self._told(loop, row), metric]
+            told += [f"{row['time/round']:.2f} s", self._left(loop)]
             self.console.print("  ".join(part for part in told if part), highlight=False)
 
     def _told(self, loop: FederatedLoop, row: Row) -> Iterator[str]:
@@ -173,6 +139,16 @@ class ProgressBar:
             if seen:
                 loss += f" ({', '.join(seen)})"
             yield loss
+
+    def _left(self, loop: FederatedLoop) -> str:
+        """How long the other rounds take by what rounds took so far; training may stop before, for want of better ones.
+
+        Nothing where that is soon, and in phases, which end by themselves.
+        """
+        left = (loop.rounds - loop.round) * loop.seconds / loop.round
+        if left < LONG or loop.server.phase or self.phase:
+            return ""
+        return f"at most {duration(left)} left"
 
     def on_federation_end(self, loop: FederatedLoop) -> None:
         """Take the bars away."""

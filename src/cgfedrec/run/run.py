@@ -22,13 +22,14 @@ from cgfedrec.files import write_atomically, write_json
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.processes import Processes
-from cgfedrec.run.callbacks import EarlyStopping, Interrupt, Pace, ProgressBar
+from cgfedrec.run.callbacks import EarlyStopping, Pace, ProgressBar
 from cgfedrec.run.checkpoint import BEST, LAST, Header, State
 from cgfedrec.run.console import quiet_console, show_unfinished, tracker
 from cgfedrec.run.describe import show_data
 from cgfedrec.run.engine import alone, engine, rank_of
 from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
+from cgfedrec.run.interrupt import Interrupt
 from cgfedrec.run.loggers import History, Loggers
 from cgfedrec.run.recommend import write
 from cgfedrec.run.reference import ReferenceFit
@@ -90,7 +91,7 @@ class Run(Trained):
         header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
         self.processes = Processes()
         self._log = Loggers([self.logger, *parts.loggers])
-        self._interrupt = Interrupt()
+        self._interrupt = Interrupt(self._stands)
         self._saved = Checkpoints(self.checkpoints, header)
         check(*(problem for one in callbacks for problem in unheeded(one)))
         self.training = self._build(parts, settings, [*callbacks, *parts.callbacks], clients, to_train)
@@ -138,6 +139,16 @@ class Run(Trained):
         """How to go on where training was interrupted."""
         last = self.checkpoints / LAST
         return f"stopped after round {self.training.round}; go on with: cgfedrec fit --ckpt_path {last}"
+
+    def _stands(self) -> str:
+        """What is left where a round is given up."""
+        last = self.checkpoints / LAST
+        if not last.exists():
+            return f"round {self.training.round} is given up; nothing has been saved yet"
+        return (
+            f"round {self.training.round} is given up, and the last checkpoint stands; go on with: "
+            f"cgfedrec fit --ckpt_path {last}"
+        )
 
     @property
     def checkpoints(self) -> Path:
@@ -199,6 +210,7 @@ class Run(Trained):
         finally:
             if self.processes.first:
                 self._log.call("finalize", status)
+            self._interrupt.over()
 
     def _join(self) -> None:
         """Start the other processes. They go on with the folder and the name of the first one's run."""
