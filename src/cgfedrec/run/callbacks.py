@@ -121,7 +121,7 @@ class ProgressBar:
         if not self.console.is_terminal:
             told = [f"round {loop.round}/{loop.rounds}", *self._told(loop, row), metric]
             told += [f"{row['time/round']:.2f} s", self._left(loop)]
-            self.console.print("  ".join(part for part in told if part), highlight=False)
+            self.console.print("  ".join(part for part in told if part), highlight=False, soft_wrap=True)
 
     def _told(self, loop: FederatedLoop, row: Row) -> Iterator[str]:
         """What a line says of a round beside its metric."""

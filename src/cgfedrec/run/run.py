@@ -191,7 +191,7 @@ class Run(Trained):
         show_data(self.console, self.data)
         if self.data.changes:
             self.console.print(told(self.data.changes, self.server.updates), highlight=False, soft_wrap=True)
-        self.console.print(self._intent(), highlight=False)
+        self.console.print(self._intent(), highlight=False, soft_wrap=True)
         self._join()
         with self.processes.agreed():
             if self.processes.first:
