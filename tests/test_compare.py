@@ -24,8 +24,8 @@ from cgfedrec.errors import InputError
 from cgfedrec.evaluation.intervals import interval
 from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate
 from cgfedrec.experiments.compare import read_plan
-from cgfedrec.experiments.compare.plot import linear_ticks, log_ticks
 from cgfedrec.experiments.compare.statistics import holm, paired_test, pareto, per_user
+from cgfedrec.pages.plot import linear_ticks, log_ticks
 from tests.commands import Command
 from tests.conftest import ROOT, TINY
 

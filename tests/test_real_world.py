@@ -637,6 +637,8 @@ def test_metrics_are_shares(rows: list[Row], options: list[str], capsys: pytest.
         return
     fit(path, Path("run"), *options)
     summary = json.loads(Path("run/summary.json").read_text())
-    metrics = [value for name, value in summary.items() if name.startswith(("val/", "test/"))]
+    told = {name: value for name, value in summary.items() if name.startswith(("val/", "test/"))}
+    assert told.pop("test/novelty@10", 0) >= 0  # in bits
+    metrics = list(told.values())
     assert metrics
     assert all(0 <= value <= 1 for value in metrics)

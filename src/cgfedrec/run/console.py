@@ -36,7 +36,7 @@ TITLES = {"val/": "validation", "test/": "test", "popularity/test/": "test, popu
 NEWCOMERS = "newcomers/"
 """Before these names, of people who were not in training."""
 USERS_SHOWN = 10
-LEFT_BY_A_RUN = ("metrics.csv", "ranks.parquet", "summary.json", "config.yaml", "checkpoints")
+LEFT_BY_A_RUN = ("report.html", "metrics.csv", "ranks.parquet", "summary.json", "config.yaml", "checkpoints")
 """As far as they are there: a split that holds nothing out has no ranks."""
 LONG = 3.0
 """Seconds of work after which it is said, where there is no terminal for a bar, how long it will take."""

@@ -259,6 +259,7 @@ class RollingRun(Run):
             "chosen": {str(one["cut"]): one["chosen"] for one in told},
             "seconds": time.perf_counter() - started,
         }
+        self._write_page()
         write_json(self.directory / SUMMARY, self.summary)
         shown = {name: value for name, value in found.items() if name.startswith("test/")}
         self._log.call("log_metrics", shown, step=self.training.round)

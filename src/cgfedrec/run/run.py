@@ -31,6 +31,7 @@ from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.interrupt import Interrupt
 from cgfedrec.run.loggers import History, Loggers
+from cgfedrec.run.page import PAGE, page_of
 from cgfedrec.run.recommend import write
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.resume import Checkpoints
@@ -238,6 +239,13 @@ class Run(Trained):
             return f"{name}, {loop.rounds} rounds{among}, in {self.directory}\n{loop.clients.capacity}"
         return f"{name}, a reference that sees everyone's data, in {self.directory}"
 
+    def _write_page(self) -> None:
+        """Write ``report.html``; not for a cut of a rolling evaluation, which has one page for all."""
+        if self.data.cut is None:
+            named = Path(self.data.path).name if self.data.path else "the embedded data"
+            text = page_of(self.summary, self.training, self.data.protocol, named, self.config, self.directory)
+            write_atomically(self.directory / PAGE, text)
+
     def _finish(self, started: float) -> None:
         """Go to the best round, test it, and write what was found."""
         training = self.training
@@ -261,7 +269,8 @@ class Run(Trained):
         if "bytes/scoring" in self.summary:  # of all evaluations so far, and of this test
             self.summary["bytes/scoring"] += training.bytes_scoring - before
         self.summary["seconds"] = time.perf_counter() - started
-        write_json(self.directory / "summary.json", self.summary)
+        self._write_page()
+        write_json(self.directory / "summary.json", self.summary)  # last: a run with a summary is finished
         shown = {name: value for name, value in tests.items() if name.startswith("test/")}
         if shown:
             self._log.call("log_metrics", shown, step=training.round)

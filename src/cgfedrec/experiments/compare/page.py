@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from cgfedrec import __version__
 from cgfedrec.experiments.compare.curve import Curve
 from cgfedrec.experiments.compare.plan import Plan
-from cgfedrec.experiments.compare.plot import Line, chart
 from cgfedrec.experiments.compare.results import Results, Table
 from cgfedrec.experiments.compare.words import (
     LEAK,
@@ -26,6 +22,8 @@ from cgfedrec.experiments.compare.words import (
     p_value,
     protocol_name,
 )
+from cgfedrec.pages.plot import Line, chart
+from cgfedrec.pages.render import page
 from cgfedrec.units import nbytes
 
 MUTED = -1
@@ -34,30 +32,18 @@ MUTED = -1
 
 def html(results: Results) -> str:
     """The whole report as one page that needs nothing else."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.globals |= {
-        "metric_name": metric_name,
-        "p_value": p_value,
-        "nbytes": nbytes,
-        "is_best": is_best,
-        "ends_kind": ends_kind,
-        "LEVEL": LEVEL,
-    }
     plan = results.plan
-    sections = [_section(results, table) for table in results.tables]
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    return page(
+        "compare.html.j2",
         plan=plan,
-        sections=sections,
+        sections=[_section(results, table) for table in results.tables],
         test=TESTS[plan.test],
-        version=__version__,
         missing={name: why for table in results.tables for name, why in table.missing.items()},
+        metric_name=metric_name,
+        p_value=p_value,
+        is_best=is_best,
+        ends_kind=ends_kind,
+        LEVEL=LEVEL,
     )
 
 

@@ -1,0 +1,157 @@
+"""The page of a run: what it found, what it cost, what was discovered, and how to go on, in one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from cgfedrec.evaluation.beyond import GROUPS
+from cgfedrec.history import Row
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.pages.plot import Line, chart
+from cgfedrec.pages.render import page
+from cgfedrec.protocol import Protocol
+from cgfedrec.run.beyond import groups_told, titled
+from cgfedrec.run.console import METRICS, TITLES
+from cgfedrec.run.structure import shown
+from cgfedrec.run.training import Training
+from cgfedrec.server import CLIENTS, READINGS
+from cgfedrec.units import duration, nbytes
+
+PAGE = "report.html"
+READ = 6
+"""Ways to read a structure that are listed, the best first."""
+
+
+def page_of(
+    summary: Mapping[str, Any],
+    training: Training,
+    protocol: Protocol,
+    named: str,
+    config: str,
+    directory: Path,
+) -> str:
+    """The page of a run that has ended.
+
+    Args:
+        summary: As in ``summary.json``.
+        training: What came to its end.
+        protocol: By which it was measured.
+        named: The data, as a person knows them.
+        config: The settings as YAML.
+        directory: The run's folder.
+    """
+    metric = training.monitor.removeprefix("val/")
+    method = str(summary["method"]).rpartition(".")[2]
+    loop = training if isinstance(training, FederatedLoop) else None
+    beyond = titled({name.removeprefix("test/") for name in summary if name.startswith("test/")}, metric)
+    sizes = {name.removeprefix(GROUPS): value for name, value in summary.items() if name.startswith(GROUPS)}
+    present = {prefix: title for prefix, title in TITLES.items() if any(name.startswith(prefix) for name in summary)}
+    judged = {name.removeprefix(READINGS): value for name, value in summary.items() if name.startswith(READINGS)}
+    return page(
+        "run.html.j2",
+        title=f"{method} on {named}",
+        found=_found(summary, method, metric),
+        leaks=protocol.leaks,
+        columns=present,
+        accuracy=[(f"{METRICS[short]}@{k}", f"{short}@{k}") for short in METRICS for k in protocol.cutoffs],
+        beyond=beyond,
+        groups=groups_told(sizes) if sizes and beyond else "",
+        summary=summary,
+        charts=_charts(training, metric),
+        bytes=_bytes(summary, loop),
+        phases=_phases(training.history),
+        structure=shown(loop) if loop else None,
+        readings=sorted(judged.items(), key=lambda one: -one[1])[:READ],
+        judged=len(judged),
+        monitor=f"{METRICS[metric.partition('@')[0]]}@{metric.partition('@')[2]}",
+        protocol=protocol,
+        took=duration(summary["seconds"]),
+        config=config,
+        checkpoint=directory / "checkpoints" / "best.ckpt",
+        last=directory / "checkpoints" / "last.ckpt",
+        directory=directory,
+        federated=loop is not None,
+        rolling="cuts" in summary,
+    )
+
+
+def _found(summary: Mapping[str, Any], method: str, metric: str) -> list[str]:
+    """What the run found, in sentences."""
+    name = f"{METRICS[metric.partition('@')[0]]}@{metric.partition('@')[2]}"
+    if f"test/{metric}" not in summary:
+        return [f"{method} was trained on everything: nothing was held out, and so nothing can be told."]
+    told = f"{method} reaches {name} {summary[f'test/{metric}']:.4f} on the test"
+    difference = summary.get(f"over_popularity/test/{metric}")
+    if difference is None:
+        return [f"{told}."]
+    told += f"; showing everybody what is popular reaches {summary[f'popularity/test/{metric}']:.4f}."
+    low, high = (summary.get(f"over_popularity/test/{metric}/{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        return [told]
+    who = "cases" if "cuts" in summary else "users"
+    interval = f"95% interval of the difference, paired over {summary['over_popularity/users']:,} {who}: "
+    interval += f"{low:+.4f} to {high:+.4f}."
+    verdict = "It is clearly better."
+    if high < 0:
+        verdict = "It is worse."
+    elif low <= 0:
+        verdict = "The difference may be chance."
+    return [told, f"{verdict} The {interval}"]
+
+
+def _charts(training: Training, metric: str) -> list[tuple[Markup, str]]:
+    """Accuracy against rounds and bytes, or cuts, each with its caption; nothing of a single point."""
+    name = f"{METRICS[metric.partition('@')[0]]}@{metric.partition('@')[2]}"
+    at_cuts = f"test/{metric}"
+    cuts = [row for row in training.history if at_cuts in row]
+    if len(cuts) > 1:
+        numbers = [float(row["round"]) for row in cuts]
+        lines = [
+            Line(told, style, numbers, [float(row[key]) for row in cuts])
+            for told, style, key in (("this run", 0, at_cuts), ("popularity", -1, f"popularity/{at_cuts}"))
+        ]
+        drawn = chart(lines, "cut in time", f"test {name}", f"test {name} at each cut in time")
+        return [(Markup(drawn), f"Test {name} at each cut that asked anybody.")]
+    rows = [row for row in training.history if training.monitor in row]
+    if len(rows) < 2:
+        return []
+    values = [float(row[training.monitor]) for row in rows]
+    best = max(range(len(values)), key=values.__getitem__)
+    y = f"validation {name}"
+    line = Line("this run", 0, [float(row["round"]) for row in rows], values, mark=best)
+    caption = f"{y[0].upper()}{y[1:]} after each evaluated round; the mark is the best, which was tested."
+    figures = [(Markup(chart([line], "round", y, f"{y} against rounds")), caption)]
+    sent = [float(row.get("bytes/total", 0)) for row in rows]
+    if min(sent) > 0:
+        line = Line("this run", 0, sent, values, mark=best)
+        x = "bytes up and down, all clients together"
+        drawn = chart([line], x, y, f"{y} against bytes", x_format=lambda value: nbytes(value, 0))
+        figures.append((Markup(drawn), "The same against the packed length of all messages."))
+    return figures
+
+
+def _bytes(summary: Mapping[str, Any], loop: FederatedLoop | None) -> list[tuple[str, int, float]]:
+    """What travelled by direction: its name, bytes of all clients, and of one in the mean."""
+    named = {"up": "bytes/up", "down": "bytes/down", "down, to score with": "bytes/scoring"}
+    if "bytes/up" not in summary:
+        return []
+    users = summary.get("users", 0) or (loop.data.num_users if loop else 1)
+    return [(what, int(summary[key]), summary[key] / users) for what, key in named.items() if key in summary]
+
+
+def _phases(history: Sequence[Row]) -> list[tuple[str, int, int, int, float]]:
+    """Of each sum that was counted: its name, clients, bytes up and down, and seconds; empty where nothing counts."""
+    found: list[tuple[str, int, int, int, float]] = []
+    up = down = 0
+    seconds = 0.0
+    for row in history:
+        seconds += float(row["time/round"]) if "time/round" in row else 0.0
+        for name in (name for name in row if name.startswith(CLIENTS)):
+            sent = int(row["bytes/up"]), int(row["bytes/down"])
+            found.append((name.removeprefix(CLIENTS), int(row[name]), sent[0] - up, sent[1] - down, seconds))
+            (up, down), seconds = sent, 0.0
+    return found

@@ -1,0 +1,115 @@
+"""What a server has discovered, as far as a page can show it: where items lie, their clusters, and their neighbours."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from markupsafe import Markup
+from torch import Tensor
+
+from cgfedrec.errors import InputError
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.pages.map import item_map
+from cgfedrec.run.export import reader_of
+from cgfedrec.serving.neighbours import NeighbourReader
+from cgfedrec.structure.clusters import ClusterServer
+from cgfedrec.structure.collect import SumsServer
+
+DRAWN = 1500
+"""Items on a map: those that most users have."""
+CLUSTERS, ITEMS = 8, 5
+"""Clusters that are listed, and items of each."""
+OWNED, NEAREST = 8, 4
+"""Items whose neighbours are listed, and how many of each."""
+
+
+class Shown(NamedTuple):
+    """Of what was discovered."""
+
+    map: Markup
+    caption: str
+    clusters: list[tuple[int, str]]
+    """The size of each large cluster, and the items in it that most users have."""
+    neighbours: list[tuple[str, str]]
+    """An item, and those that are recommended most to who has it, with their weights."""
+
+
+def shown(loop: FederatedLoop) -> Shown | None:
+    """What there is to show after a run; ``None`` for a server that has discovered nothing of items.
+
+    Args:
+        loop: It has come to its end.
+    """
+    found = _places(loop)
+    if found is None:
+        return None
+    items, places, labels = found
+    holders = np.bincount(loop.data.training_matrix().indices, minlength=loop.data.num_items)[items.numpy()]
+    names = [str(one) for one in loop.data.item_ids[items.numpy()]]
+    sizes = torch.bincount(labels)
+    order = sizes.argsort(descending=True, stable=True)
+    by_size = torch.empty_like(order)
+    by_size[order] = torch.arange(len(order))
+    drawn = np.argsort(-holders, kind="stable")[:DRAWN]
+    flat = _flat(places.double().cpu().numpy())
+    picture = item_map(
+        flat[drawn],
+        by_size[labels[drawn]].tolist(),
+        [f"{names[place]}: cluster {int(by_size[labels[place]]) + 1}, {holders[place]:,} users" for place in drawn],
+        np.sqrt(holders[drawn] / max(1, holders.max())).tolist(),
+        "items by their place in what the server discovered",
+    )
+    caption = (
+        f"{len(drawn):,} items, by the two directions in which what the server discovered varies most; larger where "
+        "more users have an item; in colour the largest clusters. Point at one to see which it is."
+    )
+    listed = []
+    for cluster in order[:CLUSTERS]:
+        members = (labels == cluster).nonzero().squeeze(1).numpy()
+        most = members[np.argsort(-holders[members], kind="stable")][:ITEMS]
+        listed.append((len(members), ", ".join(names[place] for place in most)))
+    return Shown(Markup(picture), caption, listed, _neighbours(loop, items[np.argsort(-holders, kind="stable")]))
+
+
+def _places(loop: FederatedLoop) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Items `[rows]`, where they lie `[rows, dim]`, and their clusters `[rows]`."""
+    server = loop.server
+    if isinstance(server, SumsServer) and server.labels.numel() and server.discovery.second != "random_labels":
+        return server.known.the_rows.items, server.coordinates(), server.labels.cpu()
+    if isinstance(server, ClusterServer) and bool((server.labels >= 0).all()):
+        return torch.arange(loop.data.num_items), server.mean("table"), server.labels.cpu()
+    return None
+
+
+def _flat(places: np.ndarray) -> np.ndarray:
+    """Principal components, `[rows, 2]`."""
+    centred = places - places.mean(0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    components = np.zeros((len(places), 2))
+    number = min(2, len(sizes))
+    components[:, :number] = left[:, :number] * sizes[:number]
+    return components
+
+
+def _neighbours(loop: FederatedLoop, items: Tensor) -> list[tuple[str, str]]:
+    """The neighbours of the first of ``items`` `[rows]` that have any, where clients read neighbours."""
+    if loop.clients.no_newcomers() is not None:
+        return []
+    try:
+        reader = reader_of(loop)
+    except InputError:  # stopped before there were any
+        return []
+    if not isinstance(reader, NeighbourReader):
+        return []
+    ids: pl.Series = loop.data.item_ids
+    listed: list[tuple[str, str]] = []
+    for item in items[: 4 * OWNED].tolist():
+        part = slice(reader.starts[item], reader.starts[item + 1])
+        order = np.argsort(-reader.weights[part], kind="stable")[:NEAREST]
+        if len(order) and len(listed) < OWNED:
+            near = zip(ids[reader.targets[part][order].astype(np.int64)], reader.weights[part][order], strict=True)
+            listed.append((str(ids[item]), ", ".join(f"{one} ({weight:.2f})" for one, weight in near)))
+    return listed

@@ -1,0 +1,116 @@
+"""The page of a run: one file with what the summary says, for every kind of run, in which nothing is code but ours."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+import cgfedrec
+from tests.conftest import TINY
+
+VOID = {"meta", "br", "path", "circle", "rect"}
+
+
+class Page(HTMLParser):
+    """Its text and its tags; refuses a tag that nobody closes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(*settings: Any) -> tuple[Page, dict[str, Any]]:
+    run = cgfedrec.fit(*settings, {"run_dir": "run", "logger": None})
+    return Page(Path("run/report.html").read_text()), run.summary
+
+
+@pytest.mark.parametrize(
+    "method", [TINY["method"], "CGFedCo", "EASE", {"class_path": "PFedRec", "init_args": {"dim": 8}}], ids=str
+)
+def test_it_says_what_the_summary_says(method: Any) -> None:
+    small = {name: value for name, value in TINY.items() if name != "method"}
+    page, summary = page_of(small, {"method": method, "loop.rounds": 12})
+    for prefix in ("val/", "test/", "popularity/test/"):
+        assert f"{summary[f'{prefix}ndcg@10']:.4f}" in page.text
+    assert f"{summary['test/diversity@10']:.4f}" in page.text
+    assert f"{summary['groups/users/few']} /" in page.text
+    assert summary["run"] in page.text
+    assert "cgfedrec recommend --ckpt_path run/checkpoints/best.ckpt" in page.text
+    named = summary["method"].rpartition(".")[2]
+    assert named in page.text
+    points = [attributes for tag, attributes in page.tags if tag == "circle" and "point" in str(attributes.get("class"))]
+    assert len(points) == {"CGFedRec": 50, "CGFedCo": 50}.get(named, 0)
+    assert ("Communication" in page.text) == (named != "EASE")
+    assert ("is shown above all" in page.text) == (named == "CGFedCo")
+    charts = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
+    assert all(one["aria-label"] for one in charts)
+    assert len(charts) == {"CGFedRec": 3, "PFedRec": 2, "CGFedCo": 1}.get(named, 0)
+
+
+def test_the_bytes_of_all_sums_are_those_of_the_run() -> None:
+    page, summary = page_of(TINY, {"method": "CGFedCo", "loop.rounds": 12})
+    phases = cgfedrec.run.page._phases(cgfedrec.load("run/checkpoints/best.ckpt").training.history)
+    assert [name for name, *_ in phases] == ["bounds", "sketch", "labels", "verify", "choose"]
+    assert sum(up for _, _, up, _, _ in phases) == summary["bytes/up"]
+    assert sum(down for _, _, _, down, _ in phases) == summary["bytes/down"]
+    assert all(name in page.text for name, *_ in phases)
+
+
+def test_nothing_comes_from_elsewhere_and_ids_are_text() -> None:
+    """No address is fetched, there is no script, and an id that looks like HTML is shown as it is."""
+    evil = "<img src=x onerror=alert(1)>"
+    rows = [
+        (user, f"{evil}{item}", day)
+        for user in range(30)
+        for day, item in enumerate(sorted((user * 7 + step * step) % 20 for step in range(9)))
+    ]
+    table = pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row").unique(["user", "item"])
+    table.write_csv("a b<i>.csv")
+    page, _ = page_of({"data.path": "a b<i>.csv", "method": "CGFedCo", "data.min_interactions": 3})
+    assert evil in page.text
+    assert "a b<i>.csv" in page.text
+    assert {tag for tag, _ in page.tags} & {"img", "script", "link", "iframe", "i"} == set()
+    text = Path("run/report.html").read_text()
+    assert not re.search(r"(src|href|url)\s*[=(]", text.replace("src=x", ""))
+    assert "http" not in text
+
+
+def test_a_rolling_evaluation_has_one_page_with_its_cuts() -> None:
+    rows = [(user, (user * 3 + day) % 25, 800_000_000 + 86_400 * day) for user in range(30) for day in range(0, 40, 3)]
+    pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row").write_csv("t.csv")
+    rolling = {"data": {"path": "t.csv", "split": "rolling", "rolling": {"cuts": 4, "choosing": 1}}}
+    page, summary = page_of(rolling, {"method": "EASE"})
+    assert "at each cut in time" in page.text
+    assert f"{summary['test/ndcg@10']:.4f}" in page.text
+    assert "cases" in page.text
+    assert not list(Path("run").glob("cuts/*/report.html"))
+
+
+def test_where_nothing_is_held_out_it_says_so() -> None:
+    page, _ = page_of(TINY, {"data.split": "none"})
+    assert "nothing was held out" in page.text
+    assert "Accuracy" not in page.text
