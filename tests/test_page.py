@@ -62,7 +62,9 @@ def test_it_says_what_the_summary_says(method: Any) -> None:
     assert "cgfedrec recommend --ckpt_path run/checkpoints/best.ckpt" in page.text
     named = summary["method"].rpartition(".")[2]
     assert named in page.text
-    points = [attributes for tag, attributes in page.tags if tag == "circle" and "point" in str(attributes.get("class"))]
+    points = [
+        attributes for tag, attributes in page.tags if tag == "circle" and "point" in str(attributes.get("class"))
+    ]
     assert len(points) == {"CGFedRec": 50, "CGFedCo": 50}.get(named, 0)
     assert ("Communication" in page.text) == (named != "EASE")
     assert ("is shown above all" in page.text) == (named == "CGFedCo")

@@ -40,6 +40,7 @@ class Stream(IntEnum):
     READING = 17
     PROJECTIONS = 18
     DROPOUT = 19
+    ROUNDING = 20
 
 
 def shared_seed(seed: int) -> int:

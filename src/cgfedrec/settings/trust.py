@@ -20,6 +20,7 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
 from cgfedrec.settings.layers import Layer
+from cgfedrec.wire.quantised import Quantised
 
 LONGEST = 2**20
 """Characters of a checkpoint's settings; ours have some two thousand."""
@@ -30,6 +31,7 @@ _OFFERED: dict[str, list[type]] = {
     "cgfedrec.centralized": [getattr(cgfedrec.centralized, name) for name in cgfedrec.centralized.__all__],
     "cgfedrec.structure": [getattr(cgfedrec.structure, name) for name in cgfedrec.structure.__all__],
     "cgfedrec.data": [FederatedDataModule],
+    "cgfedrec.wire.quantised": [Quantised],
     "cgfedrec.kit.optimisers": [TableSGD, LowRankSGD, FactorAdam],
     "torch.optim": [
         kind
