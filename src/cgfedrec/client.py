@@ -99,6 +99,21 @@ class Client(LightningModule, ABC):
         takes as many of these rows as the batch has.
         """
 
+    def alike(self, broadcast: Broadcast | None) -> Mapping[str, Tensor]:
+        """Private tables that `receive` has just made the same for most of the cohort, `[items, dim]` each by name.
+
+        A store keeps of a client's table only the rows that differ from it in the end, bit for bit. So what is said
+        here costs room or saves it, and changes no result. By default it is what was sent under a parameter's name.
+        """
+        if broadcast is None:
+            return {}
+        sent = {name: broadcast.values.get(name) for name, _ in self.named_parameters()}
+        return {
+            name: value
+            for name, value in sent.items()
+            if isinstance(value, Tensor) and value.shape == self.get_parameter(name).shape[1:]
+        }
+
     def batches(self) -> Sequence[Batch]:
         """What the cohort trains on in this round, after `receive`; by default its samples with fresh negatives.
 

@@ -137,7 +137,7 @@ def tried_out(loop: FederatedLoop) -> Estimate:
     users = cohorts[len(cohorts) // 2]  # the first ones have the longest histories, and the last ones the shortest
     with clients.workers.one() as worker:
         example = worker.client.private()
-    clients.store = MemoryStore(data.order(), example, loop.state_dtype, Path(), expected=len(users))
+    clients.store = MemoryStore(data.order(), example, loop.state_dtype, Path())
     start = _trained(loop, users, 1)  # the first time of anything takes longer: it is not what is measured
     evaluation = scoring = 0.0
     if not ahead:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cgfedrec.errors import check
 from cgfedrec.simulation.machine import available_memory, free_disk, resident
-from cgfedrec.simulation.store.rowfiles import Dtype
+from cgfedrec.simulation.store.blocks import Dtype
 from cgfedrec.units import nbytes
 
 Place = Literal["auto", "memory", "disk"]

@@ -3,48 +3,94 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from cgfedrec.client import Client
-from cgfedrec.simulation.store.rowfiles import Dtype, RowFiles, Rows
-from cgfedrec.simulation.store.states import check_state
+from cgfedrec.files import DamagedError
+from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBlocks
+from cgfedrec.simulation.store.layout import Bytes, Layout, Rows, raw
+from cgfedrec.simulation.store.room import Room
+from cgfedrec.simulation.store.states import check_state, some_of
 
 COPIED_AT_ONCE = 64
-"""Rows that are copied at a time from one kind of store to another: all at once would take the state's memory twice."""
+"""Records that are copied at a time from one kind of store to another: all at once would take twice the memory."""
+NONE: Mapping[str, Tensor] = MappingProxyType({})
+
+
+@dataclass
+class _Base:
+    """A table from which clients' tables differ in some rows."""
+
+    table: int
+    first: int
+    sum: int
+    users: int
+    """How many clients' records need it."""
 
 
 class ClientStore(ABC):
-    """Holds every client's private tensors, a row for each client.
+    """Holds every client's private tensors, a record for each client.
 
-    A client that never took part has no row: it is still at its start, which `Client.start` can make at any time. So
-    a store grows with the clients that have trained, not with all that there are.
+    A client that never took part has no record: it is still at its start, which `Client.start` can make at any time. So
+    a store grows with the clients that have trained, not with all that there are. A table is kept as what differs from
+    a base that many clients share, where that is less: the start, or what was sent to all of them (`Client.alike`). A
+    base is kept as long as a record needs it.
 
     Args:
         order: All users, `[users]`. Users who train in one cohort stand next to each other.
         example: Private tensors of any clients, or of none, `[clients, ...]`: only shapes and types are looked at.
         dtype: The type in which floating-point values are kept between rounds.
-        folder: Where a `DiskStore` keeps its files. The other kinds need it too, to take over a state that lies there.
+        folder: Where a `DiskStore` keeps its file. The other kinds need it too, to take over a state that lies there.
     """
+
+    blocks: Blocks
 
     def __init__(
         self, order: Tensor, example: Mapping[str, Tensor], dtype: Dtype = "float32", folder: Path | None = None
     ) -> None:
         self.order = order
         self.num_users = len(order)
-        # [users], bool: who has a row.
-        self.known = torch.zeros(self.num_users, dtype=torch.bool)
         kept: torch.dtype = getattr(torch, dtype)
         # The type in which each tensor lies here, and the type in which the client computes with it.
         self.dtypes = {name: kept if one.is_floating_point() else one.dtype for name, one in example.items()}
         self.computed = {name: one.dtype for name, one in example.items()}
         # Of one client's row: without the clients axis.
-        self.shapes = {name: tuple(one.shape[1:]) for name, one in example.items()}
-        self._files = RowFiles(folder or Path(), self.shapes, self.dtypes)
+        self.layout = Layout({name: tuple(one.shape[1:]) for name, one in example.items()}, self.dtypes)
+        self.files = FileBlocks((folder or Path()) / f"records.{dtype}", self.layout.block)
+        self._lock = Lock()
+        self._starts: Mapping[str, Tensor] | None = None
+        self._forget(self._new_blocks())
+
+    @abstractmethod
+    def _new_blocks(self) -> Blocks:
+        """Where records will lie."""
+
+    def _forget(self, blocks: Blocks, size: int = 0) -> None:
+        """Have no records. The first ``size`` blocks are not free."""
+        tables = len(self.layout.tables)
+        self.blocks, self.room = blocks, Room(blocks, size)
+        # [users], bool: who has a record.
+        self.known = torch.zeros(self.num_users, dtype=torch.bool)
+        # [users]: the first block of each record, -1 where there is none; and its checksum.
+        self._first = torch.full((self.num_users,), -1)
+        self._sums = torch.zeros(self.num_users, dtype=torch.int64)
+        # [users, tables]: the base of each table, -1 where it is whole; and how many rows stand in the record.
+        self._bases = torch.full((self.num_users, tables), -1)
+        self._numbers = self.layout.items.repeat(self.num_users, 1)
+        # Bases by their numbers, and their numbers by table and checksum.
+        self._shared: dict[int, _Base] = {}
+        self._number_of: dict[tuple[int, int], int] = {}
+        self._next_number = 0
 
     def load(self, client: Client, users: Tensor, to_train: bool = True) -> None:
         """Turn ``client`` into the cohort ``users``, each as it was left, or at its start.
@@ -55,11 +101,10 @@ class ClientStore(ABC):
             to_train: Whether the state will change. If not, clients that are all at one start may share its memory.
 
         Raises:
-            DamagedError: if a row is no longer what was written, naming the file.
+            DamagedError: if a record is no longer what was written.
         """
         known = self.known[users]
         if known.all():
-            # In a store in memory these rows may be the store's own: the cohort then trains in place.
             client.load(users, {name: rows.to(self.computed[name]) for name, rows in self.read(users).items()})
             return
         private = client.start(users)
@@ -72,77 +117,245 @@ class ClientStore(ABC):
                 private[name][known] = rows.to(private[name].dtype)
         client.load(users, private)
 
-    def save(self, client: Client) -> None:
-        """Keep the private state of the client's cohort. Raises `RunError` if there is no room for it."""
-        self.write(client.users, client.private())
-        # Last: clients whose rows found no room have none, and a checkpoint must not say that they do.
-        self.known[client.users] = True
-
-    def expect(self, users: Tensor) -> None:  # noqa: B027  # most kinds need nothing
-        """Make room for users who are about to take part.
+    def save(self, client: Client, alike: Mapping[str, Tensor] = NONE) -> None:
+        """Keep the private state of the client's cohort. Raises `RunError` if there is no room for it.
 
         Args:
-            users: `[clients]`, in the order of their cohorts.
+            client: Holds the cohort.
+            alike: What `Client.alike` said when they began to train.
         """
+        users = client.users
+        bases = dict(alike)
+        for name, start in self._starts_of(client).items():
+            # A table that has moved away from its start does not come back: it is not compared again.
+            whole = self._bases[users, self.layout.tables.index(name)] < 0
+            if name not in bases and not (whole & self.known[users]).all():
+                bases[name] = start
+        self.write(users, client.private(), bases)
+        # Last: clients whose records found no room have none, and a checkpoint must not say that they do.
+        self.known[users] = True
 
-    @abstractmethod
+    def _starts_of(self, client: Client) -> Mapping[str, Tensor]:
+        """Tables with which all clients start, `[items, dim]` by name: `Client.start` expands them."""
+        if self._starts is None:
+            two = client.start(self.order[:1].repeat(2))
+            self._starts = {name: two[name][0] for name in self.layout.tables if two[name].stride(0) == 0}
+        return self._starts
+
     def read(self, users: Tensor) -> Rows:
-        """The rows of users who took part, `[clients, ...]` of each tensor; they may be the store's own memory."""
+        """The rows of users who took part, `[clients, ...]` of each tensor.
 
-    @abstractmethod
-    def write(self, users: Tensor, rows: Mapping[str, Tensor]) -> None:
-        """Replace users' rows. Several threads may call it at a time, each for other users.
+        Raises:
+            DamagedError: if a record is not what was written.
+        """
+        bases, numbers = self._bases[users], self._numbers[users]
+        content = self._content(self._first[users], self.layout.lengths(bases >= 0, numbers), self._sums[users])
+        tables = {}
+        for number in bases.unique().tolist():
+            if number >= 0:
+                base = self._shared[number]
+                length = self.layout.base_length(base.table)
+                found = self._content(*(torch.tensor([one]) for one in (base.first, length, base.sum)))
+                tables[number] = found.reshape(-1)[: self.layout.base_nbytes(base.table)]
+        try:
+            return self.layout.unpack(content, bases, numbers, tables)
+        except ValueError as error:
+            raise DamagedError(f"{self.blocks.name}: {error}") from error
+
+    def _content(self, firsts: Tensor, lengths: Tensor, sums: Tensor) -> Bytes:
+        """The content of records, `[blocks, block]`, checked against their checksums."""
+        content = self.blocks.read(self.room.chains(firsts, lengths))
+        if content is None or not checksums(content, lengths).equal(sums):
+            raise DamagedError(
+                f"{self.blocks.name}: a client's state in it is not what was written: it is damaged, or a run at work "
+                "in this folder is changing it. If one is, wait until it has ended; else try the other checkpoint in "
+                "the folder above, which may not need what is damaged"
+            )
+        return content
+
+    def write(self, users: Tensor, rows: Mapping[str, Tensor], bases: Mapping[str, Tensor] = NONE) -> None:
+        """Replace users' records. Several threads may call it at a time, each for other users.
 
         Args:
             users: `[clients]`, int64.
             rows: `[clients, ...]` of each tensor.
-        """
+            bases: Of tables, `[items, dim]` by name: what many of the clients may have in most rows.
 
-    @abstractmethod
+        Raises:
+            RunError: if the disk is full.
+        """
+        here = {name: value.to("cpu", self.dtypes[name]) for name, value in rows.items()}
+        near = {name: bases[name].to("cpu", self.dtypes[name]) for name in self.layout.tables if name in bases}
+        packed = self.layout.pack(len(users), here, near)
+        lengths = self.layout.lengths(packed.on_base, packed.numbers)
+        sums = checksums(packed.content, lengths)
+        # The lock is held to share out blocks, and not while writing: a block belongs to one thread by then.
+        with self._lock:
+            numbers = self._hold(packed.on_base, near)
+            new = self.room.take(len(packed.content))
+            self.room.link(new)
+        self.blocks.write(new, packed.content)
+        with self._lock:
+            self._let_go(users)
+            self._first[users] = new[lengths.cumsum(0) - lengths]
+            self._sums[users] = sums
+            self._bases[users], self._numbers[users] = numbers, packed.numbers
+
+    def _hold(self, on_base: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
+        """The numbers of the bases that clients need, `[clients, tables]`; those that are new are kept from now on."""
+        numbers = torch.full(on_base.shape, -1)
+        for table, name in enumerate(self.layout.tables):
+            users = int(on_base[:, table].sum())
+            if not users:
+                continue
+            content = np.zeros((self.layout.base_length(table), self.layout.block), np.uint8)
+            content.reshape(-1)[: self.layout.base_nbytes(table)] = raw(bases[name])
+            key = table, int(checksums(content, torch.tensor([len(content)])))
+            if key not in self._number_of:
+                new = self.room.take(len(content))
+                self.room.link(new)
+                self.blocks.write(new, content)
+                self._number_of[key] = self._next_number
+                self._shared[self._next_number] = _Base(table, int(new[0]), key[1], 0)
+                self._next_number += 1
+            number = self._number_of[key]
+            self._shared[number].users += users
+            numbers[on_base[:, table], table] = number
+        return numbers
+
+    def _let_go(self, users: Tensor) -> None:
+        """Give back the blocks of users' old records, and those of bases that nobody needs then."""
+        users = users[self._first[users] >= 0]
+        bases = self._bases[users]
+        self.room.give_back(self.room.chains(self._first[users], self.layout.lengths(bases >= 0, self._numbers[users])))
+        for number, needed in zip(*(one.tolist() for one in bases.unique(return_counts=True)), strict=True):
+            if number < 0:
+                continue
+            base = self._shared[number]
+            base.users -= needed
+            if not base.users:
+                length = torch.tensor([self.layout.base_length(base.table)])
+                self.room.give_back(self.room.chains(torch.tensor([base.first]), length))
+                del self._shared[number]
+                # What several processes had may hold a base twice.
+                if self._number_of.get((base.table, base.sum)) == number:
+                    del self._number_of[base.table, base.sum]
+
     def pin(self, name: str) -> None:
         """Keep all that is here now for the checkpoint ``name``, which is about to be written.
 
         What an earlier checkpoint of this name needed may be overwritten from now on.
         """
+        with self._lock:
+            self.room.find_free(self._used())
 
-    @abstractmethod
+    def _used(self) -> Tensor:
+        """The blocks of all records and bases that are now, `[blocks]`."""
+        state = self._index()
+        return torch.cat((state["blocks"], state["base_blocks"]))
+
+    def _index(self) -> dict[str, Any]:
+        """Where everybody's record lies, as a state has it: see `check_state`."""
+        users = self.order[self._first[self.order] >= 0]
+        shared = list(self._shared.values())
+        # Bases are numbered anew, without gaps; the last place is for -1.
+        place = torch.full((self._next_number + 1,), -1)
+        place[list(self._shared)] = torch.arange(len(shared))
+        bases, numbers = self._bases[users], self._numbers[users]
+        lengths = self.layout.lengths(bases >= 0, numbers)
+        of_bases = torch.tensor([self.layout.base_length(base.table) for base in shared], dtype=torch.int64)
+        return {
+            "users": users,
+            "bases": place[bases],
+            "numbers": numbers,
+            "sums": self._sums[users],
+            "blocks": self.room.chains(self._first[users], lengths),
+            "base_tables": torch.tensor([base.table for base in shared], dtype=torch.int64),
+            "base_sums": torch.tensor([base.sum for base in shared], dtype=torch.int64),
+            "base_blocks": self.room.chains(torch.tensor([base.first for base in shared], dtype=torch.int64), of_bases),
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs."""
+        return self._index()
 
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], whose: Tensor | None = None) -> None:
         """Become what `state_dict` returned, whichever kind of store that was.
 
         Clients that the state does not name are at their start afterwards.
 
+        Args:
+            state: Of any kind of store; it may hold anything.
+            whose: `[users]`, bool: of whom it is taken over; by default of all.
+
         Raises:
-            DamagedError: if a row in a file is no longer what was written.
-            FileNotFoundError: if the state refers to files that are not in this store's folder.
+            DamagedError: if a record is no longer what was written.
+            FileNotFoundError: if the state refers to a file that is not in this store's folder.
             ValueError: if it is no state of such a store.
         """
+        check_state(state, self.num_users, self.layout, self.files)
+        if whose is not None:
+            state = some_of(state, whose, self.layout)
+        source: Blocks = self.files
+        if "pieces" in state:
+            source = MemoryBlocks(self.layout.block, state["pieces"])
+        self._take_over(state, source)
 
-    def _check(self, state: Mapping[str, Any]) -> None:
-        """Raise ``ValueError`` if a state, which may come from anybody, is no state of this store."""
-        check_state(state, self.num_users, self.shapes, self.dtypes, self._files)
+    @abstractmethod
+    def _take_over(self, state: dict[str, Any], source: Blocks) -> None:
+        """Become a checked state, whose records lie in ``source``."""
+
+    def _refer(self, state: Mapping[str, Any]) -> None:
+        """Have the records of a state, which lie where it says."""
+        users, bases, numbers = state["users"], state["bases"], state["numbers"]
+        lengths = self.layout.lengths(bases >= 0, numbers)
+        self.room.link(state["blocks"])
+        self.room.link(state["base_blocks"])
+        self._first[users] = state["blocks"][lengths.cumsum(0) - lengths]
+        self._sums[users], self._bases[users], self._numbers[users] = state["sums"], bases, numbers
+        at, needed = 0, bases[bases >= 0].bincount(minlength=len(state["base_sums"])).tolist()
+        for number, (table, sum_) in enumerate(
+            zip(state["base_tables"].tolist(), state["base_sums"].tolist(), strict=True)
+        ):
+            self._shared[number] = _Base(table, int(state["base_blocks"][at]), sum_, needed[number])
+            self._number_of[table, sum_] = number
+            at += self.layout.base_length(table)
+        self._next_number = len(self._shared)
+        self.known[users] = True
+
+    def _copy(self, state: Mapping[str, Any], source: Blocks) -> dict[str, Any]:
+        """The same state, once its records have been copied from ``source`` to where this store has its own."""
+        bases = torch.tensor([self.layout.base_length(table) for table in state["base_tables"].tolist()])
+        copied = dict(state)
+        for blocks, sums, lengths in (
+            ("blocks", "sums", self.layout.lengths(state["bases"] >= 0, state["numbers"])),
+            ("base_blocks", "base_sums", bases.long()),
+        ):
+            new = []
+            ends = lengths.cumsum(0).tolist()
+            for start in range(0, len(lengths), COPIED_AT_ONCE):
+                part = slice(start, start + COPIED_AT_ONCE)
+                begin, end = ends[start] - int(lengths[start]), ends[part][-1]
+                content = source.read(state[blocks][begin:end])
+                if content is None or not checksums(content, lengths[part]).equal(state[sums][part]):
+                    raise DamagedError(f"{source.name}: a client's state in it is not what was written")
+                new.append(self.room.take(len(content)))
+                self.blocks.write(new[-1], content)
+            copied[blocks] = torch.cat([torch.empty(0, dtype=torch.int64), *new])
+        return copied
 
 
-def parts(number: int) -> Iterator[Tensor]:
-    """The numbers in [0, number), `COPIED_AT_ONCE` at a time, `[numbers]`."""
-    for start in range(0, number, COPIED_AT_ONCE):
-        yield torch.arange(start, min(start + COPIED_AT_ONCE, number))
-
-
-def rows_of(state: Mapping[str, Any], places: Tensor, files: RowFiles) -> Rows:
-    """Some of the rows that a state holds or refers to.
+def checksums(content: Bytes, lengths: Tensor) -> Tensor:
+    """The checksum (XXH3, 64 bits) of each of some records, `[records]`; int64, as torch computes little with unsigned
+    numbers.
 
     Args:
-        state: Of any kind of store, and checked.
-        places: `[rows]`: where their clients stand in the state's list of users.
-        files: In which the rows lie if the state only refers to them.
-
-    Raises:
-        DamagedError: if a row in a file is no longer what was written.
+        content: `[blocks, block]`
+        lengths: `[records]`: how many blocks each has.
     """
-    if "rows" in state:
-        return {name: rows[places] for name, rows in state["rows"].items()}
-    return files.read(state["slots"][places], state["sums"][places])
+    ends = lengths.cumsum(0).tolist()
+    sums = [
+        xxhash.xxh3_64_intdigest(content[end - length : end].data)
+        for end, length in zip(ends, lengths.tolist(), strict=True)
+    ]
+    return torch.from_numpy(np.array(sums, dtype=np.uint64).view(np.int64))

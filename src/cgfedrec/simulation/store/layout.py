@@ -1,0 +1,186 @@
+"""How one client's private state lies in bytes: whole, or as what differs from tables that many clients share.
+
+A record holds a client's tensors one after another; the tables, which have a row for each item, come last. A table that
+is kept by what differs from a base is the numbers of the items (int32, ascending) and then their rows. Any other tensor
+is its bytes. What differs is found by comparing bits, so that nothing is lost whatever a client did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Rows = dict[str, Tensor]
+"""Rows of each private tensor, by its name: `[clients, ...]`."""
+Bytes = NDArray[np.uint8]
+SMALL = 4096
+"""Bytes of a block, about: what a file system reads and writes at once. Smaller records take one block."""
+MOST_BLOCKS = 256
+"""Of one record: large ones have larger blocks, so that to list them takes little."""
+_ITEM = 4
+"""Bytes of an item's number."""
+
+
+class Packed(NamedTuple):
+    """Records of some clients."""
+
+    content: Bytes
+    """`[blocks, block]`: each record begins a block; what is left of its last one is zeros."""
+    on_base: Tensor
+    """`[clients, tables]`, bool: which table is kept by what differs from its base."""
+    numbers: Tensor
+    """`[clients, tables]`, int64: how many rows of each table stand in the record; all of them where it is whole."""
+
+
+class Layout:
+    """Turns rows into records and back.
+
+    Args:
+        shapes: The shape of one row of each tensor.
+        dtypes: The type in which each is kept.
+
+    Attributes:
+        tables: The names of the tensors that may be kept by what differs.
+        block: Bytes of a block.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]) -> None:
+        self.shapes, self.dtypes = shapes, dtypes
+        whole = {name: torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in shapes.items()}
+        self.whole = sum(whole.values())
+        number = min(max(-(-self.whole // SMALL), 1), MOST_BLOCKS)
+        # A whole record fills its blocks: none takes more room than its bytes.
+        self.block = max(-(-self.whole // number), 1)
+        self.tables = [name for name, shape in shapes.items() if number > 1 and len(shape) == 2 and whole[name]]
+        # Of each table, `[tables]`: how many rows it has, and the bytes of one.
+        self.items = torch.tensor([shapes[name][0] for name in self.tables], dtype=torch.int64)
+        self.widths = torch.tensor([whole[name] // shapes[name][0] for name in self.tables], dtype=torch.int64)
+        self._order = [name for name in shapes if name not in self.tables] + self.tables
+        self._nbytes = {name: whole[name] for name in self._order}
+        self._beside = self.whole - sum(whole[name] for name in self.tables)
+
+    def lengths(self, on_base: Tensor, numbers: Tensor) -> Tensor:
+        """How many blocks records take, `[clients]`; arguments as in `Packed`."""
+        nbytes = self._beside + (numbers * (self.widths + _ITEM * on_base)).sum(1)
+        return (-(-nbytes // self.block)).clamp_min(1)
+
+    def base_length(self, table: int) -> int:
+        """How many blocks a base of a table takes."""
+        return -(-self.base_nbytes(table) // self.block)
+
+    def base_nbytes(self, table: int) -> int:
+        """Bytes of a whole table."""
+        return int(self.items[table] * self.widths[table])
+
+    def pack(self, clients: int, rows: Rows, bases: Mapping[str, Tensor]) -> Packed:
+        """Records of clients.
+
+        Args:
+            clients: How many.
+            rows: `[clients, ...]` of each tensor, in the types in which they are kept.
+            bases: `[items, dim]`, likewise, by the name of the table. A table that it would not make smaller stays
+                whole.
+        """
+        on_base = torch.zeros(clients, len(self.tables), dtype=torch.bool)
+        numbers = self.items.repeat(clients, 1)
+        differs = {}
+        for place, name in enumerate(self.tables):
+            if name in bases:
+                differs[name] = differing(rows[name], bases[name])
+                found, width = differs[name].sum(1), self.widths[place]
+                on_base[:, place] = found * (width + _ITEM) < self.items[place] * width
+                numbers[:, place] = torch.where(on_base[:, place], found, self.items[place])
+        lengths = self.lengths(on_base, numbers)
+        content = np.zeros((int(lengths.sum()), self.block), np.uint8)
+        if not on_base.any():
+            lines = content.reshape(clients, -1)
+            for name, part in self._parts():
+                lines[:, part] = raw(rows[name]).reshape(clients, -1)
+            return Packed(content, on_base, numbers)
+        flat, begins = content.reshape(-1), ((lengths.cumsum(0) - lengths) * self.block).tolist()
+        for client, (at, kept) in enumerate(zip(begins, on_base.tolist(), strict=True)):
+            few = dict(zip(self.tables, kept, strict=True))
+            for name in self._order:
+                parts = [rows[name][client]]
+                if few.get(name):
+                    items = differs[name][client].nonzero().squeeze(1)
+                    parts = [items.int(), rows[name][client][items]]
+                for one in map(raw, parts):
+                    flat[at : at + len(one)] = one
+                    at += len(one)
+        return Packed(content, on_base, numbers)
+
+    def unpack(self, content: Bytes, bases: Tensor, numbers: Tensor, tables: Mapping[int, Bytes]) -> Rows:
+        """Rows from records, `[clients, ...]` of each tensor.
+
+        Args:
+            content: As `pack` returned it.
+            bases: `[clients, tables]`: the number of the base of each table, -1 where it is whole.
+            numbers: As `pack` returned them.
+            tables: The bytes of each base, `[bytes]`, by its number.
+
+        Raises:
+            ValueError: if the numbers of items in a record are none.
+        """
+        clients = len(bases)
+        rows = {name: torch.empty(clients, *self.shapes[name], dtype=self.dtypes[name]) for name in self._order}
+        into = {name: raw(rows[name]).reshape(clients, -1) for name in self._order}
+        if not (bases >= 0).any():
+            lines = content.reshape(clients, -1)
+            for name, part in self._parts():
+                into[name][:] = lines[:, part]
+            return {name: rows[name] for name in self.shapes}
+        lengths = self.lengths(bases >= 0, numbers)
+        flat, begins = content.reshape(-1), ((lengths.cumsum(0) - lengths) * self.block).tolist()
+        for client, at in enumerate(begins):
+            beside = [-1] * (len(self._order) - len(self.tables))
+            for name, base, number in zip(
+                self._order, beside + bases[client].tolist(), beside + numbers[client].tolist(), strict=True
+            ):
+                target = into[name][client]
+                if base < 0:
+                    target[:] = flat[at : at + len(target)]
+                    at += len(target)
+                    continue
+                width = len(target) // self.shapes[name][0]
+                target[:] = tables[base]
+                items = flat[at : at + _ITEM * number].view(np.int32)
+                at += _ITEM * number
+                if number and not (items[0] >= 0 and items[-1] < self.shapes[name][0] and (np.diff(items) > 0).all()):
+                    raise ValueError(f"the items of a client's {name} are no ascending numbers of items")
+                lines = target.view(f"V{width}")
+                lines[items] = flat[at : at + width * number].view(f"V{width}")
+                at += width * number
+        return {name: rows[name] for name in self.shapes}
+
+    def _parts(self) -> Iterator[tuple[str, slice]]:
+        """Where each tensor lies in a record in which all are whole."""
+        at = 0
+        for name in self._order:
+            yield name, slice(at, at + self._nbytes[name])
+            at += self._nbytes[name]
+
+
+def differing(tables: Tensor, base: Tensor) -> Tensor:
+    """Which rows are not those of a base, bit for bit, `[clients, items]`, bool.
+
+    Args:
+        tables: `[clients, items, dim]`
+        base: `[items, dim]`, of the same type.
+    """
+    words = torch.int64 if base.shape[1] * base.itemsize % 8 == 0 else torch.uint8
+    found = tables.view(words) != base.view(words)  # [clients, items, words]
+    if found.shape[2] % 8 == 0:
+        found = found.view(torch.int64)  # eight at a time: several times as fast
+    return found.any(2)
+
+
+def raw(rows: Tensor) -> Bytes:
+    """The bytes of contiguous rows, `[bytes]`, not copied: numpy has no bfloat16, but every type is bytes."""
+    content: Bytes = rows.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    return content
