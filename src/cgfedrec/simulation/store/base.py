@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -69,6 +70,7 @@ class ClientStore(ABC):
         self.files = FileBlocks((folder or Path()) / f"records.{dtype}", self.layout.block)
         self._lock = Lock()
         self._starts: Mapping[str, Tensor] | None = None
+        self._memory: WeakKeyDictionary[Client, Rows] = WeakKeyDictionary()
         self._forget(self._new_blocks())
 
     @abstractmethod
@@ -104,18 +106,40 @@ class ClientStore(ABC):
             DamagedError: if a record is no longer what was written.
         """
         known = self.known[users]
-        if known.all():
-            client.load(users, {name: rows.to(self.computed[name]) for name, rows in self.read(users).items()})
+        # Clients that start alike come as one row expanded to `[clients, ...]`.
+        if not (to_train or known.any()):
+            client.load(users, client.start(users))
             return
-        private = client.start(users)
-        # Clients that start alike come as one row expanded to `[clients, ...]`. Whoever writes into one of them writes
-        # into all, so each gets memory of its own first.
-        if to_train or known.any():
-            private = {name: value.clone(memory_format=torch.contiguous_format) for name, value in private.items()}
-        if known.any():
+        private = self._memory_of(client, len(users))
+        if known.all():
+            self._read_into(users, private)
+        else:
+            for name, value in client.start(users).items():
+                private[name].copy_(value)
+        if known.any() and not known.all():
             for name, rows in self.read(users[known]).items():
                 private[name][known] = rows.to(private[name].dtype)
         client.load(users, private)
+
+    def _memory_of(self, client: Client, clients: int) -> Rows:
+        """Room for a cohort, `[clients, ...]` of each tensor: where the client has had the cohort before.
+
+        New memory would take longer to get than rows take to copy.
+        """
+        with self._lock:
+            memory = self._memory.setdefault(client, {})
+        for name, dtype in self.computed.items():
+            if name not in memory or len(memory[name]) < clients:
+                memory[name] = torch.empty(clients, *self.layout.shapes[name], dtype=dtype)
+        return {name: value[:clients] for name, value in memory.items()}
+
+    def _read_into(self, users: Tensor, private: Rows) -> None:
+        """Read rows, `[clients, ...]` of each tensor, in the types in which clients compute."""
+        if self.computed == self.dtypes:
+            self._read(users, private)
+            return
+        for name, rows in self.read(users).items():
+            private[name].copy_(rows)
 
     def save(self, client: Client, alike: Mapping[str, Tensor] = NONE) -> None:
         """Keep the private state of the client's cohort. Raises `RunError` if there is no room for it.
@@ -148,6 +172,9 @@ class ClientStore(ABC):
         Raises:
             DamagedError: if a record is not what was written.
         """
+        return self._read(users, None)
+
+    def _read(self, users: Tensor, into: Rows | None) -> Rows:
         bases, numbers = self._bases[users], self._numbers[users]
         content = self._content(self._first[users], self.layout.lengths(bases >= 0, numbers), self._sums[users])
         tables = {}
@@ -158,7 +185,7 @@ class ClientStore(ABC):
                 found = self._content(*(torch.tensor([one]) for one in (base.first, length, base.sum)))
                 tables[number] = found.reshape(-1)[: self.layout.base_nbytes(base.table)]
         try:
-            return self.layout.unpack(content, bases, numbers, tables)
+            return self.layout.unpack(content, bases, numbers, tables, into)
         except ValueError as error:
             raise DamagedError(f"{self.blocks.name}: {error}") from error
 

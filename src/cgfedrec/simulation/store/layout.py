@@ -24,6 +24,8 @@ MOST_BLOCKS = 256
 """Of one record: large ones have larger blocks, so that to list them takes little."""
 _ITEM = 4
 """Bytes of an item's number."""
+_CACHE = 2**18
+"""Numbers that are compared at a time."""
 
 
 class Packed(NamedTuple):
@@ -88,34 +90,38 @@ class Layout:
         """
         on_base = torch.zeros(clients, len(self.tables), dtype=torch.bool)
         numbers = self.items.repeat(clients, 1)
-        differs = {}
-        for place, name in enumerate(self.tables):
-            if name in bases:
-                differs[name] = differing(rows[name], bases[name])
-                found, width = differs[name].sum(1), self.widths[place]
-                on_base[:, place] = found * (width + _ITEM) < self.items[place] * width
-                numbers[:, place] = torch.where(on_base[:, place], found, self.items[place])
-        lengths = self.lengths(on_base, numbers)
-        content = np.zeros((int(lengths.sum()), self.block), np.uint8)
-        if not on_base.any():
+        most = int(self.lengths(on_base[:1], numbers[:1]).sum())  # blocks of a whole record
+        content = np.empty((clients * most, self.block), np.uint8)
+        here = {name: raw(rows[name]).reshape(clients, -1) for name in self._order}
+        if not bases:
             lines = content.reshape(clients, -1)
             for name, part in self._parts():
-                lines[:, part] = raw(rows[name]).reshape(clients, -1)
+                lines[:, part] = here[name]
+            lines[:, self.whole :] = 0
             return Packed(content, on_base, numbers)
-        flat, begins = content.reshape(-1), ((lengths.cumsum(0) - lengths) * self.block).tolist()
-        for client, (at, kept) in enumerate(zip(begins, on_base.tolist(), strict=True)):
-            few = dict(zip(self.tables, kept, strict=True))
+        flat, block = content.reshape(-1), 0
+        differs = {name: differing(rows[name], bases[name]) for name in bases}
+        for client in range(clients):
+            at = block * self.block
             for name in self._order:
-                parts = [rows[name][client]]
-                if few.get(name):
-                    items = differs[name][client].nonzero().squeeze(1)
-                    parts = [items.int(), rows[name][client][items]]
-                for one in map(raw, parts):
-                    flat[at : at + len(one)] = one
-                    at += len(one)
-        return Packed(content, on_base, numbers)
+                one = here[name][client]
+                if name in bases:
+                    table, width = self.tables.index(name), len(one) // self.shapes[name][0]
+                    items = differs[name][client].nonzero()[0].astype(np.int32)
+                    if len(items) * (width + _ITEM) < len(one):
+                        on_base[client, table], numbers[client, table] = True, len(items)
+                        flat[at : at + _ITEM * len(items)] = items.view(np.uint8)
+                        at += _ITEM * len(items)
+                        one = one.view(f"V{width}")[items].view(np.uint8)
+                flat[at : at + len(one)] = one
+                at += len(one)
+            block = max(-(-at // self.block), block + 1)
+            flat[at : block * self.block] = 0
+        return Packed(content[:block], on_base, numbers)
 
-    def unpack(self, content: Bytes, bases: Tensor, numbers: Tensor, tables: Mapping[int, Bytes]) -> Rows:
+    def unpack(
+        self, content: Bytes, bases: Tensor, numbers: Tensor, tables: Mapping[int, Bytes], into: Rows | None = None
+    ) -> Rows:
         """Rows from records, `[clients, ...]` of each tensor.
 
         Args:
@@ -123,17 +129,22 @@ class Layout:
             bases: `[clients, tables]`: the number of the base of each table, -1 where it is whole.
             numbers: As `pack` returned them.
             tables: The bytes of each base, `[bytes]`, by its number.
+            into: Where to put them, in tensors of the types in which they are kept; by default in new ones.
 
         Raises:
             ValueError: if the numbers of items in a record are none.
         """
         clients = len(bases)
-        rows = {name: torch.empty(clients, *self.shapes[name], dtype=self.dtypes[name]) for name in self._order}
-        into = {name: raw(rows[name]).reshape(clients, -1) for name in self._order}
+        given = into or {}
+        rows = {
+            name: given[name] if name in given else torch.empty(clients, *self.shapes[name], dtype=self.dtypes[name])
+            for name in self._order
+        }
+        places = {name: raw(rows[name]).reshape(clients, -1) for name in self._order}
         if not (bases >= 0).any():
             lines = content.reshape(clients, -1)
             for name, part in self._parts():
-                into[name][:] = lines[:, part]
+                places[name][:] = lines[:, part]
             return {name: rows[name] for name in self.shapes}
         lengths = self.lengths(bases >= 0, numbers)
         flat, begins = content.reshape(-1), ((lengths.cumsum(0) - lengths) * self.block).tolist()
@@ -142,7 +153,7 @@ class Layout:
             for name, base, number in zip(
                 self._order, beside + bases[client].tolist(), beside + numbers[client].tolist(), strict=True
             ):
-                target = into[name][client]
+                target = places[name][client]
                 if base < 0:
                     target[:] = flat[at : at + len(target)]
                     at += len(target)
@@ -166,18 +177,25 @@ class Layout:
             at += self._nbytes[name]
 
 
-def differing(tables: Tensor, base: Tensor) -> Tensor:
-    """Which rows are not those of a base, bit for bit, `[clients, items]`, bool.
+def differing(tables: Tensor, base: Tensor) -> NDArray[np.bool_]:
+    """Which rows are not those of a base, bit for bit, `[clients, items]`.
 
     Args:
         tables: `[clients, items, dim]`
         base: `[items, dim]`, of the same type.
     """
     words = torch.int64 if base.shape[1] * base.itemsize % 8 == 0 else torch.uint8
-    found = tables.view(words) != base.view(words)  # [clients, items, words]
-    if found.shape[2] % 8 == 0:
-        found = found.view(torch.int64)  # eight at a time: several times as fast
-    return found.any(2)
+    ours, theirs = tables.view(words), base.view(words)  # [.., items, words]
+    differs = torch.empty(tables.shape[:2], dtype=torch.bool)
+    # A few clients at a time, so that what is found lies in the cache when it is read again.
+    few = max(_CACHE // max(theirs.numel(), 1), 1)
+    for start in range(0, len(ours), few):
+        found = ours[start : start + few] != theirs
+        if found.shape[2] % 8 == 0:
+            found = found.view(torch.int64)  # eight at a time: several times as fast
+        torch.any(found, 2, out=differs[start : start + few])
+    mask: NDArray[np.bool_] = differs.numpy()
+    return mask
 
 
 def raw(rows: Tensor) -> Bytes:
