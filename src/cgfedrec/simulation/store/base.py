@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
@@ -13,30 +12,18 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from cgfedrec.client import Client
 from cgfedrec.files import DamagedError
-from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBlocks
-from cgfedrec.simulation.store.layout import Bytes, Layout, Rows, raw
-from cgfedrec.simulation.store.room import Room
+from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBlocks, checked, checksums
+from cgfedrec.simulation.store.index import Index
+from cgfedrec.simulation.store.layout import Layout, Rows, raw
 from cgfedrec.simulation.store.states import check_state, some_of
 
 COPIED_AT_ONCE = 64
 """Records that are copied at a time from one kind of store to another: all at once would take twice the memory."""
 NONE: Mapping[str, Tensor] = MappingProxyType({})
-
-
-@dataclass
-class _Base:
-    """A table from which clients' tables differ in some rows."""
-
-    table: int
-    first: int
-    sum: int
-    users: int
-    """How many clients' records need it."""
 
 
 class ClientStore(ABC):
@@ -79,20 +66,9 @@ class ClientStore(ABC):
 
     def _forget(self, blocks: Blocks, size: int = 0) -> None:
         """Have no records. The first ``size`` blocks are not free."""
-        tables = len(self.layout.tables)
-        self.blocks, self.room = blocks, Room(blocks, size)
+        self.blocks, self.index = blocks, Index(self.num_users, self.layout, blocks, size)
         # [users], bool: who has a record.
         self.known = torch.zeros(self.num_users, dtype=torch.bool)
-        # [users]: the first block of each record, -1 where there is none; and its checksum.
-        self._first = torch.full((self.num_users,), -1)
-        self._sums = torch.zeros(self.num_users, dtype=torch.int64)
-        # [users, tables]: the base of each table, -1 where it is whole; and how many rows stand in the record.
-        self._bases = torch.full((self.num_users, tables), -1)
-        self._numbers = self.layout.items.repeat(self.num_users, 1)
-        # Bases by their numbers, and their numbers by table and checksum.
-        self._shared: dict[int, _Base] = {}
-        self._number_of: dict[tuple[int, int], int] = {}
-        self._next_number = 0
 
     def load(self, client: Client, users: Tensor, to_train: bool = True) -> None:
         """Turn ``client`` into the cohort ``users``, each as it was left, or at its start.
@@ -152,7 +128,7 @@ class ClientStore(ABC):
         bases = dict(alike)
         for name, start in self._starts_of(client).items():
             # A table that has moved away from its start does not come back: it is not compared again.
-            whole = self._bases[users, self.layout.tables.index(name)] < 0
+            whole = self.index.bases[users, self.layout.tables.index(name)] < 0
             if name not in bases and not (whole & self.known[users]).all():
                 bases[name] = start
         self.write(users, client.private(), bases)
@@ -175,30 +151,20 @@ class ClientStore(ABC):
         return self._read(users, None)
 
     def _read(self, users: Tensor, into: Rows | None) -> Rows:
-        bases, numbers = self._bases[users], self._numbers[users]
-        content = self._content(self._first[users], self.layout.lengths(bases >= 0, numbers), self._sums[users])
+        index = self.index
+        bases, numbers = index.bases[users], index.numbers[users]
+        content = checked(self.blocks, index.blocks_of(users), index.lengths(users), index.sums[users])
         tables = {}
         for number in bases.unique().tolist():
             if number >= 0:
-                base = self._shared[number]
-                length = self.layout.base_length(base.table)
-                found = self._content(*(torch.tensor([one]) for one in (base.first, length, base.sum)))
+                base = index.shared[number]
+                blocks = index.blocks_of_base(base)
+                found = checked(self.blocks, blocks, torch.tensor([len(blocks)]), torch.tensor([base.sum]))
                 tables[number] = found.reshape(-1)[: self.layout.base_nbytes(base.table)]
         try:
             return self.layout.unpack(content, bases, numbers, tables, into)
         except ValueError as error:
             raise DamagedError(f"{self.blocks.name}: {error}") from error
-
-    def _content(self, firsts: Tensor, lengths: Tensor, sums: Tensor) -> Bytes:
-        """The content of records, `[blocks, block]`, checked against their checksums."""
-        content = self.blocks.read(self.room.chains(firsts, lengths))
-        if content is None or not checksums(content, lengths).equal(sums):
-            raise DamagedError(
-                f"{self.blocks.name}: a client's state in it is not what was written: it is damaged, or a run at work "
-                "in this folder is changing it. If one is, wait until it has ended; else try the other checkpoint in "
-                "the folder above, which may not need what is damaged"
-            )
-        return content
 
     def write(self, users: Tensor, rows: Mapping[str, Tensor], bases: Mapping[str, Tensor] = NONE) -> None:
         """Replace users' records. Several threads may call it at a time, each for other users.
@@ -219,54 +185,27 @@ class ClientStore(ABC):
         # The lock is held to share out blocks, and not while writing: a block belongs to one thread by then.
         with self._lock:
             numbers = self._hold(packed.on_base, near)
-            new = self.room.take(len(packed.content))
-            self.room.link(new)
+            new = self.index.room.take(len(packed.content))
+            self.index.room.link(new)
         self.blocks.write(new, packed.content)
         with self._lock:
-            self._let_go(users)
-            self._first[users] = new[lengths.cumsum(0) - lengths]
-            self._sums[users] = sums
-            self._bases[users], self._numbers[users] = numbers, packed.numbers
+            self.index.put(users, new, sums, numbers, packed.numbers)
 
     def _hold(self, on_base: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
-        """The numbers of the bases that clients need, `[clients, tables]`; those that are new are kept from now on."""
+        """The numbers of the bases that clients need, `[clients, tables]`, which count them from now on."""
         numbers = torch.full(on_base.shape, -1)
-        for table, name in enumerate(self.layout.tables):
-            users = int(on_base[:, table].sum())
-            if not users:
-                continue
+        for table in on_base.any(0).nonzero().squeeze(1).tolist():
             content = np.zeros((self.layout.base_length(table), self.layout.block), np.uint8)
-            content.reshape(-1)[: self.layout.base_nbytes(table)] = raw(bases[name])
-            key = table, int(checksums(content, torch.tensor([len(content)])))
-            if key not in self._number_of:
-                new = self.room.take(len(content))
-                self.room.link(new)
+            content.reshape(-1)[: self.layout.base_nbytes(table)] = raw(bases[self.layout.tables[table]])
+            sum_ = int(checksums(content, torch.tensor([len(content)])))
+            number = self.index.number_of(table, sum_)
+            if number is None:
+                new = self.index.room.take(len(content))
                 self.blocks.write(new, content)
-                self._number_of[key] = self._next_number
-                self._shared[self._next_number] = _Base(table, int(new[0]), key[1], 0)
-                self._next_number += 1
-            number = self._number_of[key]
-            self._shared[number].users += users
+                number = self.index.add_base(table, sum_, new)
+            self.index.shared[number].records += int(on_base[:, table].sum())
             numbers[on_base[:, table], table] = number
         return numbers
-
-    def _let_go(self, users: Tensor) -> None:
-        """Give back the blocks of users' old records, and those of bases that nobody needs then."""
-        users = users[self._first[users] >= 0]
-        bases = self._bases[users]
-        self.room.give_back(self.room.chains(self._first[users], self.layout.lengths(bases >= 0, self._numbers[users])))
-        for number, needed in zip(*(one.tolist() for one in bases.unique(return_counts=True)), strict=True):
-            if number < 0:
-                continue
-            base = self._shared[number]
-            base.users -= needed
-            if not base.users:
-                length = torch.tensor([self.layout.base_length(base.table)])
-                self.room.give_back(self.room.chains(torch.tensor([base.first]), length))
-                del self._shared[number]
-                # What several processes had may hold a base twice.
-                if self._number_of.get((base.table, base.sum)) == number:
-                    del self._number_of[base.table, base.sum]
 
     def pin(self, name: str) -> None:
         """Keep all that is here now for the checkpoint ``name``, which is about to be written.
@@ -274,37 +213,11 @@ class ClientStore(ABC):
         What an earlier checkpoint of this name needed may be overwritten from now on.
         """
         with self._lock:
-            self.room.find_free(self._used())
-
-    def _used(self) -> Tensor:
-        """The blocks of all records and bases that are now, `[blocks]`."""
-        state = self._index()
-        return torch.cat((state["blocks"], state["base_blocks"]))
-
-    def _index(self) -> dict[str, Any]:
-        """Where everybody's record lies, as a state has it: see `check_state`."""
-        users = self.order[self._first[self.order] >= 0]
-        shared = list(self._shared.values())
-        # Bases are numbered anew, without gaps; the last place is for -1.
-        place = torch.full((self._next_number + 1,), -1)
-        place[list(self._shared)] = torch.arange(len(shared))
-        bases, numbers = self._bases[users], self._numbers[users]
-        lengths = self.layout.lengths(bases >= 0, numbers)
-        of_bases = torch.tensor([self.layout.base_length(base.table) for base in shared], dtype=torch.int64)
-        return {
-            "users": users,
-            "bases": place[bases],
-            "numbers": numbers,
-            "sums": self._sums[users],
-            "blocks": self.room.chains(self._first[users], lengths),
-            "base_tables": torch.tensor([base.table for base in shared], dtype=torch.int64),
-            "base_sums": torch.tensor([base.sum for base in shared], dtype=torch.int64),
-            "base_blocks": self.room.chains(torch.tensor([base.first for base in shared], dtype=torch.int64), of_bases),
-        }
+            self.index.room.find_free(self.index.used())
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs."""
-        return self._index()
+        return self.index.state_dict(self.order)
 
     def load_state_dict(self, state: dict[str, Any], whose: Tensor | None = None) -> None:
         """Become what `state_dict` returned, whichever kind of store that was.
@@ -334,21 +247,9 @@ class ClientStore(ABC):
 
     def _refer(self, state: Mapping[str, Any]) -> None:
         """Have the records of a state, which lie where it says."""
-        users, bases, numbers = state["users"], state["bases"], state["numbers"]
-        lengths = self.layout.lengths(bases >= 0, numbers)
-        self.room.link(state["blocks"])
-        self.room.link(state["base_blocks"])
-        self._first[users] = state["blocks"][lengths.cumsum(0) - lengths]
-        self._sums[users], self._bases[users], self._numbers[users] = state["sums"], bases, numbers
-        at, needed = 0, bases[bases >= 0].bincount(minlength=len(state["base_sums"])).tolist()
-        for number, (table, sum_) in enumerate(
-            zip(state["base_tables"].tolist(), state["base_sums"].tolist(), strict=True)
-        ):
-            self._shared[number] = _Base(table, int(state["base_blocks"][at]), sum_, needed[number])
-            self._number_of[table, sum_] = number
-            at += self.layout.base_length(table)
-        self._next_number = len(self._shared)
-        self.known[users] = True
+        self.index.load_state_dict(state)
+        self.index.room.find_free(self.index.used())
+        self.known[state["users"]] = True
 
     def _copy(self, state: Mapping[str, Any], source: Blocks) -> dict[str, Any]:
         """The same state, once its records have been copied from ``source`` to where this store has its own."""
@@ -363,26 +264,8 @@ class ClientStore(ABC):
             for start in range(0, len(lengths), COPIED_AT_ONCE):
                 part = slice(start, start + COPIED_AT_ONCE)
                 begin, end = ends[start] - int(lengths[start]), ends[part][-1]
-                content = source.read(state[blocks][begin:end])
-                if content is None or not checksums(content, lengths[part]).equal(state[sums][part]):
-                    raise DamagedError(f"{source.name}: a client's state in it is not what was written")
-                new.append(self.room.take(len(content)))
+                content = checked(source, state[blocks][begin:end], lengths[part], state[sums][part])
+                new.append(self.index.room.take(len(content)))
                 self.blocks.write(new[-1], content)
             copied[blocks] = torch.cat([torch.empty(0, dtype=torch.int64), *new])
         return copied
-
-
-def checksums(content: Bytes, lengths: Tensor) -> Tensor:
-    """The checksum (XXH3, 64 bits) of each of some records, `[records]`; int64, as torch computes little with unsigned
-    numbers.
-
-    Args:
-        content: `[blocks, block]`
-        lengths: `[records]`: how many blocks each has.
-    """
-    ends = lengths.cumsum(0).tolist()
-    sums = [
-        xxhash.xxh3_64_intdigest(content[end - length : end].data)
-        for end, length in zip(ends, lengths.tolist(), strict=True)
-    ]
-    return torch.from_numpy(np.array(sums, dtype=np.uint64).view(np.int64))

@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
-from cgfedrec.files import room_for, sync_folder
+from cgfedrec.files import DamagedError, room_for, sync_folder
 from cgfedrec.simulation.store.layout import Bytes, raw
 
 Dtype = Literal["float32", "bfloat16"]
@@ -180,6 +181,44 @@ class MemoryBlocks(Blocks):
                 found.append(torch.from_numpy(piece.numpy()[:number]))
             number -= len(piece)
         return found
+
+
+def checked(source: Blocks, blocks: Tensor, lengths: Tensor, sums: Tensor) -> Bytes:
+    """The content of records, `[blocks, block]`, if it is what was written.
+
+    Args:
+        source: Where they lie.
+        blocks: `[blocks]`: where in it, one record after another.
+        lengths: `[records]`: how many blocks each has.
+        sums: `[records]`: what `checksums` said of them.
+
+    Raises:
+        DamagedError: if it is not.
+    """
+    content = source.read(blocks)
+    if content is None or not checksums(content, lengths).equal(sums):
+        raise DamagedError(
+            f"{source.name}: a client's state in it is not what was written: it is damaged, or a run at work in this "
+            "folder is changing it. If one is, wait until it has ended; else try the other checkpoint in the folder "
+            "above, which may not need what is damaged"
+        )
+    return content
+
+
+def checksums(content: Bytes, lengths: Tensor) -> Tensor:
+    """The checksum (XXH3, 64 bits) of each of some records, `[records]`; int64, as torch computes little with unsigned
+    numbers.
+
+    Args:
+        content: `[blocks, block]`
+        lengths: `[records]`: how many blocks each has.
+    """
+    ends = lengths.cumsum(0).tolist()
+    sums = [
+        xxhash.xxh3_64_intdigest(content[end - length : end].data)
+        for end, length in zip(ends, lengths.tolist(), strict=True)
+    ]
+    return torch.from_numpy(np.array(sums, dtype=np.uint64).view(np.int64))
 
 
 def _runs(blocks: Tensor) -> Iterator[tuple[slice, int]]:

@@ -32,13 +32,13 @@ class DiskStore(ClientStore):
         """As in `ClientStore`. All that is here is on the disk afterwards, even if the machine loses power then."""
         # Before the checkpoint is written: it must not refer to records that only the system's cache holds.
         self.blocks.sync()
-        self.room.pins[name] = self._used()
+        self.index.room.pins[name] = self.index.used()
         super().pin(name)
 
     def state_dict(self) -> dict[str, Any]:
         """As in `ClientStore`, with the blocks that other checkpoints need, `[blocks]` each."""
         # The checkpoint that will hold this is the last one: it needs what it refers to.
-        others = {name: blocks for name, blocks in self.room.pins.items() if name != "last"}
+        others = {name: blocks for name, blocks in self.index.room.pins.items() if name != "last"}
         return super().state_dict() | {"pins": others}
 
     def _take_over(self, state: dict[str, Any], source: Blocks) -> None:
@@ -54,6 +54,5 @@ class DiskStore(ClientStore):
             self._forget(self.files, size)
             pins = {"before": torch.arange(size)}
             state = self._copy(state, source)
-        self.room.pins = pins
+        self.index.room.pins = pins
         self._refer(state)
-        self.room.find_free(self._used())

@@ -32,4 +32,3 @@ class MemoryStore(ClientStore):
     def _take_over(self, state: dict[str, Any], source: Blocks) -> None:
         self._forget(self._new_blocks())
         self._refer(self._copy(state, source))
-        self.room.find_free(self._used())
