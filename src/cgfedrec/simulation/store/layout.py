@@ -185,7 +185,8 @@ def differing(tables: Tensor, base: Tensor) -> NDArray[np.bool_]:
         base: `[items, dim]`, of the same type.
     """
     words = torch.int64 if base.shape[1] * base.itemsize % 8 == 0 else torch.uint8
-    ours, theirs = tables.view(words), base.view(words)  # [.., items, words]
+    # [.., items, words]
+    ours, theirs = (torch.from_numpy(raw(one)).view(words).reshape(*one.shape[:-1], -1) for one in (tables, base))
     differs = torch.empty(tables.shape[:2], dtype=torch.bool)
     # A few clients at a time, so that what is found lies in the cache when it is read again.
     few = max(_CACHE // max(theirs.numel(), 1), 1)
@@ -199,6 +200,13 @@ def differing(tables: Tensor, base: Tensor) -> NDArray[np.bool_]:
 
 
 def raw(rows: Tensor) -> Bytes:
-    """The bytes of contiguous rows, `[bytes]`, not copied: numpy has no bfloat16, but every type is bytes."""
-    content: Bytes = rows.detach().contiguous().view(-1).view(torch.uint8).numpy()
+    """The bytes of rows, `[bytes]`, not copied where they lie next to each other. Numpy has no bfloat16; all is bytes.
+
+    Args:
+        rows: `[...]`
+    """
+    there = rows.detach().contiguous()
+    # Torch leaves the stride of an axis of length 1 as it is: it may be that of an expanded one.
+    flat = there.as_strided((there.numel(),), (1,), there.storage_offset())
+    content: Bytes = flat.view(torch.uint8).numpy()
     return content
