@@ -50,6 +50,9 @@ class Client(LightningModule, ABC):
     """Whether a client that never takes part can score by what comes down and its own history alone."""
     reports: ClassVar[tuple[str, ...]] = ()
     """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
+    follows: ClassVar[frozenset[str]] = frozenset()
+    """Private tables that come down whole in each round, and of which training moves the rows of its batches alone. For
+    a plan they take as many rows."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     own: Own

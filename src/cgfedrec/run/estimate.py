@@ -229,7 +229,7 @@ def _lines(found: Estimate, capacity: Capacity) -> Iterator[tuple[str, str]]:
         f"{found.participants:,} clients in {found.cohorts:,} cohorts of {capacity.cohort_size:,} or fewer, "
         f"{found.workers} at a time",
     )
-    yield "clients' state", f"{gib(capacity.state)} {capacity.place}"
+    yield "clients' state", f"at most {gib(capacity.state)} {capacity.place}"
     yield "memory", f"about {gib(capacity.memory)}"
     yield "disk", f"up to {gib(capacity.disk)}, checkpoints included"
     if found.phases:

@@ -89,7 +89,11 @@ class Clients:
             self._example = worker.client.private()
             self._sent = worker.client.upload().values
             # Fabric has wrapped the optimisers.
-            self._copies = max((dense_copies(wrapped.optimizer) for wrapped in worker.optimizers), default=0)
+            optimizers = [wrapped.optimizer for wrapped in worker.optimizers]
+            self._copies = max(map(dense_copies, optimizers), default=0)
+            self._follows = worker.client.follows
+            if any(group.get("weight_decay") for one in optimizers for group in one.param_groups):
+                self._follows = frozenset()  # decay moves every row
 
     def _new_client(self, method: Method, welcome: Broadcast) -> Client:
         """A worker's client, welcomed once for all whom it will hold."""
@@ -130,6 +134,8 @@ class Clients:
             sees_single_uploads=self.server.sees_single_uploads,
             server=self.server.working,
             processes=self.processes.number,
+            follows=self._follows,
+            touched=float(self.data.batches.counts.clip(max=self.data.num_items).mean()),
         )
         self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
         self._store_of = (self.data.order(), self._example, dtype, folder)

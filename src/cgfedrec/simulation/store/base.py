@@ -48,12 +48,10 @@ class ClientStore(ABC):
     ) -> None:
         self.order = order
         self.num_users = len(order)
-        kept: torch.dtype = getattr(torch, dtype)
         # The type in which each tensor lies here, and the type in which the client computes with it.
-        self.dtypes = {name: kept if one.is_floating_point() else one.dtype for name, one in example.items()}
+        self.layout = Layout.of(example, dtype)
+        self.dtypes = self.layout.dtypes
         self.computed = {name: one.dtype for name, one in example.items()}
-        # Of one client's row: without the clients axis.
-        self.layout = Layout({name: tuple(one.shape[1:]) for name, one in example.items()}, self.dtypes)
         self.files = FileBlocks((folder or Path()) / f"records.{dtype}", self.layout.block)
         self._lock = Lock()
         self._starts: Mapping[str, Tensor] | None = None

@@ -22,7 +22,7 @@ SMALL = 4096
 """Bytes of a block, about: what a file system reads and writes at once. Smaller records take one block."""
 MOST_BLOCKS = 256
 """Of one record: large ones have larger blocks, so that to list them takes little."""
-_ITEM = 4
+ITEM = 4
 """Bytes of an item's number."""
 _CACHE = 2**18
 """Numbers that are compared at a time."""
@@ -66,9 +66,16 @@ class Layout:
         self._nbytes = {name: whole[name] for name in self._order}
         self._beside = self.whole - sum(whole[name] for name in self.tables)
 
+    @classmethod
+    def of(cls, example: Mapping[str, Tensor], dtype: str) -> Layout:
+        """Of the records of clients with such private tensors, `[clients, ...]`, whose floats are kept in ``dtype``."""
+        floats: torch.dtype = getattr(torch, dtype)
+        dtypes = {name: floats if one.is_floating_point() else one.dtype for name, one in example.items()}
+        return cls({name: tuple(one.shape[1:]) for name, one in example.items()}, dtypes)
+
     def lengths(self, on_base: Tensor, numbers: Tensor) -> Tensor:
         """How many blocks records take, `[clients]`; arguments as in `Packed`."""
-        nbytes = self._beside + (numbers * (self.widths + _ITEM * on_base)).sum(1)
+        nbytes = self._beside + (numbers * (self.widths + ITEM * on_base)).sum(1)
         return (-(-nbytes // self.block)).clamp_min(1)
 
     def base_length(self, table: int) -> int:
@@ -108,10 +115,10 @@ class Layout:
                 if name in bases:
                     table, width = self.tables.index(name), len(one) // self.shapes[name][0]
                     items = differs[name][client].nonzero()[0].astype(np.int32)
-                    if len(items) * (width + _ITEM) < len(one):
+                    if len(items) * (width + ITEM) < len(one):
                         on_base[client, table], numbers[client, table] = True, len(items)
-                        flat[at : at + _ITEM * len(items)] = items.view(np.uint8)
-                        at += _ITEM * len(items)
+                        flat[at : at + ITEM * len(items)] = items.view(np.uint8)
+                        at += ITEM * len(items)
                         one = one.view(f"V{width}")[items].view(np.uint8)
                 flat[at : at + len(one)] = one
                 at += len(one)
@@ -160,8 +167,8 @@ class Layout:
                     continue
                 width = len(target) // self.shapes[name][0]
                 target[:] = tables[base]
-                items = flat[at : at + _ITEM * number].view(np.int32)
-                at += _ITEM * number
+                items = flat[at : at + ITEM * number].view(np.int32)
+                at += ITEM * number
                 if number and not (items[0] >= 0 and items[-1] < self.shapes[name][0] and (np.diff(items) > 0).all()):
                     raise ValueError(f"the items of a client's {name} are no ascending numbers of items")
                 lines = target.view(f"V{width}")
