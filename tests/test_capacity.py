@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning import Fabric
 
+from cgfedrec.data.synthetic import Synthetic
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods.fedmf import FedMF
@@ -89,10 +90,9 @@ def test_tables_that_follow_what_comes_down_count_as_the_rows_of_batches() -> No
 def test_a_table_that_decays_follows_nothing(decay: float, follows: bool, make_data: Any) -> None:
     method = FedMF(dim=8, optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=decay))
     loop = FederatedLoop(rounds=2)
-    loop.setup(Fabric(accelerator="cpu", devices=1), make_data(), method)
+    data = make_data(synthetic=Synthetic(users=40, items=2000))
+    loop.setup(Fabric(accelerator="cpu", devices=1), data, method)
     loop.fit()
-    plain = FederatedLoop(rounds=2)
-    plain.setup(Fabric(accelerator="cpu", devices=1), make_data(), FedMF(dim=8))
     whole = loop.data.num_users * loop.clients.store.layout.whole
     assert (loop.clients.capacity.state < whole) == follows
     held = loop.clients.store.state_dict()
