@@ -142,7 +142,6 @@ def plain(
     data: FederatedDataModule, state: dict[str, Any], users: Sequence[int], labels: Tensor | None
 ) -> tuple[float, dict[str, Tensor]]:
     """The same round of some users the plain way: its seconds and their state after it."""
-    place = {user: row for row, user in enumerate(state["store"]["users"].tolist())}
     clients, epochs = [], []
     for user in users:
         batches = data.draw(torch.tensor([user]), 2, 2)
@@ -155,7 +154,7 @@ def plain(
                 for part in (slice(half), slice(half, None))
             ]
         )
-        clients.append(plain_client({name: rows[place[user]] for name, rows in state["store"]["rows"].items()}))
+        clients.append(plain_client({name: rows[user] for name, rows in state["rows"].items()}))
     started = time.perf_counter()
     for client, samples in zip(clients, epochs, strict=True):
         twin.train(client, samples, labels, batch_size=data.batch_size)
@@ -249,6 +248,7 @@ def compare(path: Path, aligned: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     for what, method in METHODS.items():
         loop = federation(data, method())
         state = copy.deepcopy(loop.state_dict())
+        state["rows"] = loop.clients.store.read(torch.tensor(everyone))
         labels = state["server"].get("labels")
         seconds = median(ours(loop, state) for _ in range(REPEATS if what != "round, aligned" else 1))
         if what == "round, prototypes":

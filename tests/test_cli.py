@@ -418,13 +418,15 @@ def test_the_last_good_checkpoint_stays_when_a_loss_is_not_finite(tiny: str) -> 
     class Poison:
         def on_cohort_end(self, loop: Any, users: torch.Tensor) -> None:
             if loop.round == 2:
-                loop.clients.store.rows["table"][-1] = torch.nan  # the last client to be trained
+                last = loop.clients.in_order(torch.arange(loop.data.num_users))[-1:]  # to be trained
+                rows = loop.clients.store.read(last)
+                loop.clients.store.write(last, {**rows, "table": rows["table"].fill_(torch.nan)})
 
     with pytest.raises(package.errors.RunError, match=r"round 2, client \d+.*: the training loss is not finite"):
         package.fit(tiny, {"run_dir": "run", "loop": {"cohort_size": 4}}, callbacks=[Poison()])
-    kept = torch.load("run/checkpoints/last.ckpt", weights_only=True)["loop"]
-    assert kept["round"] == 1
-    assert kept["store"]["rows"]["table"].isfinite().all()
+    kept = package.load("run/checkpoints/last.ckpt").loop
+    assert kept.round == 1
+    assert kept.clients.store.read(torch.arange(kept.data.num_users))["table"].isfinite().all()
     assert package.fit(tiny, {"ckpt_path": "run/checkpoints/last.ckpt"}).summary["rounds"] == 3
 
 

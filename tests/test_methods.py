@@ -174,9 +174,9 @@ def test_one_client_alone_is_rounded_as_among_others(clients: int) -> None:
 
 
 def test_a_cohort_begins_where_a_new_tensor_would_wherever_it_lay(make_data: MakeData) -> None:
-    """In place where it lies so in the store, copied where not, and kept by the store either way."""
+    """However long its rows are, and kept by the store."""
     data = make_data()
-    for dim, in_place in ((16, True), (7, False)):
+    for dim in (16, 7):
         loop = trained(FedMF(dim=dim), data, 5, rounds=1)
         users = loop.data.order()[3:6]
         with loop.clients.workers.one() as worker:
@@ -185,8 +185,6 @@ def test_a_cohort_begins_where_a_new_tensor_would_wherever_it_lay(make_data: Mak
             stored = loop.clients.store.read(users)["table"]
             assert table.equal(stored)
             assert table.data_ptr() % ALIGNMENT == 0
-            assert (table.data_ptr() == stored.data_ptr()) is in_place
-            assert in_place or stored.data_ptr() % ALIGNMENT != 0
             table += 1
             loop.clients.store.save(worker.client)
         assert loop.clients.store.read(users)["table"].equal(table)

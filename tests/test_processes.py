@@ -79,7 +79,7 @@ def test_any_number_of_processes_ends_with_the_same_bits(config: Path) -> None:
         folder = Path(f"by-{number}")
         processes = started(number, "--config", config, "--run_dir", folder)
         assert ended(processes) == [0] * number, [process.stderr for process in processes]
-        same_end(Path("alone"), folder, in_any_order=True)
+        same_end(Path("alone"), folder)
         assert (folder / "ranks.parquet").read_bytes() == Path("alone/ranks.parquet").read_bytes()
         # One of them speaks, and for all.
         assert f"by {number} processes" in processes[0].stdout
@@ -95,7 +95,7 @@ def test_a_checkpoint_goes_on_under_any_number() -> None:
     assert ended(processes) == [0] * 4, [process.stderr for process in processes]
     last = cgfedrec("fit", *ckpt, "--loop.rounds", 6, "--fabric.devices", 1, "--logger", "null")
     assert last.returncode == 0, last.stderr
-    same_end(Path("alone"), Path("shared"), in_any_order=True)
+    same_end(Path("alone"), Path("shared"))
     # What several have trained is used by one.
     assert ended(started(2, *ckpt, "--run_dir", "again")) == [0, 0]
     assert cgfedrec("recommend", "--ckpt_path", "again/checkpoints/best.ckpt", "--user", "1").returncode == 0
@@ -169,7 +169,7 @@ def test_fabric_starts_the_others_itself() -> None:
     assert cgfedrec("fit", "--config", config, "--run_dir", "alone").returncode == 0
     done = fresh("fit", "--config", config, "--run_dir", "shared", "--fabric.devices", 2, "--fabric.strategy", "ddp")
     assert done.returncode == 0, done.stderr
-    same_end(Path("alone"), Path("shared"), in_any_order=True)
+    same_end(Path("alone"), Path("shared"))
 
 
 @pytest.mark.parametrize(

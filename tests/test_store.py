@@ -18,8 +18,11 @@ from cgfedrec.files import DamagedError
 from cgfedrec.kit.table import TableClient
 from cgfedrec.methods.local import Local
 from cgfedrec.simulation.store import ClientStore, DiskStore, MemoryStore, OpenedStore
+from cgfedrec.simulation.store.blocks import checksums
 
 USERS, ITEMS, DIM = 23, 7, 4
+ROW = 4 * (ITEMS * DIM + DIM + 1)
+"""Bytes of a record: the table, and the head's weight and bias."""
 Kind = Callable[..., ClientStore]
 
 
@@ -110,8 +113,7 @@ def test_what_a_checkpoint_needs_is_never_overwritten(client: TableClient, make:
         elif round > 3:
             killed.load_state_dict(last)
             assert first_numbers(killed, last["users"].tolist()) == expected
-    assert isinstance(store, DiskStore)
-    assert store._size <= 3 * USERS
+    assert store.index.room.size <= 3 * USERS
 
 
 def test_a_resumed_run_overwrites_nothing_either(client: TableClient, make: Callable[..., ClientStore]) -> None:
@@ -207,10 +209,9 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_what_was_there
     train(store, client, list(range(6)), 100)
     store.pin("last")
     state = store.state_dict()
-    row = ITEMS * DIM * 4
     sizes = {path: path.stat().st_size for path in (tmp_path / "a").iterdir()}
-    message = rf"the disk of {tmp_path / 'a'} is full: {6 * row} bytes"
-    limit = 100 * row if reserves is half else 6 * row
+    message = rf"the disk of {tmp_path / 'a'} is full: {6 * ROW} bytes"
+    limit = 100 * ROW if reserves is half else 6 * ROW
     with monkeypatch.context() as patched, full_disk(limit):
         patched.setattr(os, "posix_fallocate", reserves or os.posix_fallocate)
         with pytest.raises(RunError, match=message):
@@ -224,10 +225,10 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_what_was_there
 
 
 def test_room_is_taken_before_it_is_written_to(make: Callable[..., ClientStore], tmp_path: Path) -> None:
-    make(DiskStore)._files.grow(0, 1000)
-    assert (tmp_path / "a" / "table.float32").stat().st_size == 1000 * ITEMS * DIM * 4
-    for path in (tmp_path / "a").iterdir():
-        assert path.stat().st_blocks * 512 >= path.stat().st_size
+    make(DiskStore).files.grow(0, 1000)
+    path = tmp_path / "a" / "records.float32"
+    assert path.stat().st_size == 1000 * ROW
+    assert path.stat().st_blocks * 512 >= path.stat().st_size
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, DiskStore, OpenedStore])
@@ -237,7 +238,7 @@ def test_a_row_that_is_not_what_was_written_is_refused(
     store = make(DiskStore)
     train(store, client, list(range(6)), 100)
     state = store.state_dict()
-    path = tmp_path / "a" / "table.float32"
+    path = tmp_path / "a" / "records.float32"
     whole = path.read_bytes()
     for damaged in (whole[:5] + b"!" + whole[6:], whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(damaged)
@@ -285,6 +286,146 @@ def test_what_a_checkpoint_refers_to_is_synced_before_it_is_written(
     assert set(synced) == {"a", *(path.name for path in (tmp_path / "a").iterdir())}
 
 
+LARGE = 400  # items: with them a table is large enough to be kept as what differs
+FEW = torch.tensor([0, 5, 399])
+
+
+@pytest.fixture
+def large() -> TableClient:
+    return TableClient(Local(dim=DIM, head="private"), LARGE, 0)
+
+
+def touch(store: ClientStore, client: TableClient, users: list[int], value: float, sent: Tensor | None = None) -> None:
+    """What a round does to a cohort: few rows become ``value`` + the user's number. Others stay, or are as sent."""
+    store.load(client, torch.tensor(users))
+    alike = {}
+    if sent is not None:
+        client.table.data.copy_(sent)
+        alike = {"table": sent}
+    client.table.data[:, FEW] = (torch.tensor(users) + value)[:, None, None].float()
+    store.save(client, alike)
+
+
+def table_of(start: Tensor, user: int, value: float) -> Tensor:
+    """What `touch` leaves of a table `[items, dim]`."""
+    table = start.clone()
+    table[FEW] = user + value
+    return table
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", [MemoryStore, DiskStore])
+def test_a_table_is_kept_as_the_rows_that_differ_bit_for_bit(
+    kind: Kind, dtype: str, large: TableClient, make_of: Any
+) -> None:
+    kept = getattr(torch, dtype)
+    store = make_of(kind, large, dtype=dtype)
+    start, sent = large.start(torch.tensor([0]))["table"][0], torch.randn(LARGE, DIM)
+    expected: dict[int, Tensor] = {}
+    for users, value, base in (
+        ([5, 2, 9], 100, None),
+        ([2, 11], 200, sent),
+        ([11, 5], 300, None),
+        ([9], 400, start + 1),
+    ):
+        before = {user: expected.get(user, start) for user in users}
+        touch(store, large, users, value, base)
+        for user in users:
+            expected[user] = table_of(before[user] if base is None else base, user, value).to(kept)
+    last = make_of(kind, large, "other" if kind is MemoryStore else "a", dtype=dtype)
+    last.load_state_dict(store.state_dict())
+    for one in (store, last):
+        for user, table in expected.items():
+            assert one.read(torch.tensor([user]))["table"][0].equal(table)
+        together = one.read(torch.tensor(list(expected)))["table"]
+        assert together.equal(torch.stack(list(expected.values())))
+
+
+@pytest.fixture
+def make_of(tmp_path: Path) -> Callable[..., ClientStore]:
+    def make_of(kind: Kind, client: TableClient, folder: str = "a", **options: Any) -> ClientStore:
+        return kind(torch.arange(USERS).flip(0), client.private(), folder=tmp_path / folder, **options)
+
+    return make_of
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, DiskStore])
+def test_state_takes_room_in_proportion_to_what_differs(kind: Kind, large: TableClient, make_of: Any) -> None:
+    """For some rounds, each with another base: no more than a base for each that somebody needs."""
+    store = make_of(kind, large)
+    whole = LARGE * DIM * 4
+    for round in range(20):
+        touch(store, large, list(range(USERS)), 100 * round, torch.randn(LARGE, DIM))
+        store.pin("last")
+        assert len(store.state_dict()["base_sums"]) == 1
+    # At most two of each, the ones of before and the ones of now; the file grows by an eighth.
+    records, base = USERS * store.layout.block, 2 * whole
+    assert store.blocks.size() * store.layout.block <= 9 / 8 * 2 * (records + base) + store.layout.block
+
+
+def test_bases_last_as_long_as_somebody_needs_them(large: TableClient, make_of: Any) -> None:
+    store = make_of(DiskStore, large)
+    sent = [torch.randn(LARGE, DIM) for _ in range(3)]
+    for round, users in enumerate(([0, 1], [2, 3], [0, 2])):
+        touch(store, large, users, 100 * round, sent[round])
+        store.pin("last")
+        if round == 1:
+            store.pin("best")
+            best = store.state_dict()
+    assert len(store.state_dict()["base_sums"]) == 3
+    for round in range(3, 9):
+        touch(store, large, [0, 1, 2, 3], 100 * round, torch.randn(LARGE, DIM))
+        store.pin("last")
+    assert len(store.state_dict()["base_sums"]) == 1
+    again = make_of(DiskStore, large)
+    again.load_state_dict(best)
+    for user, round in ((0, 0), (1, 0), (2, 1), (3, 1)):
+        assert again.read(torch.tensor([user]))["table"][0].equal(table_of(sent[round], user, 100 * round))
+
+
+def test_a_table_that_differs_everywhere_is_whole(large: TableClient, make_of: Any) -> None:
+    store = make_of(MemoryStore, large)
+    train(store, large, [1, 2], 100)
+    state = store.state_dict()
+    assert state["bases"].tolist() == [[-1], [-1]]
+    assert sum(piece.nbytes for piece in state["pieces"]) <= 2 * (LARGE * DIM + DIM + 1) * 4 + 2 * store.layout.block
+
+
+def test_a_part_of_the_users_takes_the_bases_that_it_needs(large: TableClient, make_of: Any) -> None:
+    store, part = make_of(MemoryStore, large), make_of(MemoryStore, large)
+    sent = [torch.randn(LARGE, DIM) for _ in range(3)]
+    for user, base in enumerate(sent):
+        touch(store, large, [user], 100, base)
+    whose = torch.zeros(USERS, dtype=torch.bool)
+    whose[[0, 2, 7]] = True
+    part.load_state_dict(store.state_dict(), whose)
+    assert part.known.nonzero().squeeze(1).tolist() == [0, 2]
+    assert len(part.state_dict()["base_sums"]) == 2
+    for user in (0, 2):
+        assert part.read(torch.tensor([user]))["table"][0].equal(table_of(sent[user], user, 100))
+
+
+def _record(store: ClientStore, user: int) -> tuple[Tensor, int]:
+    """The memory in which a user's record lies, `[bytes]`, and where the items of its table begin."""
+    assert isinstance(store, MemoryStore)
+    ((piece, first, _),) = store.blocks._runs(store.index.firsts[user : user + 1])
+    return piece[first:].view(-1), 4 * (DIM + 1)
+
+
+@pytest.mark.parametrize("items", [[0, 5, LARGE], [-1, 5, 399], [5, 0, 399], [5, 5, 399]])
+def test_items_of_a_record_that_are_none_are_refused(items: list[int], large: TableClient, make_of: Any) -> None:
+    """Also where whoever wrote them made the checksum agree."""
+    store = make_of(MemoryStore, large)
+    touch(store, large, [3], 100)
+    record, at = _record(store, 3)
+    record[at : at + 12] = torch.tensor(items, dtype=torch.int32).view(torch.uint8)
+    with pytest.raises(DamagedError, match="a client's state in it is not what was written"):
+        store.read(torch.tensor([3]))
+    store.index.sums[3] = checksums(record[: store.layout.block].numpy().reshape(1, -1), torch.tensor([1]))[0]
+    with pytest.raises(DamagedError, match="the items of a client's table are no ascending numbers"):
+        store.read(torch.tensor([3]))
+
+
 HOSTILE: dict[str, Any] = {
     "users": [
         torch.tensor([0, 0]),
@@ -294,71 +435,76 @@ HOSTILE: dict[str, Any] = {
         torch.tensor([[0, 1]]),
         [0, 1],
     ],
-    "slots": [
+    "blocks": [
         torch.tensor([0, 10**12]),
         torch.tensor([-1, 0]),
         torch.tensor([1, 1]),
         torch.tensor([0]),
         torch.tensor([0.0, 1.0]),
     ],
-    "sums": [torch.tensor([0, 1]), torch.zeros(2, 9, dtype=torch.int64), None],
+    "base_blocks": [torch.tensor([2, 3]), torch.tensor([0]), torch.tensor([-1, 2]), torch.tensor([10**12, 2]), None],
+    "base_tables": [torch.tensor([1]), torch.tensor([-1]), torch.tensor([0, 0]), torch.tensor([0.0])],
+    "base_sums": [torch.tensor([0, 1]), None],
+    "bases": [torch.tensor([[0], [1]]), torch.tensor([[0], [-2]]), torch.tensor([0, 0]), torch.tensor([[0], [-1]])],
+    "numbers": [torch.tensor([[3], [-1]]), torch.tensor([[3], [LARGE + 1]]), torch.tensor([[3], [300]]), None],
+    "sums": [torch.tensor([0]), torch.zeros(2, 9, dtype=torch.int64), None],
     "pins": [{"best": torch.tensor([10**12])}, {"best": torch.tensor(0)}, {"best": "x"}],
-    "rows": [
-        {},
-        {"table": torch.zeros(2, ITEMS, DIM), "more": torch.zeros(2)},
-        {"table": torch.zeros(2, ITEMS + 1, DIM)},
-        {"table": torch.zeros(3, ITEMS, DIM)},
-        {"table": torch.zeros(2, ITEMS, DIM, dtype=torch.int64)},
-        {"table": "x"},
+    "pieces": [
+        [],
+        [torch.zeros(1, 9, dtype=torch.uint8)],
+        [torch.zeros(9, dtype=torch.uint8)],
+        [torch.zeros(4, 3204)],
+        ["x"],
     ],
 }
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, DiskStore, OpenedStore])
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
-def test_a_state_is_data_that_is_checked(
-    kind: Kind, key: str, value: Any, client: TableClient, make: Callable[..., ClientStore]
-) -> None:
-    source = make(MemoryStore if key == "rows" else DiskStore)
-    train(source, client, [0, 1], 100)
+def test_a_state_is_data_that_is_checked(kind: Kind, key: str, value: Any, large: TableClient, make_of: Any) -> None:
+    source = make_of(MemoryStore if key == "pieces" else DiskStore, large)
+    touch(source, large, [0, 1], 100)
+    source.pin("last")
     state = source.state_dict()
-    if key == "rows":
-        value = {**{name: rows for name, rows in state["rows"].items() if value and name != "table"}, **value}
-    store = make(kind)
+    assert [len(state[name]) for name in ("blocks", "base_blocks", "base_sums")] == [2, 2, 1]
+    store = make_of(kind, large)
     with pytest.raises(ValueError, match="the clients' "):
         store.load_state_dict({**state, key: value})
     store.load_state_dict(state)
     assert first_numbers(store, [0, 1]) == [100, 101]
 
 
-def test_memory_is_reserved_for_those_who_take_part() -> None:
+def test_memory_is_taken_as_clients_take_part() -> None:
     """All users of this federation would take 30.7 GB."""
-    store = MemoryStore(torch.arange(6000), {"table": torch.empty(0, 20_000, 64)}, expected=12)
+    store = MemoryStore(torch.arange(6000), {"table": torch.empty(0, 20_000, 64)})
     users = torch.tensor([5999, 3, 70])
     store.write(users, {"table": torch.arange(3.0).view(3, 1, 1).expand(3, 20_000, 64)})
     store.known[users] = True
     assert store.read(torch.tensor([70, 5999]))["table"][:, 0, 0].tolist() == [2, 0]
-    assert store.rows["table"].nbytes == 12 * 20_000 * 64 * 4
     state = store.state_dict()
-    assert state["rows"]["table"].untyped_storage().nbytes() == 3 * 20_000 * 64 * 4
+    whole = 20_000 * 64 * 4
+    assert 3 * whole <= sum(piece.untyped_storage().nbytes() for piece in state["pieces"]) <= 3.01 * whole
 
 
-def test_more_clients_than_were_expected_find_room(client: TableClient, make: Callable[..., ClientStore]) -> None:
-    store = make(MemoryStore, expected=2)
-    for user in range(USERS):
-        train(store, client, [user], 100)
-    assert first_numbers(store, list(range(USERS))) == [100 + user for user in range(USERS)]
-    assert isinstance(store, MemoryStore)
-    assert len(store.rows["table"]) == USERS
+@pytest.mark.parametrize("kind", [MemoryStore, DiskStore])
+def test_room_that_is_free_is_used_again(kind: Kind, client: TableClient, make: Callable[..., ClientStore]) -> None:
+    store = make(kind)
+    for round in range(30):
+        for users in ([5, 2], [9, 11, 7]):
+            train(store, client, users, 100 * round)
+        store.pin("last")
+    assert first_numbers(store, [5, 11]) == [2905, 2911]
+    assert store.index.room.size <= 12
 
 
-def test_cohorts_that_come_again_are_trained_in_place() -> None:
-    client = TableClient(Local(dim=DIM, head="private"), 8, 0)  # rows that begin where tensors do
-    store = MemoryStore(torch.arange(USERS).flip(0), client.private())
-    store.expect(torch.tensor([5, 2, 9, 11]))
-    train(store, client, [9, 11], 100)
+def test_a_cohort_is_read_into_memory_that_it_has_had_before(
+    client: TableClient, make: Callable[..., ClientStore]
+) -> None:
+    store = make(MemoryStore)
+    train(store, client, [9, 11, 3], 100)
+    before = client.table.data_ptr()
     train(store, client, [5, 2], 100)
-    for users in ([5, 2], [9, 11]):
-        store.load(client, torch.tensor(users))
-        table = client.private()["table"]
-        assert table.data_ptr() == store.rows["table"][store.place[users[0]]].data_ptr()
+    assert client.table.data_ptr() == before
+    store.load(client, torch.tensor([9, 5]))
+    assert client.table[:, 0, 0].tolist() == [109, 105]
+    assert client.table.data_ptr() == before

@@ -50,6 +50,9 @@ class Client(LightningModule, ABC):
     """Whether a client that never takes part can score by what comes down and its own history alone."""
     reports: ClassVar[tuple[str, ...]] = ()
     """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
+    follows: ClassVar[frozenset[str]] = frozenset()
+    """Private tables that come down whole in each round, and of which training moves the rows of its batches alone. For
+    a plan they take as many rows."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     own: Own
@@ -98,6 +101,21 @@ class Client(LightningModule, ABC):
         later has a row for each client of the cohort. A batch may be of the first clients alone: `training_step` then
         takes as many of these rows as the batch has.
         """
+
+    def alike(self, broadcast: Broadcast | None) -> Mapping[str, Tensor]:
+        """Private tables that `receive` has just made the same for most of the cohort, `[items, dim]` each by name.
+
+        A store keeps of a client's table only the rows that differ from it in the end, bit for bit. So what is said
+        here costs room or saves it, and changes no result. By default it is what was sent under a parameter's name.
+        """
+        if broadcast is None:
+            return {}
+        sent = {name: broadcast.values.get(name) for name, _ in self.named_parameters()}
+        return {
+            name: value
+            for name, value in sent.items()
+            if isinstance(value, Tensor) and value.shape == self.get_parameter(name).shape[1:]
+        }
 
     def batches(self) -> Sequence[Batch]:
         """What the cohort trains on in this round, after `receive`; by default its samples with fresh negatives.

@@ -8,7 +8,7 @@ mean A comes down.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -100,6 +100,9 @@ class CoLRClient(FactorClient):
             self.table.data += change(factor.values.to(self.table.device), self._basis_of(round - 1))
         self.factor.data.zero_()
         self.basis.data.copy_(self._basis_of(round))
+
+    def alike(self, broadcast: Broadcast | None) -> Mapping[str, Tensor]:
+        return {"table": self.table.data[0]}  # W, which all have by now
 
     def upload(self) -> Upload:
         return Upload(self.users, {"factor": self.factor.detach()}, frozenset({"factor"}))

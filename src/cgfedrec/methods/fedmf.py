@@ -20,6 +20,7 @@ class FedMFClient(FactorClient):
     """A `FactorClient` in which one optimiser moves the user vector and the table."""
 
     method: FedMF
+    follows = frozenset({"table"})
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [by_rows(self.method.optimizer([self.user, self.table]))]

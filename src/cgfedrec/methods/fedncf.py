@@ -35,6 +35,7 @@ class FedNCFClient(FactorClient):
     """
 
     method: FedNCF
+    follows = frozenset({"table"})
 
     def __init__(self, method: FedNCF, num_items: int, seed: int) -> None:
         super().__init__(method, num_items, seed)

@@ -18,6 +18,8 @@ from cgfedrec.wire.values import Field
 class PFedRecClient(TableClient):
     """A `TableClient` whose table starts each round as the server's."""
 
+    follows = frozenset({"table"})
+
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
         if broadcast is not None:
             self.table.data.copy_(broadcast.values["table"])  # type: ignore[arg-type]

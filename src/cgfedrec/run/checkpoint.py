@@ -22,7 +22,7 @@ from cgfedrec import __version__
 from cgfedrec.errors import InputError
 from cgfedrec.files import DamagedError, partial_of, sync_folder, write_atomically
 
-FORMAT = 4
+FORMAT = 5
 """Of checkpoints, raised whenever what they hold changes: one of another format is refused, whatever its version."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 _TRAILER = struct.Struct("<16sQ8s")
@@ -185,6 +185,9 @@ def _tensors(value: object) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, Mapping):
         for one in value.values():
+            yield from _tensors(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
             yield from _tensors(one)
 
 

@@ -137,7 +137,7 @@ def tried_out(loop: FederatedLoop) -> Estimate:
     users = cohorts[len(cohorts) // 2]  # the first ones have the longest histories, and the last ones the shortest
     with clients.workers.one() as worker:
         example = worker.client.private()
-    clients.store = MemoryStore(data.order(), example, loop.state_dtype, Path(), expected=len(users))
+    clients.store = MemoryStore(data.order(), example, loop.state_dtype, Path())
     start = _trained(loop, users, 1)  # the first time of anything takes longer: it is not what is measured
     evaluation = scoring = 0.0
     if not ahead:
@@ -229,7 +229,7 @@ def _lines(found: Estimate, capacity: Capacity) -> Iterator[tuple[str, str]]:
         f"{found.participants:,} clients in {found.cohorts:,} cohorts of {capacity.cohort_size:,} or fewer, "
         f"{found.workers} at a time",
     )
-    yield "clients' state", f"{gib(capacity.state)} {capacity.place}"
+    yield "clients' state", f"at most {gib(capacity.state)} {capacity.place}"
     yield "memory", f"about {gib(capacity.memory)}"
     yield "disk", f"up to {gib(capacity.disk)}, checkpoints included"
     if found.phases:

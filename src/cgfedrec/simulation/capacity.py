@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from cgfedrec.errors import check
 from cgfedrec.simulation.machine import available_memory, free_disk, resident
-from cgfedrec.simulation.store.rowfiles import Dtype
+from cgfedrec.simulation.store.blocks import Dtype
+from cgfedrec.simulation.store.layout import ITEM, Layout
 from cgfedrec.units import nbytes
 
 Place = Literal["auto", "memory", "disk"]
@@ -34,6 +34,8 @@ MODULES = 40 * 2**20
 """Bytes of the code that a process loads after its data. Measured, with three methods."""
 GROWTH = 9 / 8
 """How many times as long as their content a store's files may be: they grow by an eighth at a time."""
+KEPT_BASES = 4
+"""Of how many rounds tables that came down are kept: of this round, of the one before, and of two checkpoints."""
 INTERACTION = 500
 """Bytes that drawing samples takes for each interaction, beside the data themselves. Measured."""
 gib = partial(nbytes, binary=True)
@@ -46,7 +48,7 @@ class Capacity:
 
     Args:
         store: ``memory`` or ``disk``, or ``checkpoint`` where nothing is trained.
-        state: Bytes of all clients that are expected to take part.
+        state: Bytes of all clients that are expected to take part, at most.
         disk: Bytes that the run may lay on disk, checkpoints included.
         memory: Bytes that it needs in memory at most, with those of the process and its data. A run that goes on from a
             checkpoint may map that much of it besides, and gives it back when memory is short.
@@ -66,7 +68,7 @@ class Capacity:
 
     def __str__(self) -> str:
         return (
-            f"clients' state: {gib(self.state)} {self.place}; about {gib(self.memory)} of memory and up to "
+            f"clients' state: at most {gib(self.state)} {self.place}; about {gib(self.memory)} of memory and up to "
             f"{gib(self.disk)} of disk are needed; cohorts of {self.cohort_size}"
         )
 
@@ -111,6 +113,8 @@ class Demand:
         sees_single_uploads: Whether the server holds every upload until its round ends, and what it made of them.
         server: Bytes that the server itself takes (`cgfedrec.server.Server.working`).
         processes: How many share the clients, all of them on this machine.
+        follows: Tables of which a client has all rows as they came down, but those of its own batches.
+        touched: How many rows these are, in the mean over all users.
     """
 
     users: int
@@ -129,6 +133,8 @@ class Demand:
     sees_single_uploads: bool
     server: int = 0
     processes: int = 1
+    follows: frozenset[str] = frozenset()
+    touched: float = 0
 
     @property
     def client(self) -> int:
@@ -153,13 +159,31 @@ class Demand:
 
     @property
     def kept(self) -> int:
-        """Bytes of one client between rounds."""
-        floats: torch.dtype = getattr(torch, self.dtype)
-        kept = 0
-        for value in self.example.values():
-            dtype = floats if value.is_floating_point() else value.dtype
-            kept += value.shape[1:].numel() * dtype.itemsize
-        return kept
+        """Bytes of one client between rounds, at most."""
+        layout = self._layout
+        if not self.follows:
+            return layout.whole
+        nbytes = layout.whole
+        for table, name in enumerate(layout.tables):
+            if name in self.follows:
+                # Of each row that differs also which item it is of.
+                nbytes += round(self.touched * (int(layout.widths[table]) + ITEM)) - layout.base_nbytes(table)
+        return min(layout.whole, nbytes + layout.block)  # the last block is not filled
+
+    @property
+    def bases(self) -> int:
+        """Bytes of the tables from which those of clients differ, at most."""
+        layout = self._layout
+        one = sum(layout.base_nbytes(table) for table, name in enumerate(layout.tables) if name in self.follows)
+        # Where all take part in each round, nobody needs an older one but a checkpoint.
+        number = self.rounds
+        if self.participants >= self.clients:
+            number = min(self.rounds, KEPT_BASES)
+        return number * one
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout.of(self.example, self.dtype)
 
     @property
     def clients(self) -> float:
@@ -169,12 +193,6 @@ class Demand:
         # A client is left out of one round with probability 1 - share, and of all with that to the power of the rounds.
         share = self.participants / self.users
         return self.users * (1 - (1 - share) ** self.rounds)
-
-    @property
-    def most_clients(self) -> int:
-        """A number of clients that will hardly be exceeded: four standard deviations above `clients`."""
-        # The variance is at most the mean, as for any sum of independent draws of 0 or 1.
-        return min(self.users, math.ceil(self.clients + 4 * math.sqrt(self.clients)))
 
 
 def _row_nbytes(tensors: Mapping[str, Tensor]) -> int:
@@ -216,7 +234,7 @@ def plan(
     """
     if size == "auto":
         size = cohort_size(demand, device)
-    state = round(demand.clients * demand.kept)
+    state = round(demand.clients * demand.kept) + demand.bases
     working = _working(demand, size)
     # Each process has code, data and a server of its own.
     base = demand.processes * (resident() + MODULES + demand.server) + working
@@ -236,10 +254,10 @@ def plan(
         # Twice the state, so that memory is chosen only where it leaves room for others.
         store = "memory" if 2 * state + working <= available else "disk"
     if store == "memory":
-        # Two checkpoints hold the rows, and a third does while one of them is being replaced.
+        # Two checkpoints hold the records, and a third does while one of them is being replaced.
         memory, disk = base + state, 3 * state
     else:
-        # Files hold each client's latest row, and the rows replaced since that one of the two checkpoints still needs.
+        # A file holds each client's latest record, and those replaced since that a checkpoint still needs.
         spans = (demand.kept_rounds, demand.checkpoint_every)
         replaced = sum(min(demand.clients, demand.participants * rounds) for rounds in spans)
         memory, disk = base, round(GROWTH * (state + replaced * demand.kept))

@@ -89,7 +89,11 @@ class Clients:
             self._example = worker.client.private()
             self._sent = worker.client.upload().values
             # Fabric has wrapped the optimisers.
-            self._copies = max((dense_copies(wrapped.optimizer) for wrapped in worker.optimizers), default=0)
+            optimizers = [wrapped.optimizer for wrapped in worker.optimizers]
+            self._copies = max(map(dense_copies, optimizers), default=0)
+            self._follows = worker.client.follows
+            if any(group.get("weight_decay") for one in optimizers for group in one.param_groups):
+                self._follows = frozenset()  # decay moves every row
 
     def _new_client(self, method: Method, welcome: Broadcast) -> Client:
         """A worker's client, welcomed once for all whom it will hold."""
@@ -130,13 +134,14 @@ class Clients:
             sees_single_uploads=self.server.sees_single_uploads,
             server=self.server.working,
             processes=self.processes.number,
+            follows=self._follows,
+            touched=float(self.data.batches.counts.clip(max=self.data.num_items).mean()),
         )
         self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
         self._store_of = (self.data.order(), self._example, dtype, folder)
-        if self.capacity.store == "memory":
-            self.store = MemoryStore(*self._store_of, expected=demand.most_clients)
-        else:
-            self.store = {"disk": DiskStore, "checkpoint": OpenedStore}[self.capacity.store](*self._store_of)
+        kinds: dict[str, type[MemoryStore | DiskStore | OpenedStore]]
+        kinds = {"memory": MemoryStore, "disk": DiskStore, "checkpoint": OpenedStore}
+        self.store = kinds[self.capacity.store](*self._store_of)
         self.cohort_size = self.capacity.cohort_size
 
     def in_order(self, users: Tensor) -> Tensor:
@@ -154,8 +159,6 @@ class Clients:
             NotFiniteError: if a client's loss or upload is not finite.
         """
         cohorts = list(self.data.cohorts(participants[self.at_home[participants]], self.cohort_size))
-        if cohorts:
-            self.store.expect(torch.cat(cohorts))
         # Side by side. Whichever ends first, they come in one order.
         return self.workers.map(partial(self._train, round), cohorts)
 
@@ -168,11 +171,12 @@ class Clients:
             self.store.load(client, users)  # private state in
             client.own = Own(self.data, users, round, self.epochs)
             client.receive(broadcast, round)  # structure down
+            alike = client.alike(broadcast)
             means = train(self.fabric, worker, client.batches())
             with torch.no_grad():
                 # updates up
                 upload, bytes_up = self.wire.up(client.upload(), self.server.expects, round, client.seed)
-            self.store.save(client)  # private state out
+            self.store.save(client, alike)  # private state out
             return Trained(self.server.reduce(upload), Told(users, bytes_up, bytes_down, means))
 
     def together(self, cohorts: Sequence[Told]) -> Told:
@@ -288,7 +292,8 @@ class Clients:
         """
         self.held.load(state["held"], self.at_home)
         self.bytes_scoring = bytes_scoring
-        self.store.load_state_dict(together.of_home(self.processes, state["store"], self.at_home))
+        whose = None if self.processes.number == 1 else self.at_home
+        self.store.load_state_dict(state["store"], whose)
 
     def open_stored(self) -> None:
         """Free the room that the store has reserved: what is loaded next is used where it lies, and not trained."""

@@ -88,29 +88,21 @@ def masks(processes: Processes, ours: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def store(processes: Processes, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of all processes' stores in memory, in the first one."""
+    """The state of all processes' stores in memory, in the first one (`cgfedrec.simulation.store.states`)."""
     if processes.number == 1:
         return state
-    users = processes.at_first(state["users"])
-    return {"users": users, "rows": {name: processes.at_first(rows) for name, rows in state["rows"].items()}}
-
-
-def of_home(processes: Processes, state: dict[str, Any], at_home: Tensor) -> dict[str, Any]:
-    """What a store's state, which may hold anything, has of some users.
-
-    Args:
-        processes: That train together; one alone has all users.
-        state: Of any kind of store.
-        at_home: `[users]`, bool: of whom.
-    """
-    if processes.number == 1:
-        return state
-    ours = at_home[state["users"]]
-    some = dict(state)
-    some |= {name: state[name][ours] for name in ("users", "slots", "sums") if name in state}
-    if "rows" in state:
-        some["rows"] = {name: rows[ours] for name, rows in state["rows"].items()}
-    return some
+    piece = torch.cat(state["pieces"])
+    # Bases and blocks are numbered behind those of the processes before.
+    sizes = torch.cat(processes.together(torch.tensor([[len(state["base_sums"]), len(piece)]])))
+    bases, blocks = sizes[: processes.rank].sum(0).tolist()
+    moved = state | {
+        "bases": torch.where(state["bases"] < 0, -1, state["bases"] + bases),
+        "blocks": state["blocks"] + blocks,
+        "base_blocks": state["base_blocks"] + blocks,
+        "pieces": piece,
+    }
+    whole: dict[str, Any] = {name: processes.at_first(rows) for name, rows in moved.items()}
+    return whole | {"pieces": [whole["pieces"]]}
 
 
 def _most(processes: Processes, number: int) -> int:

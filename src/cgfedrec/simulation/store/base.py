@@ -3,48 +3,70 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
+from types import MappingProxyType
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cgfedrec.client import Client
-from cgfedrec.simulation.store.rowfiles import Dtype, RowFiles, Rows
-from cgfedrec.simulation.store.states import check_state
+from cgfedrec.files import DamagedError
+from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBlocks, checked, checksums
+from cgfedrec.simulation.store.index import Index
+from cgfedrec.simulation.store.layout import Layout, Rows, raw
+from cgfedrec.simulation.store.states import check_state, some_of
 
 COPIED_AT_ONCE = 64
-"""Rows that are copied at a time from one kind of store to another: all at once would take the state's memory twice."""
+"""Records that are copied at a time from one kind of store to another: all at once would take twice the memory."""
+NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class ClientStore(ABC):
-    """Holds every client's private tensors, a row for each client.
+    """Holds every client's private tensors, a record for each client.
 
-    A client that never took part has no row: it is still at its start, which `Client.start` can make at any time. So
-    a store grows with the clients that have trained, not with all that there are.
+    A client that never took part has no record: it is still at its start, which `Client.start` can make at any time. So
+    a store grows with the clients that have trained, not with all that there are. A table is kept as what differs from
+    a base that many clients share, where that is less: the start, or what was sent to all of them (`Client.alike`). A
+    base is kept as long as a record needs it.
 
     Args:
         order: All users, `[users]`. Users who train in one cohort stand next to each other.
         example: Private tensors of any clients, or of none, `[clients, ...]`: only shapes and types are looked at.
         dtype: The type in which floating-point values are kept between rounds.
-        folder: Where a `DiskStore` keeps its files. The other kinds need it too, to take over a state that lies there.
+        folder: Where a `DiskStore` keeps its file. The other kinds need it too, to take over a state that lies there.
     """
+
+    blocks: Blocks
 
     def __init__(
         self, order: Tensor, example: Mapping[str, Tensor], dtype: Dtype = "float32", folder: Path | None = None
     ) -> None:
         self.order = order
         self.num_users = len(order)
-        # [users], bool: who has a row.
-        self.known = torch.zeros(self.num_users, dtype=torch.bool)
-        kept: torch.dtype = getattr(torch, dtype)
         # The type in which each tensor lies here, and the type in which the client computes with it.
-        self.dtypes = {name: kept if one.is_floating_point() else one.dtype for name, one in example.items()}
+        self.layout = Layout.of(example, dtype)
+        self.dtypes = self.layout.dtypes
         self.computed = {name: one.dtype for name, one in example.items()}
-        # Of one client's row: without the clients axis.
-        self.shapes = {name: tuple(one.shape[1:]) for name, one in example.items()}
-        self._files = RowFiles(folder or Path(), self.shapes, self.dtypes)
+        self.files = FileBlocks((folder or Path()) / f"records.{dtype}", self.layout.block)
+        self._lock = Lock()
+        self._starts: Mapping[str, Tensor] | None = None
+        self._memory: WeakKeyDictionary[Client, Rows] = WeakKeyDictionary()
+        self._forget(self._new_blocks())
+
+    @abstractmethod
+    def _new_blocks(self) -> Blocks:
+        """Where records will lie."""
+
+    def _forget(self, blocks: Blocks, size: int = 0) -> None:
+        """Have no records. The first ``size`` blocks are not free."""
+        self.blocks, self.index = blocks, Index(self.num_users, self.layout, blocks, size)
+        # [users], bool: who has a record.
+        self.known = torch.zeros(self.num_users, dtype=torch.bool)
 
     def load(self, client: Client, users: Tensor, to_train: bool = True) -> None:
         """Turn ``client`` into the cohort ``users``, each as it was left, or at its start.
@@ -55,94 +77,193 @@ class ClientStore(ABC):
             to_train: Whether the state will change. If not, clients that are all at one start may share its memory.
 
         Raises:
-            DamagedError: if a row is no longer what was written, naming the file.
+            DamagedError: if a record is no longer what was written.
         """
         known = self.known[users]
-        if known.all():
-            # In a store in memory these rows may be the store's own: the cohort then trains in place.
-            client.load(users, {name: rows.to(self.computed[name]) for name, rows in self.read(users).items()})
+        # Clients that start alike come as one row expanded to `[clients, ...]`.
+        if not (to_train or known.any()):
+            client.load(users, client.start(users))
             return
-        private = client.start(users)
-        # Clients that start alike come as one row expanded to `[clients, ...]`. Whoever writes into one of them writes
-        # into all, so each gets memory of its own first.
-        if to_train or known.any():
-            private = {name: value.clone(memory_format=torch.contiguous_format) for name, value in private.items()}
-        if known.any():
+        private = self._memory_of(client, len(users))
+        if known.all():
+            self._read_into(users, private)
+        else:
+            for name, value in client.start(users).items():
+                private[name].copy_(value)
+        if known.any() and not known.all():
             for name, rows in self.read(users[known]).items():
                 private[name][known] = rows.to(private[name].dtype)
         client.load(users, private)
 
-    def save(self, client: Client) -> None:
-        """Keep the private state of the client's cohort. Raises `RunError` if there is no room for it."""
-        self.write(client.users, client.private())
-        # Last: clients whose rows found no room have none, and a checkpoint must not say that they do.
-        self.known[client.users] = True
+    def _memory_of(self, client: Client, clients: int) -> Rows:
+        """Room for a cohort, `[clients, ...]` of each tensor: where the client has had the cohort before.
 
-    def expect(self, users: Tensor) -> None:  # noqa: B027  # most kinds need nothing
-        """Make room for users who are about to take part.
+        New memory would take longer to get than rows take to copy.
+        """
+        with self._lock:
+            memory = self._memory.setdefault(client, {})
+        for name, dtype in self.computed.items():
+            if name not in memory or len(memory[name]) < clients:
+                memory[name] = torch.empty(clients, *self.layout.shapes[name], dtype=dtype)
+        return {name: value[:clients] for name, value in memory.items()}
+
+    def _read_into(self, users: Tensor, private: Rows) -> None:
+        """Read rows, `[clients, ...]` of each tensor, in the types in which clients compute."""
+        if self.computed == self.dtypes:
+            self._read(users, private)
+            return
+        for name, rows in self.read(users).items():
+            private[name].copy_(rows)
+
+    def save(self, client: Client, alike: Mapping[str, Tensor] = NONE) -> None:
+        """Keep the private state of the client's cohort. Raises `RunError` if there is no room for it.
 
         Args:
-            users: `[clients]`, in the order of their cohorts.
+            client: Holds the cohort.
+            alike: What `Client.alike` said when they began to train.
         """
+        users = client.users
+        bases = dict(alike)
+        for name, start in self._starts_of(client).items():
+            # A table that has moved away from its start does not come back: it is not compared again.
+            whole = self.index.bases[users, self.layout.tables.index(name)] < 0
+            if name not in bases and not (whole & self.known[users]).all():
+                bases[name] = start
+        self.write(users, client.private(), bases)
+        # Last: clients whose records found no room have none, and a checkpoint must not say that they do.
+        self.known[users] = True
 
-    @abstractmethod
+    def _starts_of(self, client: Client) -> Mapping[str, Tensor]:
+        """Tables with which all clients start, `[items, dim]` by name: `Client.start` expands them."""
+        if self._starts is None:
+            two = client.start(self.order[:1].repeat(2))
+            self._starts = {name: two[name][0] for name in self.layout.tables if two[name].stride(0) == 0}
+        return self._starts
+
     def read(self, users: Tensor) -> Rows:
-        """The rows of users who took part, `[clients, ...]` of each tensor; they may be the store's own memory."""
+        """The rows of users who took part, `[clients, ...]` of each tensor.
 
-    @abstractmethod
-    def write(self, users: Tensor, rows: Mapping[str, Tensor]) -> None:
-        """Replace users' rows. Several threads may call it at a time, each for other users.
+        Raises:
+            DamagedError: if a record is not what was written.
+        """
+        return self._read(users, None)
+
+    def _read(self, users: Tensor, into: Rows | None) -> Rows:
+        index = self.index
+        bases, numbers = index.bases[users], index.numbers[users]
+        content = checked(self.blocks, index.blocks_of(users), index.lengths(users), index.sums[users])
+        tables = {}
+        for number in bases.unique().tolist():
+            if number >= 0:
+                base = index.shared[number]
+                blocks = index.blocks_of_base(base)
+                found = checked(self.blocks, blocks, torch.tensor([len(blocks)]), torch.tensor([base.sum]))
+                tables[number] = found.reshape(-1)[: self.layout.base_nbytes(base.table)]
+        try:
+            return self.layout.unpack(content, bases, numbers, tables, into)
+        except ValueError as error:
+            raise DamagedError(f"{self.blocks.name}: {error}") from error
+
+    def write(self, users: Tensor, rows: Mapping[str, Tensor], bases: Mapping[str, Tensor] = NONE) -> None:
+        """Replace users' records. Several threads may call it at a time, each for other users.
 
         Args:
             users: `[clients]`, int64.
             rows: `[clients, ...]` of each tensor.
-        """
+            bases: Of tables, `[items, dim]` by name: what many of the clients may have in most rows.
 
-    @abstractmethod
+        Raises:
+            RunError: if the disk is full.
+        """
+        here = {name: value.to("cpu", self.dtypes[name]) for name, value in rows.items()}
+        near = {name: bases[name].to("cpu", self.dtypes[name]) for name in self.layout.tables if name in bases}
+        packed = self.layout.pack(len(users), here, near)
+        lengths = self.layout.lengths(packed.on_base, packed.numbers)
+        sums = checksums(packed.content, lengths)
+        # The lock is held to share out blocks, and not while writing: a block belongs to one thread by then.
+        with self._lock:
+            numbers = self._hold(packed.on_base, near)
+            new = self.index.room.take(len(packed.content))
+            self.index.room.link(new)
+        self.blocks.write(new, packed.content)
+        with self._lock:
+            self.index.put(users, new, sums, numbers, packed.numbers)
+
+    def _hold(self, on_base: Tensor, bases: Mapping[str, Tensor]) -> Tensor:
+        """The numbers of the bases that clients need, `[clients, tables]`, which count them from now on."""
+        numbers = torch.full(on_base.shape, -1)
+        for table in on_base.any(0).nonzero().squeeze(1).tolist():
+            content = np.zeros((self.layout.base_length(table), self.layout.block), np.uint8)
+            content.reshape(-1)[: self.layout.base_nbytes(table)] = raw(bases[self.layout.tables[table]])
+            sum_ = int(checksums(content, torch.tensor([len(content)])))
+            number = self.index.number_of(table, sum_)
+            if number is None:
+                new = self.index.room.take(len(content))
+                self.blocks.write(new, content)
+                number = self.index.add_base(table, sum_, new)
+            self.index.shared[number].records += int(on_base[:, table].sum())
+            numbers[on_base[:, table], table] = number
+        return numbers
+
     def pin(self, name: str) -> None:
         """Keep all that is here now for the checkpoint ``name``, which is about to be written.
 
         What an earlier checkpoint of this name needed may be overwritten from now on.
         """
+        with self._lock:
+            self.index.room.find_free(self.index.used())
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs."""
+        return self.index.state_dict(self.order)
 
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], whose: Tensor | None = None) -> None:
         """Become what `state_dict` returned, whichever kind of store that was.
 
         Clients that the state does not name are at their start afterwards.
 
+        Args:
+            state: Of any kind of store; it may hold anything.
+            whose: `[users]`, bool: of whom it is taken over; by default of all.
+
         Raises:
-            DamagedError: if a row in a file is no longer what was written.
-            FileNotFoundError: if the state refers to files that are not in this store's folder.
+            DamagedError: if a record is no longer what was written.
+            FileNotFoundError: if the state refers to a file that is not in this store's folder.
             ValueError: if it is no state of such a store.
         """
+        check_state(state, self.num_users, self.layout, self.files)
+        if whose is not None:
+            state = some_of(state, whose, self.layout)
+        source: Blocks = self.files
+        if "pieces" in state:
+            source = MemoryBlocks(self.layout.block, state["pieces"])
+        self._take_over(state, source)
 
-    def _check(self, state: Mapping[str, Any]) -> None:
-        """Raise ``ValueError`` if a state, which may come from anybody, is no state of this store."""
-        check_state(state, self.num_users, self.shapes, self.dtypes, self._files)
+    @abstractmethod
+    def _take_over(self, state: dict[str, Any], source: Blocks) -> None:
+        """Become a checked state, whose records lie in ``source``."""
 
+    def _refer(self, state: Mapping[str, Any]) -> None:
+        """Have the records of a state, which lie where it says."""
+        self.index.load_state_dict(state)
+        self.index.room.find_free(self.index.used())
+        self.known[state["users"]] = True
 
-def parts(number: int) -> Iterator[Tensor]:
-    """The numbers in [0, number), `COPIED_AT_ONCE` at a time, `[numbers]`."""
-    for start in range(0, number, COPIED_AT_ONCE):
-        yield torch.arange(start, min(start + COPIED_AT_ONCE, number))
-
-
-def rows_of(state: Mapping[str, Any], places: Tensor, files: RowFiles) -> Rows:
-    """Some of the rows that a state holds or refers to.
-
-    Args:
-        state: Of any kind of store, and checked.
-        places: `[rows]`: where their clients stand in the state's list of users.
-        files: In which the rows lie if the state only refers to them.
-
-    Raises:
-        DamagedError: if a row in a file is no longer what was written.
-    """
-    if "rows" in state:
-        return {name: rows[places] for name, rows in state["rows"].items()}
-    return files.read(state["slots"][places], state["sums"][places])
+    def _copy(self, state: Mapping[str, Any], source: Blocks) -> dict[str, Any]:
+        """The same state, once its records have been copied from ``source`` to where this store has its own."""
+        bases = torch.tensor([self.layout.base_length(table) for table in state["base_tables"].tolist()])
+        copied = dict(state)
+        for blocks, sums, lengths in (
+            ("blocks", "sums", self.layout.lengths(state["bases"] >= 0, state["numbers"])),
+            ("base_blocks", "base_sums", bases.long()),
+        ):
+            new = []
+            ends = lengths.cumsum(0).tolist()
+            for start in range(0, len(lengths), COPIED_AT_ONCE):
+                part = slice(start, start + COPIED_AT_ONCE)
+                begin, end = ends[start] - int(lengths[start]), ends[part][-1]
+                content = checked(source, state[blocks][begin:end], lengths[part], state[sums][part])
+                new.append(self.index.room.take(len(content)))
+                self.blocks.write(new[-1], content)
+            copied[blocks] = torch.cat([torch.empty(0, dtype=torch.int64), *new])
+        return copied

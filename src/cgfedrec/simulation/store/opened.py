@@ -5,38 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from cgfedrec.simulation.store.base import ClientStore, rows_of
-from cgfedrec.simulation.store.rowfiles import Rows
+from cgfedrec.simulation.store.base import NONE, ClientStore
+from cgfedrec.simulation.store.blocks import Blocks, MemoryBlocks
 
 
 class OpenedStore(ClientStore):
-    """Serves the rows of a checkpoint from where they lie, for tests and recommendations. It keeps no rows itself.
+    """Serves the records of a checkpoint from where they lie, for tests and recommendations. It keeps none itself.
 
-    Rows in the checkpoint take memory as they are used. Rows in files are read, and checked, each time they are used.
+    Records in the checkpoint take memory as they are used. Those in a file are read, and checked, each time.
     """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As in `ClientStore`."""
-        self._check(state)
+    def _new_blocks(self) -> Blocks:
+        return MemoryBlocks(self.layout.block)
+
+    def _take_over(self, state: dict[str, Any], source: Blocks) -> None:
         self._state = state
-        # [users]: where each user stands in the state, -1 for those it does not name.
-        self._place = torch.full((self.num_users,), -1)
-        self._place[state["users"]] = torch.arange(len(state["users"]))
-        self.known.zero_()
-        self.known[state["users"]] = True
+        used = max((int(state[name].max()) for name in ("blocks", "base_blocks") if len(state[name])), default=-1)
+        self._forget(source, used + 1)
+        self._refer(state)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as it was loaded."""
         return self._state
 
-    def read(self, users: Tensor) -> Rows:
-        """The rows of ``users``, `[clients, ...]`. Raises `DamagedError` if one in a file is not what was written."""
-        return rows_of(self._state, self._place[users], self._files)
-
-    def write(self, users: Tensor, rows: Mapping[str, Tensor]) -> None:
+    def write(self, users: Tensor, rows: Mapping[str, Tensor], bases: Mapping[str, Tensor] = NONE) -> None:
         """Raise ``RuntimeError``: nothing can be trained that was opened to be read."""
         raise RuntimeError("this federation was opened to be read; `fit` goes on from a checkpoint")
 
