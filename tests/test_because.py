@@ -100,13 +100,13 @@ def test_recommend_explains_on_the_command_line(capsys: pytest.CaptureFixture[st
     told = capsys.readouterr()
     assert "because: own items that add most to the score" in told.err
     first = run.recommend([1], 1, explain=True)["because"][0].to_list()
-    assert ", ".join(map(str, first)) in told.out
+    assert "; ".join(map(str, first)) in told.out
 
     ids = run.data.item_ids.cast(pl.String)
     pl.DataFrame({"id": ids[1:], "title": [f"<{one}>" for one in ids[1:]]}).write_csv("items.csv")
     assert main([*line, "--user", "1", "--items", "items.csv"]) == 0
     named = [f"<{one}>" if str(one) != ids[0] else str(one) for one in first]  # one id has no title
-    assert ", ".join(named) in capsys.readouterr().out
+    assert "; ".join(named) in capsys.readouterr().out
 
     own = [str(one) for one in run.data.item_ids[:5]]
     assert main([*line, "--have", *own, "--output", "you.csv"]) == 0

@@ -47,10 +47,11 @@ class RunError(Exception):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at which of these names may have been meant, or nothing."""
-    found = get_close_matches(name, list(names), 1)
+    by_lower = {one.lower(): one for one in names}
+    found = get_close_matches(name.lower(), list(by_lower), 1)
     if not found:
         return ""
-    return f"; did you mean {found[0]}?"
+    return f"; did you mean {by_lower[found[0]]}?"
 
 
 def check(*problems: str | None) -> None:

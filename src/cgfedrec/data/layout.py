@@ -83,6 +83,11 @@ class Format:
         if self.quoted and len((self.separator or ",").encode()) != 1:
             yield f"{self.option('quoted')}: needs a separator of one character, not {self.separator!r}"
 
+    @property
+    def drops(self) -> bool:
+        """Whether the user may ask for bad rows to be left out."""
+        return True
+
     def option(self, name: str) -> str:
         """The name by which the user gives one of these options, such as ``data.format.separator``."""
         return f"data.format.{name}"

@@ -12,6 +12,8 @@ import polars as pl
 from cgfedrec.data.layout import Column, Format
 from cgfedrec.errors import check
 
+SEPARATORS = (";", "\t", "|", "::", ",")
+"""That a line is searched for where it seems to be one field."""
 SHOWN = 5
 """Bad rows that a message shows one by one."""
 OVERLONG, HEADERS = "rows with too many fields", "repeated headers"
@@ -57,6 +59,8 @@ def missing(path: Path, names: Sequence[str], option: str, column: Column | None
         column: A name, or a position from 0; ``None`` where nobody wants one, which is no problem.
     """
     found = f"the file has {len(names)} columns: {', '.join(names)}"
+    if len(names) == 1:
+        found = f"the file has one column: {names[0]}{other_separator(names[0])}"
     if isinstance(column, str) and column not in names:
         advice = ""
         if option.endswith("timestamp_column"):
@@ -70,11 +74,26 @@ def missing(path: Path, names: Sequence[str], option: str, column: Column | None
     return None
 
 
+def other_separator(line: str) -> str:
+    """A hint at what may separate fields, in brackets, where a line of a text was taken for one field.
+
+    >>> other_separator("sku;title;category")
+    " (';' may stand between its fields: then say so as the separator)"
+    """
+    found = max(SEPARATORS, key=line.count)
+    if not line.count(found):
+        return ""
+    return f" ({found!r} may stand between its fields: then say so as the separator)"
+
+
 def more_like_these(path: Path, layout: Format, count: int) -> list[str]:
-    """What is said where more rows are bad than are shown."""
-    if count <= SHOWN:
-        return []
-    return [f"{path}: {count - SHOWN} more rows like these; {layout.option('bad_rows')} drop leaves them out"]
+    """What is said after bad rows: that there are more than are shown, and what leaves them out, if anything does."""
+    if not layout.drops:
+        return [f"{path}: {count - SHOWN} more rows like these"] if count > SHOWN else []
+    drop = f"{layout.option('bad_rows')} drop leaves"
+    if count > SHOWN:
+        return [f"{path}: {count - SHOWN} more rows like these; {drop} them out"]
+    return [f"{path}: {drop} {'this row' if count == 1 else 'these rows'} out"]
 
 
 def first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ import polars as pl
 from cgfedrec.data.layout import QUOTED, Format
 from cgfedrec.data.quotes import check_text
 from cgfedrec.data.source import Source, unpacking
-from cgfedrec.data.tables import HEADERS, OVERLONG, SHOWN, Table, first_line, more_like_these
+from cgfedrec.data.tables import HEADERS, OVERLONG, SHOWN, Table, first_line, more_like_these, other_separator
 from cgfedrec.errors import InputError, check
 
 _LONGEST = 2**31 - 1
@@ -188,6 +188,8 @@ def _overlong(text: Text) -> list[int]:
         problems = [
             f"{text.source.path}, line {line + 1}: {count} fields, expected {width}" for _, line, count in found[:SHOWN]
         ]
+        if width == 1 and (hint := other_separator(text.first[0])):
+            problems.append(f"{text.source.path}: its first line is one field, {text.first[0]!r}{hint}")
         raise InputError(problems + more_like_these(text.source.path, text.layout, len(found)))
     return [number for number, _, _ in found]
 

@@ -112,7 +112,7 @@ def read_checkpoint(path: Path) -> State:
         InputError: if it is no checkpoint of this version, or is damaged.
     """
     if not path.is_file():
-        raise InputError(f"ckpt_path: no file {path}")
+        raise InputError(f"ckpt_path: no file {path}{_where_instead(path)}")
     length = _checked_length(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -153,6 +153,19 @@ def _checked_length(path: Path) -> int:
     if length != size - _TRAILER.size or running.digest() != expected:
         raise DamagedError(f"ckpt_path: {path} is damaged: its checksum does not agree{_what_else(path)}")
     return int(length)
+
+
+def _where_instead(path: Path) -> str:
+    """Where a checkpoint is that is looked for in the wrong place, or why there is none."""
+    if path.is_dir():
+        inside = [one for one in (path / BEST, path / "checkpoints" / BEST) if one.is_file()]
+        return f", which is a folder; try {inside[0]}" if inside else ", which is a folder"
+    if path.name in (BEST, LAST) and (path.parent.parent / "cuts").is_dir():
+        return "; a rolling evaluation leaves none: train with another split to recommend"
+    config = path.parent.parent / "config.yaml"
+    if path.name in (BEST, LAST) and config.is_file():
+        return f"; its run was stopped before it had saved anything. To start again: cgfedrec fit --config {config}"
+    return ""
 
 
 def _what_else(path: Path) -> str:

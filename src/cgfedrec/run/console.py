@@ -230,7 +230,7 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, list):
-        return ", ".join(map(_cell, value))
+        return "; ".join(map(_cell, value))
     return str(value).replace("\n", "\\n").replace("\t", "\\t")  # an id or a title has one line
 
 

@@ -15,6 +15,7 @@ from cgfedrec.data.split import Part
 
 KEPT = ("rows", BREAKS)
 """Of a report, what is not left out."""
+EXPLAINED = {"duplicates": "duplicates (the same user and item again: the first row counts)"}
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 
 
@@ -24,7 +25,9 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
     total = int(counts.sum())
     density = total / (data.num_users * data.num_items)
     name = data.path or "embedded data"
-    dropped = ", ".join(f"{count:,} {what}" for what, count in data.report.items() if what not in KEPT and count)
+    dropped = ", ".join(
+        f"{count:,} {EXPLAINED.get(what, what)}" for what, count in data.report.items() if what not in KEPT and count
+    )
     breaks = data.report.get(BREAKS, 0)
     told = f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
     if dropped:

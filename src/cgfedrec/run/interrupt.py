@@ -37,6 +37,7 @@ class Interrupt:
         self.signal: int | None = None
         self._signals: Signals | None = None
         self._timer: threading.Timer | None = None
+        self._judged = 0  # the last round of which `on_round_end` has heard
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
         """Note signals from now on, in place of what they would do."""
@@ -44,7 +45,9 @@ class Interrupt:
         def stop(came: list[Signal]) -> str:
             if len(came) > 1:
                 raise SystemExit(128 + came[-1])
-            told = f"ending round {loop.round}, then saving; once more to stop at once"
+            # What comes when a round has been judged already stops the next one, unless there is none.
+            number = min(loop.round + (self._judged == loop.round), loop.rounds)
+            told = f"ending round {number}, then saving; once more to stop at once"
             if loop.processes.number == 1:
                 seconds = GRACE[came[0]]
                 told += f". If that takes longer than {seconds:g} s, the round is given up"
@@ -66,6 +69,7 @@ class Interrupt:
     def on_round_end(self, loop: FederatedLoop) -> None:
         """Stop after this round if a signal has come. All processes must agree, whichever of them was told."""
         assert self._signals is not None
+        self._judged = loop.round
         here = torch.tensor([self._signals.came[0] if self._signals.came else 0])
         first = max(int(number) for number in loop.processes.together(here))
         if first:

@@ -182,6 +182,11 @@ def without_any(data: FederatedDataModule, table: pl.DataFrame, users: Sequence[
 class ItemsFormat(Format):
     """How a file of items is laid out, as the options of `cgfedrec recommend` say."""
 
+    @property
+    def drops(self) -> bool:
+        """No: an item whose row is left out would lose its title."""
+        return False
+
     def option(self, name: str) -> str:
         """How an option is called."""
         return {"item_column": "--items_id", "title_column": "--items_title"}.get(name, f"--items_{name}")
@@ -207,11 +212,12 @@ def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: C
         known = dict(lookup.unique("key", keep="first").drop_nulls().iter_rows())
         named = [[known.get(str(item), str(item)) for item in own] for own in table["because"].to_list()]
         table = table.with_columns(pl.Series("because", named, dtype=pl.List(pl.String)))
-    return (
+    titled = (
         table.with_columns(pl.col("item").cast(pl.String).alias("key"))
         .join(lookup.unique("key", keep="first"), "key", "left", maintain_order="left")
         .drop("key")
     )
+    return titled.select(~cs.by_name("because", require_all=False), cs.by_name("because", require_all=False))
 
 
 def _keys(given: Table, ids: pl.Series, ours: pl.DataType) -> pl.Series:

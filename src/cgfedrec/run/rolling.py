@@ -104,12 +104,15 @@ class Cuts(Evaluations):
                     self._report(cut, summary)
                 if cut > judging:
                     continue
+                started = time.perf_counter()
                 for number, overrides in enumerate(alternatives):
                     folder = f"{CHOOSING}/{cut:02}-{number}"
                     summary = trained(cut, folder, self._settings(cut, overrides))
                     if self.interrupted:
                         return
                     judged[number].append(Judged(summary["cases"], _rows(run.directory / folder / METRICS)))
+                took = time.perf_counter() - started
+                run.say(f"cut {cut} of {self.rounds}: judged what there is to choose from, {took:.1f} s")
 
     def _has_choice(self) -> bool:
         """Whether there is anything to choose: alternatives, readings, rounds, or what a reference finds by itself."""

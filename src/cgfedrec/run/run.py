@@ -236,7 +236,10 @@ class Run(Trained):
             loop, among = self.training, ""
             if self.processes.number > 1:
                 among = f", by {self.processes.number} processes"
-            return f"{name}, {loop.rounds} rounds{among}, in {self.directory}\n{loop.clients.capacity}"
+            rounds = f"{loop.rounds} rounds"
+            if loop.server.phase:  # it ends by itself, once all has been counted
+                rounds = f"at most {rounds}"
+            return f"{name}, {rounds}{among}, in {self.directory}\n{loop.clients.capacity}"
         return f"{name}, a reference that sees everyone's data, in {self.directory}"
 
     def _write_page(self) -> None:

@@ -191,7 +191,9 @@ def _no_class(option: Option, name: object, path: _Path) -> str:
         why = f" ({reason})" if reason else ""
     text = f"{shown(name)} is no class that can stand here{why}"
     if option.dest == "method":
-        text += f"; methods here: {', '.join([*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__])}"
+        names = [*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__]
+        meant = nearest(name, names) if isinstance(name, str) else ""
+        text += f"{meant}; methods here: {', '.join(names)}"
     return text
 
 

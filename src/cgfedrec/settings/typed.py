@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from cgfedrec.errors import check
@@ -38,7 +39,8 @@ def typed_words(words: Sequence[str]) -> Typed:
         elif name == "--print_config":
             found.asked.append((name, value))
         elif not name.startswith("--") or name == "--":
-            problems.append(f"unrecognized argument {word!r}: options begin with --, and have one value")
+            meant = f"; did you mean --data.path {word}?" if Path(word).is_file() else ""
+            problems.append(f"unrecognized argument {word!r}: options begin with --, and have one value{meant}")
         elif not equals and not follows:
             problems.append(f"{name}: has no value")
         else:

@@ -76,7 +76,8 @@ def read_yaml(text: str, where: str) -> object:
         value: object = loader.construct_document(node)
         return value
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{where}: no YAML of plain values: {error}") from error
+        said = str(error).replace(' in "<unicode string>",', "")
+        raise InputError(f"{where}: no YAML of plain values: {said}") from error
     except RecursionError as error:
         raise InputError(f"{where}: its values lie too deep to be options") from error
     finally:
