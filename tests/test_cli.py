@@ -108,7 +108,7 @@ def test_a_reference_is_a_run_without_rounds(tiny: str, name: str, capsys: pytes
     assert run("fit", "--config", tiny, "--method", name, "--method.lambda_", "20") == 0
     directory = Path("runs/tiny/0")
     assert sorted(path.name for path in directory.glob("[!.]*")) == sorted(
-        ["checkpoints", "config.yaml", "metrics.csv", "ranks.parquet", "summary.json"]
+        ["checkpoints", "config.yaml", "metrics.csv", "ranks.parquet", "report.html", "summary.json"]
     )
     out = capsys.readouterr().out
     assert "NDCG@10" in out

@@ -291,7 +291,11 @@ def test_blocks_that_cannot_be_read_are_refused_by_line(tmp_path: Path) -> None:
     path.write_text("1,5,2005-09-06\n10:\n1,5\n")
     with pytest.raises(InputError) as failed:
         read(path, layout)
-    assert [text.partition(": ")[0] for text in failed.value.problems] == [f"{path}, line 1", f"{path}, line 3"]
+    assert [text.partition(": ")[0] for text in failed.value.problems] == [
+        f"{path}, line 1",
+        f"{path}, line 3",
+        str(path),
+    ]
     assert "line 1: the item is missing" in str(failed.value)
     assert "line 3: the time is missing" in str(failed.value)
 

@@ -137,7 +137,9 @@ def test_a_rating_that_is_no_number(tmp_path: Path) -> None:
     layout = Format(None, False, 0, 1, 2, 3, threshold=4)
     with pytest.raises(InputError) as error:
         read(path, layout)
-    assert len(error.value.problems) == 3
+    *rows, hint = error.value.problems
+    assert len(rows) == 3
+    assert hint == f"{path}: data.format.bad_rows drop leaves these rows out"
     kept = read(path, Format(None, False, 0, 1, 2, 3, threshold=4, bad_rows="drop"))
     assert kept.report["unreadable rows"] == 3
     assert kept.item_ids.to_list() == ["a"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,14 @@ def wait_for_round(process: Command, directory: Path, round: int) -> None:
         time.sleep(0.005)
 
 
-def same_end(one: Path, other: Path) -> None:
+def same_end(one: Path, other: Path, options: Sequence[str] = ()) -> None:
     """Bit-identical parameters, server and metrics. Only times may differ, and where clients' state lies."""
     for name in ("last.ckpt", "best.ckpt"):
         paths = [run / "checkpoints" / name for run in (one, other)]
         ours, theirs = (read_checkpoint(path)["loop"] for path in paths)
         assert ours["round"] == theirs["round"]
         assert ours["bytes"] == theirs["bytes"]
-        our_store, their_store = (cgfedrec_package.load(path).loop.clients.store for path in paths)
+        our_store, their_store = (cgfedrec_package.load(path, options=options).loop.clients.store for path in paths)
         assert our_store.known.equal(their_store.known)
         users = our_store.known.nonzero().squeeze(1)
         torch.testing.assert_close(our_store.read(users), their_store.read(users), rtol=0, atol=0)
@@ -150,7 +151,7 @@ def test_a_long_round_is_given_up_and_the_last_checkpoint_stands(config: Path, m
     monkeypatch.delenv("SLOW")
     done = cgfedrec("fit", "--ckpt_path", "run/checkpoints/last.ckpt", "--method", "mine.Slow")
     assert done.returncode == 0, done.stderr
-    same_end(Path("whole"), Path("run"))
+    same_end(Path("whole"), Path("run"), ["--method", "mine.Slow"])
 
 
 def test_a_finished_run_can_be_given_more_rounds(config: Path) -> None:

@@ -26,7 +26,7 @@ from cgfedrec.server import Server
 from cgfedrec.simulation import together
 from cgfedrec.simulation.capacity import Capacity, Demand, Place, Plans, plan
 from cgfedrec.simulation.held import Held
-from cgfedrec.simulation.store import ClientStore, DiskStore, Dtype, MemoryStore, OpenedStore
+from cgfedrec.simulation.store import STORES, ClientStore, Dtype, OpenedStore
 from cgfedrec.simulation.together import Told, Trained
 from cgfedrec.simulation.workers import Workers
 from cgfedrec.train import train
@@ -139,9 +139,7 @@ class Clients:
         )
         self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
         self._store_of = (self.data.order(), self._example, dtype, folder)
-        kinds: dict[str, type[MemoryStore | DiskStore | OpenedStore]]
-        kinds = {"memory": MemoryStore, "disk": DiskStore, "checkpoint": OpenedStore}
-        self.store = kinds[self.capacity.store](*self._store_of)
+        self.store = STORES[self.capacity.store](*self._store_of)
         self.cohort_size = self.capacity.cohort_size
 
     def in_order(self, users: Tensor) -> Tensor:
@@ -168,7 +166,8 @@ class Clients:
             client = worker.client
             broadcast, bytes_down = self.wire.down(self.server.broadcast(users, round), len(users))
             bytes_down += self.held.newly(users, broadcast)
-            self.store.load(client, users)  # private state in
+            overwritten = client.follows & (broadcast.values if broadcast else {}).keys()
+            self.store.load(client, users, without=overwritten)  # private state in
             client.own = Own(self.data, users, round, self.epochs)
             client.receive(broadcast, round)  # structure down
             alike = client.alike(broadcast)

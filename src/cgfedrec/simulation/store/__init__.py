@@ -6,4 +6,8 @@ from cgfedrec.simulation.store.disk import DiskStore
 from cgfedrec.simulation.store.memory import MemoryStore
 from cgfedrec.simulation.store.opened import OpenedStore
 
-__all__ = ["ClientStore", "DiskStore", "Dtype", "MemoryStore", "OpenedStore"]
+STORES: dict[str, type[MemoryStore | DiskStore | OpenedStore]]
+STORES = {"memory": MemoryStore, "disk": DiskStore, "checkpoint": OpenedStore}
+"""By the place that a plan has chosen (`cgfedrec.simulation.capacity`)."""
+
+__all__ = ["STORES", "ClientStore", "DiskStore", "Dtype", "MemoryStore", "OpenedStore"]

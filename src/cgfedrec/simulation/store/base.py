@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
@@ -68,13 +68,14 @@ class ClientStore(ABC):
         # [users], bool: who has a record.
         self.known = torch.zeros(self.num_users, dtype=torch.bool)
 
-    def load(self, client: Client, users: Tensor, to_train: bool = True) -> None:
+    def load(self, client: Client, users: Tensor, to_train: bool = True, without: Collection[str] = ()) -> None:
         """Turn ``client`` into the cohort ``users``, each as it was left, or at its start.
 
         Args:
             client: The module of any worker.
             users: `[clients]`, int64.
             to_train: Whether the state will change. If not, clients that are all at one start may share its memory.
+            without: Tables that need not be read, since the client overwrites them: they hold anything.
 
         Raises:
             DamagedError: if a record is no longer what was written.
@@ -86,10 +87,11 @@ class ClientStore(ABC):
             return
         private = self._memory_of(client, len(users))
         if known.all():
-            self._read_into(users, private)
+            self._read_into(users, private, without)
         else:
             for name, value in client.start(users).items():
-                private[name].copy_(value)
+                if name not in without:
+                    private[name].copy_(value)
         if known.any() and not known.all():
             for name, rows in self.read(users[known]).items():
                 private[name][known] = rows.to(private[name].dtype)
@@ -107,10 +109,10 @@ class ClientStore(ABC):
                 memory[name] = torch.empty(clients, *self.layout.shapes[name], dtype=dtype)
         return {name: value[:clients] for name, value in memory.items()}
 
-    def _read_into(self, users: Tensor, private: Rows) -> None:
+    def _read_into(self, users: Tensor, private: Rows, without: Collection[str]) -> None:
         """Read rows, `[clients, ...]` of each tensor, in the types in which clients compute."""
         if self.computed == self.dtypes:
-            self._read(users, private)
+            self._read(users, private, without)
             return
         for name, rows in self.read(users).items():
             private[name].copy_(rows)
@@ -148,7 +150,7 @@ class ClientStore(ABC):
         """
         return self._read(users, None)
 
-    def _read(self, users: Tensor, into: Rows | None) -> Rows:
+    def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
         index = self.index
         bases, numbers = index.bases[users], index.numbers[users]
         content = checked(self.blocks, index.blocks_of(users), index.lengths(users), index.sums[users])
@@ -160,7 +162,7 @@ class ClientStore(ABC):
                 found = checked(self.blocks, blocks, torch.tensor([len(blocks)]), torch.tensor([base.sum]))
                 tables[number] = found.reshape(-1)[: self.layout.base_nbytes(base.table)]
         try:
-            return self.layout.unpack(content, bases, numbers, tables, into)
+            return self.layout.unpack(content, bases, numbers, tables, into, without)
         except ValueError as error:
             raise DamagedError(f"{self.blocks.name}: {error}") from error
 

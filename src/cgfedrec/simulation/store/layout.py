@@ -7,8 +7,8 @@ is its bytes. What differs is found by comparing bits, so that nothing is lost w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,7 +119,11 @@ class Layout:
                         on_base[client, table], numbers[client, table] = True, len(items)
                         flat[at : at + ITEM * len(items)] = items.view(np.uint8)
                         at += ITEM * len(items)
-                        one = one.view(f"V{width}")[items].view(np.uint8)
+                        picked = flat[at : at + width * len(items)]
+                        # Checked above, so "clip" changes nothing; without it numpy would take a detour.
+                        np.take(_lines(one, width), items, 0, _lines(picked, width), "clip")
+                        at += len(picked)
+                        continue
                 flat[at : at + len(one)] = one
                 at += len(one)
             block = max(-(-at // self.block), block + 1)
@@ -127,7 +131,13 @@ class Layout:
         return Packed(content[:block], on_base, numbers)
 
     def unpack(
-        self, content: Bytes, bases: Tensor, numbers: Tensor, tables: Mapping[int, Bytes], into: Rows | None = None
+        self,
+        content: Bytes,
+        bases: Tensor,
+        numbers: Tensor,
+        tables: Mapping[int, Bytes],
+        into: Rows | None = None,
+        without: Collection[str] = (),
     ) -> Rows:
         """Rows from records, `[clients, ...]` of each tensor.
 
@@ -137,6 +147,7 @@ class Layout:
             numbers: As `pack` returned them.
             tables: The bytes of each base, `[bytes]`, by its number.
             into: Where to put them, in tensors of the types in which they are kept; by default in new ones.
+            without: Tables that nobody needs: what is in theirs is left as it is.
 
         Raises:
             ValueError: if the numbers of items in a record are none.
@@ -151,7 +162,8 @@ class Layout:
         if not (bases >= 0).any():
             lines = content.reshape(clients, -1)
             for name, part in self._parts():
-                places[name][:] = lines[:, part]
+                if name not in without:
+                    places[name][:] = lines[:, part]
             return {name: rows[name] for name in self.shapes}
         lengths = self.lengths(bases >= 0, numbers)
         flat, begins = content.reshape(-1), ((lengths.cumsum(0) - lengths) * self.block).tolist()
@@ -162,17 +174,20 @@ class Layout:
             ):
                 target = places[name][client]
                 if base < 0:
-                    target[:] = flat[at : at + len(target)]
+                    if name not in without:
+                        target[:] = flat[at : at + len(target)]
                     at += len(target)
                     continue
                 width = len(target) // self.shapes[name][0]
+                if name in without:
+                    at += number * (width + ITEM)
+                    continue
                 target[:] = tables[base]
                 items = flat[at : at + ITEM * number].view(np.int32)
                 at += ITEM * number
                 if number and not (items[0] >= 0 and items[-1] < self.shapes[name][0] and (np.diff(items) > 0).all()):
                     raise ValueError(f"the items of a client's {name} are no ascending numbers of items")
-                lines = target.view(f"V{width}")
-                lines[items] = flat[at : at + width * number].view(f"V{width}")
+                _lines(target, width)[items] = _lines(flat[at : at + width * number], width)
                 at += width * number
         return {name: rows[name] for name in self.shapes}
 
@@ -182,6 +197,12 @@ class Layout:
         for name in self._order:
             yield name, slice(at, at + self._nbytes[name])
             at += self._nbytes[name]
+
+
+def _lines(content: Bytes, width: int) -> NDArray[Any]:
+    """Bytes as rows of so many each, `[rows, numbers]`, of the widest numbers that fit."""
+    kind = np.int32 if width % 4 == 0 else np.uint8
+    return content.view(kind).reshape(-1, width // np.dtype(kind).itemsize)
 
 
 def differing(tables: Tensor, base: Tensor) -> NDArray[np.bool_]:
