@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Values = NDArray[np.float64]
-LEAST = 3
-"""Values of which an interval is told."""
 
 
 class Interval(NamedTuple):
@@ -22,11 +20,6 @@ class Interval(NamedTuple):
     """Half of the interval's width; ``None`` for a single value, of which nobody knows how much it varies."""
     n: int
     """How many values the mean is over."""
-
-    @property
-    def told(self) -> float | None:
-        """Half of the width, where that is worth telling: two values alone give an interval that says nothing."""
-        return self.half if self.n >= LEAST else None
 
     @property
     def low(self) -> float:

@@ -71,8 +71,8 @@ def note(plan: Plan, table: Table) -> str:
     """How to read a table, in a few lines."""
     facts, n = plan.facts[table.data], len(plan.seeds)
     first = metric_name(plan.metrics[0])
-    spread = {1: "one seed, so no interval", 2: "mean of two seeds, too few for an interval"}.get(n)
-    if spread is None:
+    spread = "one seed, so no interval"
+    if n > 1:
         spread = f"mean ± 95% t-interval over {n} seeds"
     measured = (
         f"{facts.held_out:,} held-out items of {facts.users:,} users; test metrics of the round that is best by "
@@ -127,9 +127,9 @@ def metric_name(name: str) -> str:
 
 def with_interval(value: Interval, plus_minus: str = " ±") -> str:
     """The mean and, where there are several seeds, the half-width of its interval."""
-    if value.told is None:
+    if value.half is None:
         return f"{value.mean:.4f}"
-    return f"{value.mean:.4f}{plus_minus}{value.told:.4f}"
+    return f"{value.mean:.4f}{plus_minus}{value.half:.4f}"
 
 
 def p_value(p: float | None) -> str:
