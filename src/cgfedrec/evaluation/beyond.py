@@ -154,7 +154,8 @@ def group_sizes(found: Ranked, asked: Asked) -> dict[str, int]:
     """How many users, or held-out items, each group has: ``groups/users/few``; and as ``groups/users/few/most`` and
     ``groups/users/some/most`` with how many training items its users end. Arguments are those of `beyond_accuracy`.
     """
-    told = {f"{GROUPS}{name}": int((ranks != NO_RANK).sum()) for name, ranks in _groups(found, asked)}
+    of_items = [(name, ranks) for name, ranks in _groups(found, asked) if name.startswith("items/")]
+    told = {f"{GROUPS}{name}": int((ranks != NO_RANK).sum()) for name, ranks in of_items}
     for place, name in enumerate(("few", "some", "many")):
         in_group = _thirds(asked.lengths) == place
         told[f"{GROUPS}users/{name}"] = int(in_group.sum())

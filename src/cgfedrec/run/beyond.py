@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cgfedrec.evaluation.beyond import GROUPS
-from cgfedrec.run.console import METRICS, NEWCOMERS, TITLES
+from cgfedrec.run.console import NEWCOMERS, TITLES, metric_name
 
 OF_LISTS = {
     "novelty": "novelty@{k} (bits)",
@@ -35,8 +35,7 @@ def titled(names: Collection[str], metric: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for short, title in OF_LISTS.items():
         found |= {name: title.format(k=name.partition("@")[2]) for name in names if name.startswith(f"{short}@")}
-    short, _, k = metric.partition("@")
-    found |= {f"{metric}/{group}": f"{METRICS[short]}@{k}, {title}" for group, title in GROUPS_SHOWN.items()}
+    found |= {f"{metric}/{group}": f"{metric_name(metric)}, {title}" for group, title in GROUPS_SHOWN.items()}
     return {name: title for name, title in found.items() if name in names}
 
 
@@ -50,7 +49,7 @@ def show_beyond(console: Console, metrics: Mapping[str, float], metric: str) -> 
     """
     columns = {prefix: title for prefix, title in TITLES.items() if prefix != "val/"}
     columns |= {f"{NEWCOMERS}{prefix}": f"newcomers, {title}" for prefix, title in columns.items()}
-    told = {prefix: _within(metrics, prefix) for prefix in columns}
+    told = {prefix: within(metrics, prefix) for prefix in columns}
     named = titled({name for values in told.values() for name in values}, metric)
     if not named:
         return
@@ -61,7 +60,7 @@ def show_beyond(console: Console, metrics: Mapping[str, float], metric: str) -> 
         table.add_row(title, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     console.print(table)
     for prefix, who in (("", ""), (NEWCOMERS, "newcomers: ")):
-        if sizes := _within(metrics, f"{prefix}{GROUPS}"):
+        if sizes := within(metrics, f"{prefix}{GROUPS}"):
             console.print(f"{who}{groups_told(sizes)}", highlight=False, soft_wrap=True)
 
 
@@ -79,6 +78,6 @@ def groups_told(sizes: Mapping[str, float]) -> str:
     )
 
 
-def _within(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+def within(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Those whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}

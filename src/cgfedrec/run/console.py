@@ -82,6 +82,16 @@ def tracker(console: Console) -> Track:
     return shown
 
 
+def metric_name(name: str) -> str:
+    """A metric as a reader knows it: ``val/ndcg@10`` is validation NDCG@10."""
+    stage, _, metric = name.rpartition("/")
+    short, _, k = metric.partition("@")
+    known = f"{METRICS.get(short, short)}@{k}"
+    if stage == "val":
+        return f"validation {known}"
+    return known
+
+
 def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Protocol) -> None:
     """Test metrics beside those of popularity, and validation metrics where there are any."""
     columns = TITLES | {f"{NEWCOMERS}{name}": f"newcomers, {title}" for name, title in TITLES.items()}
@@ -116,9 +126,8 @@ def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) ->
         return
     users, who = metrics["over_popularity/users"], "cases" if "cuts" in metrics else "users"
     low, high = (metrics.get(f"over_popularity/{metric}/{end}") for end in ("low", "high"))
-    short, _, k = metric.removeprefix("test/").partition("@")
     told = (
-        f"{METRICS[short]}@{k} {metrics[metric]:.4f} against popularity's {metrics[f'popularity/{metric}']:.4f}: "
+        f"{metric_name(metric)} {metrics[metric]:.4f} against popularity's {metrics[f'popularity/{metric}']:.4f}: "
         f"{difference:+.4f}"
     )
     if low is None or high is None:

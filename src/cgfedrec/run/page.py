@@ -14,8 +14,8 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.pages.plot import Line, chart
 from cgfedrec.pages.render import page
 from cgfedrec.protocol import Protocol
-from cgfedrec.run.beyond import groups_told, titled
-from cgfedrec.run.console import METRICS, TITLES
+from cgfedrec.run.beyond import groups_told, titled, within
+from cgfedrec.run.console import METRICS, TITLES, metric_name
 from cgfedrec.run.structure import shown
 from cgfedrec.run.training import Training
 from cgfedrec.server import CLIENTS, READINGS
@@ -47,27 +47,26 @@ def page_of(
     metric = training.monitor.removeprefix("val/")
     method = str(summary["method"]).rpartition(".")[2]
     loop = training if isinstance(training, FederatedLoop) else None
-    beyond = titled({name.removeprefix("test/") for name in summary if name.startswith("test/")}, metric)
-    sizes = {name.removeprefix(GROUPS): value for name, value in summary.items() if name.startswith(GROUPS)}
+    beyond, sizes = titled(within(summary, "test/"), metric), within(summary, GROUPS)
     present = {prefix: title for prefix, title in TITLES.items() if any(name.startswith(prefix) for name in summary)}
-    judged = {name.removeprefix(READINGS): value for name, value in summary.items() if name.startswith(READINGS)}
+    judged = within(summary, READINGS)
     return page(
         "run.html.j2",
         title=f"{method} on {named}",
         found=_found(summary, method, metric),
         leaks=protocol.leaks,
         columns=present,
-        accuracy=[(f"{METRICS[short]}@{k}", f"{short}@{k}") for short in METRICS for k in protocol.cutoffs],
+        accuracy=[f"{short}@{k}" for short in METRICS for k in protocol.cutoffs],
+        metric_name=metric_name,
         beyond=beyond,
         groups=groups_told(sizes) if sizes and beyond else "",
         summary=summary,
         charts=_charts(training, metric),
-        bytes=_bytes(summary, loop),
+        bytes=_bytes(summary),
         phases=_phases(training.history),
         structure=shown(loop) if loop else None,
         readings=sorted(judged.items(), key=lambda one: -one[1])[:READ],
         judged=len(judged),
-        monitor=f"{METRICS[metric.partition('@')[0]]}@{metric.partition('@')[2]}",
         protocol=protocol,
         took=duration(summary["seconds"]),
         config=config,
@@ -81,7 +80,7 @@ def page_of(
 
 def _found(summary: Mapping[str, Any], method: str, metric: str) -> list[str]:
     """What the run found, in sentences."""
-    name = f"{METRICS[metric.partition('@')[0]]}@{metric.partition('@')[2]}"
+    name = metric_name(metric)
     if f"test/{metric}" not in summary:
         return [f"{method} was trained on everything: nothing was held out, and so nothing can be told."]
     told = f"{method} reaches {name} {summary[f'test/{metric}']:.4f} on the test"
@@ -105,7 +104,7 @@ def _found(summary: Mapping[str, Any], method: str, metric: str) -> list[str]:
 
 def _charts(training: Training, metric: str) -> list[tuple[Markup, str]]:
     """Accuracy against rounds and bytes, or cuts, each with its caption; nothing of a single point."""
-    name = f"{METRICS[metric.partition('@')[0]]}@{metric.partition('@')[2]}"
+    name = metric_name(metric)
     at_cuts = f"test/{metric}"
     cuts = [row for row in training.history if at_cuts in row]
     if len(cuts) > 1:
@@ -134,13 +133,12 @@ def _charts(training: Training, metric: str) -> list[tuple[Markup, str]]:
     return figures
 
 
-def _bytes(summary: Mapping[str, Any], loop: FederatedLoop | None) -> list[tuple[str, int, float]]:
+def _bytes(summary: Mapping[str, Any]) -> list[tuple[str, int, float]]:
     """What travelled by direction: its name, bytes of all clients, and of one in the mean."""
     named = {"up": "bytes/up", "down": "bytes/down", "down, to score with": "bytes/scoring"}
     if "bytes/up" not in summary:
         return []
-    users = summary.get("users", 0) or (loop.data.num_users if loop else 1)
-    return [(what, int(summary[key]), summary[key] / users) for what, key in named.items() if key in summary]
+    return [(what, int(summary[key]), summary[key] / summary["users"]) for what, key in named.items() if key in summary]
 
 
 def _phases(history: Sequence[Row]) -> list[tuple[str, int, int, int, float]]:

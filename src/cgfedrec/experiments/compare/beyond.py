@@ -8,7 +8,7 @@ from typing import NamedTuple
 import polars as pl
 
 from cgfedrec.evaluation.beyond import GROUPS
-from cgfedrec.run.beyond import groups_told, titled
+from cgfedrec.run.beyond import groups_told, titled, within
 
 
 class Beyond(NamedTuple):
@@ -35,14 +35,14 @@ def beyond_of(runs: pl.DataFrame, methods: Sequence[str], popularity: str, metri
         metric: That of the groups, such as ``ndcg@10``.
     """
     told = means(runs)
-    titles = titled({name.removeprefix("test/") for name in told if name.startswith("test/")}, metric)
+    titles = titled(within(told, "test/"), metric)
     values = {}
     for method in methods:
         mine, prefix = means(runs.filter(pl.col("method") == method)), "test/"
         if not mine and method == popularity:
             mine, prefix = told, "popularity/test/"
         values[method] = {name: mine[prefix + name] for name in titles if prefix + name in mine}
-    sizes = {name.removeprefix(GROUPS): size for name, size in told.items() if name.startswith(GROUPS)}
+    sizes = within(told, GROUPS)
     return Beyond(titles, values, groups_told(sizes) if sizes else "")
 
 

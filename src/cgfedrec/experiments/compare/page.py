@@ -18,12 +18,12 @@ from cgfedrec.experiments.compare.words import (
     finding,
     is_best,
     listed,
-    metric_name,
     p_value,
     protocol_name,
 )
 from cgfedrec.pages.plot import Line, chart
 from cgfedrec.pages.render import page
+from cgfedrec.run.console import metric_name
 from cgfedrec.units import nbytes
 
 MUTED = -1

@@ -8,7 +8,7 @@ from cgfedrec.evaluation.intervals import Interval
 from cgfedrec.experiments.compare.job import Facts
 from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.results import Row, Table
-from cgfedrec.run.console import METRICS
+from cgfedrec.run.console import metric_name
 from cgfedrec.units import nbytes
 
 TESTS = {"t": "paired t-test", "wilcoxon": "Wilcoxon signed-rank test"}
@@ -113,16 +113,6 @@ def protocol_name(facts: Facts) -> str:
     if protocol.ranking != "full":
         ranking = f"{protocol.num_candidates} sampled candidates"
     return f"{protocol.name} protocol{leak_mark(facts)}, {ranking}"
-
-
-def metric_name(name: str) -> str:
-    """A metric as a reader knows it: ``val/ndcg@10`` is validation NDCG@10."""
-    stage, _, metric = name.rpartition("/")
-    short, _, k = metric.partition("@")
-    known = f"{METRICS.get(short, short)}@{k}"
-    if stage == "val":
-        return f"validation {known}"
-    return known
 
 
 def with_interval(value: Interval, plus_minus: str = " ±") -> str:
