@@ -16,7 +16,8 @@ from cgfedrec.cli import main
 from cgfedrec.errors import InputError
 from cgfedrec.run.callbacks import expected
 from cgfedrec.run.console import quiet_console
-from cgfedrec.run.estimate import Estimate, estimate
+from cgfedrec.run.estimate import estimate
+from cgfedrec.run.rehearsal import Alike, InTurn
 
 TINY: Mapping[str, Any] = {
     "data.synthetic.users": 30,
@@ -35,8 +36,16 @@ def words(**settings: Any) -> list[str]:
     return [f"--{name}={'null' if value is None else value}" for name, value in given.items()]
 
 
-def estimated(**settings: Any) -> Estimate:
-    return estimate(words(**settings), quiet_console())
+def estimated(**settings: Any) -> Alike:
+    found = estimate(words(**settings), quiet_console())
+    assert isinstance(found, Alike)
+    return found
+
+
+def rehearsed(**settings: Any) -> InTurn:
+    found = estimate(words(**settings), quiet_console())
+    assert isinstance(found, InTurn)
+    return found
 
 
 @pytest.mark.parametrize(("method", "varies"), [("CoFedRec", True), ("FedRAP", False), ("CoLR", True)])
@@ -70,17 +79,33 @@ def test_bytes_are_those_of_a_run(method: str, varies: bool) -> None:
 )
 def test_sums_of_all_phases_are_bounded(settings: dict[str, Any]) -> None:
     given = {**settings, "loop.rounds": 40, "loop.participants": 20, "loop.checkpoint_every": 40}
-    found = estimated(**given)
+    found = rehearsed(**given)
     run = cgfedrec.fit({**TINY, **given, "run_dir": "run"})
-    assert [phase.rounds for phase in found.phases] == [1 if phase.name == "train" else 2 for phase in found.phases]
+    phases = [one.phase for one in found.phases]
+    assert [phase.rounds for phase in phases] == [1 if phase.name == "train" else 2 for phase in phases]
     sent = [row["bytes/up"] for row in run.history.iter_rows(named=True)]
     took = [later - before for before, later in itertools.pairwise([0, *sent])]
-    assert len(took) == sum(phase.rounds for phase in found.phases)  # a row for every round
-    in_phases = [sum(took.pop(0) for _ in range(phase.rounds)) for phase in found.phases]
-    bounds = [phase.up * (20 if phase.name == "train" else 30) for phase in found.phases]
-    assert in_phases[0] == bounds[0] == 30 * found.up[0]
+    assert len(took) == sum(phase.rounds for phase in phases)  # a row for every round
+    in_phases = [sum(took.pop(0) for _ in range(phase.rounds)) for phase in phases]
+    bounds = [phase.up * (20 if phase.name == "train" else 30) for phase in phases]
+    assert in_phases[0] == bounds[0]
     assert [real <= bound for real, bound in zip(in_phases, bounds, strict=True)] == [True] * len(bounds)
     assert [2 * real >= bound for real, bound in zip(in_phases, bounds, strict=True)] == [True] * len(bounds), in_phases
+
+
+@pytest.mark.parametrize("sample", [32, 16])
+def test_what_comes_down_in_phases_is_that_of_a_run(sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgfedrec.run.rehearsal.SAMPLE", sample)
+    settings = {"method": "CGFedCo", "loop.rounds": 10}
+    found = rehearsed(**settings)
+    run = cgfedrec.fit({**TINY, **settings, "run_dir": "run"})
+    came = [row["bytes/down"] - 30 * found.once for row in run.history.iter_rows(named=True)]
+    down = [30 * one.down for one in found.phases]
+    real = [later - before for before, later in itertools.pairwise([0, *came])]
+    if sample == 32:  # all four cohorts: nothing is scaled
+        assert down == real
+    assert 0.5 < sum(down) / sum(real) < 2
+    assert found.scoring * 30 == run.summary["bytes/scoring"]
 
 
 def test_nothing_is_written_wherever_state_would_go() -> None:
@@ -92,7 +117,7 @@ def test_nothing_is_written_wherever_state_would_go() -> None:
 
 def test_seconds_follow_from_those_of_a_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(step=3)
-    monkeypatch.setattr("cgfedrec.run.estimate.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr("cgfedrec.run.rehearsal.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     settings = {"method": "FedMF", "loop.rounds": 5, "loop.evaluate_every": 2}
     found = estimated(**settings)
     assert found.workers == 1
@@ -112,9 +137,9 @@ def test_it_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "warning" not in shown
     assert main(["estimate", *words(**{"method": "CGFedCo", "loop.rounds": 7, "loop.participants": 10})]) == 0
     shown = capsys.readouterr().out
-    assert "│ labels │ 3      │ at most" in shown
+    assert "│ labels │ 3      │ " in shown
     assert "warning: it needs 15 rounds, and loop.rounds is 7" in shown
-    assert "│ time in all" not in shown  # rounds differ, and only the first was seen
+    assert "│ time in all                │ about" in shown
     assert not list(Path().iterdir())
 
 

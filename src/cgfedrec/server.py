@@ -71,6 +71,11 @@ class Server(Growing):
         """Bytes that it takes at most, where that is worth telling: what a run will need is said before it starts."""
         return 0
 
+    @property
+    def saved(self) -> int:
+        """Bytes of its state in a checkpoint, about."""
+        return sum(value.numel() * value.itemsize for value in self.state_dict().values())
+
     updates: Literal["never", "exactly", "warm"] = "never"
     """Whether it can go on from a run on other data (`update_from`): ``exactly``, so that it ends as if it had begun
     with the data of now; or ``warm``, which only begins with what was trained."""

@@ -15,11 +15,12 @@ def nbytes(number: float, digits: int = 1, binary: bool = False) -> str:
         number: Of bytes.
         digits: Decimals; the smallest unit has none.
         binary: In powers of 1,024, from MiB up, as memory and disks of state are told; else in powers of 1,000, as
-            what is sent over a network is.
+            what is sent over a network is. Less than one MiB is told as one.
     """
     base, units = 1000, ["B", "kB", "MB", "GB", "TB"]
     if binary:
-        base, units, number = 1024, ["MiB", "GiB", "TiB"], number / 2**20
+        base, units = 1024, ["MiB", "GiB", "TiB"]
+        number = max(number / 2**20, float(number > 0))
     place = 0
     while number >= base and place + 1 < len(units):
         number, place = number / base, place + 1

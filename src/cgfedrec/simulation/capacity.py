@@ -36,6 +36,8 @@ GROWTH = 9 / 8
 """How many times as long as their content a store's files may be: they grow by an eighth at a time."""
 KEPT_BASES = 4
 """Of how many rounds tables that came down are kept: of this round, of the one before, and of two checkpoints."""
+CHECKPOINTS = 3
+"""There are two, and a third while one of them is being replaced."""
 INTERACTION = 500
 """Bytes that drawing samples takes for each interaction, beside the data themselves. Measured."""
 gib = partial(nbytes, binary=True)
@@ -112,6 +114,7 @@ class Demand:
         checkpoint_every: For how many rounds the last checkpoint may need them.
         sees_single_uploads: Whether the server holds every upload until its round ends, and what it made of them.
         server: Bytes that the server itself takes (`cgfedrec.server.Server.working`).
+        saved: Bytes of its state in a checkpoint.
         processes: How many share the clients, all of them on this machine.
         follows: Tables of which a client has all rows as they came down, but those of its own batches.
         touched: How many rows these are, in the mean over all users.
@@ -132,6 +135,7 @@ class Demand:
     checkpoint_every: int
     sees_single_uploads: bool
     server: int = 0
+    saved: int = 0
     processes: int = 1
     follows: frozenset[str] = frozenset()
     touched: float = 0
@@ -254,13 +258,13 @@ def plan(
         # Twice the state, so that memory is chosen only where it leaves room for others.
         store = "memory" if 2 * state + working <= available else "disk"
     if store == "memory":
-        # Two checkpoints hold the records, and a third does while one of them is being replaced.
-        memory, disk = base + state, 3 * state
+        memory, disk = base + state, CHECKPOINTS * state
     else:
         # A file holds each client's latest record, and those replaced since that a checkpoint still needs.
         spans = (demand.kept_rounds, demand.checkpoint_every)
         replaced = sum(min(demand.clients, demand.participants * rounds) for rounds in spans)
         memory, disk = base, round(GROWTH * (state + replaced * demand.kept))
+    disk += CHECKPOINTS * demand.saved
     check(*_lacks(demand, store, memory, available, disk, folder))
     return Capacity(store, state, disk, memory, size)
 

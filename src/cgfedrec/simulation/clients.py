@@ -133,6 +133,7 @@ class Clients:
             checkpoint_every=plans.checkpoint_every,
             sees_single_uploads=self.server.sees_single_uploads,
             server=self.server.working,
+            saved=self.server.saved,
             processes=self.processes.number,
             follows=self._follows,
             touched=float(self.data.batches.counts.clip(max=self.data.num_items).mean()),

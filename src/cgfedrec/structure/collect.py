@@ -62,6 +62,12 @@ class SumsServer(CountingServer):
         columns = self.discovery.num_columns(self.num_items) + self.discovery.num_clusters(self.num_items)
         return TABLES * 8 * columns * self.num_items
 
+    @property
+    def saved(self) -> int:
+        """Two sketches, candidates and how often each was counted, and the first sum."""
+        columns = self.discovery.num_columns(self.num_items) + self.discovery.num_clusters(self.num_items)
+        return 8 * self.num_items * (columns + 2 * self.discovery.most(self.num_items) + self.counts.shape[1])
+
     def update_from(self, state: Mapping[str, Any], changes: Changes) -> None:
         super().update_from(state, changes)
         self.labels, self.directions, self.pairs = (state[name].clone() for name in ("labels", "directions", "pairs"))

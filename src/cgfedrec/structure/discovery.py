@@ -108,6 +108,12 @@ class Discovery:
         """How many clusters are looked for."""
         return self.clusters or self.num_columns(num_items)
 
+    def most(self, num_items: int) -> int:
+        """How many candidates an item has at most."""
+        if self.most_pairs is not None:
+            return self.most_pairs
+        return min(max(2 * self.num_columns(num_items), 32), 64)
+
     def tallies(self, num_items: int, verifies: bool, recents: tuple[float, ...] = ()) -> list[Tally]:
         """The sums, in order; the first with popularities of these half-lives."""
         bits = None
@@ -145,10 +151,7 @@ class Discovery:
 
     def sizes(self, rows: Rows) -> Tensor:
         """How many candidates each row has, `[rows]`: known to both ends, and never sent."""
-        most = self.most_pairs
-        if most is None:
-            most = min(max(2 * self.num_columns(rows.num_items), 32), 64)
-        most = min(most, len(rows) - 1)
+        most = min(self.most(rows.num_items), len(rows) - 1)
         return (self.pairs_per_client * rows.clients).clamp(min(16, most), most)
 
     def pairs_layout(self, rows: Rows, sizes: Tensor | None = None) -> IdLayout:

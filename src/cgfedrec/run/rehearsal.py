@@ -1,0 +1,266 @@
+"""A rehearsal of a run, in a federation that is thrown away: what is measured for an estimate.
+
+Where rounds are alike, one cohort trains for two of them, so that what comes down after a first round is seen too.
+Where each round adds to another sum, a sample of clients goes through all of them: what comes down after a sum, and how
+long the next one takes, follows from what was counted. So the sample's sum is scaled to all clients, and the server
+goes on from that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cgfedrec.evaluation.ranking import ranked
+from cgfedrec.kit.sums import SumsInTurn
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.simulation.store import MemoryStore
+from cgfedrec.structure.ahead import Phase, phases
+from cgfedrec.structure.discovery import TRAIN
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.sums import Sum
+
+SAMPLE = 512
+"""Clients of the sample, or as many as one cohort for each worker has where these are more."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a phase takes.
+
+    Args:
+        phase: As it is known ahead.
+        down: Bytes that come down to a client in it, in the mean, without what comes down once.
+        clients: Seconds that all its clients take together.
+        server: Seconds in which the server makes something of the sum.
+    """
+
+    phase: Phase
+    down: float
+    clients: float
+    server: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a federation would need.
+
+    Args:
+        participants: How many clients take part in a round.
+        rounds: How many rounds there are, at most.
+        cohorts: How many cohorts they train in.
+        workers: How many of these train at a time.
+        once: Bytes that come down to each client when it first takes part.
+        scoring: Bytes that come down to a client for each evaluation.
+        evaluation: Seconds of an evaluation; 0 where nothing is held out.
+        evaluations: How many there are.
+    """
+
+    participants: int
+    rounds: int
+    cohorts: int
+    workers: int
+    once: int
+    scoring: float
+    evaluation: float
+    evaluations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alike(Estimate):
+    """Of rounds that are alike, but for the first one.
+
+    Args:
+        up: Bytes that a client sends in a round, the first and every later one, in the mean over a cohort.
+        down: Bytes that come down to it, likewise.
+        varies: Whether ``up`` and ``down`` depend on who clients are: only the rows of their items travel, or some
+            receive what is for them alone.
+        training: Seconds of a round's training.
+    """
+
+    up: tuple[float, float]
+    down: tuple[float, float]
+    varies: bool
+    training: float
+
+    @property
+    def all_up(self) -> float:
+        """Bytes that all clients send in all rounds."""
+        return self.participants * (self.up[0] + (self.rounds - 1) * self.up[1])
+
+    @property
+    def all_down(self) -> float:
+        """Bytes that come down to all of them in training, without what comes down once."""
+        return self.participants * (self.down[0] + (self.rounds - 1) * self.down[1])
+
+    @property
+    def seconds(self) -> float:
+        """Of all rounds."""
+        return self.rounds * self.training + self.evaluations * self.evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTurn(Estimate):
+    """Of phases, in each of which every client adds to a sum.
+
+    Args:
+        phases: In order.
+        enrolled: How many clients will ever take part.
+    """
+
+    phases: Sequence[Rehearsed]
+    enrolled: int
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases and the evaluation at their end."""
+        return sum(phase.clients + phase.server for phase in self.phases) + self.evaluations * self.evaluation
+
+
+def tried_out(loop: FederatedLoop) -> Alike | InTurn:
+    """Let one cohort train, and see what it takes in the round after; or a sample go through all phases.
+
+    Args:
+        loop: Set up. It is of no use afterwards.
+    """
+    data, clients, server = loop.data, loop.clients, loop.server
+    loop.round = 1
+    participants = clients.in_order(loop.sample())
+    cohorts = list(data.cohorts(participants, clients.cohort_size))
+    users = cohorts[len(cohorts) // 2]  # the first ones have the longest histories, and the last ones the shortest
+    with clients.workers.one() as worker:
+        example = worker.client.private()
+    clients.store = MemoryStore(data.order(), example, loop.state_dtype, Path())
+    common: dict[str, Any] = {
+        "participants": len(participants),
+        "rounds": loop.rounds,
+        "cohorts": len(cohorts),
+        "workers": clients.workers.number,
+        "once": clients.held.welcome,
+    }
+    if isinstance(server, SumsInTurn):
+        enrolled = int(server.enrolled.sum())
+        sample = _sample(loop, server)
+        played = list(_rehearsed(loop, server, sample, list(phases(server, data, len(participants)))))
+        evaluation, scoring = _evaluated(loop, sample)
+        common |= {"evaluation": evaluation, "evaluations": 1, "scoring": scoring}
+        return InTurn(**common, phases=played, enrolled=enrolled)
+
+    start = _trained(loop, users, 1)  # the first time of anything takes longer: it is not what is measured
+    server.aggregate(start.part)
+    server.update(users, 1)
+    evaluation, scoring = _evaluated(loop, users)
+    later = _trained(loop, users, 2)
+    sent = server.broadcast(users, 2)
+    own = sent is not None and sent.own is not None
+    return Alike(
+        **common,
+        up=(start.up, later.up),
+        down=(start.down, later.down),
+        varies=own or any(field.sparse for field in server.expects.values()),
+        training=later.seconds * len(participants) / len(users) / min(clients.workers.number, len(cohorts)),
+        scoring=scoring,
+        evaluation=evaluation,
+        evaluations=-(-loop.rounds // loop.evaluate_every),
+    )
+
+
+class _Trained(NamedTuple):
+    part: Upload | Sum
+    up: float
+    down: float
+    seconds: float
+
+
+def _trained(loop: FederatedLoop, users: Tensor, round: int) -> _Trained:
+    """A cohort's part in a round, `[clients]`, and the bytes of one client without what comes down once."""
+    new = int((~loop.clients.held.masks["welcome"][users]).sum())
+    started = time.perf_counter()
+    (found,) = loop.clients.train(users, round)
+    seconds = time.perf_counter() - started
+    down = found.told.bytes_down - new * loop.clients.held.welcome
+    return _Trained(found.part, found.told.bytes_up / len(users), down / len(users), seconds)
+
+
+def _evaluated(loop: FederatedLoop, users: Tensor) -> tuple[float, float]:
+    """The seconds of an evaluation of everybody, by that of a cohort `[clients]`, and the bytes that one downloads.
+
+    Nothing of either where nothing is held out.
+    """
+    if not loop.data.holds_out("val"):
+        return 0.0, 0.0
+    clients, before = loop.clients, loop.clients.bytes_scoring
+    among = torch.zeros(loop.data.num_users, dtype=torch.bool)
+    among[users] = True
+    started = time.perf_counter()
+    ranked(loop.data, "val", partial(clients.score, round=1), clients.cohort_size, clients.workers.map, among)
+    seconds = time.perf_counter() - started
+    downloaded = (clients.bytes_scoring - before) / len(users)
+    return seconds * loop.data.num_users / len(users) / clients.workers.number, downloaded
+
+
+def _rehearsed(loop: FederatedLoop, server: SumsInTurn, sample: Tensor, ahead: Sequence[Phase]) -> Iterator[Rehearsed]:
+    """Go through the phases ``ahead`` with a sample `[clients]`."""
+    # The first time of anything takes longer: it is not what is measured. Whoever warms up adds nothing to any sum.
+    others = loop.data.order()[~torch.isin(loop.data.order(), sample)]
+    if len(others):
+        list(loop.clients.train(others[: loop.clients.cohort_size], 1))
+    measured: dict[str, _Counted] = {}
+    round = 0
+    while not server.finished:
+        round += 1
+        phase, wanted = ahead[int(server.at)], server.wanted()
+        there = sample[torch.isin(sample, wanted)]
+        if not (phase.name == TRAIN and TRAIN in measured):  # rounds of training are alike: one is measured
+            measured[phase.name] = _counted(loop, server, there, round)
+        counted = measured[phase.name]
+        server.aggregate(_scaled(counted.total, len(wanted)))
+        started = time.perf_counter()
+        list(loop.clients.workers.map(partial(server.update, wanted), [round]))  # on one thread, as in a run
+        seconds = time.perf_counter() - started
+        # Whoever is wanted takes part, in however many rounds; a round of training has its participants.
+        number = loop.num_participants if phase.name == TRAIN else len(wanted)
+        yield Rehearsed(phase, counted.down, counted.seconds * number / len(there), seconds)
+
+
+def _sample(loop: FederatedLoop, server: SumsInTurn) -> Tensor:
+    """Whole cohorts, some with long histories and some with short ones, `[clients]`."""
+    clients = loop.clients
+    cohorts = list(loop.data.cohorts(clients.in_order(server.wanted()), clients.cohort_size))
+    number = max(clients.workers.number, SAMPLE // clients.cohort_size)
+    places = torch.linspace(0, len(cohorts) - 1, min(number, len(cohorts))).round().long()
+    return torch.cat([cohorts[place] for place in places.tolist()])
+
+
+class _Counted(NamedTuple):
+    total: Sum
+    down: float
+    seconds: float
+
+
+def _counted(loop: FederatedLoop, server: SumsInTurn, users: Tensor, round: int) -> _Counted:
+    """The sum of what clients `[clients]` add, the bytes that come down to one of them, and the seconds they took."""
+    held = loop.clients.held
+    new = int((~held.masks["welcome"][users]).sum())
+    started = time.perf_counter()
+    down = -new * held.welcome
+    for cohort in loop.clients.train(users, round):
+        server.aggregate(cohort.part)
+        down += cohort.told.bytes_down
+    return _Counted(server.take_sum(), down / len(users), time.perf_counter() - started)
+
+
+def _scaled(part: Sum, clients: int) -> Sum:
+    """The sum of a sample as if it were over so many clients."""
+    values = {}
+    for name, value in part.values.items():
+        scaled = value.double() * (clients / part.clients)
+        values[name] = scaled if value.dtype.is_floating_point else scaled.round().long()
+    return Sum(values, clients)
