@@ -107,6 +107,8 @@ def test_compare_leaves_everything_behind_and_goes_past_a_failure(
     assert "2 runs failed" in printed.err
     assert "two/Wild_& 100%/0" in printed.err
     assert "not finite" in printed.err
+    assert "done already" not in printed.out
+    assert re.search(r"two/Local/\d: done in [\d.]+ s; [1-5] left, about ", printed.out)
 
     runs = pl.read_parquet("out/results.parquet")
     assert len(runs) == 3 * 2
@@ -155,6 +157,7 @@ def test_compare_leaves_everything_behind_and_goes_past_a_failure(
 
     before = changed_at()
     assert compare(config) == 1
+    assert "of these 4 are done already" in capsys.readouterr().out
     assert changed_at() == before
 
 

@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments, options = parser.parse_known_args(_with_values_joined(_with_ids_joined(argv)))
     tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
     if arguments.words in OWN_HELP and asks_for_help(options):  # here, since it is quick
+        if arguments.words != ("fit",):
+            print(f"cgfedrec {' '.join(arguments.words)}: {verbs[arguments.words].description}\n")
         print(packaged(SETTINGS), end="")
         return 0
     try:

@@ -22,6 +22,7 @@ from cgfedrec.files import locked, remove_leftovers, write_atomically
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.folder import CONFIG
 from cgfedrec.run.signals import Signals
+from cgfedrec.units import duration
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at the processes."""
@@ -37,11 +38,13 @@ class Ended:
 
     Attributes:
         skipped: How many runs were finished already.
+        resumed: How many went on from a checkpoint.
         failed: The names of the runs that failed, and why each did.
         signal: The number of the signal that stopped the comparison, if one did.
     """
 
     skipped: int = 0
+    resumed: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     signal: int | None = None
 
@@ -87,10 +90,13 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
                 _drop_checkpoints(job, keep_checkpoints)  # of a run after which the comparison was killed
                 continue
             waiting.append(job)
+            ended.resumed += job.state() == "started"
             for problem in filter(None, (job.damage(), job.checkpoint_damage())):
                 console.print(f"{problem}; {job.name} is run again", highlight=False, soft_wrap=True)
+        _say_what_is_there(ended, console)
         whole = progress.add_task("runs", total=len(jobs), completed=ended.skipped, what="")
         running: list[_Running] = []
+        began, number = time.monotonic(), len(waiting)
         passed_on = 0
         while running or (waiting and not signals.came):
             while waiting and len(running) < processes and not signals.came:
@@ -117,7 +123,8 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
                 if one.job.state() == "finished":
                     progress.advance(whole)
                     _drop_checkpoints(one.job, keep_checkpoints)
-                    console.print(f"{one.job.name}: done in {seconds}", highlight=False)
+                    left = _left(time.monotonic() - began, number, len(waiting) + len(running))
+                    console.print(f"{one.job.name}: done in {seconds}{left}", highlight=False)
                 elif not signals.came:
                     progress.advance(whole)
                     ended.failed[one.job.name] = reason(one.job.directory) or f"ended with exit code {code}"
@@ -125,6 +132,21 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
         if signals.came:
             ended.signal = signals.came[0]
     return ended
+
+
+def _say_what_is_there(ended: Ended, console: Console) -> None:
+    """Say what an earlier call has left to do."""
+    there = {"are done already": ended.skipped, "go on from a checkpoint": ended.resumed}
+    told = ", ".join(f"{number} {what}" for what, number in there.items() if number)
+    if told:
+        console.print(f"of these {told}", highlight=False)
+
+
+def _left(seconds: float, number: int, unfinished: int) -> str:
+    """How long what is unfinished takes if it is like what has ended after so many seconds, of a number of runs."""
+    if not unfinished:
+        return ""
+    return f"; {unfinished} left, about {duration(seconds / (number - unfinished) * unfinished)}"
 
 
 def reason(directory: Path) -> str:
