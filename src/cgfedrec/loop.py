@@ -42,6 +42,7 @@ class FederatedLoop(Evaluations):
         state_dtype: How it is kept between rounds: ``bfloat16`` takes half the room, and rounds.
         evaluate_every: Rounds between two evaluations; the last round is always evaluated.
         checkpoint_every: Rounds between two writings of ``checkpoints/last.ckpt``.
+        compress: Whether whole numbers of the server, such as CGFedCo's sums, are compressed in checkpoints.
         monitor: The validation metric that chooses the best round.
         patience: Stop after this many evaluations without a better one; ``null`` for never.
     """
@@ -57,6 +58,7 @@ class FederatedLoop(Evaluations):
         state_dtype: Dtype = "float32",
         evaluate_every: int = 1,
         checkpoint_every: int = 1,
+        compress: bool = True,
         monitor: str = "val/ndcg@10",
         patience: int | None = 10,
     ) -> None:
@@ -83,11 +85,9 @@ class FederatedLoop(Evaluations):
         self._cohort_size: int | Literal["auto"] = cohort_size
         self._place: Place = store
         self.state_dtype: Dtype = state_dtype
-        self.evaluate_every = evaluate_every
-        self.checkpoint_every = checkpoint_every
+        self.evaluate_every, self.checkpoint_every, self.compress = evaluate_every, checkpoint_every, compress
         self.patience = patience
-        self.round = 0
-        self.bytes_up = self.bytes_down = 0
+        self.round = self.bytes_up = self.bytes_down = 0
         self.seconds = 0.0
         self.should_stop = False
 

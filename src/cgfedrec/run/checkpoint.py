@@ -21,8 +21,9 @@ from torch import Tensor
 from cgfedrec import __version__
 from cgfedrec.errors import InputError
 from cgfedrec.files import DamagedError, partial_of, sync_folder, write_atomically
+from cgfedrec.run.packed import packed, unpacked
 
-FORMAT = 5
+FORMAT = 6
 """Of checkpoints, raised whenever what they hold changes: one of another format is refused, whatever its version."""
 LAST, BEST = "last.ckpt", "best.ckpt"
 _TRAILER = struct.Struct("<16sQ8s")
@@ -56,9 +57,22 @@ class Header(NamedTuple):
     """Of the data (`FederatedDataModule.fingerprint`)."""
 
 
-def write_checkpoint(path: Path, header: Header, loop: Mapping[str, object]) -> None:
-    """Write one without building it in memory. Raises `RunError` where there is no room."""
-    state = {"format": FORMAT, "version": __version__, **header._asdict(), "loop": dict(loop)}
+def write_checkpoint(path: Path, header: Header, loop: Mapping[str, Any], compress: bool = False) -> None:
+    """Write one without building it in memory.
+
+    Args:
+        path: Where to.
+        header: What it says beside the state of the loop.
+        loop: That state.
+        compress: Whether the server's whole numbers are compressed (`cgfedrec.run.packed`).
+
+    Raises:
+        RunError: where there is no room.
+    """
+    held = dict(loop)
+    if compress:
+        held["server"] = packed(held["server"])
+    state = {"format": FORMAT, "version": __version__, **header._asdict(), "loop": held}
 
     def write(file: BinaryIO) -> None:
         summed = _Summed(file)
@@ -130,6 +144,11 @@ def read_checkpoint(path: Path) -> State:
         raise InputError(f"ckpt_path: {path} is of {wrote}; this is {__version__}, which reads format {FORMAT} alone")
     if not (_is_whole(state) and _is_plain(state, length)):
         raise InputError(f"ckpt_path: {path} is no checkpoint of this version of cgfedrec")
+    if isinstance(server := state["loop"].get("server"), dict):
+        try:
+            state["loop"]["server"] = unpacked(server)
+        except ValueError as error:
+            raise InputError(f"ckpt_path: {path} is no checkpoint ({error})") from error
     return cast(State, state)
 
 

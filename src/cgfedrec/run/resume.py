@@ -58,7 +58,7 @@ class Checkpoints:
         state = loop.state_dict()
         with loop.processes.agreed():
             if loop.processes.first:
-                write_checkpoint(self.directory / LAST, self.header, state)
+                write_checkpoint(self.directory / LAST, self.header, state, loop.compress)
                 if best:  # second, so that the best round is never ahead of the last, from which a run goes on
                     link_or_copy(self.directory / LAST, self.directory / BEST)
 
