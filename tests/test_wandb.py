@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -19,9 +20,16 @@ import yaml
 from wandb.proto import wandb_internal_pb2
 
 import cgfedrec
+from cgfedrec.cli import main
+from cgfedrec.errors import InputError
 from cgfedrec.run.loggers import WandbLogger
 from tests.conftest import TINY
 
+WANDB = "cgfedrec.run.loggers.WandbLogger"
+QUICK = {
+    "data": {"init_args": {"synthetic": {"users": 60, "items": 80, "groups": 4, "interactions": 12}}},
+    "loop": {"rounds": 9},
+}
 BLOCK, HEADER, FILE_HEADER = 32_768, 7, 7
 
 
@@ -61,7 +69,12 @@ def _records(path: Path) -> list[Any]:
 
 
 def history_of(run: Path) -> list[dict[str, Any]]:
-    (path,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    (folder,) = run.glob("wandb/offline-run-*")
+    return rows_of(folder)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    (path,) = folder.glob("run-*.wandb")
     rows = [r.history.item for r in records(path) if r.WhichOneof("record_type") == "history"]
     return [{item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row} for row in rows]
 
@@ -107,6 +120,91 @@ def test_a_resumed_run_is_the_same_wandb_run() -> None:
     cgfedrec.fit(TINY, logger, {"run_dir": "run", "loop": {"rounds": 1}})
     cgfedrec.fit(TINY, logger, {"ckpt_path": "run/checkpoints/last.ckpt", "loop": {"rounds": 2}})
     assert len({path.name for path in Path("run").glob("wandb/offline-run-*/run-*.wandb")}) == 1
+    first, second = sorted(Path("run").glob("wandb/offline-run-*"))
+    rows = [row for path in (first, second) for row in rows_of(path) if "val/ndcg@10" in row]
+    assert [row["round"] for row in rows] == [1, 2]
+    assert [row["_step"] for row in rows] == [1, 2]  # the second record goes on where the first one ended
+
+
+def test_a_run_says_what_it_is_and_shows_what_was_discovered() -> None:
+    init = {"group": "mine", "tags": ["first try"], "job_type": "paper"}
+    cgfedrec.fit(QUICK, {"logger": {"class_path": WANDB, "init_args": init}, "run_dir": "run"})
+    (path,) = Path("run").glob("wandb/offline-run-*/run-*.wandb")
+    run = next(record.run for record in records(path) if record.WhichOneof("record_type") == "run")
+    assert (run.run_group, run.job_type) == ("mine", "paper")
+    assert list(run.tags) == ["CGFedCo", "embedded data", "strict protocol", "first try"]
+    defined = {record.metric.name for record in records(path) if record.WhichOneof("record_type") == "metric"}
+    assert {"round", "bytes/total"} <= defined
+    media = {str(one.relative_to(path.parent / "files/media")) for one in path.parent.rglob("files/media/*/**/*.*")}
+    kept = {re.sub(r"_\d+_.*", "", name) for name in media}
+    assert {"html/page", "html/structure/map", "table/structure/clusters", "table/structure/neighbours"} <= kept
+    assert "table/examples" not in kept  # private, and nobody asked
+
+
+def test_what_is_recommended_to_some_users_is_logged_where_asked_for() -> None:
+    Path("titles.csv").write_text("id,title\n" + "".join(f"{item},Film {item}\n" for item in range(1, 81)))
+    init = {"examples": 3, "titles": "titles.csv"}
+    run = cgfedrec.fit(QUICK, {"logger": {"class_path": WANDB, "init_args": init}, "run_dir": "run"})
+    (path,) = Path("run").glob("wandb/offline-run-*/files/media/table/examples_*")
+    found = json.loads(path.read_text())
+    table = pl.DataFrame(found["data"], schema=found["columns"], orient="row", infer_schema_length=None)
+    users = table["user"].unique(maintain_order=True).to_list()
+    assert users == [run.data.user_ids[place] for place in (0, 29, 59)]
+    assert table["title"].to_list() == [f"Film {item}" for item in table["item"]]
+    recommended = run.recommend(users).select("user", "item")
+    assert table.select("user", "item").equals(recommended)
+    for user, last in table.select("user", "had last").unique().iter_rows():
+        had = [int(item) for item in last.split(", ")]
+        assert not set(had) & set(table.filter(user=user)["item"])
+
+
+def test_titles_that_cannot_be_read_are_seen_before_training() -> None:
+    Path("titles.csv").write_text("id\n1\n")
+    init = {"examples": 3, "titles": "titles.csv"}
+    with pytest.raises(InputError, match=r"titles\.csv: no column at position 1"):
+        cgfedrec.fit(QUICK, {"logger": {"class_path": WANDB, "init_args": init}, "run_dir": "run"})
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"examples": -1}, r"logger\.examples: -1 is below 0"),
+        ({"tags": ["x" * 65]}, r"logger\.tags: 'xxx"),
+        ({"titles": "none.csv"}, r"logger\.titles: no file none\.csv"),
+        ({"group": ""}, r"logger\.group: is empty"),
+    ],
+)
+def test_what_the_logger_cannot_use_is_refused(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        WandbLogger(**given)
+
+
+def test_a_comparison_is_one_group_with_a_run_for_each_seed() -> None:
+    base = {"data": TINY["data"], "loop": {"rounds": 2}, "logger": {"class_path": WANDB}}
+    methods = {"Local": {"method": {"class_path": "cgfedrec.methods.Local"}}}
+    Path("some.yaml").write_text(yaml.safe_dump({"base": base, "methods": methods, "data": {"a": {}}, "seeds": [0, 1]}))
+    assert main(["compare", "--config", "some.yaml", "--output", "out/mine"]) == 0
+    paths = sorted(Path("out/mine/a").glob("Local/*/wandb/offline-run-*/run-*.wandb"))
+    runs = [next(r.run for r in records(path) if r.WhichOneof("record_type") == "run") for path in paths]
+    assert [(run.run_group, run.job_type) for run in runs] == [("mine", "compare")] * 2
+    assert [run.display_name for run in runs] == ["out/mine/a/Local/0", "out/mine/a/Local/1"]
+
+
+def test_a_search_has_a_run_for_each_trial_where_a_logger_is_asked_for() -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY | {"loop": {"rounds": 2, "patience": None}}))
+    Path("space.yaml").write_text(yaml.safe_dump({"method.init_args.temperature": [0.1, 0.2]}))
+    words = ["tune", "--config", "tiny.yaml", "--space", "space.yaml", "--trials", "2"]
+    assert main([*words, "--output", "quiet"]) == 0
+    assert not list(Path("quiet").rglob("*.wandb"))
+    assert main([*words, "--output", "told", "--logger", WANDB]) == 0
+    paths = sorted(Path("told/trials").glob("*/wandb/offline-run-*/run-*.wandb"))
+    runs = [next(r.run for r in records(path) if r.WhichOneof("record_type") == "run") for path in paths]
+    assert [(run.run_group, run.job_type) for run in runs] == [("told", "tune")] * 2
+    assert all(any("val/ndcg@10" in row for row in rows_of(path.parent)) for path in paths)
+    config = [{item.key: json.loads(item.value_json) for item in run.config.update} for run in runs]
+    assert {one["method"]["init_args"]["temperature"] for one in config} == {0.1, 0.2}
+    assert "told" not in Path("told/best.yaml").read_text().replace("told/", "")
 
 
 @pytest.mark.parametrize(("key", "offline"), [(None, True), ("x" * 40, False)])

@@ -46,6 +46,7 @@ _HELP = {
     ("compare",): "run methods side by side, measured alike, and report on them",
     ("deploy",): "write what a federation over a network needs, on Flower; further options are those of fit",
     ("tune",): "search for settings by validation alone; further options are those of fit",
+    ("dashboard",): "write a workspace of Weights & Biases for the runs of a project, and save it where there is a key",
     ("data", "describe"): "print what a data set holds; takes the options of fit",
     (
         "data",
@@ -99,6 +100,7 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
     _add_compare(parsers["compare",])
     _add_tune(parsers["tune",])
     _add_deploy(parsers["deploy",])
+    _add_dashboard(parsers["dashboard",])
     parsers["data", "diff"].add_argument("old", metavar="OLD", help="a file of interactions, as they were")
     parsers["data", "diff"].add_argument("new", metavar="NEW", help="a file of interactions, as they are now")
     _add_download(parsers["data", "download"])
@@ -193,6 +195,14 @@ def _add_deploy(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--nodes", required=True, type=int, metavar="N", help="to share the clients out to, such as machines")
     add("--output", required=True, metavar="DIR", help="where the app and the nodes' folders go; a new folder")
+
+
+def _add_dashboard(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--project", default="cgfedrec", metavar="NAME", help="whose runs it shows (%(default)s)")
+    add("--entity", metavar="NAME", help="the user or team of the project; by default that of the key")
+    add("--metric", default="ndcg@10", metavar="NAME", help="that is plotted (%(default)s)")
+    add("--output", default="dashboard.json", metavar="FILE", help="where the workspace goes (%(default)s)")
 
 
 def _add_download(parser: ArgumentParser) -> None:

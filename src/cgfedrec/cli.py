@@ -203,6 +203,16 @@ def _deploy(arguments: Arguments, options: list[str]) -> int:
     return 0
 
 
+def _dashboard(arguments: Arguments, options: list[str]) -> int:
+    no_more(options)
+
+    from cgfedrec.run.console import console
+    from cgfedrec.run.dashboard import dashboard
+
+    dashboard(arguments.project, arguments.entity, arguments.metric, Path(arguments.output), console())
+    return 0
+
+
 def _describe(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.api import open_data
     from cgfedrec.run.console import console
@@ -248,6 +258,7 @@ COMMANDS: dict[tuple[str, ...], Command] = {
     ("compare",): _compare,
     ("tune",): _tune,
     ("deploy",): _deploy,
+    ("dashboard",): _dashboard,
     ("data", "describe"): _describe,
     ("data", "diff"): _diff,
     ("data", "download"): _download,

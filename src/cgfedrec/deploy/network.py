@@ -28,7 +28,7 @@ from cgfedrec.run.callbacks import EarlyStopping
 from cgfedrec.run.checkpoint import BEST, LAST, Header, link_or_copy, write_checkpoint
 from cgfedrec.run.engine import alone, engine
 from cgfedrec.run.folder import CONFIG, METRICS
-from cgfedrec.run.loggers import Forgiving, History
+from cgfedrec.run.records import Forgiving, History
 from cgfedrec.wire.wire import Wire
 
 

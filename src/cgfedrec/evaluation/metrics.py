@@ -195,6 +195,12 @@ METRICS: dict[str, type[RankingMetric]] = {"hr": HitRate, "ndcg": NDCG, "mrr": M
 """By the name that stands before the ``@`` in ``ndcg@10``."""
 
 
+def is_metric(name: str) -> bool:
+    """Whether this is a metric with its cut-off, such as ``ndcg@10``."""
+    kind, _, k = name.partition("@")
+    return kind in METRICS and k.isdigit()
+
+
 def parsed(metric: str) -> tuple[type[RankingMetric], int]:
     """The formula and the cut-off that a metric such as ``ndcg@10`` names."""
     name, _, cutoff = metric.partition("@")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.experiments.logged import grouped
 from cgfedrec.experiments.space import check_space, distribution, holds, parsed, read_space, value_of, with_values
 from cgfedrec.experiments.study import open_study, save_study, value_of_trial
 from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
@@ -52,7 +54,8 @@ def tune(
     A trial is scored by the best round's monitored validation metric; no trial ever ranks a test item. The first trial
     is the config's own settings where the space holds them; the others come from Optuna's TPE sampler, seeded by the
     config's ``seed_everything`` and the trial's number. Trials that fail or are pruned count. A study that was stopped
-    goes on where it was, and comes to the same trials.
+    goes on where it was, and comes to the same trials. Where a logger is asked for (the default one is not), it has a
+    run for each trial, below ``trials`` in the folder.
 
     Args:
         options: Of `cgfedrec fit`: the config and what overrides it.
@@ -86,6 +89,7 @@ def tune(
         check("data.split: holds nothing out for validation")
     # What all trials of a study have in common; a study of something else is not gone on with.
     budget = {"config": own, "space": spec, "prune": prune, "data": run.header.fingerprint}
+    logged = any(given.value(option) for option in UNLOGGED)
     optuna = _optuna()
     pruner = optuna.pruners.NopPruner()
     if prune:
@@ -93,10 +97,18 @@ def tune(
     with locked(folder, f"--output: another search is at work in {folder}"):
         remove_leftovers(folder)
         shutil.rmtree(folder / "trial", ignore_errors=True)  # of a trial that was killed
-        return _search(open_study(folder, budget, pruner), budget, run, trials, folder, console)
+        return _search(open_study(folder, budget, pruner), budget, run, trials, folder, console, logged)
 
 
-def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, folder: Path, console: Console) -> Path:
+def _search(
+    study: optuna.Study,
+    budget: dict[str, Any],
+    run: Run,
+    trials: int,
+    folder: Path,
+    console: Console,
+    logged: bool,
+) -> Path:
     """Make the trials that are missing, each saved as it ends, and write what they found."""
     import optuna
 
@@ -123,7 +135,7 @@ def _search(study: optuna.Study, budget: dict[str, Any], run: Run, trials: int, 
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=STARTUP, multivariate=True, seed=(seed * 100_003 + _settled(study)) % 2**32
             )
-            ended = _one(study, spec, own, folder / "trial")
+            ended = _one(study, spec, own, folder, logged)
             save_study(study, folder, budget)
             console.print(ended, highlight=False)
             so_far = ""
@@ -166,17 +178,21 @@ def _completed(study: optuna.Study) -> bool:
     return any(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
 
 
-def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], folder: Path) -> str:
+def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], output: Path, logged: bool) -> str:
     """Ask for a trial, train it, and tell how it ended."""
     from optuna import TrialPruned
     from optuna.trial import TrialState
 
     trial = study.ask({option: distribution(entry) for option, entry in space.items()})
-    values = trial.params
+    values, folder = trial.params, output / "trial"
     started, value, state, error = time.perf_counter(), None, TrialState.COMPLETE, ""
     try:
-        run = _open(with_values(own, values), folder, trial)
-        run.training.fit()
+        config = grouped(with_values(own, values), output.name, "tune")
+        run = _open(config, folder, trial, logged)
+        if logged:  # beside the trial's own folder, which goes
+            run.log.start(output / "trials" / str(trial.number), config)
+        with _finalized(run):
+            run.training.fit()
         if run.interrupted:
             raise SystemExit(128 + run.interrupted)
         best = run.training.best
@@ -202,14 +218,26 @@ def _one(study: optuna.Study, space: Mapping[str, Any], own: dict[str, Any], fol
     return f"trial {trial.number}: {ended}  {_written(values)}"
 
 
-def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = None) -> Run:
+@contextmanager
+def _finalized(run: Run) -> Iterator[None]:
+    """End the loggers of a run with it, however it ends."""
+    status = "failed"
+    try:
+        yield
+        status = "success"
+    finally:
+        run.log.call("finalize", status)
+
+
+def _open(config: Mapping[str, Any], folder: Path, trial: optuna.Trial | None = None, logged: bool = False) -> Run:
     """Set up the run of a config; one that belongs to a trial reports to it, and may write into the folder."""
     callbacks = []
     if trial is not None:
         callbacks.append(_Reporter(trial))
         folder.mkdir(parents=True, exist_ok=True)
     settings = parsed(config)
-    settings.update(Namespace(**UNLOGGED))
+    if not logged:
+        settings.update(Namespace(**UNLOGGED))
     return Run(settings, folder, callbacks)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a CSV of its own, and Weights & Biases or another logger beside it."""
+"""Weights & Biases, as it is used: online where there is a key, a run for each folder, the round as its axis."""
 
 from __future__ import annotations
 
@@ -6,148 +6,55 @@ import netrc
 import os
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch.loggers as theirs
 import polars as pl
 import torch
-from lightning.fabric.loggers import Logger
 
-from cgfedrec.errors import check
-from cgfedrec.files import append, write_atomically
+from cgfedrec.errors import check, no_count
 from cgfedrec.history import Row
-from cgfedrec.run.training import Training
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.run.page import PAGE
+from cgfedrec.run.recommend import ItemsFormat, with_titles
+from cgfedrec.run.structure import shown
+
+if TYPE_CHECKING:
+    import wandb
+
+    from cgfedrec.run.run import Run
 
 MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 """What Weights & Biases takes for ``WANDB_MODE``."""
 _NOT_IN_PROJECTS = "/\\#?%:"
+LONGEST_TAG = 64
+TITLES = ItemsFormat(item_column=0)
+EXAMPLE_ITEMS = 10
+"""That are recommended to an example user, and of those that it had last."""
 INIT_TIMEOUT = 20.0
 """Seconds that Weights & Biases may take to answer before a run goes on offline."""
-
-
-class Forgiving:
-    """A logger of somebody else's, whose failure is said once and ends nothing: ``metrics.csv`` holds all.
-
-    Beside the methods of Lightning's loggers, a logger may have some of a run's own: ``start(directory, config)``,
-    ``log_histograms(values, round)``, ``log_summary(history, monitor, summary, best)`` and ``abandon()``. Those that
-    it has are called.
-
-    Args:
-        logger: Anything with Lightning's logger interface, or none.
-    """
-
-    def __init__(self, logger: Logger | None) -> None:
-        self.logger = logger
-        self.failed = False
-
-    def start(self, directory: Path, config: dict[str, object]) -> None:
-        """Begin a run with these settings, in this folder.
-
-        What fails here is not forgiven: nothing has been trained yet, and the settings can be mended.
-        """
-        start = getattr(self.logger, "start", None)
-        if start is not None:
-            start(directory, config)
-        elif self.logger is not None:
-            with suppress(NotImplementedError):  # not every logger keeps them
-                self.logger.log_hyperparams(config)
-
-    def call(self, method: str, *arguments: object, **named: object) -> None:
-        """Call a method of the logger, unless there is none, it has no such method, or has failed before."""
-        wanted = getattr(self.logger, method, None)
-        if wanted is None or self.failed:
-            return
-        try:
-            wanted(*arguments, **named)
-        except Exception as error:  # of a service or a library: it may be any
-            self.failed = True
-            warnings.warn(
-                f"{type(self.logger).__name__} has failed ({type(error).__name__}: {error}) and is not used any more; "
-                "the run goes on, and metrics.csv holds all",
-                stacklevel=2,
-            )
-            abandon = getattr(self.logger, "abandon", None)
-            if abandon is not None:
-                with suppress(Exception):
-                    abandon()
-
-
-class Loggers:
-    """All loggers of a run, each by itself a `Forgiving` one: that one fails is nothing to the others.
-
-    Args:
-        loggers: Anything with Lightning's logger interface, or none.
-    """
-
-    def __init__(self, loggers: Sequence[Logger | None]) -> None:
-        self._each = [Forgiving(logger) for logger in loggers]
-
-    def start(self, directory: Path, config: dict[str, object]) -> None:
-        """`Forgiving.start` of each."""
-        for one in self._each:
-            one.start(directory, config)
-
-    def call(self, method: str, *arguments: object, **named: object) -> None:
-        """`Forgiving.call` of each."""
-        for one in self._each:
-            one.call(method, *arguments, **named)
-
-
-class History:
-    """Keeps ``metrics.csv``, a row an evaluated round, and hands each new row to the logger.
-
-    A row is appended as it comes, so that a round's cost does not grow with those before it. What a killed run left
-    half written is cut off when training goes on, since the checkpoint holds all rows of before.
-
-    Args:
-        path: Of the CSV.
-        logger: The run's, one or all.
-    """
-
-    def __init__(self, path: Path, logger: Forgiving | Loggers) -> None:
-        self.path = path
-        self.logger = logger
-        self.columns: list[str] = []
-
-    def on_federation_start(self, training: Training) -> None:
-        """Write anew what a resumed run had before: a killed part may have left a row too many, or half of one."""
-        if training.history:
-            self._write(training.history)
-
-    def on_round_end(self, training: Training) -> None:
-        """Add the row of this round, if it was evaluated. Raises `RunError` where the disk is full."""
-        if not training.history or training.history[-1]["round"] != training.round:
-            return
-        row = training.history[-1]
-        if row.keys() <= set(self.columns):
-            cells = pl.DataFrame([{name: row.get(name) for name in self.columns}])
-            append(self.path, cells.write_csv(include_header=False))
-        else:  # the first row, or one with a new column: the header changes, so all is written
-            self._write(training.history)
-        self.logger.call("log_metrics", row, step=training.round)
-        self.logger.call("log_histograms", training.histograms(), training.round)
-
-    def _write(self, rows: list[Row]) -> None:
-        table = pl.DataFrame(rows, infer_schema_length=None)
-        self.columns = table.columns
-        write_atomically(self.path, table.write_csv())
 
 
 class WandbLogger(theirs.WandbLogger):
     """Lightning's logger of Weights & Biases, for runs that know their folder and may have no network.
 
     It is online where a key is configured, else offline (``wandb sync`` uploads such a run later). A run that cannot
-    reach the service soon goes on offline. A run that is resumed in its folder goes on as the same W&B run. No table of
-    a client is uploaded unless asked for; the settings are, and with them the seed of the run.
+    reach the service soon goes on offline. A run that is resumed in its folder goes on as the same W&B run: online as
+    one, offline as a second record of the same id, whose steps go on. No table of a client is uploaded unless asked
+    for; the settings are, and with them the seed of the run.
 
     Args:
         project: Under which project the run is filed.
         name: Of the run; by default, its directory.
+        group: Of runs that belong together; a comparison and a search give their own.
+        tags: Beside the method, the data and the protocol, which always are.
+        job_type: What the run is part of; a comparison and a search give their own.
         offline: By default, true unless a key is configured.
         log_checkpoint: Upload the best checkpoint as an artifact. It holds every client's private table.
+        examples: Upload what is recommended to so many of the users, with what they had last. Both are private.
+        titles: A file of items, of which the first column is the id and the second the title, for these examples.
 
     Raises:
         InputError: for names that Weights & Biases does not take.
@@ -157,23 +64,35 @@ class WandbLogger(theirs.WandbLogger):
         self,
         project: str = "cgfedrec",
         name: str | None = None,
+        group: str | None = None,
+        tags: list[str] | None = None,
+        job_type: str = "fit",
         offline: bool | None = None,
         log_checkpoint: bool = False,
+        examples: int = 0,
+        titles: str | None = None,
     ) -> None:
         mode = os.environ.get("WANDB_MODE") or "online"
-        problems = []
+        problems: list[str | None] = [no_count("logger.examples", examples, least=0)]
+        problems += [f"logger.tags: {tag!r} must have from 1 to 64 characters" for tag in tags or [] if not _fits(tag)]
+        if titles is not None and not Path(titles).is_file():
+            problems.append(f"logger.titles: no file {titles}")
         if not 0 < len(project) <= 128 or set(project) & set(_NOT_IN_PROJECTS):
             refused = " ".join(_NOT_IN_PROJECTS)
             problems.append(f"logger.project: {project!r} must have from 1 to 128 characters, and none of {refused}")
-        if name == "":
-            problems.append("logger.name: is empty")
+        for option, text in (("name", name), ("group", group), ("job_type", job_type)):
+            if text == "":
+                problems.append(f"logger.{option}: is empty")
         if mode not in MODES:
             problems.append(f"WANDB_MODE: no {mode!r}; choose one of {', '.join(MODES)}")
         check(*problems)
         if offline is None:
-            offline = not _has_key()
+            offline = not has_key()
         self.offline = offline
         self.log_checkpoint = log_checkpoint
+        self.group, self.job_type, self.tags = group, job_type, list(tags or [])
+        self.examples, self.titles = examples, titles
+        self._step = 0  # the latest: W&B takes none that lies before it
         super().__init__(name=name, project=project, offline=offline)
 
     def start(self, directory: Path, config: Mapping[str, object]) -> None:
@@ -182,8 +101,14 @@ class WandbLogger(theirs.WandbLogger):
         Args:
             directory: The run's folder; W&B writes into ``wandb`` in it.
             config: The settings, as shown in W&B.
+
+        Raises:
+            InputError: if the titles cannot be read. That is seen now, and not after training.
         """
         import wandb  # 1 s to import: only for those who use it
+
+        if self.titles is not None:
+            with_titles(pl.DataFrame({"item": []}, schema={"item": pl.String}), Path(self.titles), TITLES, 1)
 
         identity = directory / "wandb" / "run-id"
         identity.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +117,9 @@ class WandbLogger(theirs.WandbLogger):
         settings: dict[str, Any] = {
             "project": self._project,
             "name": self._name or str(directory),
+            "group": self.group,
+            "job_type": self.job_type,
+            "tags": [*_tags_of(config), *self.tags],
             "id": identity.read_text(),
             "resume": "allow",
             "dir": str(directory.absolute()),  # its service may have another working directory
@@ -208,18 +136,66 @@ class WandbLogger(theirs.WandbLogger):
             identity.write_text(uuid.uuid4().hex[:8])  # the first one is taken by the attempt
             self._experiment = wandb.init(**settings | {"id": identity.read_text()}, mode="offline", settings=quiet)
         self.experiment.define_metric("round")
+        self.experiment.define_metric("bytes/total")
         self.experiment.define_metric("*", step_metric="round")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log values of round ``step``: here the axis is the round, where Lightning's logger has a global step."""
-        self.experiment.log({**metrics, "round": step})
+        self._log(metrics, step)
+
+    def _log(self, values: Mapping[str, Any], round: int | None = None) -> None:
+        """Log values of a round, or of the end. A second record of a run that went on has steps behind the first's."""
+        if round is None:
+            self.experiment.log(dict(values), step=self._step)
+            return
+        # What is told of an earlier round, such as the test of the best one, must not change the row of the last one.
+        self._step = round if round >= self._step else self._step + 1
+        self.experiment.log({**values, "round": round}, step=self._step)
 
     def log_histograms(self, values: Mapping[str, torch.Tensor], step: int) -> None:
         """Log how values, `[any]` by name, are distributed in round ``step``."""
         import wandb
 
-        for name, found in values.items():
-            self.experiment.log({name: wandb.Histogram(found.tolist()), "round": step})
+        self._log({name: wandb.Histogram(found.tolist()) for name, found in values.items()}, step)
+
+    def log_found(self, run: Run) -> None:
+        """Log the page of the run, what its server discovered and, where asked for, what it recommends to some users.
+
+        Args:
+            run: That has come to its end.
+        """
+        import wandb
+
+        page = run.directory / PAGE
+        if page.exists():
+            self._log({"page": wandb.Html(page.read_text(encoding="utf-8"))})
+        found = None
+        if isinstance(run.training, FederatedLoop):
+            found = shown(run.training)
+        if found is not None:
+            self._log(
+                {
+                    "structure/map": wandb.Html(str(found.map)),
+                    "structure/clusters": _table(["items", "which most users have"], found.clusters),
+                    "structure/neighbours": _table(["item", "neighbours"], found.neighbours),
+                }
+            )
+        if self.examples:
+            table = self._examples(run)
+            self._log({"examples": _table(table.columns, table.rows())})
+
+    def _examples(self, run: Run) -> pl.DataFrame:
+        """What is recommended to users who stand evenly among all, and the items that they had last."""
+        data = run.data
+        places = torch.linspace(0, data.num_users - 1, min(self.examples, data.num_users)).long()  # [examples]
+        table = run.recommend([data.user_ids[place] for place in places.tolist()], EXAMPLE_ITEMS)
+        if self.titles is not None:
+            table = with_titles(table, Path(self.titles), TITLES, 1)
+        last = {}
+        for place, items in zip(places.tolist(), data.histories(places).items, strict=True):
+            own = items[items >= 0][:EXAMPLE_ITEMS].tolist()
+            last[data.user_ids[place]] = ", ".join(str(data.item_ids[item]) for item in own)
+        return table.with_columns(pl.Series("had last", [last[user] for user in table["user"]]))
 
     def log_summary(self, history: list[Row], monitor: str, summary: Mapping[str, object], best: Path) -> None:
         """Log the table of final metrics, the curve of the monitored metric against bytes, and what was asked for.
@@ -234,14 +210,13 @@ class WandbLogger(theirs.WandbLogger):
 
         final = {k: v for k, v in summary.items() if isinstance(v, int | float)}
         self.experiment.summary.update(final)
-        rows = [[name, float(value)] for name, value in final.items()]
-        self.experiment.log({"final": wandb.Table(columns=["metric", "value"], data=rows)})
+        self._log({"final": _table(["metric", "value"], [[name, float(value)] for name, value in final.items()])})
         # Rounds that only prepared have no metric, and a reference has no bytes.
         points_of = [[row["bytes/total"], row[monitor]] for row in history if {monitor, "bytes/total"} <= row.keys()]
         if points_of:
             points = wandb.Table(columns=["bytes/total", monitor], data=points_of)
             curve = wandb.plot.line(points, "bytes/total", monitor, f"{monitor} against bytes")
-            self.experiment.log({"against bytes": curve})
+            self._log({"against bytes": curve})
         if self.log_checkpoint and best.exists():
             artifact = wandb.Artifact(f"best-{self.version}", type="model")
             artifact.add_file(str(best))
@@ -259,7 +234,26 @@ class WandbLogger(theirs.WandbLogger):
             self._experiment.finish(exit_code=0 if status == "success" else 1)
 
 
-def _has_key() -> bool:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> wandb.Table:
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+
+
+def _tags_of(config: Mapping[str, Any]) -> list[str]:
+    """The method, the data and the protocol of a run's settings, as tags."""
+    method = str(config["method"]["class_path"]).rpartition(".")[2]
+    path = (config["data"].get("init_args") or {}).get("path")
+    data = Path(path).stem if path else "embedded data"
+    tags = [method, data, f"{config['protocol']['name']} protocol"]
+    return [tag[:LONGEST_TAG] for tag in tags if tag]
+
+
+def _fits(tag: str) -> bool:
+    return 0 < len(tag) <= LONGEST_TAG
+
+
+def has_key() -> bool:
     """Whether the user ever logged in to Weights & Biases on this machine."""
     if os.environ.get("WANDB_API_KEY"):
         return True

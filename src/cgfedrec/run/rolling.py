@@ -27,9 +27,9 @@ from cgfedrec.run.choosing import Choice, Judged, choose
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
-from cgfedrec.run.loggers import History
 from cgfedrec.run.opened import open_run
 from cgfedrec.run.recommend import write
+from cgfedrec.run.records import History
 from cgfedrec.run.run import Run
 from cgfedrec.run.summary import by_how_much, stated
 from cgfedrec.run.training import Training
@@ -197,7 +197,7 @@ class RollingRun(Run):
         path = self.directory / CONFIG
         if path.exists() and yaml.safe_load(path.read_text()) != yaml.safe_load(self.config):
             raise InputError(f"run_dir: {self.directory} holds a rolling evaluation with other settings")
-        return Cuts(self, parts.loop.monitor, callbacks, History(self.directory / METRICS, self._log))
+        return Cuts(self, parts.loop.monitor, callbacks, History(self.directory / METRICS, self.log))
 
     @property
     def _cuts(self) -> Cuts:
@@ -265,7 +265,7 @@ class RollingRun(Run):
         self._write_page()
         write_json(self.directory / SUMMARY, self.summary)
         shown = {name: value for name, value in found.items() if name.startswith("test/")}
-        self._log.call("log_metrics", shown, step=self.training.round)
+        self.log.call("log_metrics", shown, step=self.training.round)
 
 
 def _finished(folder: Path, config: object) -> dict[str, Any] | None:

@@ -30,9 +30,9 @@ from cgfedrec.run.engine import alone, engine, rank_of
 from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.interrupt import Interrupt
-from cgfedrec.run.loggers import History, Loggers
 from cgfedrec.run.page import PAGE, page_of
 from cgfedrec.run.recommend import write
+from cgfedrec.run.records import History, Loggers
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.resume import Checkpoints
 from cgfedrec.run.summary import popular_ranks, summary_of, tested
@@ -59,6 +59,7 @@ class Run(Trained):
         processes: That share the clients; often this one alone.
         config: The settings as YAML, as in ``config.yaml``.
         logger: What the settings name beside the CSV, if anything; ``loggers`` may list more.
+        log: All loggers, together.
         summary: What ``summary.json`` holds, once training has ended.
 
     Raises:
@@ -91,7 +92,7 @@ class Run(Trained):
             update.check(method, self.config)
         header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
         self.processes = Processes()
-        self._log = Loggers([self.logger, *parts.loggers])
+        self.log = Loggers([self.logger, *parts.loggers])
         self._interrupt = Interrupt(self._stands)
         self._saved = Checkpoints(self.checkpoints, header)
         check(*(problem for one in callbacks for problem in unheeded(one)))
@@ -101,7 +102,7 @@ class Run(Trained):
         self, parts: Namespace, settings: Namespace, callbacks: Sequence[object], clients: Path | None, to_train: bool
     ) -> Training:
         """What trains; arguments are those of the class, and the components that the settings name."""
-        history = History(self.directory / METRICS, self._log)
+        history = History(self.directory / METRICS, self.log)
         if isinstance(self.method, Reference):
             fabric, processes = engine(vars(parts.fabric), [history])
             alone_only = "fabric.devices: a reference is trained in one process"
@@ -210,7 +211,7 @@ class Run(Trained):
                     status = "success"
         finally:
             if self.processes.first:
-                self._log.call("finalize", status)
+                self.log.call("finalize", status)
             self._interrupt.over()
 
     def _join(self) -> None:
@@ -228,7 +229,7 @@ class Run(Trained):
         if self._update:
             self.checkpoints.mkdir(exist_ok=True)
             keep(self._update.before, self.checkpoints, BEFORE)
-        self._log.start(self.directory, yaml.safe_load(self.config))
+        self.log.start(self.directory, yaml.safe_load(self.config))
 
     def _intent(self) -> str:
         name = type(self.method).__name__
@@ -276,5 +277,6 @@ class Run(Trained):
         write_json(self.directory / "summary.json", self.summary)  # last: a run with a summary is finished
         shown = {name: value for name, value in tests.items() if name.startswith("test/")}
         if shown:
-            self._log.call("log_metrics", shown, step=training.round)
-        self._log.call("log_summary", training.history, training.monitor, self.summary, self.checkpoints / BEST)
+            self.log.call("log_metrics", shown, step=training.round)
+        self.log.call("log_found", self)
+        self.log.call("log_summary", training.history, training.monitor, self.summary, self.checkpoints / BEST)

@@ -7,6 +7,7 @@ _shtab_cgfedrec_commands() {
   local _commands=(
     compare:'run methods side by side, measured alike, and report on them'
     completion:'print what completes this command line in a shell'
+    dashboard:'write a workspace of Weights & Biases for the runs of a project, and save it where there is a key'
     data:'describe, compare or download data'
     deploy:'write what a federation over a network needs, on Flower; further options are those of fit'
     estimate:'say what a run would need, in memory, disk, bytes and time; takes the options of fit'
@@ -59,6 +60,17 @@ _shtab_cgfedrec_completion_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_cgfedrec_completion_defaults_added=0
+
+_shtab_cgfedrec_dashboard_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--project[whose runs it shows (cgfedrec)]:project:"
+  "--entity[the user or team of the project\; by default that of the key]:entity:"
+  "--metric[that is plotted (ndcg\@10)]:metric:"
+  "--output[where the workspace goes (dashboard.json)]:output:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_cgfedrec_dashboard_defaults_added=0
 
 _shtab_cgfedrec_data_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -165,8 +177,13 @@ _shtab_cgfedrec_data_describe_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -270,8 +287,13 @@ _shtab_cgfedrec_data_diff_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
   ":a file of interactions, as they were:_files"
   ":a file of interactions, as they are now:_files"
 )
@@ -389,8 +411,13 @@ _shtab_cgfedrec_deploy_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -494,8 +521,13 @@ _shtab_cgfedrec_estimate_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -609,8 +641,13 @@ _shtab_cgfedrec_export_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -714,8 +751,13 @@ _shtab_cgfedrec_fit_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -832,8 +874,13 @@ _shtab_cgfedrec_recommend_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -952,8 +999,13 @@ _shtab_cgfedrec_test_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -1061,8 +1113,13 @@ _shtab_cgfedrec_tune_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -1166,8 +1223,13 @@ _shtab_cgfedrec_validate_options=(
   "--method.structure.recents[Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was]:method.structure.recents:(null)"
   "--logger.project[Under which project the run is filed]:logger.project:"
   "--logger.name[Of the run]:logger.name:(null)"
+  "--logger.group[Of runs that belong together]:logger.group:(null)"
+  "--logger.tags[Beside the method, the data and the protocol, which always are]:logger.tags:(null)"
+  "--logger.job_type[What the run is part of]:logger.job_type:"
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
+  "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
+  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -1194,6 +1256,7 @@ _shtab_cgfedrec() {
       case $line[1] in
         compare) _arguments -C -s $_shtab_cgfedrec_compare_options ;;
         completion) _arguments -C -s $_shtab_cgfedrec_completion_options ;;
+        dashboard) _arguments -C -s $_shtab_cgfedrec_dashboard_options ;;
         data) _shtab_cgfedrec_data ;;
         deploy) _arguments -C -s $_shtab_cgfedrec_deploy_options ;;
         estimate) _arguments -C -s $_shtab_cgfedrec_estimate_options ;;

@@ -78,12 +78,6 @@ def is_list_of(values: object, kind: type) -> bool:
     )
 
 
-def is_metric(name: str) -> bool:
-    """Whether this is a metric with its cut-off, such as ``ndcg@10``."""
-    kind, _, k = name.partition("@")
-    return kind in ("hr", "ndcg", "mrr") and k.isdigit()
-
-
 def unlike(facts: Facts, found: Facts, metrics: Sequence[str]) -> Iterator[str]:
     """What a method would have measured in another way than the others on the same data set.
 

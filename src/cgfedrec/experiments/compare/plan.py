@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cgfedrec.errors import InputError, check
+from cgfedrec.evaluation.metrics import is_metric
 from cgfedrec.experiments.compare.checks import (
     is_list_of,
-    is_metric,
     places_named,
     unknown,
     wrong_figures,

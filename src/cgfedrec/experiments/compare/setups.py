@@ -15,6 +15,7 @@ from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
 from cgfedrec.experiments.compare.checks import shown, unlike
 from cgfedrec.experiments.compare.job import OF_TRAINING, Facts, Job, Kind
+from cgfedrec.experiments.logged import grouped
 from cgfedrec.methods import Local
 from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.rolling import is_rolling
@@ -83,7 +84,7 @@ class Setups:
         # Methods are compared on the same data, measured alike: the first of a data set says how.
         self._note(unlike(self.facts.setdefault(dataset, found), found, self.metrics), where)
         for seed in self.seeds:
-            config["seed_everything"] = seed
+            config = grouped(config, self.output.name, "compare") | {"seed_everything": seed}
             text = yaml.safe_dump(config, sort_keys=False)
             self.jobs.append(Job(dataset, method, seed, self.output / dataset / method / str(seed), text))
 
