@@ -145,16 +145,21 @@ class Nodes:
         parts = [torch.empty(0, dtype=torch.int64), *(self.known[node].clients for node in nodes)]
         return torch.cat(parts).sort().values
 
+    def name(self, client: int) -> str:
+        """What a client is called: its number, as the server knows no other name."""
+        return str(client)
+
     def in_order(self, users: Tensor) -> Tensor:
         """The same users `[users]`, in ascending order."""
         return users.sort().values
 
-    def train(self, participants: Tensor, round: int) -> Iterator[Trained]:
+    def train(self, participants: Tensor, round: int, attempt: int = 0) -> Iterator[Trained]:
         """Let participants train, node by node as they answer. Arguments and errors as of `Clients.train`.
 
         Args:
             participants: `[participants]`.
             round: From 1.
+            attempt: Always 0: no round is tried again.
 
         Raises:
             RunError: where a node says that its training has failed.

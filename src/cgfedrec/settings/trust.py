@@ -223,6 +223,8 @@ def _not_mappings(tree: Layer) -> list[str]:
         for name in ("format", "synthetic")
         if not isinstance(arguments.get(name, {}), dict)
     ]
+    if not isinstance(_mapping(tree["loop"]).get("failures", {}), dict):
+        problems.append(_unusable("loop.failures"))
     for name, section in (("data", data), ("method", method)):
         if not isinstance(section.get("init_args", {}), dict) or not isinstance(section.get("class_path"), str):
             problems.append(_unusable(f"{name}.init_args"))

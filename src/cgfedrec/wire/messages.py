@@ -7,7 +7,7 @@ been added up are a `Sum`: no single one can be read from it any more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -204,6 +204,17 @@ class Upload:
                 bad = self.clients[~finite].tolist()
                 raise NotFiniteError(f"uploaded {name}", bad or self.clients.tolist())
         return Sum(sums, len(self.clients))
+
+    def only(self, users: Tensor) -> Upload:
+        """What those clients sent that are among ``users`` `[users]`."""
+        rows = torch.isin(self.clients, users).nonzero().squeeze(1)
+        values = {}
+        for name, value in self.values.items():
+            chosen = value.index_select(0, rows.to(value.device))
+            if value.layout != torch.strided:
+                chosen = chosen.coalesce()
+            values[name] = chosen
+        return replace(self, clients=self.clients[rows], values=values)
 
     def of(self, users: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """The rows of the value ``name`` that are for some of ``users`` `[users]`.
