@@ -20,6 +20,7 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
 from cgfedrec.settings.layers import Layer
+from cgfedrec.wire.clipped import Clipped
 from cgfedrec.wire.quantised import Quantised
 
 LONGEST = 2**20
@@ -32,6 +33,7 @@ _OFFERED: dict[str, list[type]] = {
     "cgfedrec.structure": [getattr(cgfedrec.structure, name) for name in cgfedrec.structure.__all__],
     "cgfedrec.data": [FederatedDataModule],
     "cgfedrec.wire.quantised": [Quantised],
+    "cgfedrec.wire.clipped": [Clipped],
     "cgfedrec.kit.optimisers": [TableSGD, LowRankSGD, FactorAdam],
     "torch.optim": [
         kind

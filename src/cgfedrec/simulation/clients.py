@@ -12,7 +12,6 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.client import Client
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.data.own import Own

@@ -10,7 +10,7 @@ from torch import Tensor
 from cgfedrec.wire.messages import NotFiniteError, Upload
 from cgfedrec.wire.sums import EXACT, GRID
 from cgfedrec.wire.values import Field
-from cgfedrec.wire.wire import WireError
+from cgfedrec.wire.wire import RefusedError, WireError
 
 LARGEST = EXACT / GRID
 """A single number beyond this makes a sum inexact, whatever the others are."""
@@ -56,7 +56,10 @@ def _one_by_one(
         try:
             part, nbytes = take(alone)
         except (WireError, NotFiniteError) as error:
-            refused[int(client)] = str(error)
+            why = str(error)
+            if isinstance(error, RefusedError):
+                why = error.refused[int(client)]
+            refused[int(client)] = why
             total += sum(map(len, alone.pack())) if _packs(alone) else 0
             continue
         parts.append(part)

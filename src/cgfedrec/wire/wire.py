@@ -17,6 +17,18 @@ class WireError(RunError):
     """A message is not laid out as its receiver expects."""
 
 
+class RefusedError(WireError):
+    """Some clients sent what the server does not take.
+
+    Args:
+        refused: By client, why.
+    """
+
+    def __init__(self, refused: Mapping[int, str]) -> None:
+        super().__init__("; ".join(f"client {client}: {why}" for client, why in refused.items()))
+        self.refused = refused
+
+
 class Step(ABC):
     """Something done to every upload on its way: forward on the client, and reversed on the server.
 
