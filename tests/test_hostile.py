@@ -11,7 +11,7 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.cli import main
-from cgfedrec.data import FederatedDataModule
+from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.failures import Failures
 from cgfedrec.loop import FederatedLoop
@@ -114,10 +114,45 @@ def test_whole_numbers_out_of_bounds_are_refused(make_data: MakeData) -> None:
     honest = trained(CGFedCo(), data, 7, rounds=1)
     with pytest.raises(WireError):
         federation(data, CGFedCo(), [lies], Failures(), rounds=1)
-    wanted = loop.server.wanted()
-    assert wanted is not None
-    assert wanted.equal(HOSTILE), "they are asked again"
+    assert loop.server.at == 1, "the sum does not wait for them"
+    again = FederatedLoop(rounds=2, failures=Failures(refused=0.1))
+    again.setup(Fabric(accelerator="cpu", devices=1), data, CGFedCo())
+    again.load_state_dict(loop.state_dict())
+    for one in (loop, again):
+        wanted = one.server.wanted()
+        assert wanted is not None
+        assert len(wanted) == 28
+        assert not torch.isin(HOSTILE, wanted).any(), "nor is the next one, also where a run goes on"
     assert honest.bytes_up == loop.bytes_up, "what was refused has been sent"
+
+
+def test_more_than_one_client_can_add_is_refused_in_each_sum(make_data: MakeData) -> None:
+    """Within the bounds of the sum, and ten times what a client has: each hostile one is named in every sum."""
+    data = make_data(synthetic=Synthetic(users=60, items=60, groups=6, interactions=12))
+    lies = Lies(lambda value: 10 * value)
+    with pytest.warns(Notice) as notices:
+        loop = federation(data, CGFedCo(), [lies], Failures(refused=1.0), rounds=8)
+    told = "\n".join(str(notice.message) for notice in notices)
+    assert "adds 10 to a number of bounds, and one client adds 1" in told
+    with pytest.warns(Notice) as notices:
+        loop = federation(data, CGFedCo(), [Later(lies)], Failures(refused=1.0), rounds=8)
+    assert "of sketch, and one client adds" in "\n".join(str(notice.message) for notice in notices)
+    honest = federation(data, CGFedCo(), [], Failures(refused=0.1), rounds=60)
+    assert honest.server.finished
+    assert honest.refused == 0
+    assert loop.refused
+
+
+class Later(Lies):
+    """Lies, but for the first sum."""
+
+    def __init__(self, lies: Lies) -> None:
+        super().__init__(lies.lie)
+
+    def forward(self, upload: Upload, round: int, seed: int) -> Upload:
+        if "bounds" in upload.values:
+            return upload
+        return super().forward(upload, round, seed)
 
 
 def test_what_quantisation_cannot_round_is_refused_too(make_data: MakeData) -> None:
@@ -156,7 +191,7 @@ def test_messages_of_another_layout_are_refused_one_by_one(message: Upload) -> N
     assert arrived.values["table"].equal(honest.values["table"])
     assert Upload.unpack(torch.tensor([5]), messages[1:2], expected, refused).fields == expected
     # In a simulation all of a cohort have one layout.
-    taken, _, named = carried(message, lambda one: Wire().up(one, expected, 1, 7), expected, refusing=True)
+    taken, _, named = carried(message, lambda one: Wire().up(one, expected, 1, 7), expected, True, lambda arrived: {})
     assert list(named) == [5]
     assert not len(taken.clients)
 

@@ -18,15 +18,18 @@ class Account:
         bytes_down: That have come down to train with.
         failed: Participants of whom nothing came.
         refused: Participants whose upload was refused.
+        whose: Of whom any was refused.
     """
 
     bytes_up = bytes_down = failed = refused = 0
+    whose: frozenset[int] = frozenset()
 
     def add(self, told: Told, participants: int) -> None:
         """Count one round, or one attempt at it, of so many participants."""
         self.bytes_up += told.bytes_up
         self.bytes_down += told.bytes_down
         self.refused += len(told.refused)
+        self.whose |= told.refused.keys()
         self.failed += participants - len(told.users) - len(told.refused)
 
     def row(self, bytes_scoring: int, failures: bool) -> Row:
@@ -48,7 +51,11 @@ class Account:
 
     def counts(self, bytes_scoring: int) -> dict[str, list[int]]:
         """What `load_counts` needs."""
-        return {"bytes": [self.bytes_up, self.bytes_down, bytes_scoring], "failures": [self.failed, self.refused]}
+        return {
+            "bytes": [self.bytes_up, self.bytes_down, bytes_scoring],
+            "failures": [self.failed, self.refused],
+            "refused": sorted(self.whose),
+        }
 
     def load_counts(self, state: Mapping[str, Any]) -> int:
         """Go back to where `counts` was taken; returns the bytes that had come down to score with.
@@ -58,7 +65,8 @@ class Account:
         """
         # Checkpoints of before know nothing of failures.
         counts: list[int] = [*state["bytes"], *state.get("failures", (0, 0))]
-        if not all(type(count) is int and count >= 0 for count in counts):
+        self.whose = frozenset(state.get("refused", ()))
+        if not all(type(count) is int and count >= 0 for count in (*counts, *self.whose)):
             raise ValueError("bytes or failures are no counts")
         self.bytes_up, self.bytes_down, bytes_scoring, self.failed, self.refused = counts
         return bytes_scoring

@@ -167,18 +167,21 @@ class FederatedLoop(Account, Evaluations):
                 self.server.gather(self.processes, self.data.order())
                 told = self.clients.together(cohorts)
                 self.add(told, len(participants))
-                refused = {self.clients.name(client): why for client, why in told.refused.items()}
-                self.failures.tell(self.round, len(participants), refused, self.processes.first)
-                if not len(told.users):
-                    self.nobody_came()
-                    continue
-                self.attempt = 0
+                self.failures.tell(
+                    self.round, len(participants), self.clients.named(told.refused), self.processes.first
+                )
 
                 # 3. Let the server make of it what it sends next. A worker does it, on one thread like all else: a
                 #    sum by several threads would depend on how many they are.
                 with self.processes.agreed():
-                    (report,) = self.clients.workers.map(partial(self.server.update, told.users), [self.round])
+                    (report,) = self.clients.workers.map(
+                        partial(self.server.end, told.users, told.refused), [self.round]
+                    )
                 self.processes.check_alike("servers", self.server.state_dict())
+                if not (len(told.users) or report or self.server.finished):
+                    self.nobody_came()
+                    continue
+                self.attempt = 0
 
                 # 4. Evaluate; then callbacks log, write the checkpoint and may stop.
                 self._record(told.means, report, time.perf_counter() - started)
@@ -218,8 +221,9 @@ class FederatedLoop(Account, Evaluations):
             return
         # Where nothing was trained, there are no means.
         names = ("loss", *self.clients.reports)[: seen.shape[1]]
-        means = seen.double().mean(0).tolist()
-        row: Row = {"round": self.round} | {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        row: Row = {"round": self.round}
+        if len(seen):
+            row |= {f"train/{name}": mean for name, mean in zip(names, seen.double().mean(0).tolist(), strict=True)}
         if self.server.preparing and not last:
             pass  # there is nothing new to rank with
         elif self.data.holds_out("val"):
@@ -282,6 +286,8 @@ class FederatedLoop(Account, Evaluations):
         self.history = rows_of(state["history"])
         self.seconds = float(state["seconds"])
         self.server.load_state_dict(state["server"])
+        if self.whose:
+            self.server.leave(torch.tensor(sorted(self.whose)))
         self.clients.load_state_dict(state, bytes_scoring)
 
     def open_state_dict(self, state: dict[str, Any]) -> None:

@@ -140,9 +140,9 @@ class Nodes:
         parts = [torch.empty(0, dtype=torch.int64), *(self.known[node].clients for node in nodes)]
         return torch.cat(parts).sort().values
 
-    def name(self, client: int) -> str:
-        """What a client is called: its number, as the server knows no other name."""
-        return str(client)
+    def named(self, told: Mapping[int, str]) -> dict[str, str]:
+        """What is told of clients, by their numbers: the server knows no other names."""
+        return {str(client): what for client, what in told.items()}
 
     def in_order(self, users: Tensor) -> Tensor:
         """The same users `[users]`, in ascending order."""
@@ -189,7 +189,11 @@ class Nodes:
         if not isinstance(means, list) or not all(type(mean) is float for mean in means):
             raise ValueError("means are no numbers")
         arrived, _, unsound = carried(
-            upload, lambda one: (self.wire.arrived(one, expects, round), 0), expects, self.refusing
+            upload,
+            lambda one: (self.wire.arrived(one, expects, round), 0),
+            expects,
+            self.refusing,
+            self.server.implausible,
         )
         refused |= unsound
         users = users[~torch.isin(users, torch.tensor(list(refused), dtype=torch.int64))]

@@ -114,9 +114,9 @@ class Clients:
         self.store = STORES[self.capacity.store](*self._store_of)
         self.cohort_size = self.capacity.cohort_size
 
-    def name(self, client: int) -> str:
-        """What a client is called in the data."""
-        return str(self.data.user_ids[client])
+    def named(self, told: Mapping[int, str]) -> dict[str, str]:
+        """What is told of clients, by what they are called in the data."""
+        return {str(self.data.user_ids[client]): what for client, what in told.items()}
 
     def in_order(self, users: Tensor) -> Tensor:
         """The same users `[users]`, in the order in which their uploads come."""
@@ -157,7 +157,8 @@ class Clients:
             expects, refusing = self.server.expects, self.failures.refused > 0
             take = partial(self.wire.up, expected=expects, round=round, seed=client.seed)
             with torch.no_grad():
-                upload, bytes_up, refused = carried(client.upload(), take, expects, refusing)  # updates up
+                sent, check = client.upload(), self.server.implausible
+                upload, bytes_up, refused = carried(sent, take, expects, refusing, check)  # updates up
             only = None
             if len(lost) or refused:
                 only = ~torch.isin(users, torch.tensor([*lost.tolist(), *refused]))

@@ -18,9 +18,12 @@ LARGEST = EXACT / GRID
 Take = Callable[[Upload], tuple[Upload, int]]
 """Carries an upload: what arrives, and its bytes. It raises `WireError` or `NotFiniteError` for what cannot be read."""
 
+Check = Callable[[Upload], Mapping[int, str]]
+"""By client, why its upload is not taken."""
+
 
 def carried(
-    upload: Upload, take: Take, expected: Mapping[str, Field], refusing: bool
+    upload: Upload, take: Take, expected: Mapping[str, Field], refusing: bool, implausible: Check
 ) -> tuple[Upload, int, dict[int, str]]:
     """Carry an upload. Where ``refusing``, who sent what cannot be taken in is left out; otherwise that is an error.
 
@@ -29,6 +32,7 @@ def carried(
         take: Carries it.
         expected: The fields of one client's message, as they arrive.
         refusing: Whether the others are to go on.
+        implausible: Says of what arrived whose it cannot be.
 
     Returns:
         What arrives of the others, the bytes of all that could be sent, and by client why it was refused.
@@ -41,7 +45,7 @@ def carried(
     except (WireError, NotFiniteError):
         # It does not say of all who are to blame. So each client is tried by itself.
         arrived, nbytes = _one_by_one(upload, take, expected, refused)
-    refused |= unsound(arrived)
+    refused = {**implausible(arrived), **unsound(arrived), **refused}
     if refused:
         arrived = arrived.only(arrived.clients[~torch.isin(arrived.clients, torch.tensor(list(refused)))])
     return arrived, nbytes, refused
