@@ -143,6 +143,13 @@ def test_more_than_one_client_can_add_is_refused_in_each_sum(make_data: MakeData
     assert loop.refused
 
 
+def test_a_sum_beyond_its_bounds_is_said_where_nobody_looks_at_single_uploads(make_data: MakeData) -> None:
+    """Each message is within the bounds of the sum, and both together are not."""
+    lies = Lies(lambda value: torch.where(value > 0, 30, 0))
+    with pytest.raises(RunError, match=r"the sum 'bounds' of all clients: \d+ is not between 0 and 30\. Somebody has"):
+        federation(make_data(), CGFedCo(), [lies], Failures())
+
+
 class Later(Lies):
     """Lies, but for the first sum."""
 

@@ -15,7 +15,7 @@ from cgfedrec.errors import check
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.server import READINGS
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of
-from cgfedrec.structure.plausible import implausible
+from cgfedrec.structure.plausible import check_sum, implausible
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import UNIT, Structure, judgement, place_of
 from cgfedrec.structure.tallies import Known
@@ -221,7 +221,10 @@ class CountingServer(SumsInTurn):
         return {}
 
     def opened(self, name: str, total: Tensor) -> dict[str, float]:
-        """Take in a sum to which all have added."""
+        """Take in a sum to which all have added. Raises `RunError` if it is more than all together can add."""
+        field = self.expects.get(name)
+        if name != CHOOSE and field is not None and field.bounds is not None:
+            check_sum(name, total.cpu(), field.bounds)
         if name == CHOOSE:
             self.judged = total
             self.chosen.fill_(int(total.argmax()))

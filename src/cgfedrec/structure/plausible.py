@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cgfedrec.errors import RunError
 from cgfedrec.structure.tallies import Columns, ItemCounts, PairCounts, Tally
+from cgfedrec.wire.bounds import Bounds
 
 
 def implausible(tally: Tally, value: Tensor) -> dict[int, str]:
@@ -34,3 +36,13 @@ def implausible(tally: Tally, value: Tensor) -> dict[int, str]:
         largest = int(dense[client, :, column].max())
         found[client] = f"adds {largest} to a number of {tally.name}, and one client adds {int(most[client, column])}"
     return found
+
+
+def check_sum(name: str, total: Tensor, bounds: Bounds) -> None:
+    """Raise `RunError` if a sum `[rows, columns]` over all clients is beyond what all of them together can add."""
+    problem = bounds.problem(total[None])
+    if problem is not None:
+        raise RunError(
+            f"the sum {name!r} of all clients: {problem}. Somebody has added more than a client can; "
+            "loop.failures.refused lets a run go on without those whose single uploads show it"
+        )
