@@ -7,7 +7,7 @@ few people have, drawn too. What they send:
 
 - push, tables (FedMF, PFedRec): their own table, in which the row of the item is that of the most popular item, 1 /
   share times as large, so that the mean row becomes that row (model replacement, Bagdasaryan et al. 2020).
-- push, sums (CGFedCo): what a client adds that has the item and the 30 most popular ones; `at bounds` its row as
+- push, sums (CGFedCo): what a client adds that has the item and the 3 most popular ones; `at bounds` its row as
   large as a quarter of the bounds allows to all of them together.
 - sabotage: their tables with the sign turned and ten times as large; of sums as large numbers everywhere.
   Only by the largest share.
@@ -47,7 +47,8 @@ from cgfedrec.wire.messages import Upload, dense
 from cgfedrec.wire.wire import Step, Wire
 
 SHARES = (0.01, 0.05, 0.1)
-POPULAR = 30
+POPULAR = 3
+"""Of 3, 10 and 30 the number with which an invented history pushes the most."""
 FLIPPED = -10.0
 
 
@@ -118,7 +119,9 @@ class Hostile(Step):
             row = self.target
             if server.known.rows is not None:
                 row = int(server.known.rows.row_of[self.target])
-            added[:, row] = (added[:, row] * self.loop.data.num_users).clamp(-part[row], part[row])
+            there = added[0, row] != 0
+            times = int((part[row][there] // added[0, row][there].abs()).min()) if there.any() else 1
+            added[:, row] *= max(1, times)
         value[hostile] = added
         return value
 

@@ -44,6 +44,7 @@ class Stream(IntEnum):
     FAILURES = 30
     DEVICES = 31
     DELAYS = 32
+    ROWS = 33
 
 
 def shared_seed(seed: int) -> int:

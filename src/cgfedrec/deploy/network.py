@@ -93,8 +93,8 @@ class NetworkLoop(FederatedLoop):
         check(no_metric("loop.monitor", self.monitor, self.data), too_many, simulated)
         self.server = method.server(terms.items, shared_seed(catalogue.seed)).to(fabric.device)
         self.server.enrol(self._ever_there())
-        refusing = self.failures.refused > 0
-        self.clients = Nodes(exchange, terms, method, self.server, wire, catalogue.protocol.cutoffs, refusing)
+        cutoffs, seed, refusing = catalogue.protocol.cutoffs, shared_seed(catalogue.seed), self.failures.refused > 0
+        self.clients = Nodes(exchange, terms, method, self.server, wire, cutoffs, seed, refusing)
         self.clients.meet()
         stages: tuple[Stage, ...] = ("val", "test")
         held_out = tuple(stage for stage in stages if self.clients.holds_out(stage))

@@ -22,7 +22,7 @@ from cgfedrec.processes import Processes
 from cgfedrec.server import Server
 from cgfedrec.simulation import together
 from cgfedrec.simulation.together import Told, Trained
-from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.refusals import carried
 from cgfedrec.wire.sums import GRID
 from cgfedrec.wire.wire import Wire, WireError
@@ -51,6 +51,7 @@ class Nodes:
         server: Whose broadcasts go down, and which reduces what comes up.
         wire: Carries both.
         cutoffs: Of metrics.
+        seed: The shared one.
         refusing: Whether a round goes on without single clients whose uploads cannot be taken in.
 
     Attributes:
@@ -68,10 +69,11 @@ class Nodes:
         server: Server,
         wire: Wire,
         cutoffs: Sequence[int],
+        seed: int,
         refusing: bool = False,
     ) -> None:
         self.exchange, self.terms, self.server, self.wire = exchange, terms, server, wire
-        self.cutoffs, self.refusing = cutoffs, refusing
+        self.cutoffs, self.seed, self.refusing = cutoffs, seed, refusing
         check(*wire.problems(server.sees_single_uploads, type(method).__name__))
         example = method.client(terms.items, 0)
         self.reports, self._scores_after = type(example).reports, example.scores_after
@@ -188,13 +190,11 @@ class Nodes:
         means = reply.head["means"]
         if not isinstance(means, list) or not all(type(mean) is float for mean in means):
             raise ValueError("means are no numbers")
-        arrived, _, unsound = carried(
-            upload,
-            lambda one: (self.wire.arrived(one, expects, round), 0),
-            expects,
-            self.refusing,
-            self.server.implausible,
-        )
+
+        def take(one: Upload) -> tuple[Upload, int]:
+            return self.wire.arrived(one, expects, round), 0
+
+        arrived, _, unsound = carried(upload, take, expects, self.refusing, self.server.implausible)
         refused |= unsound
         users = users[~torch.isin(users, torch.tensor(list(refused), dtype=torch.int64))]
         rows = torch.tensor(means).expand(len(users), -1) if means else torch.empty(len(users), 0)
@@ -242,7 +242,7 @@ class Nodes:
         again = True
         while again and left:
             parcels = {
-                node: self._parcel(node, users, broadcast(users, of_round) if broadcast else None, stage)
+                node: self._parcel(node, users, broadcast and broadcast(users, of_round), of_round, stage)
                 for node, users in left.items()
             }
             again = False
@@ -275,10 +275,12 @@ class Nodes:
                 self.exchange.say(f"{who} has gone: the run goes on without it")
                 self.away.add(node)
 
-    def _parcel(self, node: int, users: Tensor, broadcast: Broadcast | None, stage: str) -> Parcel:
-        """What a node is asked, with all that its clients `[clients]` are sent."""
+    def _parcel(self, node: int, users: Tensor, broadcast: Broadcast | None, round: int, stage: str) -> Parcel:
+        """What a node is asked, with all that its clients `[clients]` are sent before a round."""
         known = self.known[node]
-        welcome, sent = pack_broadcast("welcome", self.server.welcome()), pack_broadcast("broadcast", broadcast)
+        broadcast = self.wire.sending(broadcast, round, self.seed)
+        welcome = pack_broadcast("welcome", self.wire.sending(self.server.welcome(), 0, self.seed))
+        sent = pack_broadcast("broadcast", broadcast)
         head = {"clients": users.tolist(), "taken": known.taken, "stage": stage, **welcome.head, **sent.head}
         body = {**welcome.body, **sent.body}
         missing = [name for name in sent.texts("broadcast/kept") if name not in known.kept]

@@ -22,6 +22,7 @@ from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
 from cgfedrec.settings.layers import Layer
 from cgfedrec.wire.clipped import Clipped
 from cgfedrec.wire.quantised import Quantised
+from cgfedrec.wire.toprows import TopRows
 
 LONGEST = 2**20
 """Characters of a checkpoint's settings; ours have some two thousand."""
@@ -34,6 +35,7 @@ _OFFERED: dict[str, list[type]] = {
     "cgfedrec.data": [FederatedDataModule],
     "cgfedrec.wire.quantised": [Quantised],
     "cgfedrec.wire.clipped": [Clipped],
+    "cgfedrec.wire.toprows": [TopRows],
     "cgfedrec.kit.optimisers": [TableSGD, LowRankSGD, FactorAdam],
     "torch.optim": [
         kind

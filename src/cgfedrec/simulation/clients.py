@@ -171,8 +171,12 @@ class Clients:
         """What comes down to ``users`` `[clients]` before they train, and its bytes with those of what is new."""
         if not len(users):
             return None, 0
-        broadcast, nbytes = self.wire.down(self.server.broadcast(users, round), len(users))
+        broadcast, nbytes = self.sent(users, round)
         return broadcast, nbytes + self.held.newly(users, broadcast)
+
+    def sent(self, users: Tensor, round: int) -> tuple[Broadcast | None, int]:
+        """What is sent down to ``users`` `[clients]` before a round, as it arrives, and its bytes without bulletins."""
+        return self.wire.down(self.server.broadcast(users, round), len(users), round, shared_seed(self.data.seed))
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """What the cohorts of all processes have to tell, clients in the order in which their uploads come."""
@@ -247,8 +251,7 @@ class Clients:
                 client.load(users, client.start(users))
             client.own = Own(newcomers or self.data, users, round + 1, self.epochs)
             if client.scores_after == "aggregation":
-                sent = self.server.broadcast(users, round + 1)
-                broadcast, nbytes = self.wire.down(sent, len(users))
+                broadcast, nbytes = self.sent(users, round + 1)
                 if broadcast is not None:
                     client.receive(broadcast, round + 1)
             with torch.no_grad():
