@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -47,9 +47,11 @@ PFEDREC = {"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": 8}}
 CGFEDCO = {"class_path": "cgfedrec.methods.CGFedCo"}
 
 
-def deployed(method: Mapping[str, Any], loop: Mapping[str, Any] | None = None, nodes: int = 2) -> Terms:
+def deployed(
+    method: Mapping[str, Any], loop: Mapping[str, Any] | None = None, nodes: int = 2, steps: Sequence[object] = ()
+) -> Terms:
     """Write a deployment into ``fed``, whose nodes have the simulator's secret, so that results compare."""
-    settings = SMALL | {"method": method, "loop": SMALL["loop"] | dict(loop or {})}
+    settings = SMALL | {"method": method, "loop": SMALL["loop"] | dict(loop or {}), "wire": {"steps": list(steps)}}
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     done = cgfedrec("deploy", "--config", "config.yaml", "--nodes", nodes, "--output", "fed")
     assert done.returncode == 0, done.stderr
@@ -332,6 +334,18 @@ def test_a_network_ends_where_the_simulator_ends(method: Mapping[str, Any], loop
     other = others["columns"].index("val/ndcg@10")
     torch.testing.assert_close(values["values"][-1, column], others["values"][-1, other], rtol=0, atol=1e-9)
     assert summary["clients/gone"] == 0
+
+
+def test_broadcasts_in_few_bits_travel_as_such() -> None:
+    """The server rounds, and a node makes of it what a client in a simulation makes."""
+    few = {"class_path": "cgfedrec.wire.quantised.Quantised", "init_args": {"bits": 8, "down": 4}}
+    terms = deployed(PFEDREC, steps=[few])
+    wanted, grid = simulated(), Here(terms)
+    federate(terms, "r", grid.exchange())
+    check_same(ended(), wanted)
+    assert ended()["bytes"] == wanted["bytes"]
+    down = [len(asked.body.get("broadcast/values", b"")) for _, asked in grid.asked if asked.text("what") == "train"]
+    assert 50 * 8 / 2 < max(down) < 50 * 8 / 2 + 100, "4 bits a number"
 
 
 def test_a_node_that_comes_back_in_time_changes_nothing() -> None:

@@ -134,6 +134,10 @@ def test_a_round_without_anybody_is_tried_again(make_data: MakeData) -> None:
             loop = trained(method, data, 7, rounds=3, participants=1, failures=Failures(before=0.8))
         assert [row["round"] for row in loop.history] == [1, 2, 3]
         assert loop.failed > 3
+    loop = FederatedLoop(participants=9)
+    loop.data, loop.round = data, 2
+    first, loop.attempt = loop._drawn(torch.arange(30)), 1
+    assert not loop._drawn(torch.arange(30)).equal(first), "others are asked"
     with pytest.raises(RunError, match="in 100 attempts nobody"), pytest.warns(Notice):
         trained(method, data, 7, rounds=3, participants=1, failures=Failures(before=0.9999))
 
