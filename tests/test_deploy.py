@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from cgfedrec.deploy.network import federate
 from cgfedrec.deploy.node import DONE, FAILED, MISSING, REFUSED, Node
 from cgfedrec.deploy.parcels import Parcel, pack_broadcast, pack_uploads, unpack_broadcast, unpack_uploads
 from cgfedrec.deploy.settings import Terms
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.run.api import fit
 from cgfedrec.run.checkpoint import read_checkpoint
 from cgfedrec.wire.bounds import Bounds
@@ -47,9 +47,11 @@ PFEDREC = {"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": 8}}
 CGFEDCO = {"class_path": "cgfedrec.methods.CGFedCo"}
 
 
-def deployed(method: Mapping[str, Any], loop: Mapping[str, Any] | None = None, nodes: int = 2) -> Terms:
+def deployed(
+    method: Mapping[str, Any], loop: Mapping[str, Any] | None = None, nodes: int = 2, steps: Sequence[object] = ()
+) -> Terms:
     """Write a deployment into ``fed``, whose nodes have the simulator's secret, so that results compare."""
-    settings = SMALL | {"method": method, "loop": SMALL["loop"] | dict(loop or {})}
+    settings = SMALL | {"method": method, "loop": SMALL["loop"] | dict(loop or {}), "wire": {"steps": list(steps)}}
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     done = cgfedrec("deploy", "--config", "config.yaml", "--nodes", nodes, "--output", "fed")
     assert done.returncode == 0, done.stderr
@@ -334,6 +336,18 @@ def test_a_network_ends_where_the_simulator_ends(method: Mapping[str, Any], loop
     assert summary["clients/gone"] == 0
 
 
+def test_broadcasts_in_few_bits_travel_as_such() -> None:
+    """The server rounds, and a node makes of it what a client in a simulation makes."""
+    few = {"class_path": "cgfedrec.wire.quantised.Quantised", "init_args": {"bits": 8, "down": 4}}
+    terms = deployed(PFEDREC, steps=[few])
+    wanted, grid = simulated(), Here(terms)
+    federate(terms, "r", grid.exchange())
+    check_same(ended(), wanted)
+    assert ended()["bytes"] == wanted["bytes"]
+    down = [len(asked.body.get("broadcast/values", b"")) for _, asked in grid.asked if asked.text("what") == "train"]
+    assert 50 * 8 / 2 < max(down) < 50 * 8 / 2 + 100, "4 bits a number"
+
+
 def test_a_node_that_comes_back_in_time_changes_nothing() -> None:
     terms = deployed(PFEDREC)
     grid, stopped = Here(terms), list[int]()
@@ -420,6 +434,34 @@ def test_an_answer_that_cannot_be_read_or_is_for_others_is_left_out() -> None:
     summary = federate(terms, "r", grid.exchange(said))
     assert len([line for line in said if "goes on without node 1, whose answer cannot be read" in line]) == 3
     assert summary["round"] == 3
+
+
+def test_single_clients_are_refused_and_the_others_of_their_node_are_taken() -> None:
+    """One sends what is no message, one what is not finite: a round is that of all others."""
+    terms = deployed(PFEDREC, {"failures": {"refused": 0.1}})
+    grid = Here(terms)
+    honest = grid.nodes[1]
+
+    def lies(asked: Parcel) -> Parcel:
+        reply = honest(asked)
+        if asked.text("what") != "train":
+            return reply
+        sizes, body = reply.wholes("uploads/sizes").tolist(), bytearray(reply.body["uploads/own"])
+        body[0] ^= 1  # how many fields there are, in the first client's message
+        body[sizes[0] + sizes[1] - 4 : sizes[0] + sizes[1]] = b"\xff\xff\xff\xff"  # NaN, in the second one's
+        return Parcel(reply.head, {**reply.body, "uploads/own": bytes(body)})
+
+    grid.nodes[1] = lies
+    with pytest.warns(Notice, match=r"round 2: 2 of 40 uploads are refused; client \d+: .*; client \d+: .*not finite"):
+        summary = federate(terms, "r", grid.exchange())
+    assert summary["round"] == 3
+    assert ended()["failures"] == [0, 6]
+
+
+def test_failures_are_not_simulated_over_a_network() -> None:
+    terms = deployed(PFEDREC, {"failures": {"before": 0.1}})
+    with pytest.raises(InputError, match=r"loop.failures: nodes fail by themselves"):
+        federate(terms, "r", Here(terms).exchange())
 
 
 def test_two_nodes_with_one_client_are_refused() -> None:

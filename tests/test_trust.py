@@ -76,6 +76,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "a step that is a file": (at("wire.steps", ["evil.yaml"]), "wire.steps names a file"),
     "steps that are a file": (at("wire.steps", "evil.yaml"), "wire.steps names a file"),
     "a wire that is a file": (at("wire", "evil.yaml"), "'wire'"),
+    "failures that are a file": (at("loop.failures", "evil.yaml"), "'loop.failures'"),
     "the parser's own notes": (at("loop.__path__", "evil.yaml"), "__path__ is no option"),
     "its defaults": (at("__default_config__", "evil.yaml"), "__default_config__ is no option"),
     "no plain value": (at("loop.rounds", {1, 2}), "loop.rounds is no plain value"),

@@ -8,19 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning import Fabric
 from torch import Tensor
 
+from cgfedrec.account import Account
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.data.newcomers import Newcomers
-from cgfedrec.errors import check, no_count, not_positive
+from cgfedrec.errors import check, no_count
 from cgfedrec.evaluation.ranking import Ranked, no_metric, summarise
+from cgfedrec.failures import NONE, Failures, check_attempt
 from cgfedrec.history import Evaluations, Row, rows_of
 from cgfedrec.method import Method
 from cgfedrec.processes import Processes
-from cgfedrec.random import Stream, bits, shared_seed
+from cgfedrec.random import shared_seed
+from cgfedrec.sampling import Sampling
 from cgfedrec.server import Server
 from cgfedrec.simulation.capacity import Place, Plans
 from cgfedrec.simulation.clients import Clients
@@ -28,7 +30,7 @@ from cgfedrec.simulation.store import Dtype
 from cgfedrec.wire.wire import Wire
 
 
-class FederatedLoop(Evaluations):
+class FederatedLoop(Account, Evaluations):
     """Federated training: rounds of local training, aggregation and evaluation.
 
     Args:
@@ -45,6 +47,7 @@ class FederatedLoop(Evaluations):
         compress: Whether whole numbers of the server, such as CGFedCo's sums, are compressed in checkpoints.
         monitor: The validation metric that chooses the best round.
         patience: Stop after this many evaluations without a better one; ``null`` for never.
+        failures: Clients that fail, and how many uploads may be refused.
     """
 
     def __init__(
@@ -61,33 +64,29 @@ class FederatedLoop(Evaluations):
         compress: bool = True,
         monitor: str = "val/ndcg@10",
         patience: int | None = 10,
+        failures: Failures = NONE,
     ) -> None:
-        wrong_size = given_twice = None
+        wrong_size = None
         if cohort_size != "auto":
             wrong_size = no_count("loop.cohort_size", cohort_size)
-        if participants is not None and participation != 1:
-            given_twice = "loop.participants: give either this or loop.participation, not both"
+        self.sampling = Sampling(participation, participants, resample)
         check(
             no_count("loop.rounds", rounds),
-            no_count("loop.participants", participants, or_none=True),
+            *self.sampling.problems(),
             wrong_size,
             no_count("loop.evaluate_every", evaluate_every),
             no_count("loop.checkpoint_every", checkpoint_every),
             no_count("loop.patience", patience, or_none=True),
-            not_positive("loop.participation", participation, 1),
-            given_twice,
         )
         super().__init__(monitor)
         self.rounds = rounds
-        self.participation = participation
-        self.participants = participants
-        self.resample = resample
         self._cohort_size: int | Literal["auto"] = cohort_size
         self._place: Place = store
         self.state_dtype: Dtype = state_dtype
         self.evaluate_every, self.checkpoint_every, self.compress = evaluate_every, checkpoint_every, compress
         self.patience = patience
-        self.round = self.bytes_up = self.bytes_down = 0
+        self.failures = failures
+        self.round = self.attempt = 0
         self.seconds = 0.0
         self.should_stop = False
 
@@ -117,9 +116,7 @@ class FederatedLoop(Evaluations):
         Raises:
             InputError: for settings that do not fit the data, or a federation that does not fit the machine.
         """
-        too_many = None
-        if self.participants is not None and self.participants > data.num_users:
-            too_many = f"loop.participants: {self.participants} is more than the {data.num_users} users of the data"
+        too_many = self.sampling.too_many(data.num_users, "users of the data")
         check(no_metric("loop.monitor", self.monitor, data), too_many)
         self.fabric, self.data, self.processes = fabric, data, processes or Processes()
         method.check(data)
@@ -134,17 +131,17 @@ class FederatedLoop(Evaluations):
 
         # 2. The clients, and room for their state. For so many rounds the best one can stay the best, and needs its
         #    rows. Then training stops.
-        self.clients = Clients(fabric, data, method, self.server, wire or Wire(), self.processes)
+        self.clients = Clients(fabric, data, method, self.server, wire or Wire(), self.processes, self.failures)
         kept_rounds = self.rounds
         if self.patience is not None:
             kept_rounds = min(self.rounds, (self.patience + 1) * self.evaluate_every)
-        plans = Plans(self.num_participants, self.rounds, self.resample, kept_rounds, self.checkpoint_every)
+        plans = Plans(self.num_participants, self.rounds, self.sampling.resample, kept_rounds, self.checkpoint_every)
         self.clients.settle(plans, self._place, self._cohort_size, self.state_dtype, folder, to_train)
 
     @property
     def num_participants(self) -> int:
         """How many clients take part in a round."""
-        return self.participants or max(1, round(self.participation * self.data.num_users))
+        return self.sampling.number(self.data.num_users)
 
     def fit(self) -> None:
         """Train until the last round, or until a callback sets ``should_stop`` at the end of one.
@@ -161,7 +158,7 @@ class FederatedLoop(Evaluations):
                 participants = self.clients.in_order(self.sample())
                 cohorts = []
                 with self.processes.agreed():
-                    for trained in self.clients.train(participants, self.round):
+                    for trained in self.clients.train(participants, self.round, self.attempt):
                         self.server.aggregate(trained.part)
                         cohorts.append(trained.told)
                         self.fabric.call("on_cohort_end", self, trained.told.users)
@@ -169,16 +166,22 @@ class FederatedLoop(Evaluations):
                 # 2. Add up what all processes have. From here on they do the same.
                 self.server.gather(self.processes, self.data.order())
                 told = self.clients.together(cohorts)
-                if not len(told.users):  # over a network: of those who were asked nobody has answered
-                    continue
-                self.bytes_up += told.bytes_up
-                self.bytes_down += told.bytes_down
+                self.add(told, len(participants))
+                self.failures.tell(
+                    self.round, len(participants), self.clients.named(told.refused), self.processes.first
+                )
 
                 # 3. Let the server make of it what it sends next. A worker does it, on one thread like all else: a
                 #    sum by several threads would depend on how many they are.
                 with self.processes.agreed():
-                    (report,) = self.clients.workers.map(partial(self.server.update, told.users), [self.round])
+                    (report,) = self.clients.workers.map(
+                        partial(self.server.end, told.users, told.refused), [self.round]
+                    )
                 self.processes.check_alike("servers", self.server.state_dict())
+                if not (len(told.users) or report or self.server.finished):
+                    self.nobody_came()
+                    continue
+                self.attempt = 0
 
                 # 4. Evaluate; then callbacks log, write the checkpoint and may stop.
                 self._record(told.means, report, time.perf_counter() - started)
@@ -196,20 +199,20 @@ class FederatedLoop(Evaluations):
 
     def _drawn(self, pool: Tensor) -> Tensor:
         """Participants from a pool `[clients]` of those who are wanted."""
-        drawn_in = 0  # a round that never is: drawn once, for all rounds
-        if self.resample:
-            drawn_in = self.round
-        # A random number for everyone in the pool, of which the smallest win.
-        users = pool.numpy()
-        keys = bits(shared_seed(self.data.seed), Stream.PARTICIPANTS, drawn_in, users)
-        return torch.from_numpy(np.sort(users[keys.argsort()[: self.num_participants]]))
+        return self.sampling.draw(pool, self.num_participants, shared_seed(self.data.seed), self.round, self.attempt)
 
     def _ever_there(self) -> Tensor:
         """Who can take part in any round, `[clients]`: everybody, or those who are drawn once for all."""
         everyone = torch.arange(self.data.num_users)
-        if self.resample:
+        if self.sampling.resample:
             return everyone
         return self._drawn(everyone)
+
+    def nobody_came(self) -> None:
+        """Try the same round again, with other draws: to server and clients a round without anybody is none."""
+        self.attempt += 1
+        check_attempt(self.round, self.attempt, self.processes.first)
+        self.round -= 1
 
     def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
         """Evaluate if this round is to be, and add a row to the history."""
@@ -218,8 +221,9 @@ class FederatedLoop(Evaluations):
             return
         # Where nothing was trained, there are no means.
         names = ("loss", *self.clients.reports)[: seen.shape[1]]
-        means = seen.double().mean(0).tolist()
-        row: Row = {"round": self.round} | {f"train/{name}": mean for name, mean in zip(names, means, strict=True)}
+        row: Row = {"round": self.round}
+        if len(seen):
+            row |= {f"train/{name}": mean for name, mean in zip(names, seen.double().mean(0).tolist(), strict=True)}
         if self.server.preparing and not last:
             pass  # there is nothing new to rank with
         elif self.data.holds_out("val"):
@@ -227,12 +231,7 @@ class FederatedLoop(Evaluations):
         elif last:
             with self.processes.agreed():
                 self.clients.check_scores(self.round)
-        row |= {
-            "bytes/up": self.bytes_up,
-            "bytes/down": self.bytes_down,
-            "bytes/total": self.bytes_up + self.bytes_down,
-            "bytes/scoring": self.bytes_scoring,
-        }
+        row |= self.row(self.bytes_scoring, self.failures != NONE)
         self.history.append(row | report | {"time/round": seconds})
 
     def evaluate(self, stage: Stage) -> Row:
@@ -268,8 +267,8 @@ class FederatedLoop(Evaluations):
         return {
             "round": self.round,
             "history": self.table(),
-            "bytes": [self.bytes_up, self.bytes_down, self.bytes_scoring],
             "seconds": self.seconds,
+            **self.counts(self.bytes_scoring),
             "server": self.server.state_dict(),
             **self.clients.state_dict(),
         }
@@ -281,14 +280,14 @@ class FederatedLoop(Evaluations):
             ValueError, KeyError, TypeError, RuntimeError, IndexError: if it was taken elsewhere.
             FileNotFoundError: if the clients' state lies in files that are not there.
         """
-        bytes_up, bytes_down, bytes_scoring = state["bytes"]
-        counts = (state["round"], bytes_up, bytes_down, bytes_scoring)
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("the round and the bytes are no counts")
-        self.round, self.bytes_up, self.bytes_down, bytes_scoring = counts
+        if type(state["round"]) is not int or state["round"] < 0:
+            raise ValueError("the round is no count")
+        self.round, bytes_scoring = state["round"], self.load_counts(state)
         self.history = rows_of(state["history"])
         self.seconds = float(state["seconds"])
         self.server.load_state_dict(state["server"])
+        if self.whose:
+            self.server.leave(torch.tensor(sorted(self.whose)))
         self.clients.load_state_dict(state, bytes_scoring)
 
     def open_state_dict(self, state: dict[str, Any]) -> None:

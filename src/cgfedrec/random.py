@@ -41,6 +41,10 @@ class Stream(IntEnum):
     PROJECTIONS = 18
     DROPOUT = 19
     ROUNDING = 20
+    FAILURES = 30
+    DEVICES = 31
+    DELAYS = 32
+    ROWS = 33
 
 
 def shared_seed(seed: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -140,6 +140,13 @@ class Server(Growing):
         """
         return None
 
+    def implausible(self, upload: Upload) -> Mapping[int, str]:
+        """By client, why what it sends cannot come from an honest one, as far as a single upload shows that.
+
+        Asked only where single uploads may be refused, by several threads at once.
+        """
+        return {}
+
     def reduce(self, upload: Upload) -> Upload | Sum:
         """What is left of a cohort's uploads for `aggregate`: their sum, where no single one is needed.
 
@@ -177,6 +184,18 @@ class Server(Growing):
             What is worth logging about it, by name.
         """
         return {}
+
+    def end(self, users: Tensor, refused: Collection[int], round: int) -> dict[str, float]:
+        """End a round in which the uploads of some clients were refused; arguments and result are those of `update`.
+
+        Who was refused is not waited for any longer: it could hold up all others.
+        """
+        report: dict[str, float] = {}
+        if refused:
+            report |= self.leave(torch.tensor(list(refused)))
+        if len(users):
+            report |= self.update(users, round)
+        return report
 
     def histograms(self) -> dict[str, Tensor]:
         """Values `[any]` of which the distribution is worth logging, by name."""

@@ -84,12 +84,17 @@ class NetworkLoop(FederatedLoop):
         """
         self.fabric, self.processes = fabric, Processes()
         self.data = catalogue  # type: ignore[assignment]
-        check(no_metric("loop.monitor", self.monitor, self.data))
-        if self.participants is not None and self.participants > terms.clients:
-            raise InputError(f"loop.participants: {self.participants} is more than the {terms.clients} clients")
+        simulated = None
+        if self.failures.simulated:
+            simulated = (
+                "loop.failures: nodes fail by themselves; only loop.failures.refused has a meaning over a network"
+            )
+        too_many = self.sampling.too_many(terms.clients, "clients")
+        check(no_metric("loop.monitor", self.monitor, self.data), too_many, simulated)
         self.server = method.server(terms.items, shared_seed(catalogue.seed)).to(fabric.device)
         self.server.enrol(self._ever_there())
-        self.clients = Nodes(exchange, terms, method, self.server, wire, catalogue.protocol.cutoffs)
+        cutoffs, seed, refusing = catalogue.protocol.cutoffs, shared_seed(catalogue.seed), self.failures.refused > 0
+        self.clients = Nodes(exchange, terms, method, self.server, wire, cutoffs, seed, refusing)
         self.clients.meet()
         stages: tuple[Stage, ...] = ("val", "test")
         held_out = tuple(stage for stage in stages if self.clients.holds_out(stage))
@@ -102,6 +107,9 @@ class NetworkLoop(FederatedLoop):
         if not self.history or self.history[-1]["round"] != self.round:
             self._record(torch.empty(0, 0), {}, 0.0)
             self.fabric.call("on_round_end", self)
+
+    def nobody_came(self) -> None:
+        """Go on with the next round: nodes have closed this one."""
 
     def sample(self) -> Tensor:
         """This round's participants, `[participants]`: drawn among the clients who are there.
@@ -189,8 +197,8 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
     method = f"{type(parts.method).__module__}.{type(parts.method).__qualname__}"
     saved = Saved(folder / "checkpoints", Header(run, terms.settings, method, terms.catalogue))
     hooks = [History(folder / METRICS, Forgiving(None)), EarlyStopping(), saved, Told(exchange.say)]
-    arguments = dict(vars(settings.loop))
-    loop = NetworkLoop(**arguments | {"rounds": terms.rounds})
+    arguments = dict(vars(settings.loop)) | {"rounds": terms.rounds, "failures": parts.loop.failures}
+    loop = NetworkLoop(**arguments)
     catalogue = Catalogue(terms.clients, terms.items, settings.seed_everything, parts.protocol)
     fabric, _ = engine(alone(vars(parts.fabric)), hooks)
     loop.join(fabric, catalogue, parts.method, parts.wire, terms, exchange)

@@ -69,7 +69,13 @@ class Remote(Server):
 
 
 class Sending(Wire):
-    """The clients' half of a wire: what is sent up is not read yet."""
+    """The clients' half of a wire: what is sent up is not read yet, and what comes down has travelled."""
+
+    def down(
+        self, broadcast: Broadcast | None, clients: int, round: int = 0, seed: int = 0
+    ) -> tuple[Broadcast | None, int]:
+        """What clients make of what has come."""
+        return self.received(broadcast, clients)
 
     def up(self, upload: Upload, expected: Mapping[str, Field], round: int, seed: int) -> tuple[Upload, int]:
         """What travels, `[clients, ...]`, and its bytes."""

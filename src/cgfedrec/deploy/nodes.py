@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from cgfedrec.data.module import Stage
 from cgfedrec.deploy.exchange import Exchange
+from cgfedrec.deploy.known import Known
 from cgfedrec.deploy.node import DONE, FAILED, MISSING
 from cgfedrec.deploy.parcels import Parcel, pack_broadcast, pack_bulletin, unpack_uploads
 from cgfedrec.deploy.settings import Terms
@@ -22,26 +22,13 @@ from cgfedrec.processes import Processes
 from cgfedrec.server import Server
 from cgfedrec.simulation import together
 from cgfedrec.simulation.together import Told, Trained
-from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.refusals import carried
 from cgfedrec.wire.sums import GRID
-from cgfedrec.wire.wire import Wire
+from cgfedrec.wire.wire import Wire, WireError
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass
-class Known:
-    """What the server knows of a node."""
-
-    clients: Tensor
-    """`[clients]`, int64, ascending: who lives there."""
-    holds_out: dict[str, bool]
-    """Whether there is anything to rank, for each stage."""
-    kept: set[str] = field(default_factory=set)
-    """Which bulletins it has."""
-    taken: int = 0
-    """The last round of it that the server has taken in."""
 
 
 class Alone:
@@ -64,6 +51,8 @@ class Nodes:
         server: Whose broadcasts go down, and which reduces what comes up.
         wire: Carries both.
         cutoffs: Of metrics.
+        seed: The shared one.
+        refusing: Whether a round goes on without single clients whose uploads cannot be taken in.
 
     Attributes:
         reports: What clients report of their training beside the loss.
@@ -73,10 +62,18 @@ class Nodes:
     """
 
     def __init__(
-        self, exchange: Exchange, terms: Terms, method: Method, server: Server, wire: Wire, cutoffs: Sequence[int]
+        self,
+        exchange: Exchange,
+        terms: Terms,
+        method: Method,
+        server: Server,
+        wire: Wire,
+        cutoffs: Sequence[int],
+        seed: int,
+        refusing: bool = False,
     ) -> None:
         self.exchange, self.terms, self.server, self.wire = exchange, terms, server, wire
-        self.cutoffs = cutoffs
+        self.cutoffs, self.seed, self.refusing = cutoffs, seed, refusing
         check(*wire.problems(server.sees_single_uploads, type(method).__name__))
         example = method.client(terms.items, 0)
         self.reports, self._scores_after = type(example).reports, example.scores_after
@@ -145,16 +142,21 @@ class Nodes:
         parts = [torch.empty(0, dtype=torch.int64), *(self.known[node].clients for node in nodes)]
         return torch.cat(parts).sort().values
 
+    def named(self, told: Mapping[int, str]) -> dict[str, str]:
+        """What is told of clients, by their numbers: the server knows no other names."""
+        return {str(client): what for client, what in told.items()}
+
     def in_order(self, users: Tensor) -> Tensor:
         """The same users `[users]`, in ascending order."""
         return users.sort().values
 
-    def train(self, participants: Tensor, round: int) -> Iterator[Trained]:
+    def train(self, participants: Tensor, round: int, attempt: int = 0) -> Iterator[Trained]:
         """Let participants train, node by node as they answer. Arguments and errors as of `Clients.train`.
 
         Args:
             participants: `[participants]`.
             round: From 1.
+            attempt: Always 0: no round is tried again.
 
         Raises:
             RunError: where a node says that its training has failed.
@@ -167,7 +169,7 @@ class Nodes:
         for node, reply in self._asked("train", asked, round, self.server.broadcast):
             try:
                 yield self._trained(asked[node], reply, round)
-            except ValueError as error:
+            except (ValueError, WireError) as error:
                 self.exchange.say(f"round {round} goes on without node {node}, whose answer cannot be read: {error}")
                 continue
             self.known[node].taken = round
@@ -178,7 +180,9 @@ class Nodes:
         Raises:
             ValueError: if it is anything else.
         """
-        upload = unpack_uploads(reply, "uploads", self.wire.travelling(self.server.expects))
+        expects, refused = self.server.expects, dict[int, str]()
+        unread = refused if self.refusing else None
+        upload = unpack_uploads(reply, "uploads", self.wire.travelling(expects), unread)
         users = reply.wholes("users", self.terms.clients)
         if not users.sort().values.equal(asked.sort().values) or not torch.isin(upload.clients, users).all():
             raise ValueError("it is not of the clients who were asked")
@@ -186,9 +190,15 @@ class Nodes:
         means = reply.head["means"]
         if not isinstance(means, list) or not all(type(mean) is float for mean in means):
             raise ValueError("means are no numbers")
-        part = self.server.reduce(self.wire.arrived(upload, self.server.expects, round))
+
+        def take(one: Upload) -> tuple[Upload, int]:
+            return self.wire.arrived(one, expects, round), 0
+
+        arrived, _, unsound = carried(upload, take, expects, self.refusing, self.server.implausible)
+        refused |= unsound
+        users = users[~torch.isin(users, torch.tensor(list(refused), dtype=torch.int64))]
         rows = torch.tensor(means).expand(len(users), -1) if means else torch.empty(len(users), 0)
-        return Trained(part, Told(users, up, down, rows))
+        return Trained(self.server.reduce(arrived), Told(users, up, down, rows, refused))
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """What all nodes have to tell, clients in the order in which their uploads came."""
@@ -232,7 +242,7 @@ class Nodes:
         again = True
         while again and left:
             parcels = {
-                node: self._parcel(node, users, broadcast(users, of_round) if broadcast else None, stage)
+                node: self._parcel(node, users, broadcast and broadcast(users, of_round), of_round, stage)
                 for node, users in left.items()
             }
             again = False
@@ -265,10 +275,12 @@ class Nodes:
                 self.exchange.say(f"{who} has gone: the run goes on without it")
                 self.away.add(node)
 
-    def _parcel(self, node: int, users: Tensor, broadcast: Broadcast | None, stage: str) -> Parcel:
-        """What a node is asked, with all that its clients `[clients]` are sent."""
+    def _parcel(self, node: int, users: Tensor, broadcast: Broadcast | None, round: int, stage: str) -> Parcel:
+        """What a node is asked, with all that its clients `[clients]` are sent before a round."""
         known = self.known[node]
-        welcome, sent = pack_broadcast("welcome", self.server.welcome()), pack_broadcast("broadcast", broadcast)
+        broadcast = self.wire.sending(broadcast, round, self.seed)
+        welcome = pack_broadcast("welcome", self.wire.sending(self.server.welcome(), 0, self.seed))
+        sent = pack_broadcast("broadcast", broadcast)
         head = {"clients": users.tolist(), "taken": known.taken, "stage": stage, **welcome.head, **sent.head}
         body = {**welcome.body, **sent.body}
         missing = [name for name in sent.texts("broadcast/kept") if name not in known.kept]

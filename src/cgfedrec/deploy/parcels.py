@@ -125,8 +125,20 @@ def pack_uploads(uploads: Sequence[Upload], name: str = "uploads") -> Parcel:
     return Parcel({f"{name}/clients": clients, f"{name}/sizes": sizes}, {f"{name}/own": messages})
 
 
-def unpack_uploads(parcel: Parcel, name: str, expected: Mapping[str, Field]) -> Upload:
-    """The inverse of `pack_uploads`, for what may come from anyone. Raises ``ValueError`` for anything else."""
+def unpack_uploads(
+    parcel: Parcel, name: str, expected: Mapping[str, Field], refused: dict[int, str] | None = None
+) -> Upload:
+    """The inverse of `pack_uploads`, for what may come from anyone.
+
+    Args:
+        parcel: In which they came.
+        name: Of the uploads.
+        expected: The fields of one client's message.
+        refused: As of `Upload.unpack`.
+
+    Raises:
+        ValueError: for anything else.
+    """
     clients, sizes = parcel.wholes(f"{name}/clients"), parcel.wholes(f"{name}/sizes")
     if len(clients.unique()) != len(clients):
         raise ValueError("a client sends twice")
@@ -137,7 +149,7 @@ def unpack_uploads(parcel: Parcel, name: str, expected: Mapping[str, Field]) -> 
         return Upload(clients)
     if int(sizes.sum()) != len(joined):
         raise ValueError("messages are not as long as is said")
-    return Upload.unpack(clients, list(_cut(joined, sizes.tolist())), expected)
+    return Upload.unpack(clients, list(_cut(joined, sizes.tolist())), expected, refused)
 
 
 def _packed(upload: Upload) -> tuple[list[int], list[int], bytes]:

@@ -12,12 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cgfedrec.errors import no_count
+from cgfedrec.kit.robust import Aggregation, Robust, RobustMethod
+from cgfedrec.server import Server
 from cgfedrec.structure.alignment import AlignedMethod
 from cgfedrec.structure.clusters import Clustering, ClusterServer, LabelsKind
 
 
+class RobustClusterServer(Robust, ClusterServer):
+    """Clusters the items of a table that is robust, in place of the mean one."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class CGFedRec(AlignedMethod):
+class CGFedRec(AlignedMethod, RobustMethod):
     """CGFedRec (arXiv 2602.21957): tables go up, cluster labels come down."""
 
     clusters: int = 60
@@ -26,12 +32,13 @@ class CGFedRec(AlignedMethod):
     ``frozen``, never found anew once the first have gone down, whether it helps to go on looking."""
     silent_rounds: int = 1
     """After how many rounds the first labels go down."""
+    aggregation: Aggregation = "mean"
 
     def problems(self) -> Iterator[str | None]:
         yield no_count("method.silent_rounds", self.silent_rounds)
         yield from super().problems()
 
-    def server(self, num_items: int, seed: int) -> ClusterServer:
+    def server(self, num_items: int, seed: int) -> Server:
         self.check_clusters(num_items)
         clustering = Clustering(self.clusters, self.kmeans, self.labels, self.silent_rounds)
-        return ClusterServer(num_items, self.dim, clustering, seed)
+        return self.aggregating(ClusterServer, RobustClusterServer, num_items, self.dim, clustering, seed)

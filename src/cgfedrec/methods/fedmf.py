@@ -11,8 +11,9 @@ from typing import ClassVar
 from torch.optim import Optimizer
 
 from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.robust import Aggregation, RobustMethod, RobustTableServer
 from cgfedrec.kit.rows import by_rows
-from cgfedrec.server import TableServer
+from cgfedrec.server import Server, TableServer
 from cgfedrec.wire.values import Field
 
 
@@ -27,10 +28,12 @@ class FedMFClient(FactorClient):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedMF(FactorMethod):
+class FedMF(FactorMethod, RobustMethod):
     """FedMF (arXiv 1906.05108): item tables go up and down, user vectors stay."""
+
+    aggregation: Aggregation = "mean"
 
     client_class: ClassVar[type[FactorClient]] = FedMFClient
 
-    def server(self, num_items: int, seed: int) -> TableServer:
-        return TableServer({"table": Field((num_items, self.dim))}, seed)
+    def server(self, num_items: int, seed: int) -> Server:
+        return self.aggregating(TableServer, RobustTableServer, {"table": Field((num_items, self.dim))}, seed)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cgfedrec.kit.robust import Aggregation, RobustMethod, RobustTableServer
 from cgfedrec.kit.table import TableClient, TableMethod
-from cgfedrec.server import TableServer
+from cgfedrec.server import Server, TableServer
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field
 
@@ -26,12 +27,13 @@ class PFedRecClient(TableClient):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PFedRec(TableMethod):
+class PFedRec(TableMethod, RobustMethod):
     """PFedRec (arXiv 2301.08143): item tables go up and down, heads stay."""
 
     local_epochs: int = 1
+    aggregation: Aggregation = "mean"
 
     client_class: ClassVar[type[TableClient]] = PFedRecClient
 
-    def server(self, num_items: int, seed: int) -> TableServer:
-        return TableServer({"table": Field((num_items, self.dim))}, seed)
+    def server(self, num_items: int, seed: int) -> Server:
+        return self.aggregating(TableServer, RobustTableServer, {"table": Field((num_items, self.dim))}, seed)

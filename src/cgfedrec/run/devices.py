@@ -134,7 +134,7 @@ def write_client(loop: FederatedLoop, header: Header, user: object, path: Path) 
     welcome, _ = loop.clients.wire.down(loop.server.welcome(), 1)
     if welcome is None:  # as the loop does where nobody greets
         welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
-    sent, _ = loop.clients.wire.down(loop.server.broadcast(one, loop.round + 1), 1)
+    sent, _ = loop.clients.sent(one, loop.round + 1)
     words: dict[str, Any] = {}
     tensors = {f"private/{name}": value for name, value in private.items()}
     _take_apart("welcome", welcome, words, tensors)

@@ -57,7 +57,7 @@ def reader_of(loop: FederatedLoop) -> Reader:
     with loop.clients.workers.one() as worker:
         client = worker.client
         client.load(somebody, client.start(somebody))
-        broadcast, _ = loop.clients.wire.down(loop.server.broadcast(somebody, loop.round + 1), 1)
+        broadcast, _ = loop.clients.sent(somebody, loop.round + 1)
         client.receive(broadcast, loop.round + 1)
         return client.reader()
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.evaluation.ranking import ranked
+from cgfedrec.failures import NONE
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.simulation.store import MemoryStore
@@ -131,7 +132,7 @@ def tried_out(loop: FederatedLoop) -> Alike | InTurn:
         loop: Set up. It is of no use afterwards.
     """
     data, clients, server = loop.data, loop.clients, loop.server
-    loop.round = 1
+    loop.round, clients.failures = 1, NONE  # what is measured is a client that does its part
     participants = clients.in_order(loop.sample())
     cohorts = list(data.cohorts(participants, clients.cohort_size))
     users = cohorts[len(cohorts) // 2]  # the first ones have the longest histories, and the last ones the shortest

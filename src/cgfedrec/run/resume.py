@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.failures import NONE
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.protocol import Protocol
 from cgfedrec.run.checkpoint import (
@@ -202,4 +204,5 @@ def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
         "data": data,
         "wire": config["wire"],
         "loop": {name: config["loop"][name] for name in loop},
+        "failures": asdict(NONE) | (config["loop"].get("failures") or {}),  # checkpoints of before know of none
     }

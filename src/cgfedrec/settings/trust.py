@@ -20,7 +20,9 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError, check
 from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
 from cgfedrec.settings.layers import Layer
+from cgfedrec.wire.clipped import Clipped
 from cgfedrec.wire.quantised import Quantised
+from cgfedrec.wire.toprows import TopRows
 
 LONGEST = 2**20
 """Characters of a checkpoint's settings; ours have some two thousand."""
@@ -32,6 +34,8 @@ _OFFERED: dict[str, list[type]] = {
     "cgfedrec.structure": [getattr(cgfedrec.structure, name) for name in cgfedrec.structure.__all__],
     "cgfedrec.data": [FederatedDataModule],
     "cgfedrec.wire.quantised": [Quantised],
+    "cgfedrec.wire.clipped": [Clipped],
+    "cgfedrec.wire.toprows": [TopRows],
     "cgfedrec.kit.optimisers": [TableSGD, LowRankSGD, FactorAdam],
     "torch.optim": [
         kind
@@ -223,6 +227,8 @@ def _not_mappings(tree: Layer) -> list[str]:
         for name in ("format", "synthetic")
         if not isinstance(arguments.get(name, {}), dict)
     ]
+    if not isinstance(_mapping(tree["loop"]).get("failures", {}), dict):
+        problems.append(_unusable("loop.failures"))
     for name, section in (("data", data), ("method", method)):
         if not isinstance(section.get("init_args", {}), dict) or not isinstance(section.get("class_path"), str):
             problems.append(_unusable(f"{name}.init_args"))

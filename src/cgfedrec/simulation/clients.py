@@ -12,25 +12,26 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.client import Client
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.data.own import Own
 from cgfedrec.errors import check
 from cgfedrec.evaluation.ranking import Ranked, ranked
-from cgfedrec.kit.rows import dense_copies
+from cgfedrec.failures import NONE, Failures, Fate
 from cgfedrec.method import Method
 from cgfedrec.processes import Processes
-from cgfedrec.random import private_seed, shared_seed
+from cgfedrec.random import shared_seed
 from cgfedrec.server import Server
 from cgfedrec.simulation import together
-from cgfedrec.simulation.capacity import Capacity, Demand, Place, Plans, plan
+from cgfedrec.simulation.capacity import Capacity, Place, Plans, plan
+from cgfedrec.simulation.example import Example
 from cgfedrec.simulation.held import Held
 from cgfedrec.simulation.store import STORES, ClientStore, Dtype, OpenedStore
 from cgfedrec.simulation.together import Told, Trained
-from cgfedrec.simulation.workers import Workers
+from cgfedrec.simulation.workers import Workers, welcomed
 from cgfedrec.train import train
 from cgfedrec.wire.messages import Broadcast, NotFiniteError
+from cgfedrec.wire.refusals import carried
 from cgfedrec.wire.wire import Wire
 
 
@@ -47,6 +48,7 @@ class Clients:
         server: Whose broadcasts come down, and to whom uploads go.
         wire: Carries both.
         processes: That train together.
+        failures: Who of them fails in a round.
 
     Attributes:
         workers: Each with a client of its own, which holds one cohort after another.
@@ -67,9 +69,10 @@ class Clients:
         server: Server,
         wire: Wire,
         processes: Processes,
+        failures: Failures = NONE,
     ) -> None:
         self.fabric, self.data, self.server, self.epochs = fabric, data, server, method.local_epochs
-        self.wire, self.processes = wire, processes
+        self.wire, self.processes, self.failures = wire, processes, failures
         # [users], int64: where each stands in the order in which cohorts come; and [users], bool: who is at home here.
         self._place = data.batches.place
         self.at_home = self._place % self.processes.number == self.processes.rank
@@ -81,25 +84,12 @@ class Clients:
         if welcome is None:
             # Nobody greets (Local). Clients still start where those of the method do that they control.
             welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
-        self.workers = Workers(fabric, partial(self._new_client, method, welcome))
+        self.workers = Workers(fabric, partial(welcomed, method, data, welcome))
         self.held = Held(data.num_users, nbytes)
         # The client holds nobody yet, but its shapes are right.
         with self.workers.one() as worker:
             self.reports = worker.client.reports
-            self._example = worker.client.private()
-            self._sent = worker.client.upload().values
-            # Fabric has wrapped the optimisers.
-            optimizers = [wrapped.optimizer for wrapped in worker.optimizers]
-            self._copies = max(map(dense_copies, optimizers), default=0)
-            self._follows = worker.client.follows
-            if any(group.get("weight_decay") for one in optimizers for group in one.param_groups):
-                self._follows = frozenset()  # decay moves every row
-
-    def _new_client(self, method: Method, welcome: Broadcast) -> Client:
-        """A worker's client, welcomed once for all whom it will hold."""
-        client = method.client(self.data.num_items, private_seed(self.data.seed))
-        client.welcome(welcome)
-        return client
+            self._example = Example.of(worker)
 
     def settle(
         self, plans: Plans, place: Place, size: int | Literal["auto"], dtype: Dtype, folder: Path, to_train: bool
@@ -117,67 +107,76 @@ class Clients:
         Raises:
             InputError: for a federation that does not fit the machine.
         """
-        demand = Demand(
-            self.data.num_users,
-            plans.participants,
-            plans.rounds,
-            plans.resample,
-            self.data.num_items,
-            int(self.data.interactions_per_user().sum()),
-            self._example,
-            self._sent,
-            dtype,
-            self._copies,
-            self.workers.number,
-            kept_rounds=plans.kept_rounds,
-            checkpoint_every=plans.checkpoint_every,
-            sees_single_uploads=self.server.sees_single_uploads,
-            server=self.server.working,
-            saved=self.server.saved,
-            processes=self.processes.number,
-            follows=self._follows,
-            touched=float(self.data.batches.counts.clip(max=self.data.num_items).mean()),
-        )
+        many = self.workers.number, self.processes.number
+        demand = self._example.demand(self.data, self.server, plans, dtype, *many)
         self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
-        self._store_of = (self.data.order(), self._example, dtype, folder)
+        self._store_of = (self.data.order(), self._example.private, dtype, folder)
         self.store = STORES[self.capacity.store](*self._store_of)
         self.cohort_size = self.capacity.cohort_size
+
+    def named(self, told: Mapping[int, str]) -> dict[str, str]:
+        """What is told of clients, by what they are called in the data."""
+        return {str(self.data.user_ids[client]): what for client, what in told.items()}
 
     def in_order(self, users: Tensor) -> Tensor:
         """The same users `[users]`, in the order in which their uploads come."""
         return users[self._place[users].argsort()]
 
-    def train(self, participants: Tensor, round: int) -> Iterator[Trained]:
+    def train(self, participants: Tensor, round: int, attempt: int = 0) -> Iterator[Trained]:
         """Let those of the participants who are at home here train, cohort by cohort, in one order.
 
         Args:
             participants: `[participants]`, of all processes.
             round: From 1.
+            attempt: At the round, from 0.
 
         Raises:
             NotFiniteError: if a client's loss or upload is not finite.
         """
         cohorts = list(self.data.cohorts(participants[self.at_home[participants]], self.cohort_size))
         # Side by side. Whichever ends first, they come in one order.
-        return self.workers.map(partial(self._train, round), cohorts)
+        return self.workers.map(partial(self._train, round, attempt), cohorts)
 
-    def _train(self, round: int, users: Tensor) -> Trained:
-        """One cohort's part in a round, `[clients]`."""
+    def _train(self, round: int, attempt: int, users: Tensor) -> Trained:
+        """One cohort's part in a round, `[clients]`. Of those who fail nothing is taken in, and nothing kept."""
+        fates = self.failures.fates(shared_seed(self.data.seed), users, round, attempt)
+        lost = users[fates == Fate.LOST]
+        _, bytes_down = self._down(users[fates == Fate.STOPPED], round)
+        users = users[(fates == Fate.WELL) | (fates == Fate.LOST)]
+        if not len(users):
+            return Trained(self.server.of_nobody(), Told(users, 0, bytes_down, torch.empty(0, 0)))
         with self.workers.one() as worker:
             client = worker.client
-            broadcast, bytes_down = self.wire.down(self.server.broadcast(users, round), len(users))
-            bytes_down += self.held.newly(users, broadcast)
+            broadcast, nbytes = self._down(users, round)
             overwritten = client.follows & (broadcast.values if broadcast else {}).keys()
             self.store.load(client, users, without=overwritten)  # private state in
             client.own = Own(self.data, users, round, self.epochs)
             client.receive(broadcast, round)  # structure down
             alike = client.alike(broadcast)
             means = train(self.fabric, worker, client.batches())
+            expects, refusing = self.server.expects, self.failures.refused > 0
+            take = partial(self.wire.up, expected=expects, round=round, seed=client.seed)
             with torch.no_grad():
-                # updates up
-                upload, bytes_up = self.wire.up(client.upload(), self.server.expects, round, client.seed)
-            self.store.save(client, alike)  # private state out
-            return Trained(self.server.reduce(upload), Told(users, bytes_up, bytes_down, means))
+                sent, check = client.upload(), self.server.implausible
+                upload, bytes_up, refused = carried(sent, take, expects, refusing, check)  # updates up
+            only = None
+            if len(lost) or refused:
+                only = ~torch.isin(users, torch.tensor([*lost.tolist(), *refused]))
+                users, means, upload = users[only], means[only], upload.only(users[only])
+                refused = {one: why for one, why in refused.items() if one not in lost}  # what was lost nobody read
+            self.store.save(client, alike, only)  # private state out
+            return Trained(self.server.reduce(upload), Told(users, bytes_up, bytes_down + nbytes, means, refused))
+
+    def _down(self, users: Tensor, round: int) -> tuple[Broadcast | None, int]:
+        """What comes down to ``users`` `[clients]` before they train, and its bytes with those of what is new."""
+        if not len(users):
+            return None, 0
+        broadcast, nbytes = self.sent(users, round)
+        return broadcast, nbytes + self.held.newly(users, broadcast)
+
+    def sent(self, users: Tensor, round: int) -> tuple[Broadcast | None, int]:
+        """What is sent down to ``users`` `[clients]` before a round, as it arrives, and its bytes without bulletins."""
+        return self.wire.down(self.server.broadcast(users, round), len(users), round, shared_seed(self.data.seed))
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """What the cohorts of all processes have to tell, clients in the order in which their uploads come."""
@@ -252,8 +251,7 @@ class Clients:
                 client.load(users, client.start(users))
             client.own = Own(newcomers or self.data, users, round + 1, self.epochs)
             if client.scores_after == "aggregation":
-                sent = self.server.broadcast(users, round + 1)
-                broadcast, nbytes = self.wire.down(sent, len(users))
+                broadcast, nbytes = self.sent(users, round + 1)
                 if broadcast is not None:
                     client.receive(broadcast, round + 1)
             with torch.no_grad():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +22,14 @@ class Told(NamedTuple):
     """What a cohort, or all participants, have to tell of a round beside what they send."""
 
     users: Tensor
-    """`[clients]`, int64: who they are."""
+    """`[clients]`, int64: of whom something was taken in."""
     bytes_up: int
     bytes_down: int
     means: Tensor
     """`[clients, 1 + reports]`: mean loss, and what else its clients report; `[clients, 0]` where nothing was trained.
     See `cgfedrec.train.train`."""
+    refused: Mapping[int, str] = MappingProxyType({})
+    """Whose uploads were refused, and why."""
 
 
 class Trained(NamedTuple):
@@ -47,15 +51,20 @@ def told(processes: Processes, cohorts: Sequence[Told], place: Tensor) -> Told:
     nobody = torch.empty(0, dtype=torch.int64)
     users = torch.cat([nobody, *(one.users for one in cohorts)])
     # A process without participants does not know whether anything was trained.
-    widest = _most(processes, max((one.means.shape[1] for one in cohorts), default=0))
-    means = torch.cat([torch.empty(len(nobody), widest), *(one.means for one in cohorts)])
+    trained = [one.means for one in cohorts if len(one.users)]
+    widest = _most(processes, max((means.shape[1] for means in trained), default=0))
+    means = torch.cat([torch.empty(len(nobody), widest), *trained])
+    refused = {client: why for one in cohorts for client, why in one.refused.items()}
     sent = torch.tensor([sum(one.bytes_up for one in cohorts), sum(one.bytes_down for one in cohorts)])
     if processes.number == 1:
-        return Told(users, int(sent[0]), int(sent[1]), means)
+        return Told(users, int(sent[0]), int(sent[1]), means, refused)
     users = torch.cat(processes.together(users))
     in_order = place[users].argsort()
     bytes_up, bytes_down = processes.sum(sent).tolist()
-    return Told(users[in_order], bytes_up, bytes_down, torch.cat(processes.together(means))[in_order])
+    means = torch.cat(processes.together(means))[in_order]
+    for theirs in processes.texts(json.dumps(refused)):
+        refused |= {int(client): why for client, why in json.loads(theirs).items()}
+    return Told(users[in_order], bytes_up, bytes_down, means, dict(sorted(refused.items())))
 
 
 def ranks(processes: Processes, found: Ranked, place: Tensor) -> Ranked:

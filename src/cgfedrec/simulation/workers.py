@@ -19,7 +19,11 @@ import torch
 from lightning import Fabric
 
 from cgfedrec.client import Client
+from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.method import Method
+from cgfedrec.random import private_seed
 from cgfedrec.train import Worker
+from cgfedrec.wire.messages import Broadcast
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,3 +84,10 @@ class Workers:
         finally:  # after an error, or if nobody fetches the rest
             for future in pending:
                 future.cancel()
+
+
+def welcomed(method: Method, data: FederatedDataModule, welcome: Broadcast) -> Client:
+    """A worker's client, welcomed once for all whom it will hold."""
+    client = method.client(data.num_items, private_seed(data.seed))
+    client.welcome(welcome)
+    return client

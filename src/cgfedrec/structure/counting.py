@@ -15,11 +15,12 @@ from cgfedrec.errors import check
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.server import READINGS
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of
+from cgfedrec.structure.plausible import check_sum, implausible
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import UNIT, Structure, judgement, place_of
 from cgfedrec.structure.tallies import Known
 from cgfedrec.structure.updating import Past, aged, change_field, with_new_rows
-from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field, Value
 
 
@@ -78,6 +79,16 @@ class CountingServer(SumsInTurn):
         """Make room for a part of the state that is not there at first, `[any]`."""
         self.register_buffer(name, nothing)
         self.grows = tuple(dict.fromkeys((*self.grows, name)))
+
+    def implausible(self, upload: Upload) -> dict[int, str]:
+        """As of any server. Changes of sums of before are not looked at: they take back what was added."""
+        found: dict[int, str] = {}
+        if self.past is None:
+            for tally in self.tallies:
+                if tally.name in upload.values:
+                    named = implausible(tally, upload.values[tally.name])
+                    found |= {int(upload.clients[row]): why for row, why in named.items()}
+        return found
 
     def total(self, name: str) -> Tensor:
         """A sum over everybody who has been counted, `[rows, columns]`; empty before it has been opened."""
@@ -210,7 +221,10 @@ class CountingServer(SumsInTurn):
         return {}
 
     def opened(self, name: str, total: Tensor) -> dict[str, float]:
-        """Take in a sum to which all have added."""
+        """Take in a sum to which all have added. Raises `RunError` if it is more than all together can add."""
+        field = self.expects.get(name)
+        if name != CHOOSE and field is not None and field.bounds is not None:
+            check_sum(name, total.cpu(), field.bounds)
         if name == CHOOSE:
             self.judged = total
             self.chosen.fill_(int(total.argmax()))

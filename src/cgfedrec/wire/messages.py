@@ -7,7 +7,7 @@ been added up are a `Sum`: no single one can be read from it any more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -129,31 +129,45 @@ class Upload:
         return [encode(self._row(row)) for row in range(len(self.clients))]
 
     @classmethod
-    def unpack(cls, clients: Tensor, messages: Sequence[bytes], expected: Mapping[str, Field]) -> Upload:
+    def unpack(
+        cls,
+        clients: Tensor,
+        messages: Sequence[bytes],
+        expected: Mapping[str, Field],
+        refused: dict[int, str] | None = None,
+    ) -> Upload:
         """The inverse of `pack`, for bytes that may come from anyone.
 
         Args:
             clients: `[clients]`, who sent them.
             messages: One of each.
             expected: The fields of one client's message.
+            refused: Where it is given, who sent bytes that are no such message is left out, and here stands why.
 
         Raises:
-            ValueError: for bytes that are no such message, naming the client.
+            ValueError: for bytes that are no such message, naming the client; and for messages of other clients.
         """
         if len(messages) != len(clients):
             raise ValueError(f"{len(messages)} messages of {len(clients)} clients")
-        rows: dict[str, list[Tensor]] = {name: [] for name in expected}
+        rows: dict[str, list[Tensor]] = {
+            name: [torch.zeros(0, *field.shape, dtype=field.dtype)] for name, field in expected.items()
+        }
         for client, message in zip(clients.tolist(), messages, strict=True):
             try:
                 received = decode(message, expected)
             except ValueError as error:
-                raise ValueError(f"client {client}: {error}") from error
+                if refused is None:
+                    raise ValueError(f"client {client}: {error}") from error
+                refused[client] = str(error)
+                continue
             for name, value in received.items():
                 if isinstance(value, SparseRows | Counts):  # as a table
                     value = value.values
                 assert isinstance(value, Tensor)
-                rows[name].append(value)
-        return cls.of_fields(clients, {name: torch.stack(values) for name, values in rows.items()}, expected)
+                rows[name].append(value[None])
+        if refused:
+            clients = clients[~torch.isin(clients, torch.tensor(list(refused)))]
+        return cls.of_fields(clients, {name: torch.cat(values) for name, values in rows.items()}, expected)
 
     @classmethod
     def of_fields(cls, clients: Tensor, values: Mapping[str, Tensor], fields: Mapping[str, Field]) -> Upload:
@@ -204,6 +218,17 @@ class Upload:
                 bad = self.clients[~finite].tolist()
                 raise NotFiniteError(f"uploaded {name}", bad or self.clients.tolist())
         return Sum(sums, len(self.clients))
+
+    def only(self, users: Tensor) -> Upload:
+        """What those clients sent that are among ``users`` `[users]`."""
+        rows = torch.isin(self.clients, users).nonzero().squeeze(1)
+        values = {}
+        for name, value in self.values.items():
+            chosen = value.index_select(0, rows.to(value.device))
+            if value.layout != torch.strided:
+                chosen = chosen.coalesce()
+            values[name] = chosen
+        return replace(self, clients=self.clients[rows], values=values)
 
     def of(self, users: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """The rows of the value ``name`` that are for some of ``users`` `[users]`.

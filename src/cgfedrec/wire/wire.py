@@ -17,8 +17,22 @@ class WireError(RunError):
     """A message is not laid out as its receiver expects."""
 
 
+class RefusedError(WireError):
+    """Some clients sent what the server does not take.
+
+    Args:
+        refused: By client, why.
+    """
+
+    def __init__(self, refused: Mapping[int, str]) -> None:
+        super().__init__("; ".join(f"client {client}: {why}" for client, why in refused.items()))
+        self.refused = refused
+
+
 class Step(ABC):
     """Something done to every upload on its way: forward on the client, and reversed on the server.
+
+    It may do something to broadcasts too: `send` on the server, and `receive` on the client.
 
     Steps are given as ``wire.steps``, as ``class_path`` and ``init_args``. They must not mix the rows of the clients
     axis. Several threads call a step at once, each for a cohort of its own. So it must not change anything in itself.
@@ -47,6 +61,20 @@ class Step(ABC):
 
         It is laid out as the upload that was given to `forward`.
         """
+
+    def send(self, broadcast: Broadcast, round: int, seed: int) -> Broadcast:
+        """On the server: what travels in place of a broadcast; by default the same.
+
+        Args:
+            broadcast: For some clients. All cohorts of a round must be sent the same ``values``.
+            round: Before which it comes.
+            seed: The shared one.
+        """
+        return broadcast
+
+    def receive(self, broadcast: Broadcast) -> Broadcast:
+        """On the client: what is made of what has come down."""
+        return broadcast
 
 
 class Wire:
@@ -109,31 +137,58 @@ class Wire:
             raise WireError(f"wire.steps: turn an upload of {expected} into one of {upload.fields}")
         return upload
 
-    def down(self, broadcast: Broadcast | None, clients: int) -> tuple[Broadcast | None, int]:
+    def down(
+        self, broadcast: Broadcast | None, clients: int, round: int = 0, seed: int = 0
+    ) -> tuple[Broadcast | None, int]:
         """Carry a broadcast to so many clients.
+
+        Args:
+            broadcast: From the server.
+            clients: How many.
+            round: Before which it comes; 0 for what is sent once.
+            seed: The shared one.
 
         Returns:
             The message as it arrives, and the bytes that all of them receive. What is the same for all counts once for
             each client. What only some of them get counts besides. Bulletins do not count: they have travelled
             already, and the loop knows who has them.
         """
+        return self.received(self.sending(broadcast, round, seed), clients)
+
+    def sending(self, broadcast: Broadcast | None, round: int, seed: int) -> Broadcast | None:
+        """The server's half of `down`: what travels. Arguments as there."""
+        if broadcast is not None:
+            for step in self.steps:
+                broadcast = step.send(broadcast, round, seed)
+        return broadcast
+
+    def received(self, broadcast: Broadcast | None, clients: int) -> tuple[Broadcast | None, int]:
+        """The clients' half of `down`: what they make of what travels, and its bytes."""
         if broadcast is None:
             return None, 0
-        try:
-            packed = broadcast.pack()
-        except ValueError as error:
-            raise WireError(f"what is to be sent: {error}") from error
-        values = Broadcast.unpack(packed, broadcast.fields).values
-        nbytes = len(packed) * clients
-        if not broadcast.values:  # no message for all, then
-            nbytes = 0
-        if broadcast.own is None:
-            return Broadcast(values, kept=broadcast.kept), nbytes
-        frames = _frames(broadcast.own)
-        own = _read(frames, broadcast.own.fields)
-        # A copy: the clients go on to train in what they make of it, and it is still the server's memory.
-        copied = replace(own, values={name: value.clone() for name, value in own.values.items()})
-        return Broadcast(values, copied, broadcast.kept), nbytes + frames.nbytes
+        arrived, nbytes = _travelled(broadcast, clients)
+        for step in reversed(self.steps):
+            arrived = step.receive(arrived)
+        return arrived, nbytes
+
+
+def _travelled(broadcast: Broadcast, clients: int) -> tuple[Broadcast, int]:
+    """A broadcast as its bytes say it, and how many they are for so many clients."""
+    try:
+        packed = broadcast.pack()
+    except ValueError as error:
+        raise WireError(f"what is to be sent: {error}") from error
+    values = Broadcast.unpack(packed, broadcast.fields).values
+    nbytes = len(packed) * clients
+    if not broadcast.values:  # no message for all, then
+        nbytes = 0
+    if broadcast.own is None:
+        return Broadcast(values, kept=broadcast.kept), nbytes
+    frames = _frames(broadcast.own)
+    own = _read(frames, broadcast.own.fields)
+    # A copy: the clients go on to train in what they make of it, and it is still the server's memory.
+    copied = replace(own, values={name: value.clone() for name, value in own.values.items()})
+    return Broadcast(values, copied, broadcast.kept), nbytes + frames.nbytes
 
 
 def _frames(upload: Upload) -> Frames:

@@ -117,21 +117,26 @@ class ClientStore(ABC):
         for name, rows in self.read(users).items():
             private[name].copy_(rows)
 
-    def save(self, client: Client, alike: Mapping[str, Tensor] = NONE) -> None:
+    def save(self, client: Client, alike: Mapping[str, Tensor] = NONE, only: Tensor | None = None) -> None:
         """Keep the private state of the client's cohort. Raises `RunError` if there is no room for it.
 
         Args:
             client: Holds the cohort.
             alike: What `Client.alike` said when they began to train.
+            only: `[clients]`, bool: of whom; by default of all. The others stay what they were.
         """
-        users = client.users
+        users, private = client.users, client.private()
+        if only is not None:
+            if not only.any():
+                return
+            users, private = users[only], {name: rows[only.to(rows.device)] for name, rows in private.items()}
         bases = dict(alike)
         for name, start in self._starts_of(client).items():
             # A table that has moved away from its start does not come back: it is not compared again.
             whole = self.index.bases[users, self.layout.tables.index(name)] < 0
             if name not in bases and not (whole & self.known[users]).all():
                 bases[name] = start
-        self.write(users, client.private(), bases)
+        self.write(users, private, bases)
         # Last: clients whose records found no room have none, and a checkpoint must not say that they do.
         self.known[users] = True
 
