@@ -47,14 +47,14 @@ def lines(page: str) -> list[list[str]]:
 
 
 def fewer(words: list[str]) -> list[str]:
-    """The same command with fewer rounds, trials, cuts and processes."""
+    """The same command with fewer rounds, trials and cuts."""
     words = [str(min(int(word), MOST[before])) if before in MOST else word for before, word in pairwise(["", *words])]
     if words[:1] == ["fit"] and "rolling" in words:
         words += ["--data.rolling.cuts", "3"]
     return words
 
 
-MOST = {"--loop.rounds": 6, "--trials": 2, "--processes": 1}
+MOST = {"--loop.rounds": 6, "--trials": 2}
 """What the options of a command are cut to."""
 
 
@@ -117,6 +117,7 @@ def cut(path: Path) -> None:
     if data and data.get("synthetic", {}).get("users", 0) > 1000:
         data["synthetic"] |= {"users": 300, "items": 200, "groups": 10}
         config["loop"] |= {"participants": 50, "rounds": 2}
+        config["method"]["init_args"]["clusters"] = 20
     if "methods" in config:
         config |= {"methods": few(config), "seeds": [0]}
         config.setdefault("base", {}).setdefault("loop", {}).update(LITTLE)
@@ -127,7 +128,7 @@ LITTLE = {"rounds": 2, "evaluate_every": 1}
 
 
 def few(config: dict[str, Any]) -> dict[str, Any]:
-    """Of the methods of a comparison the first, the one that others are tested against, and those with published figures."""
+    """Of the methods of a comparison the first, the one others are tested against, and those with published figures."""
     published = [name for one in config.get("published", {}).values() for name in one]
     chosen = {next(iter(config["methods"])), config.get("reference"), *published}
     methods = {}
