@@ -6,7 +6,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit paper test stops options lint format notebooks texts bench leak labels clean
+.PHONY: help setup fit paper test stops options lint format docs notebooks texts bench leak labels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ lint: $(INSTALLED_DEV)  ## check style and types
 format: $(INSTALLED_DEV)  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED_DEV)  ## build the documentation site into build/site, strictly
+	$(BIN)/python -m tools.site
 
 notebooks: $(INSTALLED_DEV)  ## execute the notebooks in place
 	$(BIN)/python -m notebooks

@@ -102,6 +102,11 @@ def cgfedrec(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command.arguments, code, command.stdout, command.stderr)
 
 
+def launch(arguments: list[str], output: object, environment: Mapping[str, str], lock: object) -> Command:
+    """In place of `cgfedrec.experiments.compare.runner.launch`: runs start at once, and print nowhere."""
+    return Command(*arguments, environment=environment)
+
+
 def fresh(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a new interpreter, where it is the imports that matter, or another installation."""
     command = [sys.executable, "-m", "cgfedrec.cli", *map(str, arguments)]

@@ -26,7 +26,7 @@ from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate
 from cgfedrec.experiments.compare import read_plan
 from cgfedrec.experiments.compare.statistics import holm, paired_test, pareto, per_user
 from cgfedrec.pages.plot import linear_ticks, log_ticks
-from tests.commands import Command
+from tests.commands import Command, launch
 from tests.conftest import ROOT, TINY
 
 RATES = {"dim": 4, "lr_eta": 0.1, "init_scale": 0.01}
@@ -58,10 +58,6 @@ def changed_at(pattern: str = "*/*/*/summary.json") -> dict[str, int]:
 @pytest.fixture
 def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs start in a forked process, and print nowhere, where it does not matter how they start."""
-
-    def launch(arguments: list[str], output: object, environment: dict[str, str], lock: object) -> Command:
-        return Command(*arguments, environment=environment)
-
     monkeypatch.setattr("cgfedrec.experiments.compare.runner.launch", launch)
 
 

@@ -1,8 +1,7 @@
-"""The method that CONTRIBUTING.md walks through does what the text says."""
+"""The method that docs/tutorials/own-method.md walks through does what the text says."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -17,16 +16,16 @@ import torch
 from cgfedrec.cli import main
 from cgfedrec.method import Method
 from cgfedrec.testing import Conformance
-from tests.conftest import ROOT
+from tests.documents import blocks
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+BLOCKS = {block.title: block.text for block in blocks("docs/tutorials/own-method.md")}
 
 
 @pytest.fixture(scope="module")
 def fedavgm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     """The walk-through's file, as a reader would write it."""
     folder = tmp_path_factory.mktemp("walk")
-    (folder / "fedavgm.py").write_text(BLOCKS[0])
+    (folder / "fedavgm.py").write_text(BLOCKS["fedavgm.py"])
     sys.path.insert(0, str(folder))
     yield import_module("fedavgm")
     sys.path.remove(str(folder))
@@ -58,4 +57,4 @@ def test_the_commands_of_the_walk_through(
 
 
 def test_the_suite_of_the_walk_through_is_complete() -> None:
-    assert "class TestFedAvgM(Conformance)" in BLOCKS[1]
+    assert "class TestFedAvgM(Conformance)" in BLOCKS["test_fedavgm.py"]

@@ -26,7 +26,7 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", DOCUMENT, re.DOTALL)
 
 def commands(mark: str) -> list[list[str]]:
     """The lines of the document's block that begins with a comment, each as its words."""
-    (block,) = (text for kind, text in BLOCKS if kind == "" and text.startswith(f"# {mark}"))
+    (block,) = (text for kind, text in BLOCKS if kind == "sh" and text.startswith(f"# {mark}"))
     return [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("cgfedrec")]
 
 

@@ -39,12 +39,13 @@ class Broadcast:
         kept: Bulletins by name. A client that has had the one of this name has it still, and does not download it
             again. Another version has another name.
 
-    >>> from cgfedrec.wire.values import Labels
-    >>> message = Broadcast({"labels": Labels(torch.arange(1682) % 60, clusters=60)})
-    >>> len(message.pack())  # 6 bits a label, and 19 bytes of header
-    1281
-    >>> Broadcast.unpack(message.pack(), message.fields).values["labels"].values[:3]
-    tensor([0, 1, 2])
+    Examples:
+        >>> from cgfedrec.wire.values import Labels
+        >>> message = Broadcast({"labels": Labels(torch.arange(1682) % 60, clusters=60)})
+        >>> len(message.pack())  # 6 bits a label, and 19 bytes of header
+        1281
+        >>> Broadcast.unpack(message.pack(), message.fields).values["labels"].values[:3]
+        tensor([0, 1, 2])
     """
 
     values: Mapping[str, Value] = field(default_factory=dict)
@@ -89,26 +90,27 @@ class Upload:
             sparse tensor with entries for `[clients, rows]`: that saves memory. Its bytes are the same, since all rows
             travel, and none tells whether it is zero.
 
-    >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
-    >>> [len(message) for message in upload.pack()]
-    [215314, 215314]
+    Examples:
+        >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
+        >>> [len(message) for message in upload.pack()]
+        [215314, 215314]
 
-    Of two sparse tables with one row and with three rows, a row takes its 32 numbers and 4 bytes for its item:
+        Of two sparse tables with one row and with three rows, a row takes its 32 numbers and 4 bytes for its item:
 
-    >>> tables = torch.zeros(2, 1682, 32)
-    >>> tables[0, 7] = tables[1, 5:8] = 1
-    >>> sparse = Upload(torch.tensor([4, 9]), {"table": tables}, sparse=frozenset({"table"}))
-    >>> [len(message) for message in sparse.pack()]
-    [154, 418]
+        >>> tables = torch.zeros(2, 1682, 32)
+        >>> tables[0, 7] = tables[1, 5:8] = 1
+        >>> sparse = Upload(torch.tensor([4, 9]), {"table": tables}, sparse=frozenset({"table"}))
+        >>> [len(message) for message in sparse.pack()]
+        [154, 418]
 
-    Whole numbers up to 3, of which each takes 2 bits, and the same in 20 bits each:
+        Whole numbers up to 3, of which each takes 2 bits, and the same in 20 bits each:
 
-    >>> numbers = torch.arange(8).view(2, 4) % 4
-    >>> for bounds in (Bounds(torch.tensor([3]).expand(4)), Bounds(torch.tensor([3]).expand(4), bits=20)):
-    ...     counted = Upload(torch.tensor([4, 9]), {"count": numbers}, bounds={"count": bounds})
-    ...     print([len(message) for message in counted.pack()], counted.sum().values["count"])
-    [15, 15] tensor([0, 2, 4, 6])
-    [24, 24] tensor([0, 2, 4, 6])
+        >>> numbers = torch.arange(8).view(2, 4) % 4
+        >>> for bounds in (Bounds(torch.tensor([3]).expand(4)), Bounds(torch.tensor([3]).expand(4), bits=20)):
+        ...     counted = Upload(torch.tensor([4, 9]), {"count": numbers}, bounds={"count": bounds})
+        ...     print([len(message) for message in counted.pack()], counted.sum().values["count"])
+        [15, 15] tensor([0, 2, 4, 6])
+        [24, 24] tensor([0, 2, 4, 6])
     """
 
     clients: Tensor
@@ -236,9 +238,10 @@ class Upload:
         Returns:
             The places of those users among ``users``, `[found]`, int64, and their rows, `[found, ...]`.
 
-        >>> upload = Upload(torch.tensor([4, 9]), {"score": torch.tensor([0.25, 0.75])})
-        >>> upload.of(torch.tensor([9, 2]), "score")
-        (tensor([0]), tensor([0.7500]))
+        Examples:
+            >>> upload = Upload(torch.tensor([4, 9]), {"score": torch.tensor([0.25, 0.75])})
+            >>> upload.of(torch.tensor([9, 2]), "score")
+            (tensor([0]), tensor([0.7500]))
         """
         places, rows = (users[:, None] == self.clients).nonzero(as_tuple=True)
         value = self.values[name]

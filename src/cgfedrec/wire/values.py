@@ -165,12 +165,13 @@ class Field:
         bounds: Of whole numbers that travel in as many bits as what they can reach, `Counts`. Of one client's.
         lists: Of `IdLists` or `Weights`, ``shape`` being `[rows, most]`: what is known of them before.
 
-    >>> Field((1682, 32))
-    float32 [1682, 32]
-    >>> Field((1682,), clusters=60)
-    1682 labels of 60 clusters
-    >>> Field((4,), torch.int64, bounds=Bounds(torch.tensor([0, 1, 4, 7])))
-    int64 [4] of known bounds
+    Examples:
+        >>> Field((1682, 32))
+        float32 [1682, 32]
+        >>> Field((1682,), clusters=60)
+        1682 labels of 60 clusters
+        >>> Field((4,), torch.int64, bounds=Bounds(torch.tensor([0, 1, 4, 7])))
+        int64 [4] of known bounds
     """
 
     shape: tuple[int, ...]
