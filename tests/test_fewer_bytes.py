@@ -62,7 +62,11 @@ def test_all_rows_where_few_are_not_zero_and_with_a_share_of_one() -> None:
     assert not Wire([TopRows(0.2)]).up(zeros, zeros.fields, 1, 7)[0].values["table"].any()
 
 
-@pytest.mark.parametrize("step", [TopRows(0.25), TopRows(0.25, unbiased=False), Quantised(4, down=4)], ids=repr)
+@pytest.mark.parametrize(
+    "step",
+    [TopRows(0.25), TopRows(0.25, unbiased=False), Quantised(4, down=4)],
+    ids=["drawn rows", "largest rows", "levels"],
+)
 def test_a_client_draws_for_itself_and_bytes_are_those_that_travel(step: Step, make_data: MakeData) -> None:
     data = make_data()
     for method in (PFedRec(dim=8), CGFedRec(dim=8, clusters=6), CoLR(dim=8), GPFedRec(dim=8)):
