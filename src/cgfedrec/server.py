@@ -186,9 +186,14 @@ class Server(Growing):
         return {}
 
     def end(self, users: Tensor, refused: Collection[int], round: int) -> dict[str, float]:
-        """End a round in which the uploads of some clients were refused; arguments and result are those of `update`.
+        """End a round in which the uploads of some clients were refused. Result as of `update`.
 
         Who was refused is not waited for any longer: it could hold up all others.
+
+        Args:
+            users: `[participants]`, as of `update`; there may be none.
+            refused: Who was refused.
+            round: From 1.
         """
         report: dict[str, float] = {}
         if refused:
