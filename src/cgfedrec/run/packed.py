@@ -22,7 +22,7 @@ _MARKS = {"zlib", "kind", "shape"}
 
 
 def packed(state: Mapping[str, Tensor]) -> dict[str, object]:
-    """A server's state with its whole numbers compressed, where that saves anything."""
+    """A server's state, tensors `[any]`, with its whole numbers compressed where that saves anything."""
     return {name: _packed(value) for name, value in state.items()}
 
 
