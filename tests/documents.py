@@ -121,6 +121,7 @@ def cut(path: Path) -> None:
     if "methods" in config:
         config |= {"methods": few(config), "seeds": [0]}
         config.setdefault("base", {}).setdefault("loop", {}).update(LITTLE)
+        config["base"]["logger"] = None
     path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 

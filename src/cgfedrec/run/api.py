@@ -16,6 +16,7 @@ from cgfedrec.errors import InputError
 from cgfedrec.run.checkpoint import State, read_checkpoint
 from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.folder import CLIENTS, run_folder
+from cgfedrec.run.frame import with_table
 from cgfedrec.run.opened import open_run
 from cgfedrec.run.rolling import RollingRun, is_rolling
 from cgfedrec.run.run import Run
@@ -29,12 +30,14 @@ OTHERS = ("path", "format")
 """Settings of data that may be said of other people's than those in training."""
 
 
-def fit(*configs: Config, callbacks: Sequence[object] = (), console: Console | None = None) -> Run:
+def fit(*configs: Config, data: object = None, callbacks: Sequence[object] = (), console: Console | None = None) -> Run:
     """Train, as `cgfedrec fit` does.
 
     Args:
         configs: YAML files and mappings of options, later ones overriding earlier ones. ``ckpt_path`` and ``run_dir``
             are options too.
+        data: A polars or pandas DataFrame in place of ``data.path``, with the columns that ``data.format`` names. It is
+            kept below ``runs/data``, so that the run can be opened again.
         callbacks: Objects with some of the hooks that `cgfedrec.run.callbacks` names.
         console: Where progress and results are shown; by default nowhere.
 
@@ -42,7 +45,7 @@ def fit(*configs: Config, callbacks: Sequence[object] = (), console: Console | N
         InputError: if anything that was given cannot be used, naming all of it; nothing has been written then.
         RunError: if training fails; the last good checkpoint is kept.
     """
-    with start(said(configs), callbacks, console) as run:
+    with with_table(configs, data) as given, start(said(given), callbacks, console) as run:
         run.fit()
     return run
 
