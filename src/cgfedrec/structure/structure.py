@@ -234,7 +234,7 @@ class SumsClient(AddingClient):
         else:
             judged = [gains(JUDGED_BY, scores.cpu(), held_out) for scores in self.read_all()]
             gained = torch.stack(judged, dim=1)
-        bounds = judgement(number).bounds
+        bounds = judgement(number, self.known.num_clients).bounds
         assert bounds is not None
         told = (gained * UNIT).round().long()
         return Upload(self.users[due], {CHOOSE: told[due]}, bounds={CHOOSE: bounds})
@@ -285,7 +285,10 @@ def place_of(structure: Structure, discovery: Discovery) -> int:
     return list(structure.readings).index(discovery.read_by)
 
 
-def judgement(readings: int) -> Field:
-    """What a client says of so many readings: its validation metric by each, in units of `UNIT`."""
-    bounds = Bounds(torch.tensor(UNIT).expand(readings))
+def judgement(readings: int, clients: int) -> Field:
+    """What a client says of so many readings: its validation metric by each, in units of `UNIT`.
+
+    As of all sums, the bounds are those of what so many clients say together.
+    """
+    bounds = Bounds(torch.tensor(UNIT * clients).expand(readings))
     return Field((readings,), torch.int64, bounds=bounds)
