@@ -7,6 +7,8 @@ some clients who tell it all they know (Bell et al., CCS 2020, eprint 2020/704).
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 PUBLIC = 32
@@ -65,3 +67,27 @@ class Traffic:
         # Down: the neighbours' numbers and keys; their sealed shares; who has sent, a bit for each neighbour.
         down = each * (ID + 2 * PUBLIC) + each * (2 * SECRET + SEALED) + (each + 8) // 8
         return self.clients * up, self.clients * down
+
+
+def circle(clients: Iterable[int], context: bytes, wished: int) -> dict[int, list[int]]:
+    """Each client's neighbours, ascending: those next to it on a circle whose order the context gives.
+
+    Args:
+        clients: Their numbers.
+        context: Which run and round it is; everybody can tell the neighbours from it.
+        wished: With how many each is to agree: see `Traffic`.
+
+    >>> circle([3, 5, 9], b"run, round 1", wished=64)
+    {3: [5, 9], 5: [3, 9], 9: [3, 5]}
+    """
+    there = sorted(clients)
+    number = Traffic(len(there), wished).neighbours
+    if number == len(there) - 1:
+        return {one: [other for other in there if other != one] for one in there}
+    order = sorted(there, key=lambda one: hashlib.sha256(context + one.to_bytes(8, "little")).digest())
+    reach = number // 2
+    found = {}
+    for place, one in enumerate(order):
+        beside = [order[(place + step) % len(order)] for step in range(-reach, reach + 1) if step]
+        found[one] = sorted(beside)
+    return found
