@@ -45,6 +45,9 @@ class Step(ABC):
 
     Such a step is undone on the sum (`opened`), and never on a single upload (`reverse`)."""
 
+    over_network: ClassVar[str] = ""
+    """What must be known before it is used over a network: said when such a run begins."""
+
     def problems(self, fields: Mapping[str, Field], clients: int) -> Iterator[str]:
         """Why it cannot do its work on such uploads, before a run starts; by default it can.
 

@@ -43,6 +43,10 @@ class SecureSums(Step):
     """
 
     sums_only = True
+    over_network = (
+        "wire.steps: SecureSums is simulated. Nodes send whole numbers without masks: this server adds them up and "
+        "looks at nothing else, but whoever runs it could read each of them"
+    )
 
     def __init__(
         self,
