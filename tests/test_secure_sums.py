@@ -72,6 +72,13 @@ def test_numbers_beyond_the_range_are_clipped_and_counted() -> None:
     assert (total.values["table"] - clipped).abs().max() < 1e-3
 
 
+def test_the_largest_level_is_never_exceeded_where_no_float32_is_that_number() -> None:
+    step = SecureSums(largest=100.3, fraction_bits=20)
+    (found, _) = step.fixed.encode("x", torch.tensor([[1e6, -1e6]]), torch.tensor([0]))
+    assert found.tolist() == [[step.fixed.levels, -step.fixed.levels]]
+    assert float(torch.tensor(float(step.fixed.levels))) > step.fixed.levels
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_named_and_never_sent(bad: float) -> None:
     upload = tables()
@@ -166,6 +173,14 @@ def test_a_server_never_gets_a_single_upload() -> None:
     curious.wire = Wire([SecureSums()])
     upload = curious.wire.sent(tables(), 1, 7)
     assert isinstance(curious.reduced(upload), Sum)
+
+
+def test_a_process_without_participants_has_zeros_of_what_is_added_up() -> None:
+    server = Server({"x": Field((3,))})
+    server.wire = Wire([SecureSums()])
+    nobody = server.of_nobody()
+    assert isinstance(nobody, Sum)
+    assert {name: value.dtype for name, value in nobody.values.items()} == {"x": torch.int64, CLIPPED: torch.int64}
 
 
 @pytest.mark.parametrize("method", ["GPFedRec", "CoFedRec", "FedCA", "CoLR"])

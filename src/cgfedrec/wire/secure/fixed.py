@@ -77,7 +77,10 @@ class FixedPoint:
             if not max(-low, high) <= self.levels:
                 finite[row] = bool(scaled.isfinite().all())
                 clipped[row] = (scaled.abs() > self.levels).sum()
+                # Twice: the largest level itself may be no float32, and the nearest one beyond it.
                 scaled.clamp_(-self.levels, self.levels)
+                whole[row] = scaled.round_().long().clamp_(-self.levels, self.levels)
+                continue
             whole[row] = scaled.round_()
         if not finite.all():
             raise NotFiniteError(f"uploaded {name}", clients[~finite.to(clients.device)].tolist())
