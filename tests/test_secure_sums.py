@@ -15,6 +15,7 @@ from cgfedrec.cli import main
 from cgfedrec.errors import InputError, RunError
 from cgfedrec.server import Server
 from cgfedrec.wire.bounds import Bounds
+from cgfedrec.wire.clipped import Clipped
 from cgfedrec.wire.messages import NotFiniteError, Upload
 from cgfedrec.wire.quantised import Quantised
 from cgfedrec.wire.secure import SecureSums
@@ -132,7 +133,16 @@ def test_settings_out_of_range_are_refused(options: dict[str, Any]) -> None:
 def test_a_step_that_is_undone_upload_by_upload_stands_behind_or_nowhere() -> None:
     assert not list(Wire([SecureSums(), Quantised()]).problems(False, "FedMF"))
     (told,) = Wire([Quantised(), SecureSums()]).problems(False, "FedMF")
-    assert "Quantised is undone for each upload, and SecureSums leaves only a sum" in told
+    assert "Quantised is undone for each upload, and SecureSums behind it leaves only a sum" in told
+
+
+def test_norms_are_bounded_before_secure_sums_by_those_who_keep_to_it() -> None:
+    upload = tables()
+    wire = Wire([Clipped(norm=0.5), SecureSums()])
+    assert not list(wire.problems(False, "FedMF"))
+    clipped = Clipped(norm=0.5).forward(upload, 1, 7).values["table"].double().sum(0)
+    assert (opened(wire, upload).values["table"] - clipped).abs().max() < 1e-3
+    assert clipped.abs().max() < 2.5
 
 
 @pytest.mark.parametrize("method", ["FedMF", "PFedRec", "FedNCF", "FedRAP", "CGFedRec", "CGFedCo", "FedGF"])

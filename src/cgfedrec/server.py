@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cgfedrec.data.changes import Changes
 from cgfedrec.errors import InputError
+from cgfedrec.growing import Growing
 from cgfedrec.processes import Processes
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.sums import Sum
@@ -21,20 +22,6 @@ CLIENTS = "clients/"
 
 READINGS = "readings/"
 """What begins the names under which a server reports how well each way to read what it has found serves clients."""
-
-
-class Growing(nn.Module):
-    """A module with buffers whose length changes from round to round. It loads those of any length."""
-
-    grows: tuple[str, ...] = ()
-    """Their names."""
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # Torch refuses a buffer of another length: each is first made as long as the one that is loaded into it.
-        for name in self.grows:
-            loaded = state_dict[prefix + name]
-            setattr(self, name, self.get_buffer(name).new_empty(loaded.shape, dtype=loaded.dtype))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Server(Growing):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import ClassVar
 
 from cgfedrec.errors import RunError
@@ -44,6 +43,9 @@ class Step(ABC):
     """Whether what it leaves makes sense only in a sum. A server that looks at single uploads is then refused.
 
     Such a step is undone on the sum (`opened`), and never on a single upload (`reverse`)."""
+
+    before_sums: ClassVar[bool] = False
+    """Whether it may stand before such a step: then nobody calls its `reverse`, and all is as without."""
 
     over_network: ClassVar[str] = ""
     """What must be known before it is used over a network: said when such a run begins."""
@@ -123,10 +125,10 @@ class Wire:
         if sees_single_uploads:
             for name in sums:
                 yield f"wire.steps: {name} works on sums alone, and the server of {method} looks at single uploads"
-        for step, later in pairwise(self.steps):
-            if later.sums_only and not step.sums_only:
-                name, after = type(step).__name__, type(later).__name__
-                yield f"wire.steps: {name} is undone for each upload, and {after} leaves only a sum; give it before"
+        for step in self._added_up:
+            if not (step.sums_only or step.before_sums):
+                name, after = type(step).__name__, sums[-1]
+                yield f"wire.steps: {name} is undone for each upload, and {after} behind it leaves only a sum"
 
     def no_sum(self, fields: Mapping[str, Field], clients: int) -> Iterator[str]:
         """Why these steps cannot carry uploads of such fields, added up over at most so many clients."""
@@ -171,9 +173,8 @@ class Wire:
 
     def arrived(self, upload: Upload, expected: Mapping[str, Field], round: int) -> Upload:
         """The server's half of `up`: what it makes of what has travelled. Raises `WireError` as there."""
-        for step in reversed(self.steps):
-            if not step.sums_only:
-                upload = step.reverse(upload, round)
+        for step in reversed(self.steps[len(self._added_up) :]):
+            upload = step.reverse(upload, round)
         expected = self.added(expected)
         if upload.fields != expected:
             raise WireError(f"wire.steps: turn an upload of {expected} into one of {upload.fields}")
@@ -184,16 +185,21 @@ class Wire:
         """Whether what arrives makes sense only in a sum."""
         return any(step.sums_only for step in self.steps)
 
+    @property
+    def _added_up(self) -> Sequence[Step]:
+        """The steps up to the last one that leaves only a sum: they are undone on the sum."""
+        last = max((place for place, step in enumerate(self.steps, 1) if step.sums_only), default=0)
+        return self.steps[:last]
+
     def added(self, expected: Mapping[str, Field]) -> Mapping[str, Field]:
         """The fields of what arrives, and is added up, where the server expects others: those before `opened`."""
-        for step in self.steps:
-            if step.sums_only:
-                expected = step.fields(expected)
+        for step in self._added_up:
+            expected = step.fields(expected)
         return expected
 
     def opened(self, total: Sum, expected: Mapping[str, Field]) -> Sum:
         """What the server expects, from the sum of what has arrived (`Step.opened`)."""
-        steps, before = [step for step in self.steps if step.sums_only], [expected]
+        steps, before = self._added_up, [expected]
         for step in steps:
             before.append(step.fields(before[-1]))
         for step, fields in zip(reversed(steps), reversed(before[:-1]), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -51,8 +52,7 @@ class FixedPoint:
 
     def field(self, field: Field) -> Field:
         """What travels in place of a field of floating-point numbers."""
-        largest = torch.tensor((1 << (self.bits - 1)) - 1).expand(field.shape)
-        return Field(field.shape, torch.int64, bounds=Bounds(largest, signed=True, bits=self.bits))
+        return _field(field.shape, self.bits)
 
     def encode(self, name: str, value: Tensor, clients: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest whole numbers, int64, and how many of each client's were clipped, `[clients]`, int64.
@@ -89,3 +89,9 @@ class FixedPoint:
     def decode(self, whole: Tensor) -> Tensor:
         """What whole numbers `[...]` stand for, float64."""
         return whole.double() / (1 << self.fraction_bits)
+
+
+@lru_cache(maxsize=64)  # asked for with every message
+def _field(shape: tuple[int, ...], bits: int) -> Field:
+    largest = torch.tensor((1 << (bits - 1)) - 1).expand(shape)
+    return Field(shape, torch.int64, bounds=Bounds(largest, signed=True, bits=bits))
