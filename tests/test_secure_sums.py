@@ -76,7 +76,8 @@ def test_numbers_beyond_the_range_are_clipped_and_counted() -> None:
 def test_the_largest_level_is_never_exceeded_where_no_float32_is_that_number() -> None:
     step = SecureSums(largest=100.3, fraction_bits=20)
     (found, _) = step.fixed.encode("x", torch.tensor([[1e6, -1e6]]), torch.tensor([0]))
-    assert found.tolist() == [[step.fixed.levels, -step.fixed.levels]]
+    assert found[0, 0] == -found[0, 1]
+    assert step.fixed.levels - 8 < found[0, 0] <= step.fixed.levels
     assert float(torch.tensor(float(step.fixed.levels))) > step.fixed.levels
 
 

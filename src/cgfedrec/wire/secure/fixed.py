@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,19 +70,18 @@ class FixedPoint:
         whole = torch.empty(value.shape, dtype=torch.int64, device=value.device)
         clipped = torch.zeros(len(value), dtype=torch.int64, device=value.device)
         finite = torch.ones(len(value), dtype=torch.bool)
-        scale, scaled = 2.0**self.fraction_bits, value.new_empty(value.shape[1:], dtype=torch.float32)
+        scale, limit = 2.0**self.fraction_bits, _float_below(self.levels)
+        scaled, within = (value.new_empty(value.shape[1:], dtype=torch.float32) for _ in range(2))
         for row, one in enumerate(value.detach().float()):  # one by one, so that what is rounded stays in the cache
             torch.mul(one, scale, out=scaled)
             if not scaled.numel():
                 continue
             low, high = (float(end) for end in scaled.aminmax())  # not a number where any is none
-            if not max(-low, high) <= self.levels:
-                finite[row] = bool(scaled.isfinite().all())
-                clipped[row] = (scaled.abs() > self.levels).sum()
-                # Twice: the largest level itself may be no float32, and the nearest one beyond it.
-                scaled.clamp_(-self.levels, self.levels)
-                whole[row] = scaled.round_().long().clamp_(-self.levels, self.levels)
-                continue
+            if not max(-low, high) <= limit:
+                finite[row] = math.isfinite(low) and math.isfinite(high)
+                torch.clamp(scaled, -limit, limit, out=within)
+                clipped[row] = within.ne(scaled).sum()
+                scaled, within = within, scaled
             whole[row] = scaled.round_()
         if not finite.all():
             raise NotFiniteError(f"uploaded {name}", clients[~finite.to(clients.device)].tolist())
@@ -89,6 +90,12 @@ class FixedPoint:
     def decode(self, whole: Tensor) -> Tensor:
         """What whole numbers `[...]` stand for, float64."""
         return whole.double() / (1 << self.fraction_bits)
+
+
+def _float_below(number: int) -> float:
+    """The largest float32 that is not above a number: the nearest one may be."""
+    nearest = np.float32(number)
+    return float(nearest if nearest <= number else np.nextafter(nearest, np.float32(0)))
 
 
 @lru_cache(maxsize=64)  # asked for with every message
