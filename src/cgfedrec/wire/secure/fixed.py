@@ -95,7 +95,7 @@ class FixedPoint:
 def _float_below(number: int) -> float:
     """The largest float32 that is not above a number: the nearest one may be."""
     nearest = np.float32(number)
-    return float(nearest if nearest <= number else np.nextafter(nearest, np.float32(0)))
+    return float(nearest if int(nearest) <= number else np.nextafter(nearest, np.float32(0)))
 
 
 @lru_cache(maxsize=64)  # asked for with every message
