@@ -348,6 +348,20 @@ def test_broadcasts_in_few_bits_travel_as_such() -> None:
     assert 50 * 8 / 2 < max(down) < 50 * 8 / 2 + 100, "4 bits a number"
 
 
+@pytest.mark.parametrize("method", [PFEDREC, CGFEDCO])
+def test_secure_sums_end_where_the_simulator_ends_and_it_is_said_that_nothing_is_masked(
+    method: Mapping[str, Any],
+) -> None:
+    step = {"class_path": "cgfedrec.wire.secure.SecureSums", "init_args": {"least_clients": 5}}
+    terms = deployed(method, {"rounds": 8}, steps=[step])
+    said: list[str] = []
+    federate(terms, "r", Here(terms).exchange(said))
+    found, wanted = ended(), simulated()
+    check_same(found, wanted)
+    assert found["bytes"][:2] == wanted["bytes"][:2]
+    assert "SecureSums is simulated" in said[0]
+
+
 def test_a_node_that_comes_back_in_time_changes_nothing() -> None:
     terms = deployed(PFEDREC)
     grid, stopped = Here(terms), list[int]()

@@ -124,14 +124,14 @@ class FederatedLoop(Account, Evaluations):
         # 1. The server.
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
         self.server.enrol(self._ever_there())
-        self.server.changes = data.changes
+        self.server.changes, self.server.wire = data.changes, wire or Wire()
         if update_from is not None:
             assert data.changes is not None
             self.server.update_from(update_from["server"], data.changes)
 
         # 2. The clients, and room for their state. For so many rounds the best one can stay the best, and needs its
         #    rows. Then training stops.
-        self.clients = Clients(fabric, data, method, self.server, wire or Wire(), self.processes, self.failures)
+        self.clients = Clients(fabric, data, method, self.server, self.server.wire, self.processes, self.failures)
         kept_rounds = self.rounds
         if self.patience is not None:
             kept_rounds = min(self.rounds, (self.patience + 1) * self.evaluate_every)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,30 +10,18 @@ from torch import Tensor, nn
 
 from cgfedrec.data.changes import Changes
 from cgfedrec.errors import InputError
+from cgfedrec.growing import Growing
 from cgfedrec.processes import Processes
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
+from cgfedrec.wire.wire import Wire
 
 CLIENTS = "clients/"
 """What begins the names under which a server reports from how many clients a sum came."""
 
 READINGS = "readings/"
 """What begins the names under which a server reports how well each way to read what it has found serves clients."""
-
-
-class Growing(nn.Module):
-    """A module with buffers whose length changes from round to round. It loads those of any length."""
-
-    grows: tuple[str, ...] = ()
-    """Their names."""
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # Torch refuses a buffer of another length: each is first made as long as the one that is loaded into it.
-        for name in self.grows:
-            loaded = state_dict[prefix + name]
-            setattr(self, name, self.get_buffer(name).new_empty(loaded.shape, dtype=loaded.dtype))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Server(Growing):
@@ -52,6 +40,7 @@ class Server(Growing):
     Attributes:
         sum: What this round's participants have sent so far, added up, where a server keeps such a sum.
         changes: Where a run goes on with other data, by whom they have changed.
+        wire: By which uploads come, and their sum is opened.
     """
 
     sees_single_uploads = False
@@ -62,6 +51,7 @@ class Server(Growing):
         self.expects: Mapping[str, Field] = dict(expects or {})
         self.sum: Sum | None = None
         self.changes: Changes | None = None
+        self.wire = Wire()
 
     of_clients: tuple[str, ...] = ()
     """Buffers that tell of single clients: who they are, or what only some of them have added. No export has them."""
@@ -147,6 +137,12 @@ class Server(Growing):
         """
         return {}
 
+    def doubted(self, upload: Upload) -> Mapping[int, str]:
+        """As `implausible`; but where nothing makes sense but a sum, no single upload tells anything."""
+        if self.wire.sums_only:
+            return {}
+        return self.implausible(upload)
+
     def reduce(self, upload: Upload) -> Upload | Sum:
         """What is left of a cohort's uploads for `aggregate`: their sum, where no single one is needed.
 
@@ -159,8 +155,23 @@ class Server(Growing):
 
     def of_nobody(self) -> Upload | Sum:
         """What `reduce` leaves of no uploads: a process may have none of the participants."""
-        values = {name: torch.zeros(0, *field.shape, dtype=field.dtype) for name, field in self.expects.items()}
-        return self.reduce(Upload.of_fields(torch.empty(0, dtype=torch.int64), values, self.expects))
+        fields = self.wire.added(self.expects)
+        values = {name: torch.zeros(0, *field.shape, dtype=field.dtype) for name, field in fields.items()}
+        return self.reduced(Upload.of_fields(torch.empty(0, dtype=torch.int64), values, fields))
+
+    def reduced(self, upload: Upload) -> Upload | Sum:
+        """As `reduce`; but where nothing makes sense but a sum, no method's server sees the uploads before it."""
+        if self.wire.sums_only:
+            return upload.sum()
+        return self.reduce(upload)
+
+    def most_added(self, participants: int) -> int:
+        """Over how many clients it opens a sum, at most, where so many take part in a round: by default these."""
+        return participants
+
+    def no_sum(self, participants: int) -> Iterator[str]:
+        """Why its wire cannot carry what it expects, where so many clients take part in a round."""
+        yield from self.wire.no_sum(self.expects, self.most_added(participants))
 
     def aggregate(self, part: Upload | Sum) -> None:
         """Take in what `reduce` left of a cohort. Cohorts come one after another, always in the same order."""
@@ -228,7 +239,11 @@ class SumServer(Server):
             self.sum = ours.over_processes(processes)
 
     def take_sum(self) -> Sum:
-        """This round's sum. The next one begins from nothing."""
+        """This round's sum, opened. The next one begins from nothing."""
+        return self.wire.opened(self.take_closed(), self.expects)
+
+    def take_closed(self) -> Sum:
+        """This round's sum as it came: `Wire.opened` makes sense of it. The next one begins from nothing."""
         assert self.sum is not None, "a round without participants"
         total, self.sum = self.sum, None
         return total
@@ -263,7 +278,7 @@ class MeanServer(SumServer):
         total = self.take_sum()
         for name, values in total.values.items():
             self.mean(name).copy_(values.double() / total.clients)  # divided in float64, and rounded by the copy
-        return {}
+        return dict(total.told)
 
 
 class TableServer(MeanServer):

@@ -93,6 +93,11 @@ class NetworkLoop(FederatedLoop):
         check(no_metric("loop.monitor", self.monitor, self.data), too_many, simulated)
         self.server = method.server(terms.items, shared_seed(catalogue.seed)).to(fabric.device)
         self.server.enrol(self._ever_there())
+        self.server.wire = wire
+        check(*self.server.no_sum(self.num_participants))
+        for step in wire.steps:
+            if step.over_network:
+                exchange.say(step.over_network)
         cutoffs, seed, refusing = catalogue.protocol.cutoffs, shared_seed(catalogue.seed), self.failures.refused > 0
         self.clients = Nodes(exchange, terms, method, self.server, wire, cutoffs, seed, refusing)
         self.clients.meet()

@@ -242,7 +242,8 @@ class Node:
         """What a round's participants send."""
         uploads = [one.part for one in trained if isinstance(one.part, Upload)]
         sent = pack_uploads(uploads)
-        all_told = told(Processes(), [one.told for one in trained], torch.arange(self.terms.clients))
+        place = torch.arange(self.terms.clients)
+        all_told = told(Processes(), [one.told for one in trained], place, Wire())
         head = {
             "status": DONE,
             "users": all_told.users.tolist(),

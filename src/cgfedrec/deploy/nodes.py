@@ -194,15 +194,15 @@ class Nodes:
         def take(one: Upload) -> tuple[Upload, int]:
             return self.wire.arrived(one, expects, round), 0
 
-        arrived, _, unsound = carried(upload, take, expects, self.refusing, self.server.implausible)
+        arrived, _, unsound = carried(upload, take, expects, self.refusing, self.server.doubted)
         refused |= unsound
         users = users[~torch.isin(users, torch.tensor(list(refused), dtype=torch.int64))]
         rows = torch.tensor(means).expand(len(users), -1) if means else torch.empty(len(users), 0)
-        return Trained(self.server.reduce(arrived), Told(users, up, down, rows, refused))
+        return Trained(self.server.reduced(arrived), Told(users, up, down, rows, refused))
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """What all nodes have to tell, clients in the order in which their uploads came."""
-        return together.told(Processes(), cohorts, torch.empty(0, dtype=torch.int64))
+        return together.told(Processes(), cohorts, torch.empty(0, dtype=torch.int64), self.wire)
 
     def metrics(self, stage: Stage, round: int) -> Row:
         """Metrics of all clients' present state, named like ``val/ndcg@10``, from the nodes' sums.

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cgfedrec.growing import Growing
 from cgfedrec.processes import Processes
-from cgfedrec.server import Growing, Server
+from cgfedrec.server import Server
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.sums import Sum
 

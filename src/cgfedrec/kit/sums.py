@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from cgfedrec.errors import RunError, check
 from cgfedrec.server import CLIENTS, SumServer
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.messages import Broadcast
+from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
 
 
@@ -62,8 +64,8 @@ class SumsInTurn(SumServer):
     something of each sum (`opened`), and says what has come down by then (`needed`). It calls `refresh` once it is
     built.
 
-    Sums span rounds. Under secure aggregation the masks of a sum cancel once all have added to it. So it is opened at
-    its end and not before; here, nothing looks at it until then.
+    Sums span rounds, and one is opened at its end and not before: until then what has been added to it stays as it came
+    (`Wire.opened`), and nothing looks at it.
 
     Args:
         sums: The names of the sums, in order; a name may stand there more than once.
@@ -82,7 +84,7 @@ class SumsInTurn(SumServer):
     def __init__(self, sums: Sequence[str], least_clients: int, seed: int) -> None:
         super().__init__()
         self.sums, self.least_clients, self.seed = sums, least_clients, seed
-        # Which sum is being counted, and what has been added to it so far.
+        # Which sum is being counted, and what has been added to it so far, `[numbers]`: all its fields one by one.
         self.register_buffer("at", torch.tensor(0))
         self.register_buffer("part", torch.empty(0, dtype=torch.float64))
 
@@ -164,6 +166,9 @@ class SumsInTurn(SumServer):
         """Who is to add to the present sum, `[users]`, bool: by default everybody."""
         return self.enrolled
 
+    def most_added(self, participants: int) -> int:
+        return int(self.enrolled.sum())
+
     def complete(self) -> bool:
         """Whether enough have added to the present sum: by default all."""
         return not len(self.wanted())
@@ -186,14 +191,14 @@ class SumsInTurn(SumServer):
         Raises:
             RunError: if more or fewer clients have added to it than were asked.
         """
-        total = self.take_sum()
+        total = self.take_closed()
         name = self.counting
         asked = int((self.group() & ~self.there)[users].sum())
         if total.clients != asked:
             raise RunError(f"{total.clients} clients have added to the sum {name!r}, where {asked} were asked")
-        added = total.values[name]
+        added = torch.cat([value.flatten() for value in total.values.values()])
         if self.part.numel():
-            added = self.part + added
+            added = self.part.flatten() + added
         self.part = added
         self.there[users] = True
         report: dict[str, float] = {f"{CLIENTS}{name}": int(self.there.sum())}
@@ -203,7 +208,11 @@ class SumsInTurn(SumServer):
 
     def _open(self, name: str) -> dict[str, float]:
         """Make something of the sum of this name, and go on to the next."""
-        report = self.opened(name, self.part)
+        fields = self.wire.added(self.expects)
+        numbers = self.part.flatten().split([math.prod(field.shape) for field in fields.values()])
+        shaped = {one: part.view(field.shape) for (one, field), part in zip(fields.items(), numbers, strict=True)}
+        total = self.wire.opened(Sum(shaped, int(self.there.sum())), self.expects)
+        report = dict(total.told) | self.opened(name, total.values[name])
         self.at += 1
         self.part = self.part.new_empty(0)
         self.there.fill_(False)

@@ -105,8 +105,9 @@ class Clients:
             to_train: Otherwise it is used where it lies, and no room is made.
 
         Raises:
-            InputError: for a federation that does not fit the machine.
+            InputError: for a federation that does not fit the machine, or its wire.
         """
+        check(*self.server.no_sum(plans.participants))
         many = self.workers.number, self.processes.number
         demand = self._example.demand(self.data, self.server, plans, dtype, *many)
         self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
@@ -157,7 +158,7 @@ class Clients:
             expects, refusing = self.server.expects, self.failures.refused > 0
             take = partial(self.wire.up, expected=expects, round=round, seed=client.seed)
             with torch.no_grad():
-                sent, check = client.upload(), self.server.implausible
+                sent, check = client.upload(), self.server.doubted
                 upload, bytes_up, refused = carried(sent, take, expects, refusing, check)  # updates up
             only = None
             if len(lost) or refused:
@@ -165,7 +166,7 @@ class Clients:
                 users, means, upload = users[only], means[only], upload.only(users[only])
                 refused = {one: why for one, why in refused.items() if one not in lost}  # what was lost nobody read
             self.store.save(client, alike, only)  # private state out
-            return Trained(self.server.reduce(upload), Told(users, bytes_up, bytes_down + nbytes, means, refused))
+            return Trained(self.server.reduced(upload), Told(users, bytes_up, bytes_down + nbytes, means, refused))
 
     def _down(self, users: Tensor, round: int) -> tuple[Broadcast | None, int]:
         """What comes down to ``users`` `[clients]` before they train, and its bytes with those of what is new."""
@@ -180,7 +181,7 @@ class Clients:
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """What the cohorts of all processes have to tell, clients in the order in which their uploads come."""
-        return together.told(self.processes, cohorts, self._place)
+        return together.told(self.processes, cohorts, self._place, self.wire)
 
     def ranked(self, stage: Stage, round: int) -> Ranked:
         """Where all clients' state after a round ranks what is held out."""

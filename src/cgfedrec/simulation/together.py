@@ -16,6 +16,7 @@ from cgfedrec.evaluation.ranking import Ranked
 from cgfedrec.processes import Processes
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.sums import Sum
+from cgfedrec.wire.wire import Wire
 
 
 class Told(NamedTuple):
@@ -40,13 +41,14 @@ class Trained(NamedTuple):
     told: Told
 
 
-def told(processes: Processes, cohorts: Sequence[Told], place: Tensor) -> Told:
+def told(processes: Processes, cohorts: Sequence[Told], place: Tensor, wire: Wire) -> Told:
     """What cohorts have to tell, those of all processes.
 
     Args:
         processes: That train together.
         cohorts: Of this one.
         place: `[users]`: where each client stands in the order of uploads, in which they are returned.
+        wire: Whose steps may send something besides.
     """
     nobody = torch.empty(0, dtype=torch.int64)
     users = torch.cat([nobody, *(one.users for one in cohorts)])
@@ -56,15 +58,15 @@ def told(processes: Processes, cohorts: Sequence[Told], place: Tensor) -> Told:
     means = torch.cat([torch.empty(len(nobody), widest), *trained])
     refused = {client: why for one in cohorts for client, why in one.refused.items()}
     sent = torch.tensor([sum(one.bytes_up for one in cohorts), sum(one.bytes_down for one in cohorts)])
-    if processes.number == 1:
-        return Told(users, int(sent[0]), int(sent[1]), means, refused)
-    users = torch.cat(processes.together(users))
-    in_order = place[users].argsort()
-    bytes_up, bytes_down = processes.sum(sent).tolist()
-    means = torch.cat(processes.together(means))[in_order]
-    for theirs in processes.texts(json.dumps(refused)):
-        refused |= {int(client): why for client, why in json.loads(theirs).items()}
-    return Told(users[in_order], bytes_up, bytes_down, means, dict(sorted(refused.items())))
+    if processes.number > 1:
+        users, means = torch.cat(processes.together(users)), torch.cat(processes.together(means))
+        in_order = place[users].argsort()
+        users, means, sent = users[in_order], means[in_order], processes.sum(sent)
+        for theirs in processes.texts(json.dumps(refused)):
+            refused |= {int(client): why for client, why in json.loads(theirs).items()}
+        refused = dict(sorted(refused.items()))
+    bytes_up, bytes_down = (sent + torch.tensor(wire.traffic(len(users)))).tolist()
+    return Told(users, bytes_up, bytes_down, means, refused)
 
 
 def ranks(processes: Processes, found: Ranked, place: Tensor) -> Ranked:

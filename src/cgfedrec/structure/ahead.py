@@ -56,7 +56,7 @@ def phases(server: SumsInTurn, data: FederatedDataModule, participants: int) -> 
 def _field(server: SumsServer, known: Known, place: int) -> Field | None:
     step = server.timeline[place]
     if step.phase == CHOOSE:
-        return judgement(len(server.structure.readings))
+        return judgement(len(server.structure.readings), server.known.num_clients)
     if step.phase == TRAIN:
         return server.structure.average(known)
     assert step.tally is not None

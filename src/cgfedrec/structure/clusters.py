@@ -74,12 +74,12 @@ class ClusterServer(MeanServer):
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Average and cluster. Report how many clusters are in use, and which share of the labels has changed."""
-        super().update(users, round)
+        report = super().update(users, round)
         before = self.labels.clone()
         # Frozen labels are those that go down first: found at the end of the last silent round.
         if not (self.clustering.labels == "frozen" and round > self.clustering.silent_rounds):
             self._cluster(round)
-        report = {"clusters/used": float(self.labels.unique().numel())}
+        report["clusters/used"] = float(self.labels.unique().numel())
         if before[0] >= 0:  # -1 until the first labels are found
             report["clusters/changed"] = (before != self.labels).double().mean().item()
         return report

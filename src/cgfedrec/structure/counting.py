@@ -218,7 +218,7 @@ class CountingServer(SumsInTurn):
             self.average = (total.values[TRAIN] / total.clients).float()
         self.at += 1
         self.refresh()
-        return {}
+        return dict(total.told)
 
     def opened(self, name: str, total: Tensor) -> dict[str, float]:
         """Take in a sum to which all have added. Raises `RunError` if it is more than all together can add."""
@@ -276,7 +276,7 @@ class CountingServer(SumsInTurn):
     def field(self, name: str) -> Field | None:
         step, known = self.step, self.known
         if name == CHOOSE:
-            return judgement(len(self.structure.readings))
+            return judgement(len(self.structure.readings), known.num_clients)
         if name == TRAIN:
             return self.structure.average(known)
         assert step is not None

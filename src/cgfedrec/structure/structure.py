@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from cgfedrec.client import Batch
+from cgfedrec.errors import RunError
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
 from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of, known_from
+from cgfedrec.structure.refusing import refusal
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import SHARES, Known, Tally
 from cgfedrec.structure.updating import Past, change_field, change_of
@@ -130,6 +132,7 @@ class SumsClient(AddingClient):
         self.step: Step | None = None
         self.past: Past | None = None
         self.kept: Mapping[str, Mapping[str, Value]] = {}
+        self.refused: str | None = None  # why nothing is added to the sum that is asked for
         self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
         self.average: Tensor | None = None
         self.chosen = place_of(structure, discovery)
@@ -150,6 +153,7 @@ class SumsClient(AddingClient):
             first = self.timeline[0].tally
             assert first is not None
             self.known = known_from(self.nothing_known, self.kept, self.discovery.least_clients, first.unit)
+            self.refused = refusal(self.known, self.discovery)
             self.changed()
         values = broadcast.values
         self.step = None
@@ -207,9 +211,11 @@ class SumsClient(AddingClient):
         return None
 
     def _addition(self, step: Step) -> Upload:
-        """What those clients add to a sum who have not added to it yet."""
+        """What those clients add to a sum who have not added to it yet. Raises `RunError` where they refuse."""
         tally, known = step.tally, self.known
         assert tally is not None
+        if self.refused:
+            raise RunError(f"clients refuse to add to the sum {tally.name!r}: {self.refused}")
         due = self.due(self.phases.index(tally.name))
         if step.late and known.rows is not None and "late" in self.kept:
             counts = self.kept["late"]["counts"]
@@ -234,7 +240,7 @@ class SumsClient(AddingClient):
         else:
             judged = [gains(JUDGED_BY, scores.cpu(), held_out) for scores in self.read_all()]
             gained = torch.stack(judged, dim=1)
-        bounds = judgement(number).bounds
+        bounds = judgement(number, self.known.num_clients).bounds
         assert bounds is not None
         told = (gained * UNIT).round().long()
         return Upload(self.users[due], {CHOOSE: told[due]}, bounds={CHOOSE: bounds})
@@ -285,7 +291,10 @@ def place_of(structure: Structure, discovery: Discovery) -> int:
     return list(structure.readings).index(discovery.read_by)
 
 
-def judgement(readings: int) -> Field:
-    """What a client says of so many readings: its validation metric by each, in units of `UNIT`."""
-    bounds = Bounds(torch.tensor(UNIT).expand(readings))
+def judgement(readings: int, clients: int) -> Field:
+    """What a client says of so many readings: its validation metric by each, in units of `UNIT`.
+
+    As of all sums, the bounds are those of what so many clients say together.
+    """
+    bounds = Bounds(torch.tensor(UNIT * clients).expand(readings))
     return Field((readings,), torch.int64, bounds=bounds)

@@ -124,6 +124,10 @@ class Bounds(ByValue):
         smallest = torch.zeros_like(largest)
         if self.signed:
             smallest = -largest
+        if largest.numel() == 1 and values.numel():  # the same for all: one look at the two ends
+            ends = values.aminmax()
+            if bool((ends.min >= smallest).all()) and bool((ends.max <= largest).all()):
+                return None
         outside = (values < smallest) | (values > largest)
         if not outside.any():
             return None

@@ -17,7 +17,8 @@ class Clipped(Step):
 
     The norm is over all floating-point numbers of a client's upload together, or of each value by itself. Whole numbers
     have bounds of their own and stay as they are. Where a table is sent and not its change, the norm is that of the
-    table. A server that sees sums alone cannot check single uploads.
+    table. A server that sees sums alone cannot check single uploads: before `SecureSums` it bounds only those who keep
+    to it.
 
     Args:
         norm: The bound.
@@ -27,6 +28,8 @@ class Clipped(Step):
     Raises:
         InputError: for bounds that are not positive.
     """
+
+    before_sums = True
 
     def __init__(self, norm: float = 1.0, each: bool = False, slack: float = 1e-4) -> None:
         check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class Sum:
         values: Named sums over clients, `[...]`: of whole numbers with bounds exact, in int64; of all others float64,
             multiples of 1 / `GRID`, and so exact as well up to `EXACT` of them.
         clients: Over how many.
+        told: What is worth logging of how it was made, by name.
 
     >>> two, one = Sum({"table": torch.tensor([1.0, 5.0])}, clients=2), Sum({"table": torch.tensor([2.0, 0.0])}, 1)
     >>> both = two + one
@@ -38,6 +39,7 @@ class Sum:
 
     values: Mapping[str, Tensor]
     clients: int
+    told: Mapping[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Sum) -> Sum:
         """The sum over the clients of both."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 from cgfedrec.errors import RunError
 from cgfedrec.wire.frames import Frames
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
 
 
@@ -39,7 +40,24 @@ class Step(ABC):
     """
 
     sums_only: ClassVar[bool] = False
-    """Whether what it leaves makes sense only in a sum. A server that looks at single uploads is then refused."""
+    """Whether what it leaves makes sense only in a sum. A server that looks at single uploads is then refused.
+
+    Such a step is undone on the sum (`opened`), and never on a single upload (`reverse`)."""
+
+    before_sums: ClassVar[bool] = False
+    """Whether it may stand before such a step: then nobody calls its `reverse`, and all is as without."""
+
+    over_network: ClassVar[str] = ""
+    """What must be known before it is used over a network: said when such a run begins."""
+
+    def problems(self, fields: Mapping[str, Field], clients: int) -> Iterator[str]:
+        """Why it cannot do its work on such uploads, before a run starts; by default it can.
+
+        Args:
+            fields: Of one client's upload.
+            clients: How many are added up, at most.
+        """
+        yield from ()
 
     def fields(self, fields: Mapping[str, Field]) -> Mapping[str, Field]:
         """What travels where ``fields`` are to be sent; by default the same."""
@@ -55,12 +73,25 @@ class Step(ABC):
             seed: Their private one, for draws by client and round (`cgfedrec.random`).
         """
 
-    @abstractmethod
     def reverse(self, upload: Upload, round: int) -> Upload:
-        """On the server, which has no private seed: what is made of what travelled.
+        """On the server, which has no private seed: what is made of what travelled; by default the same.
 
         It is laid out as the upload that was given to `forward`.
         """
+        return upload
+
+    def opened(self, total: Sum, fields: Mapping[str, Field]) -> Sum:
+        """On the server: what is made of the sum of all that travelled; by default the same.
+
+        Args:
+            total: The sum over some clients.
+            fields: Of the uploads that were given to `forward`.
+        """
+        return total
+
+    def traffic(self, clients: int) -> tuple[int, int]:
+        """Bytes up and down that it sends besides for a round of so many clients, of all of them; by default none."""
+        return 0, 0
 
     def send(self, broadcast: Broadcast, round: int, seed: int) -> Broadcast:
         """On the server: what travels in place of a broadcast; by default the same.
@@ -90,10 +121,20 @@ class Wire:
 
     def problems(self, sees_single_uploads: bool, method: str) -> Iterator[str]:
         """What is wrong with these steps for a method whose server looks at single uploads, or does not."""
-        for step in self.steps:
-            if step.sums_only and sees_single_uploads:
-                name = type(step).__name__
+        sums = [type(step).__name__ for step in self.steps if step.sums_only]
+        if sees_single_uploads:
+            for name in sums:
                 yield f"wire.steps: {name} works on sums alone, and the server of {method} looks at single uploads"
+        for step in self._added_up:
+            if not (step.sums_only or step.before_sums):
+                name, after = type(step).__name__, sums[-1]
+                yield f"wire.steps: {name} is undone for each upload, and {after} behind it leaves only a sum"
+
+    def no_sum(self, fields: Mapping[str, Field], clients: int) -> Iterator[str]:
+        """Why these steps cannot carry uploads of such fields, added up over at most so many clients."""
+        for step in self.steps:
+            yield from step.problems(fields, clients)
+            fields = step.fields(fields)
 
     def up(self, upload: Upload, expected: Mapping[str, Field], round: int, seed: int) -> tuple[Upload, int]:
         """Carry a cohort's messages to the server.
@@ -105,7 +146,8 @@ class Wire:
             seed: The clients' private one.
 
         Returns:
-            The upload as it arrives, and the bytes of all messages. Values that no step has changed still lie in the
+            The upload as it arrives, and the bytes of all messages. Under steps that leave only a sum it is not what
+            was sent, and laid out as `added` says. Values that no step has changed still lie in the
             clients' memory: a server that keeps them must copy them.
 
         Raises:
@@ -131,11 +173,43 @@ class Wire:
 
     def arrived(self, upload: Upload, expected: Mapping[str, Field], round: int) -> Upload:
         """The server's half of `up`: what it makes of what has travelled. Raises `WireError` as there."""
-        for step in reversed(self.steps):
+        for step in reversed(self.steps[len(self._added_up) :]):
             upload = step.reverse(upload, round)
+        expected = self.added(expected)
         if upload.fields != expected:
             raise WireError(f"wire.steps: turn an upload of {expected} into one of {upload.fields}")
         return upload
+
+    @property
+    def sums_only(self) -> bool:
+        """Whether what arrives makes sense only in a sum."""
+        return any(step.sums_only for step in self.steps)
+
+    @property
+    def _added_up(self) -> Sequence[Step]:
+        """The steps up to the last one that leaves only a sum: they are undone on the sum."""
+        last = max((place for place, step in enumerate(self.steps, 1) if step.sums_only), default=0)
+        return self.steps[:last]
+
+    def added(self, expected: Mapping[str, Field]) -> Mapping[str, Field]:
+        """The fields of what arrives, and is added up, where the server expects others: those before `opened`."""
+        for step in self._added_up:
+            expected = step.fields(expected)
+        return expected
+
+    def opened(self, total: Sum, expected: Mapping[str, Field]) -> Sum:
+        """What the server expects, from the sum of what has arrived (`Step.opened`)."""
+        steps, before = self._added_up, [expected]
+        for step in steps:
+            before.append(step.fields(before[-1]))
+        for step, fields in zip(reversed(steps), reversed(before[:-1]), strict=True):
+            total = step.opened(total, fields)
+        return total
+
+    def traffic(self, clients: int) -> tuple[int, int]:
+        """Bytes up and down that steps send besides for a round of so many clients."""
+        sent = [step.traffic(clients) for step in self.steps]
+        return sum(up for up, _ in sent), sum(down for _, down in sent)
 
     def down(
         self, broadcast: Broadcast | None, clients: int, round: int = 0, seed: int = 0
