@@ -32,12 +32,13 @@ from torch.utils.data import TensorDataset
 from benchmarks import threads
 from benchmarks.leak import ratings
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.kit.means import MeanServer
 from cgfedrec.kit.table import TableMethod
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedRec
 from cgfedrec.protocol import Protocol
 from cgfedrec.run.checkpoint import Header, write_checkpoint
-from cgfedrec.server import MeanServer, Server
+from cgfedrec.server import Server
 from cgfedrec.structure.contrast import contrast
 from cgfedrec.train import train
 from cgfedrec.wire.values import Field

@@ -29,11 +29,11 @@ from benchmarks.leak import ratings
 from benchmarks.once import status
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.history import Row
+from cgfedrec.kit.means import MeanServer
 from cgfedrec.kit.optimisers import FactorAdam, TableSGD
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import FedMF, PFedRec
 from cgfedrec.protocol import Protocol
-from cgfedrec.server import MeanServer
 
 Name = Literal["FedMF", "PFedRec"]
 METHODS: dict[Name, FedMF | PFedRec] = {

@@ -10,9 +10,9 @@ from torch import Tensor
 from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.kit.early_stop import EarlyStop
+from cgfedrec.kit.means import TableServer
 from cgfedrec.methods import FedRAP
 from cgfedrec.methods.fedrap import FedRAPClient
-from cgfedrec.server import TableServer
 from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import Broadcast, Upload
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cgfedrec.kit.factors import FactorClient
 from cgfedrec.kit.gather import GatherServer
+from cgfedrec.kit.means import MeanServer, TableServer
 from cgfedrec.methods.fedmf import FedMF, FedMFClient
-from cgfedrec.server import MeanServer, TableServer
 from cgfedrec.testing import Conformance
 from cgfedrec.wire.bounds import LARGEST, Bounds
 from cgfedrec.wire.frames import Frames

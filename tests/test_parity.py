@@ -16,8 +16,8 @@ from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.client import Batch
+from cgfedrec.kit.means import MeanServer
 from cgfedrec.methods.cgfedrec import CGFedRec
-from cgfedrec.server import MeanServer
 from cgfedrec.structure.alignment import AlignedClient
 from cgfedrec.train import Worker, train
 from cgfedrec.wire.messages import Broadcast

@@ -16,11 +16,11 @@ from cgfedrec.client import Batch
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import RunError
 from cgfedrec.kit.factors import FactorMethod
+from cgfedrec.kit.means import SumServer, TableServer
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import FedMF
 from cgfedrec.methods.fedmf import FedMFClient
 from cgfedrec.processes import Processes
-from cgfedrec.server import SumServer, TableServer
 from cgfedrec.testing import trained
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.messages import Broadcast, Upload

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cgfedrec.server import MeanServer
+from cgfedrec.kit.means import MeanServer
 from cgfedrec.structure.clusters import Clustering, ClusterServer
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from cgfedrec.wire.values import Field, Labels

@@ -19,13 +19,13 @@ from cgfedrec.cli import main
 from cgfedrec.client import Client
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
+from cgfedrec.kit.means import MeanServer
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, CoFedRec, CoLR, FedCIA, FedMF, FedRAP, GPFedRec, Local
 from cgfedrec.methods.fedca import FedCA
 from cgfedrec.methods.fedncf import FedNCF
 from cgfedrec.random import private_seed, shared_seed
-from cgfedrec.server import MeanServer
 from cgfedrec.testing import trained
 from cgfedrec.wire.frames import Frame, Frames
 from cgfedrec.wire.messages import Broadcast, Upload

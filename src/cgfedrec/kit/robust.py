@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cgfedrec.errors import RunError, not_between
 from cgfedrec.kit.gather import GatherServer
+from cgfedrec.kit.means import MeanServer, TableServer
 from cgfedrec.method import Recommender
-from cgfedrec.server import MeanServer, Server, TableServer
+from cgfedrec.server import Server
 from cgfedrec.wire.messages import NotFiniteError, Upload
 from cgfedrec.wire.refusals import unsound
 from cgfedrec.wire.sums import Sum

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput
 from cgfedrec.errors import RunError, check
-from cgfedrec.server import CLIENTS, SumServer
+from cgfedrec.kit.means import SumServer
+from cgfedrec.server import CLIENTS
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.sums import Sum

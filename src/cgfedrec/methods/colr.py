@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 from cgfedrec.client import Batch, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import no_count
 from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.means import MeanServer
 from cgfedrec.kit.optimisers import LowRankSGD, OptimizerCallable
 from cgfedrec.kit.rows import baddbmm, bmm, by_rows, linear_loss, rows_of
 from cgfedrec.method import MOST_DIM
 from cgfedrec.random import Stream, normal
-from cgfedrec.server import MeanServer
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field, SparseRows

@@ -11,9 +11,10 @@ from typing import ClassVar
 from torch.optim import Optimizer
 
 from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.robust import Aggregation, RobustMethod, RobustTableServer
 from cgfedrec.kit.rows import by_rows
-from cgfedrec.server import Server, TableServer
+from cgfedrec.server import Server
 from cgfedrec.wire.values import Field
 
 

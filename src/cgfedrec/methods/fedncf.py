@@ -19,10 +19,10 @@ from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.network import filled, layers_of, not_layers, num_weights, perceptron, row_length, score_in_chunks
 from cgfedrec.kit.optimisers import OptimizerCallable
 from cgfedrec.kit.rows import baddbmm, by_rows, rows_of
-from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field
 

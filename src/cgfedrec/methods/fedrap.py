@@ -18,10 +18,10 @@ from torch.optim import SGD, Optimizer
 from cgfedrec.client import Batch, Client, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import no_count, not_between, not_positive
 from cgfedrec.kit.early_stop import EarlyStop
+from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.random import Stream, uniform
-from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field
 

@@ -22,11 +22,11 @@ from cgfedrec.client import Batch, StepOutput, check_elementwise, empty_paramete
 from cgfedrec.errors import check, not_between, not_positive
 from cgfedrec.kit.factors import FactorClient, FactorMethod
 from cgfedrec.kit.gather import GatherServer, Mailbox
+from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.network import filled, layers_of, not_layers, perceptron, row_length, score_in_chunks
 from cgfedrec.kit.optimisers import OptimizerCallable, TableSGD
 from cgfedrec.kit.rows import by_rows, rows_of
 from cgfedrec.random import Stream, laplace
-from cgfedrec.server import TableServer
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from cgfedrec.wire.values import Field
 

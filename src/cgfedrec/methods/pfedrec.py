@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.robust import Aggregation, RobustMethod, RobustTableServer
 from cgfedrec.kit.table import TableClient, TableMethod
-from cgfedrec.server import Server, TableServer
+from cgfedrec.server import Server
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field
 

@@ -13,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from cgfedrec.kit.means import MeanServer
 from cgfedrec.random import Stream, bits
-from cgfedrec.server import MeanServer
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, Labels
 
