@@ -19,6 +19,7 @@ from cgfedrec.method import Method
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.neighbours import Neighbours
+from cgfedrec.structure.noisy import PrivateServer
 from cgfedrec.structure.structure import Structure, SumsClient
 
 
@@ -33,9 +34,21 @@ class CGFedCo(Discovery, Method):
     def problems(self) -> Iterator[str | None]:
         yield from Discovery.problems(self)
         yield from self.structure.problems()
-        if self.read_by is not None and self.read_by not in self.structure.readings:
-            yield f"method.read_by: no {self.read_by!r}; there are {', '.join(self.structure.readings)}"
+        if self.privacy is not None:
+            neighbours = self.structure
+            if not isinstance(neighbours, Neighbours) or neighbours.reading == "trained" or neighbours.recents:
+                yield "method.structure: under privacy there are Neighbours alone, without training and recents"
+        readings = self.read.readings
+        if self.read_by is not None and self.read_by not in readings:
+            yield f"method.read_by: no {self.read_by!r}; there are {', '.join(readings)}"
         yield from Method.problems(self)
+
+    @property
+    def read(self) -> Structure:
+        """The structure with all that clients choose among: under privacy popularity alone is a reading too."""
+        if self.privacy is None or not isinstance(self.structure, Neighbours):
+            return self.structure
+        return replace(self.structure, popular=True)
 
     @property
     def alternatives(self) -> Sequence[Mapping[str, Any]]:
@@ -53,13 +66,18 @@ class CGFedCo(Discovery, Method):
 
     def check(self, data: FederatedDataModule) -> None:
         recent = "method.structure.recents"
+        rolling = None
+        if self.privacy is not None and data.split == "rolling":
+            rolling = "method.privacy: a rolling evaluation chooses by what it has seen, and no budget pays for that"
         check(
+            rolling,
             days_untold("method.half_life", self.half_life, data.days),
             *(days_untold(recent, half_life, data.days) for half_life in self.structure.recently),
         )
 
     def client(self, num_items: int, seed: int) -> SumsClient:
-        return self.structure.client(self, num_items, seed)
+        return self.read.client(self, num_items, seed)
 
     def server(self, num_items: int, seed: int) -> SumsServer:
-        return SumsServer(self, self.structure, num_items, seed)
+        kind = SumsServer if self.privacy is None else PrivateServer
+        return kind(self, self.read, num_items, seed)

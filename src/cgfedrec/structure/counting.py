@@ -14,8 +14,9 @@ from cgfedrec.data.changes import Changes
 from cgfedrec.errors import check
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.server import READINGS
-from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of
+from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of
 from cgfedrec.structure.plausible import check_sum, implausible
+from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import UNIT, Structure, judgement, place_of
 from cgfedrec.structure.tallies import Known
@@ -276,7 +277,7 @@ class CountingServer(SumsInTurn):
     def field(self, name: str) -> Field | None:
         step, known = self.step, self.known
         if name == CHOOSE:
-            return judgement(len(self.structure.readings))
+            return judgement(len(self.structure.readings), self.discovery, int(self.enrolled.sum()))
         if name == TRAIN:
             return self.structure.average(known)
         assert step is not None
