@@ -17,6 +17,7 @@ from cgfedrec.data.changes import Changes
 from cgfedrec.errors import RunError, check
 from cgfedrec.privacy.accountant import epsilon_of, rho_of_sum
 from cgfedrec.privacy.budget import FRACTION, LEAST_SIGMA
+from cgfedrec.server import SPENT
 from cgfedrec.structure.collect import LABELS, PAIRS, SumsServer
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.nystroem import factor
@@ -189,7 +190,7 @@ class PrivateServer(SumsServer):
             if one == name:
                 break
         delta = self.privacy.at(self.clients)
-        return {"privacy/epsilon": epsilon_of(rho, delta), "privacy/delta": delta}
+        return {f"{SPENT}epsilon": epsilon_of(rho, delta), f"{SPENT}delta": delta}
 
     def _counts(self, name: str, counts: Tensor) -> Bulletin:
         """What is known of items, `[items, 3]`, as it is sent down, and from how many clients on there is a row."""
