@@ -52,6 +52,8 @@ class CGFedCo(Discovery, Method):
 
     @property
     def alternatives(self) -> Sequence[Mapping[str, Any]]:
+        if self.privacy is not None:  # each training would spend a budget of its own
+            return ({},)
         wider: dict[str, Any] = {}
         if self.structure.alternative and self.read_by is None:
             wider = {"structure": {"init_args": self.structure.alternative}}

@@ -28,11 +28,11 @@ from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.values import Counts
 
-ROWS = 2.0
+ROWS = 1.5
 """An item has a row if its weight is above so many standard deviations of noise."""
 REACH = 6.0
 """Standard deviations by which an item's weight may be larger than what the sum with noise says."""
-TIMES = 2.0
+TIMES = 4.0
 """The penalty is so many times what it would be without noise, in units of weighted pairs,"""
 PER_SIGMA = 5.0
 """and so many standard deviations of the noise in a pair more."""

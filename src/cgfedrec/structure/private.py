@@ -69,12 +69,16 @@ class Noised(Tally):
         with_noise = (FRACTION * (largest + BEYOND * self.sigma(known))).ceil().long()
         return self.packed(with_noise * (largest > 0), signed=True)
 
+    def without_noise(self, history: History, known: Known) -> Tensor:
+        """What clients add before noise, `[clients, rows, columns]`, int64: no norm is above `FRACTION` x `norm`."""
+        return (FRACTION * clipped(self.exact(history, known), self.norm(known))).trunc().long()
+
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
         """As of any tally, `[clients, rows, columns]`, int64, laid out in full: no number tells whether it is noise."""
-        exact = clipped(self.exact(history, known), self.norm(known))
-        sent = self.bounds(known).largest > 0
+        added = self.without_noise(history, known)
         own = self.privacy.own_sigma(self.name, self.norm(known), known.num_clients)
-        return ((FRACTION * exact).trunc().long() + noise(exact.shape, own, self.name, users, seed)) * sent
+        sent = self.bounds(known).largest > 0
+        return (added + noise(added.shape, own, self.name, users, seed)) * sent
 
 
 def clipped(values: Tensor, norm: float) -> Tensor:
