@@ -151,7 +151,7 @@ def test_one_client_stays_within_the_bounds_of_the_sum(tally: Noised) -> None:
 
 
 def test_a_clip_that_lets_more_through_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgfedrec.structure.private.clipped", lambda values, norm: values)
+    monkeypatch.setattr("cgfedrec.structure.private.clipped", lambda values, norm, norms=None: values)
     added = norms(TALLIES[1].without_noise(everybody(), known()))
     assert added.max() > FRACTION * TALLIES[1].norm(known())
 

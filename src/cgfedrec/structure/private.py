@@ -28,6 +28,8 @@ from cgfedrec.wire.bounds import Bounds
 
 BEYOND = 9
 """Standard deviations of noise that bounds leave room for."""
+ROUNDING = 1e-12
+"""Share of a norm that float64 may round."""
 SIGNS_NORM = 1.3
 """A profile over k columns of signs is clipped at so many times sqrt(k): hardly ever."""
 LABELS_NORM = 2.0
@@ -81,11 +83,17 @@ class Noised(Tally):
         return (added + noise(added.shape, own, self.name, users, seed)) * sent
 
 
-def clipped(values: Tensor, norm: float) -> Tensor:
-    """Each client's values, `[clients, ...]`, made smaller together where their norm is above ``norm``."""
-    norms = values.flatten(1).norm(dim=1)  # [clients]
-    # Less by what float64 rounds, so that the norm is never exceeded.
-    factors = ((1 - 1e-12) * norm / norms.clamp_min(1e-300)).clamp_max(1)
+def clipped(values: Tensor, norm: float, norms: Tensor | None = None) -> Tensor:
+    """Each client's values, `[clients, ...]`, made smaller together where their norm is above ``norm``.
+
+    Args:
+        values: As said, float64.
+        norm: The largest that stays, but for what float64 rounds; the budget leaves more than that aside.
+        norms: `[clients]`: theirs, where they are known exactly.
+    """
+    if norms is None:
+        norms = values.flatten(1).norm(dim=1)
+    factors = torch.where(norms <= norm * (1 + ROUNDING), 1.0, norm / norms)
     made: Tensor = values * factors.view(-1, *[1] * (values.ndim - 1))
     return made
 
@@ -108,17 +116,17 @@ def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: in
     return torch.from_numpy(found).view(*shape)
 
 
-def weighted(history: History, known: Known) -> Tensor:
-    """Clients' items by 1 / sqrt(m), m being how many a client has, `[clients, items]`, float64: norm 1 at most."""
+def own_items(history: History, known: Known) -> Tensor:
+    """1 where a client has an item, `[clients, items]`, float64."""
     clients, items, _ = history.entries()
     found = torch.zeros(len(history.items), known.num_items, dtype=torch.float64)
-    found[clients, items] = history.lengths[clients].double().rsqrt()
+    found[clients, items] = 1
     return found
 
 
-def weighted_rows(history: History, known: Known) -> Tensor:
-    """The same of items that have a row, `[clients, rows]`."""
-    return weighted(history, known)[:, known.the_rows.items]
+def weight(history: History) -> Tensor:
+    """1 / sqrt(m) of each client, `[clients]`, float64, with m items: of so many weights the norm is 1."""
+    return history.lengths.clamp_min(1).double().rsqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +145,7 @@ class PrivateCounts(Noised, ItemCounts):
         return self.reaching(most.expand(known.num_items, 1), known)
 
     def exact(self, history: History, known: Known) -> Tensor:
-        return weighted(history, known)[..., None]
+        return (own_items(history, known) * weight(history)[:, None])[..., None]
 
 
 class _PrivateColumns(Noised, Columns):
@@ -149,9 +157,12 @@ class _PrivateColumns(Noised, Columns):
         return self.reaching(most[:, None].expand(-1, self.width(known)), known)
 
     def exact(self, history: History, known: Known) -> Tensor:
-        weights = weighted_rows(history, known)  # [clients, rows]
-        profiles = clipped(weights @ self.columns(known).double(), self.norm(known))  # [clients, columns]
-        return weights[:, :, None] * profiles[:, None]
+        own, one = own_items(history, known)[:, known.the_rows.items], weight(history)
+        # Whole numbers: the same to the bit whoever is in the cohort.
+        profiles = own @ self.columns(known).double()  # [clients, columns]
+        lengths = profiles.square().sum(1).sqrt() * one  # [clients]
+        profiles = clipped(profiles * one[:, None], self.norm(known), lengths) * one[:, None]
+        return own[:, :, None] * profiles[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +199,9 @@ class PrivatePairs(Noised, PairCounts):
 
     def exact(self, history: History, known: Known) -> Tensor:
         assert known.pairs is not None
-        weights = weighted_rows(history, known)  # [clients, rows]
-        return weights[:, :, None] * weights[:, known.pairs.clamp_min(0)] * once(known.pairs)
+        own = own_items(history, known)[:, known.the_rows.items]  # [clients, rows]
+        both = own[:, :, None] * own[:, known.pairs.clamp_min(0)] * once(known.pairs)
+        return both / history.lengths.clamp_min(1)[:, None, None]
 
 
 def judged(gained: Tensor, privacy: Privacy, known: Known, users: Tensor, seed: int) -> Tensor:
