@@ -75,7 +75,7 @@ def watched(method: Method, data: FederatedDataModule, name: str, rounds: int) -
 
 def of_tables(method: Method, data: FederatedDataModule) -> Sent:
     """Sums of tables after the first round, less the shared start."""
-    loop, wire = watched(method, data, "table", 1)
+    _, wire = watched(method, data, "table", 1)
     # The start is what rows of items that a client never touched are: most clients touch few.
     tables = torch.stack([wire.seen[user] for user in range(data.num_users)])  # [clients, items, dim]
     start = tables.median(0).values
@@ -84,7 +84,7 @@ def of_tables(method: Method, data: FederatedDataModule) -> Sent:
 
 
 def of_sketches(method: CGFedCo, data: FederatedDataModule) -> tuple[Sent, Tensor]:
-    """Sums of first sketches, and the neighbours that went down: how much each item counts for each, `[items, items]`."""
+    """Sums of first sketches, and the neighbours that went down, `[items, items]`: how much each counts for each."""
     loop, wire = watched(method, data, "sketch", 20)
     server = loop.server
     assert isinstance(server, SumsServer)

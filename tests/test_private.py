@@ -239,7 +239,10 @@ def test_with_much_budget_it_is_as_good_as_without_noise() -> None:
 
 def test_too_few_people_find_nothing_and_are_told_so() -> None:
     data = prepared(synthetic=Synthetic(users=30, items=60, groups=6, interactions=12))
-    with pytest.raises(RunError, match="no two items stand out of the noise"):
+    with (
+        pytest.warns(UserWarning, match="30 clients give an item a weight of"),
+        pytest.raises(RunError, match="no two items stand out of the noise"),
+    ):
         trained(private(0.2), data, 30, rounds=10)
 
 

@@ -8,6 +8,8 @@ client scores all items by its own history. Nothing looks at a single upload, an
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +23,9 @@ from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.neighbours import Neighbours
 from cgfedrec.structure.noisy import PrivateServer
 from cgfedrec.structure.structure import Structure, SumsClient
+
+SWAMPED = 2.0
+"""Noise of so many times an item's weight in the mean is worth a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,24 @@ class CGFedCo(Discovery, Method):
             days_untold("method.half_life", self.half_life, data.days),
             *(days_untold(recent, half_life, data.days) for half_life in self.structure.recently),
         )
+
+        self._warn_of_noise(data)
+
+    def _warn_of_noise(self, data: FederatedDataModule) -> None:
+        """Say if noise is larger than what most items have to tell."""
+        if self.privacy is None:
+            return
+        users, items = data.num_users, data.num_items
+        # The weights of a client with m items add up to sqrt(m).
+        weight = users * math.sqrt(data.training_matrix().nnz / users) / items
+        noise = self.privacy.sigma("bounds", 1.0, users)
+        if noise > SWAMPED * weight:
+            warnings.warn(
+                f"method.privacy: {users:,} clients give an item a weight of {weight:.2f} in the mean, and noise at "
+                f"epsilon {self.privacy.epsilon:g} has a standard deviation of {noise:.2f}: little but the most popular "
+                "items will stand out. More clients or a larger epsilon help",
+                stacklevel=2,
+            )
 
     def client(self, num_items: int, seed: int) -> SumsClient:
         return self.read.client(self, num_items, seed)
