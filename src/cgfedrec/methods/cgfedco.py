@@ -95,8 +95,8 @@ class CGFedCo(Discovery, Method):
         if noise > SWAMPED * weight:
             warnings.warn(
                 f"method.privacy: {users:,} clients give an item a weight of {weight:.2f} in the mean, and noise at "
-                f"epsilon {self.privacy.epsilon:g} has a standard deviation of {noise:.2f}: little but the most popular "
-                "items will stand out. More clients or a larger epsilon help",
+                f"epsilon {self.privacy.epsilon:g} has a standard deviation of {noise:.2f}: little but the most "
+                "popular items will stand out. More clients or a larger epsilon help",
                 stacklevel=2,
             )
 
