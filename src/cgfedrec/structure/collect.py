@@ -91,10 +91,6 @@ class SumsServer(CountingServer):
             return rows.and_others(self.late_counts)
         return rows
 
-    def first_sum(self, total: Tensor) -> Tensor:
-        """What is made of the first sum, `[items, ...]`: by default it stays."""
-        return total
-
     @property
     def least(self) -> int:
         """How many clients an item needs to have a row."""

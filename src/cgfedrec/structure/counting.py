@@ -235,7 +235,7 @@ class CountingServer(SumsInTurn):
         if self.past is not None:
             total = self._with_past(name, total)
         if int(self.at) == 0:
-            self.counts, self.late = total, self.enrolled & ~self.there
+            self.counts, self.late = self.first_sum(total), self.enrolled & ~self.there
         elif name == self.timeline[0].phase:
             self.late_counts = total
         else:
@@ -245,6 +245,10 @@ class CountingServer(SumsInTurn):
             setattr(self, f"total_{name}", total)
         self._go_on(name)
         return {}
+
+    def first_sum(self, total: Tensor) -> Tensor:
+        """What is made of the first sum, `[items, ...]`: by default it stays."""
+        return total
 
     def _with_past(self, name: str, change: Tensor) -> Tensor:
         """A sum of before and what has changed, `[rows, columns]`."""

@@ -95,8 +95,6 @@ class PrivateServer(SumsServer):
             self.judged = total
             self.chosen.fill_(int(total.argmax()))
             return self._spent(name)
-        if int(self.at) == 0:
-            total = self.first_sum(total)
         return super().opened(name, total) | self._spent(name)
 
     def implausible(self, upload: Upload) -> dict[int, str]:
