@@ -45,6 +45,7 @@ class Stream(IntEnum):
     DEVICES = 31
     DELAYS = 32
     ROWS = 33
+    PRIVACY = 40
 
 
 def shared_seed(seed: int) -> int:

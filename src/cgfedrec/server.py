@@ -20,6 +20,10 @@ from cgfedrec.wire.wire import Wire
 CLIENTS = "clients/"
 """What begins the names under which a server reports from how many clients a sum came."""
 
+SPENT = "privacy/"
+"""What begins the names under which a server reports what sums have spent of a budget: ``privacy/epsilon`` at
+``privacy/delta``."""
+
 READINGS = "readings/"
 """What begins the names under which a server reports how well each way to read what it has found serves clients."""
 

@@ -8,6 +8,8 @@ client scores all items by its own history. Nothing looks at a single upload, an
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +21,11 @@ from cgfedrec.method import Method
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.neighbours import Neighbours
+from cgfedrec.structure.noisy import PrivateServer
 from cgfedrec.structure.structure import Structure, SumsClient
+
+SWAMPED = 2.0
+"""Noise of so many times an item's weight in the mean is worth a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +39,26 @@ class CGFedCo(Discovery, Method):
     def problems(self) -> Iterator[str | None]:
         yield from Discovery.problems(self)
         yield from self.structure.problems()
-        if self.read_by is not None and self.read_by not in self.structure.readings:
-            yield f"method.read_by: no {self.read_by!r}; there are {', '.join(self.structure.readings)}"
+        if self.privacy is not None:
+            neighbours = self.structure
+            if not isinstance(neighbours, Neighbours) or neighbours.reading == "trained" or neighbours.recents:
+                yield "method.structure: under privacy there are Neighbours alone, without training and recents"
+        readings = self.read.readings
+        if self.read_by is not None and self.read_by not in readings:
+            yield f"method.read_by: no {self.read_by!r}; there are {', '.join(readings)}"
         yield from Method.problems(self)
 
     @property
+    def read(self) -> Structure:
+        """The structure with all that clients choose among: under privacy popularity alone is a reading too."""
+        if self.privacy is None or not isinstance(self.structure, Neighbours):
+            return self.structure
+        return replace(self.structure, popular=True)
+
+    @property
     def alternatives(self) -> Sequence[Mapping[str, Any]]:
+        if self.privacy is not None:  # each training would spend a budget of its own
+            return ({},)
         wider: dict[str, Any] = {}
         if self.structure.alternative and self.read_by is None:
             wider = {"structure": {"init_args": self.structure.alternative}}
@@ -53,13 +73,36 @@ class CGFedCo(Discovery, Method):
 
     def check(self, data: FederatedDataModule) -> None:
         recent = "method.structure.recents"
+        rolling = None
+        if self.privacy is not None and data.split == "rolling":
+            rolling = "method.privacy: a rolling evaluation chooses by what it has seen, and no budget pays for that"
         check(
+            rolling,
             days_untold("method.half_life", self.half_life, data.days),
             *(days_untold(recent, half_life, data.days) for half_life in self.structure.recently),
         )
 
+        self._warn_of_noise(data)
+
+    def _warn_of_noise(self, data: FederatedDataModule) -> None:
+        """Say if noise is larger than what most items have to tell."""
+        if self.privacy is None:
+            return
+        users, items = data.num_users, data.num_items
+        # The weights of a client with m items add up to sqrt(m).
+        weight = users * math.sqrt(data.training_matrix().nnz / users) / items
+        noise = self.privacy.sigma("bounds", 1.0, users)
+        if noise > SWAMPED * weight:
+            warnings.warn(
+                f"method.privacy: {users:,} clients give an item a weight of {weight:.2f} in the mean, and noise at "
+                f"epsilon {self.privacy.epsilon:g} has a standard deviation of {noise:.2f}: little but the most "
+                "popular items will stand out. More clients or a larger epsilon help",
+                stacklevel=2,
+            )
+
     def client(self, num_items: int, seed: int) -> SumsClient:
-        return self.structure.client(self, num_items, seed)
+        return self.read.client(self, num_items, seed)
 
     def server(self, num_items: int, seed: int) -> SumsServer:
-        return SumsServer(self, self.structure, num_items, seed)
+        kind = SumsServer if self.privacy is None else PrivateServer
+        return kind(self, self.read, num_items, seed)

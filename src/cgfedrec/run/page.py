@@ -18,7 +18,7 @@ from cgfedrec.run.beyond import groups_told, titled, within
 from cgfedrec.run.console import METRICS, TITLES, metric_name
 from cgfedrec.run.structure import shown
 from cgfedrec.run.training import Training
-from cgfedrec.server import CLIENTS, READINGS
+from cgfedrec.server import CLIENTS, READINGS, SPENT
 from cgfedrec.units import duration, nbytes
 
 PAGE = "report.html"
@@ -85,12 +85,13 @@ def _found(summary: Mapping[str, Any], method: str, metric: str) -> list[str]:
         return [f"{method} was trained on everything: nothing was held out, and so nothing can be told."]
     told = f"{method} reaches {name} {summary[f'test/{metric}']:.4f} on the test"
     difference = summary.get(f"over_popularity/test/{metric}")
+    budget = _budget(summary)
     if difference is None:
-        return [f"{told}."]
+        return [f"{told}.", *budget]
     told += f"; showing everybody what is popular reaches {summary[f'popularity/test/{metric}']:.4f}."
     low, high = (summary.get(f"over_popularity/test/{metric}/{end}") for end in ("low", "high"))
     if low is None or high is None:
-        return [told]
+        return [told, *budget]
     who = "cases" if "cuts" in summary else "users"
     interval = f"95% interval of the difference, paired over {summary['over_popularity/users']:,} {who}: "
     interval += f"{low:+.4f} to {high:+.4f}."
@@ -99,7 +100,18 @@ def _found(summary: Mapping[str, Any], method: str, metric: str) -> list[str]:
         verdict = "It is worse."
     elif low <= 0:
         verdict = "The difference may be chance."
-    return [told, f"{verdict} The {interval}"]
+    return [told, f"{verdict} The {interval}", *budget]
+
+
+def _budget(summary: Mapping[str, Any]) -> list[str]:
+    """What of differential privacy the sums have, in a sentence; nothing where they have none."""
+    if f"{SPENT}epsilon" not in summary:
+        return []
+    epsilon, delta = (summary[f"{SPENT}{name}"] for name in ("epsilon", "delta"))
+    return [
+        f"Differential privacy of a whole history, of what the sums told: epsilon {epsilon:.3g} at delta {delta:.1e}. "
+        "The figures on this page look at the data themselves, and have none."
+    ]
 
 
 def _charts(training: Training, metric: str) -> list[tuple[Markup, str]]:

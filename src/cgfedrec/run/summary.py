@@ -24,7 +24,7 @@ from cgfedrec.method import Recommender
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
 from cgfedrec.run.training import Training
-from cgfedrec.server import CLIENTS, READINGS
+from cgfedrec.server import CLIENTS, READINGS, SPENT
 from cgfedrec.structure.labelling import labels_of
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
@@ -184,7 +184,8 @@ def summary_of(
         "rounds": int(last["round"]),
         **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/", READINGS))},
         # From how many clients each sum came: told in the row of the round that ended it.
-        **{name: value for row in training.history for name, value in row.items() if name.startswith(CLIENTS)},
+        # So is what sums have spent of a budget; the last one tells all.
+        **{name: value for row in training.history for name, value in row.items() if name.startswith((CLIENTS, SPENT))},
         **{name: value for name, value in last.items() if name.startswith("bytes/")},
         "time/round": fmean(row["time/round"] for row in training.history),
         **tests,

@@ -11,7 +11,8 @@ import torch
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.structure.collect import SumsServer
-from cgfedrec.structure.discovery import CHOOSE, TRAIN
+from cgfedrec.structure.discovery import TRAIN
+from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import judgement
 from cgfedrec.structure.tallies import Known
@@ -56,7 +57,7 @@ def phases(server: SumsInTurn, data: FederatedDataModule, participants: int) -> 
 def _field(server: SumsServer, known: Known, place: int) -> Field | None:
     step = server.timeline[place]
     if step.phase == CHOOSE:
-        return judgement(len(server.structure.readings), server.known.num_clients)
+        return judgement(len(server.structure.readings), server.discovery, server.known.num_clients)
     if step.phase == TRAIN:
         return server.structure.average(known)
     assert step.tally is not None
@@ -70,7 +71,7 @@ def _known(server: SumsServer, data: FederatedDataModule) -> Known:
     counts = torch.zeros(known.num_items, first.bounds(known).shape[1], dtype=torch.int64)
     for users in server.enrolled.nonzero().squeeze(1).split(AT_ONCE):
         counts += first.of(data.histories(users), users, known, 0).to_dense().sum(0)
-    rows = Rows.of(counts, discovery.least_clients, first.unit)
+    rows = Rows.of(server.first_sum(counts), server.least, first.unit)
     sizes, places = discovery.sizes(rows), torch.arange(len(rows))
     # Rows are in the order of how many have them: the first ones bound all others.
     pairs = torch.arange(int(sizes.max()) if len(rows) else 0).expand(len(rows), -1)

@@ -91,6 +91,20 @@ class SumsServer(CountingServer):
             return rows.and_others(self.late_counts)
         return rows
 
+    @property
+    def least(self) -> int:
+        """How many clients an item needs to have a row."""
+        return self.discovery.least_clients
+
+    @property
+    def penalty(self) -> float:
+        """EASE's lambda."""
+        return self.discovery.penalty
+
+    def counted_pairs(self) -> Tensor:
+        """How many clients have an item and each of its candidates, `[rows, most]`, as much as that still counts."""
+        return self.total(PAIRS) / self.known.the_rows.unit
+
     def factor(self) -> Tensor:
         """F from all sketches that have been counted, `[rows, rank]`, float64."""
         if self.discovery.sketch == "heads":
@@ -116,7 +130,7 @@ class SumsServer(CountingServer):
 
     def _find_pairs(self) -> Tensor:
         """The candidates of each row, `[rows, most]`, int64."""
-        half, _ = closed_form(self.factor(), self.known.the_rows.diagonal, self.discovery.penalty)
+        half, _ = closed_form(self.factor(), self.known.the_rows.diagonal, self.penalty)
         found = candidates(half, self.discovery.sizes(self.known.the_rows))
         if not self.pairs.numel():
             return found
@@ -129,11 +143,11 @@ class SumsServer(CountingServer):
     def _find_structure(self) -> None:
         pairs = counts = None
         if self.structure.verifies and self.discovery.verify:
-            pairs, counts = self.pairs, self.total(PAIRS) / self.known.the_rows.unit
+            pairs, counts = self.pairs, self.counted_pairs()
         elif self.structure.verifies:
             pairs = self.pairs = self._find_pairs()
         found = Found(self.factor(), self._rows(), pairs, counts, self.seed)
-        message = encode(self.structure.find(found, self.discovery))
+        message = encode(self.structure.find(found, replace(self.discovery, penalty=self.penalty)))
         self.found = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         self.version += 1
 
@@ -147,7 +161,7 @@ class SumsServer(CountingServer):
         """What clients know too, once they have the bulletins."""
         known = Known(self.num_items, int(self.enrolled.sum()), self.seed)
         if self.counts.numel():
-            least, unit = self.discovery.least_clients, self.tallies[0].unit
+            least, unit = self.least, self.tallies[0].unit
             rows = Rows.of(self.counts, least, unit)
             if self.order.numel():
                 rows = Rows.at(self.counts, self.order.cpu(), least, unit)

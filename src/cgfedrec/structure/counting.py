@@ -14,8 +14,9 @@ from cgfedrec.data.changes import Changes
 from cgfedrec.errors import check
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.server import READINGS
-from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of
+from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of
 from cgfedrec.structure.plausible import check_sum, implausible
+from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import UNIT, Structure, judgement, place_of
 from cgfedrec.structure.tallies import Known
@@ -234,7 +235,7 @@ class CountingServer(SumsInTurn):
         if self.past is not None:
             total = self._with_past(name, total)
         if int(self.at) == 0:
-            self.counts, self.late = total, self.enrolled & ~self.there
+            self.counts, self.late = self.first_sum(total), self.enrolled & ~self.there
         elif name == self.timeline[0].phase:
             self.late_counts = total
         else:
@@ -244,6 +245,10 @@ class CountingServer(SumsInTurn):
             setattr(self, f"total_{name}", total)
         self._go_on(name)
         return {}
+
+    def first_sum(self, total: Tensor) -> Tensor:
+        """What is made of the first sum, `[items, ...]`: by default it stays."""
+        return total
 
     def _with_past(self, name: str, change: Tensor) -> Tensor:
         """A sum of before and what has changed, `[rows, columns]`."""
@@ -276,7 +281,7 @@ class CountingServer(SumsInTurn):
     def field(self, name: str) -> Field | None:
         step, known = self.step, self.known
         if name == CHOOSE:
-            return judgement(len(self.structure.readings), known.num_clients)
+            return judgement(len(self.structure.readings), self.discovery, known.num_clients)
         if name == TRAIN:
             return self.structure.average(known)
         assert step is not None

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from cgfedrec.errors import no_count, not_positive
 from cgfedrec.forgetting import HalfLife, fixed, not_half_life
+from cgfedrec.privacy.budget import Privacy
 from cgfedrec.structure.controls import Heads, MoreSigns, PowerColumns
+from cgfedrec.structure.private import CHOOSE, PrivateCounts, PrivateLabels, PrivatePairs, PrivateSigns
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
 from cgfedrec.wire.values import Counts, IdLayout, Value
@@ -21,8 +23,10 @@ Sketch = Literal["profiles", "heads"]
 Second = Literal["labels", "random_labels", "signs", "power"]
 PLAIN_BITS = 20
 """Bits of every number where packing is ``plain``, or as many more as the largest needs."""
-TRAIN, CHOOSE = "train", "choose"
-"""The phases after all sums: clients train what they read the structure with, and choose how they read it."""
+TRAIN = "train"
+"""The phase after all sums in which clients train what they read the structure with. After it is `CHOOSE`."""
+PRIVATE_COLUMNS = 32
+"""Columns by default under privacy, at most: each one more takes noise that the others then lack."""
 
 
 class Step(NamedTuple):
@@ -76,6 +80,8 @@ class Discovery:
     read_by: str | None = None
     """How clients read the structure, as a run reports it, such as ``rho 0.5, beta 0.3``; by default they choose
     together, by validation."""
+    privacy: Privacy | None = None
+    """Differential privacy: the budget by which clients add noise to all sums; ``null`` for none."""
     packing: Packing = "tight"
     """``tight``: each number in the bits of what it can reach, candidates by coded gaps. ``plain``: 20 bits a number
     and ids as they are; the same result in more bytes."""
@@ -95,6 +101,20 @@ class Discovery:
         yield not_half_life("method.half_life", self.half_life)
         if fixed(self.half_life) is not None and (self.sketch == "heads" or self.second == "power"):
             yield "method.half_life: the controls with heads and power iteration forget nothing; give null"
+        if self.privacy is not None:
+            yield from self._not_private(self.privacy)
+
+    def _not_private(self, privacy: Privacy) -> Iterator[str | None]:
+        """What does not go together with a budget."""
+        yield from privacy.problems()
+        if self.share < 1:
+            yield "method.share: under privacy all must add noise to every sum; give 1"
+        if self.sketch == "heads" or self.second not in ("labels", "random_labels"):
+            yield "method.sketch, method.second: under privacy there are profiles and labels alone"
+        if not self.verify:
+            yield "method.verify: under privacy pairs are counted; the budget for it would be lost"
+        if fixed(self.half_life) is not None:
+            yield "method.half_life: under privacy nothing is forgotten; give null"
 
     def num_columns(self, num_items: int) -> int:
         """How many columns of signs there are."""
@@ -102,7 +122,7 @@ class Discovery:
             return self.columns
         # From what everybody knows, the size of the catalogue, and the same for all data.
         nearest = 1 << round(math.log2(math.sqrt(num_items)))
-        return min(max(nearest, 16), 64)
+        return min(max(nearest, 16), 64 if self.privacy is None else PRIVATE_COLUMNS)
 
     def num_clusters(self, num_items: int) -> int:
         """How many clusters are looked for."""
@@ -120,6 +140,10 @@ class Discovery:
         if self.packing == "plain":
             bits = PLAIN_BITS
         columns, clusters = self.num_columns(num_items), self.num_clusters(num_items)
+        if self.privacy is not None:
+            signs = PrivateSigns(plain_bits=bits, number=columns, privacy=self.privacy)
+            rest = [one(plain_bits=bits, privacy=self.privacy) for one in (PrivateLabels, PrivatePairs)]
+            return [PrivateCounts(privacy=self.privacy), signs, *rest]
         half_life = fixed(self.half_life)
         found: list[Tally] = [ItemCounts(None, half_life, recents)]
         if self.sketch == "heads":
@@ -180,6 +204,8 @@ def known_from(known: Known, kept: Mapping[str, Mapping[str, Value]], least: int
     if "bounds" in kept:
         counts = kept["bounds"]["counts"]
         assert isinstance(counts, Counts)
+        if "least" in kept["bounds"]:  # with noise, the server finds it from the counts
+            least = int(kept["bounds"]["least"])  # type: ignore[arg-type]
         found["rows"] = Rows.of(counts.values, least, unit)
         if "rows" in kept:
             items, keys = (kept["rows"][name].long() for name in ("order", "keys"))  # type: ignore[union-attr]

@@ -21,7 +21,7 @@ from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.structure.ages import BUCKETS, bucket, questions
 from cgfedrec.structure.discover import closed_form, pair_weights, quantised, verified
 from cgfedrec.structure.discovery import Discovery
-from cgfedrec.structure.options import Option, options_with
+from cgfedrec.structure.options import ALONE, Option, options_with
 from cgfedrec.structure.structure import LEVELS, Found, Structure, SumsClient
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.values import Field, Value, WeightLayout, Weights
@@ -58,6 +58,9 @@ class Neighbours(Structure):
     """Half-lives in days of popularities of late, which beta may weigh in place of popularity as it always was. By
     default those that a rolling evaluation chooses among, and none under other splits, which cannot judge it."""
 
+    popular: bool = False
+    """Whether popularity alone is one more reading, the last of those without training. Always so under privacy."""
+
     verifies: ClassVar[bool] = True
 
     def problems(self) -> Iterator[str | None]:
@@ -85,9 +88,10 @@ class Neighbours(Structure):
     @property
     def options(self) -> list[Option]:
         """What to choose among without anything being trained."""
-        if self.reading == "flat":
-            return [Option(0.0, 0.0)]
-        return options_with(self.recently)
+        found = [Option(0.0, 0.0)] if self.reading == "flat" else options_with(self.recently)
+        if self.popular:
+            found.append(Option(0.0, ALONE))
+        return found
 
     @property
     def readings(self) -> Sequence[str]:

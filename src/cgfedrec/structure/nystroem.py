@@ -16,19 +16,23 @@ COORDINATES = 64
 """Singular directions of the factor in which items are clustered, at most."""
 
 
-def factor(columns: Tensor, sketch: Tensor) -> Tensor:
+def factor(columns: Tensor, sketch: Tensor, least: float = 0.0) -> Tensor:
     """F with G about F F^T.
 
     Args:
         columns: C, `[rows, columns]`, float64.
         sketch: G C, `[rows, columns]`, float64.
+        least: Eigenvalues below it are noise, and left out but for the largest.
 
     Returns:
         `[rows, rank]`, float64: G C V e^-1/2, from the eigenvalues e and eigenvectors V of C^T G C.
     """
     core = columns.T @ sketch  # [columns, columns]
     values, vectors = torch.linalg.eigh((core + core.T) / 2)
-    kept = values > SMALLEST * values.max().clamp_min(0)
+    smallest = SMALLEST * values.max().clamp_min(0)
+    if least > 0:
+        smallest = values.max().clamp(0, least) * (1 - 1e-9)
+    kept = values > smallest
     made: Tensor = sketch @ vectors[:, kept] * values[kept] ** -0.5
     return made
 

@@ -11,6 +11,10 @@ POPULARITIES = (0.0, 0.1, 0.3, 1.0, 3.0)
 """beta: how much an item's popularity counts beside its neighbours."""
 
 
+ALONE = 1000.0
+"""The beta beside which neighbours only decide between items that are equally popular."""
+
+
 class Option(NamedTuple):
     """A way to read that nothing needs to be trained for."""
 
@@ -24,6 +28,8 @@ class Option(NamedTuple):
     @property
     def named(self) -> str:
         """In a word or two."""
+        if self.weight == ALONE:
+            return "popularity alone"
         name = f"rho {self.decay:g}, beta {self.weight:g}"
         if self.recent is not None:
             name += f" of {self.recent:g} days"

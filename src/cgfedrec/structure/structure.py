@@ -16,7 +16,8 @@ from cgfedrec.client import Batch
 from cgfedrec.errors import RunError
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
-from cgfedrec.structure.discovery import CHOOSE, TRAIN, Discovery, Step, changes_of, known_from
+from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of, known_from
+from cgfedrec.structure.private import CHOOSE, judged, judged_bounds
 from cgfedrec.structure.refusing import refusal
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import SHARES, Known, Tally
@@ -238,11 +239,12 @@ class SumsClient(AddingClient):
         if held_out is None:  # nobody can judge, and the first reading stays
             gained = torch.zeros(len(self.users), number)
         else:
-            judged = [gains(JUDGED_BY, scores.cpu(), held_out) for scores in self.read_all()]
-            gained = torch.stack(judged, dim=1)
-        bounds = judgement(number, self.known.num_clients).bounds
+            gained = torch.stack([gains(JUDGED_BY, scores.cpu(), held_out) for scores in self.read_all()], dim=1)
+        bounds = judgement(number, self.discovery, self.known.num_clients).bounds
         assert bounds is not None
         told = (gained * UNIT).round().long()
+        if self.discovery.privacy is not None and held_out is not None:
+            told = judged(gained, self.discovery.privacy, self.known, self.users, self.seed)
         return Upload(self.users[due], {CHOOSE: told[due]}, bounds={CHOOSE: bounds})
 
     def score(self) -> Tensor:
@@ -291,10 +293,12 @@ def place_of(structure: Structure, discovery: Discovery) -> int:
     return list(structure.readings).index(discovery.read_by)
 
 
-def judgement(readings: int, clients: int) -> Field:
-    """What a client says of so many readings: its validation metric by each, in units of `UNIT`.
+def judgement(readings: int, discovery: Discovery, clients: int) -> Field:
+    """What a client says of so many readings: its validation metric by each, in units of `UNIT`, or `judged`.
 
     As of all sums, the bounds are those of what so many clients say together.
     """
     bounds = Bounds(torch.tensor(UNIT * clients).expand(readings))
+    if discovery.privacy is not None:
+        bounds = judged_bounds(readings, discovery.privacy, clients)
     return Field((readings,), torch.int64, bounds=bounds)
