@@ -11,6 +11,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,9 @@ from cgfedrec.errors import InputError
 from cgfedrec.evaluation.intervals import interval
 from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate
 from cgfedrec.experiments.compare import read_plan
+from cgfedrec.experiments.compare.curve import Curve
+from cgfedrec.experiments.compare.page import _line
+from cgfedrec.experiments.compare.results import over_seeds
 from cgfedrec.experiments.compare.statistics import holm, paired_test, pareto, per_user
 from cgfedrec.pages.plot import linear_ticks, log_ticks
 from tests.commands import Command, launch
@@ -142,11 +146,18 @@ def test_compare_leaves_everything_behind_and_goes_past_a_failure(
     assert page.count("†") > 8
     mean = interval(done.filter(pl.col("method") == "PFedRec")["test/ndcg@10"].to_list())
     assert f"{mean.mean:.4f}" in page
-    assert f"±{mean.half:.4f}" in page
+    assert f"±{mean.half:.4f}" not in page  # of two seeds it is worth nothing
+    assert "Mean of two seeds; an interval over seeds needs three." in page
     assert "0.711" in page
     markdown, tex = Path("out/table.md").read_text(), Path("out/table.tex").read_text()
-    assert f"{mean.mean:.4f} ±{mean.half:.4f}" in markdown
-    assert f"{mean.mean:.4f} $\\pm${mean.half:.4f}" in tex
+    assert f"| {mean.mean:.4f} |" in markdown.replace("*", "")
+    assert "mean of 2 seeds, and an interval needs 3" in " ".join(markdown.split())
+    assert f"& {mean.mean:.4f} &" in re.sub(r"\\textbf\{(.*?)\}", r"\1", tex)
+    for name in ("two-rounds.svg", "two-bytes.svg"):
+        picture = Path("out", name).read_text()
+        assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in picture
+        assert ".line.c0" in picture
     assert tex.count("\\begin{tabular}") == tex.count("\\end{tabular}") == 1
     body = [line for line in tex.splitlines() if line.endswith("\\\\")]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {9}
@@ -155,6 +166,20 @@ def test_compare_leaves_everything_behind_and_goes_past_a_failure(
     assert compare(config) == 1
     assert "of these 4 are done already" in capsys.readouterr().out
     assert changed_at() == before
+
+
+def test_an_interval_over_seeds_needs_three() -> None:
+    two = over_seeds(np.array([0.1, 0.2]))
+    assert two.mean == pytest.approx(0.15)
+    assert two.half is None
+    assert over_seeds(np.array([0.1, 0.2, 0.4])).half == interval([0.1, 0.2, 0.4]).half
+
+
+def test_a_mark_is_where_the_table_says() -> None:
+    """Seeds whose best rounds are 4 and 8: the table tells 6, whatever round has the highest mean."""
+    curve = Curve([2, 4, 6, 8], [1, 2, 3, 4], [0.1, 0.3, 0.25, 0.2], [0.1] * 4, [0.4] * 4)
+    assert _line("some", 0, curve, curve.rounds, 6.0).mark == 2
+    assert _line("some", 0, curve, curve.rounds, None).mark == 1
 
 
 @pytest.mark.usefixtures("quick_start")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,28 @@ def page(template: str, **values: Any) -> str:
         template: Its file.
         **values: What it shows.
     """
-    environment = jinja2.Environment(
+    return _templates().get_template(template).render(version=__version__, nbytes=nbytes, **values)
+
+
+def alone(svg: str) -> str:
+    """A chart of a page as a file of its own, for a paper: light, with its style in it and without variables.
+
+    Args:
+        svg: Of `cgfedrec.pages.plot.chart`.
+    """
+    light, *_ = _templates().get_template("style.css.j2").render().split("@media")
+    colours = dict(re.findall(r"--(\w+): (#\w+)", light))
+    rules = _templates().get_template("chart.css.j2").render()
+    style = re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], rules)
+    start, rest = svg.split(">", 1)
+    return f'{start} xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"><style>\n{style}</style>{rest}\n'
+
+
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template(template).render(version=__version__, nbytes=nbytes, **values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -28,6 +28,15 @@ from cgfedrec.units import nbytes
 
 MUTED = -1
 """The style of controls."""
+
+
+class Figure(NamedTuple):
+    """A chart and what is said below it."""
+
+    name: str
+    """Of the file that holds it alone."""
+    svg: Markup
+    caption: str
 
 
 def html(results: Results) -> str:
@@ -59,13 +68,13 @@ def _section(results: Results, table: Table) -> dict[str, Any]:
         "protocol": protocol_name(facts),
         "leak": leak,
         "finding": finding(plan, table),
-        "charts": _charts(plan, table),
+        "charts": [(one.svg, one.caption) for one in figures(plan, table)],
         "settings": {row.method: plan.settings.get((table.data, row.method)) for row in table.rows},
     }
 
 
-def _charts(plan: Plan, table: Table) -> list[tuple[Markup, str]]:
-    """Validation accuracy against rounds and against bytes, each with its caption."""
+def figures(plan: Plan, table: Table) -> list[Figure]:
+    """Validation accuracy against rounds and against bytes; or at each cut in time."""
     facts = plan.facts[table.data]
     federated = [name for name, kind in plan.kinds.items() if kind == "federated"]
     style = dict.fromkeys(plan.kinds, MUTED) | {name: place for place, name in enumerate(federated)}
@@ -81,20 +90,22 @@ def _charts(plan: Plan, table: Table) -> list[tuple[Markup, str]]:
     leaks = ""
     if facts.protocol.leaks:
         leaks = " † The protocol leaks."
+    best = {row.method: row.best_round for row in table.rows}
     against_rounds = chart(
-        [_line(name, style[name], curve, curve.rounds) for name, curve in trained.items()],
+        [_line(name, style[name], curve, curve.rounds, best[name]) for name, curve in trained.items()],
         "round",
         y,
         f"{y} against rounds on {table.data}",
     )
-    figures = [(Markup(against_rounds), f"{y} against rounds; {over}; marks: each method's best round.{leaks}")]
+    marks = "marks: each method's best round, as in the table"
+    found = [Figure("rounds", Markup(against_rounds), f"{y} against rounds; {over}; {marks}.{leaks}")]
     # What sends nothing has no place on a logarithmic axis, and is drawn as a level.
     sent = {name: curve for name, curve in trained.items() if min(curve.bytes) > 0}
     silent = {name: curve for name, curve in trained.items() if name not in sent}
     if sent:
         corners = [(trained[name].bytes[i], trained[name].values[i]) for name, i in table.front if name in sent]
         against_bytes = chart(
-            [_line(name, style[name], curve, curve.bytes) for name, curve in sent.items()],
+            [_line(name, style[name], curve, curve.bytes, best[name]) for name, curve in sent.items()],
             "bytes up and down, all clients together (logarithmic)",
             y,
             f"{y} against measured bytes on {table.data}, with the Pareto front",
@@ -107,11 +118,11 @@ def _charts(plan: Plan, table: Table) -> list[tuple[Markup, str]]:
         if silent:
             dotted = f"; dotted: {listed(list(silent))}, which sends nothing, at its best round"
         caption = f"{y} against the packed length of all messages; heavy dashes: the Pareto front{dotted}.{leaks}"
-        figures.append((Markup(against_bytes), caption))
-    return figures
+        found.append(Figure("bytes", Markup(against_bytes), caption))
+    return found
 
 
-def _over_cuts(plan: Plan, table: Table) -> tuple[Markup, str]:
+def _over_cuts(plan: Plan, table: Table) -> Figure:
     """The first metric at each cut of a rolling evaluation, with its caption."""
     style = {name: place for place, name in enumerate(table.cuts)}
     y = f"test {metric_name(plan.metrics[0])}"
@@ -120,8 +131,13 @@ def _over_cuts(plan: Plan, table: Table) -> tuple[Markup, str]:
     ]
     drawn = chart(lines, "cut in time", y, f"{y} at each cut in time on {table.data}")
     cases = [int(number) for curve in list(table.cuts.values())[:1] for number in curve.bytes]
-    return Markup(drawn), f"{y} at each cut that is reported; {min(cases):,} to {max(cases):,} cases at one."
+    told = f"{y} at each cut that is reported; {min(cases):,} to {max(cases):,} cases at one."
+    return Figure("cuts", Markup(drawn), told)
 
 
-def _line(name: str, style: int, curve: Curve, xs: Sequence[float]) -> Line:
-    return Line(name, style, xs, curve.values, curve.low, curve.high, curve.best)
+def _line(name: str, style: int, curve: Curve, xs: Sequence[float], best: float | None) -> Line:
+    """A curve with its mark at the round that is nearest to the best one, of which the table tells the mean."""
+    mark = curve.best
+    if best is not None:
+        mark = min(range(len(curve.rounds)), key=lambda place: abs(curve.rounds[place] - best))
+    return Line(name, style, xs, curve.values, curve.low, curve.high, mark)

@@ -8,18 +8,21 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from cgfedrec.experiments.compare.markup import latex, markdown
-from cgfedrec.experiments.compare.page import html
+from cgfedrec.experiments.compare.page import figures, html
 from cgfedrec.experiments.compare.results import Results
 from cgfedrec.experiments.compare.words import cells, columns, ends_kind, note, protocol_name
 from cgfedrec.files import write_atomically
+from cgfedrec.pages.render import alone
 
 SHOWN = 2
 """How many metrics fit a terminal; the files have all."""
 
 
 def write_report(results: Results) -> list[Path]:
-    """Write ``report.html``, ``table.md`` and ``table.tex``."""
+    """Write ``report.html``, ``table.md``, ``table.tex`` and each chart as an SVG for a paper."""
     texts = {"report.html": html(results), "table.md": markdown(results), "table.tex": latex(results)}
+    for table in results.tables:
+        texts |= {f"{table.data}-{one.name}.svg": alone(one.svg) for one in figures(results.plan, table)}
     for name, text in texts.items():
         write_atomically(results.plan.directory / name, text)
     return [results.plan.directory / name for name in texts]

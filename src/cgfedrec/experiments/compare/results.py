@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import polars as pl
 
 from cgfedrec.evaluation.beyond import GROUPS
-from cgfedrec.evaluation.intervals import Interval, interval, paired_interval
+from cgfedrec.evaluation.intervals import Interval, Values, interval, paired_interval
 from cgfedrec.experiments.compare.beyond import Beyond, beyond_of
 from cgfedrec.experiments.compare.curve import Curve, curve_of
 from cgfedrec.experiments.compare.job import Job, Kind
@@ -24,6 +24,9 @@ POPULARITY = "Popularity"
 RUN = ("data", "method", "seed")
 SHOWN = ("test/", "val/", "popularity/test/", GROUPS)
 """How those numbers of a summary begin that stand in ``results.csv``."""
+
+LEAST_SEEDS = 3
+"""Of which an interval is told. Over two it is as wide as chance has it, and worth nothing."""
 
 
 @dataclass
@@ -163,7 +166,7 @@ class Results:
 
     def _row(self, method: str, kind: Kind, runs: pl.DataFrame, published: Mapping[str, float]) -> Row:
         """A method's row, from its finished runs."""
-        metrics = {metric: interval(runs[f"test/{metric}"].to_numpy()) for metric in self.plan.metrics}
+        metrics = {metric: over_seeds(runs[f"test/{metric}"].to_numpy()) for metric in self.plan.metrics}
         row = Row(method, kind, len(runs), metrics, seconds=_mean(runs, "seconds"), published=published)
         if kind != "centralised":  # which has no rounds and sends nothing
             row.best_round, row.bytes = _mean(runs, "best_round"), _mean(runs, "bytes/total")
@@ -172,7 +175,7 @@ class Results:
     def _popularity(self, runs: pl.DataFrame) -> Row:
         """Popularity's row. Every run measures it beside its method, so one run of each seed is enough."""
         seeds = runs.unique("seed", keep="first", maintain_order=True)
-        metrics = {name: interval(seeds[f"popularity/test/{name}"].to_numpy()) for name in self.plan.metrics}
+        metrics = {name: over_seeds(seeds[f"popularity/test/{name}"].to_numpy()) for name in self.plan.metrics}
         return Row(POPULARITY, "centralised", len(seeds), metrics)
 
     def _reference(self, rows: Sequence[Row]) -> str | None:
@@ -250,6 +253,12 @@ def _ranks(job: Job) -> pl.DataFrame:
         pl.col("item").cast(pl.String),
         pl.col("rank").cast(pl.Int64),
     )
+
+
+def over_seeds(values: Values) -> Interval:
+    """The mean over seeds `[seeds]`, and an interval where there are enough of them."""
+    found = interval(values)
+    return found if found.n >= LEAST_SEEDS else found._replace(half=None)
 
 
 def _mean(runs: pl.DataFrame, column: str) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cgfedrec.evaluation.intervals import Interval
 from cgfedrec.experiments.compare.job import Facts
 from cgfedrec.experiments.compare.plan import Plan
-from cgfedrec.experiments.compare.results import Row, Table
+from cgfedrec.experiments.compare.results import LEAST_SEEDS, Row, Table
 from cgfedrec.run.console import metric_name
 from cgfedrec.units import nbytes
 
@@ -73,6 +73,8 @@ def note(plan: Plan, table: Table) -> str:
     first = metric_name(plan.metrics[0])
     spread = "one seed, so no interval"
     if n > 1:
+        spread = f"mean of {n} seeds, and an interval needs {LEAST_SEEDS}"
+    if n >= LEAST_SEEDS:
         spread = f"mean ± 95% t-interval over {n} seeds"
     measured = (
         f"{facts.held_out:,} held-out items of {facts.users:,} users; test metrics of the round that is best by "
