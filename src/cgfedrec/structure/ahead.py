@@ -12,9 +12,9 @@ from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.discovery import TRAIN
+from cgfedrec.structure.judging import judgement
 from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.structure import judgement
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.codec import header
 from cgfedrec.wire.values import Field

@@ -15,10 +15,11 @@ from cgfedrec.errors import check
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.server import READINGS
 from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of
+from cgfedrec.structure.judging import UNIT, judgement
 from cgfedrec.structure.plausible import check_sum, implausible
 from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.structure import UNIT, Structure, judgement, place_of
+from cgfedrec.structure.structure import Structure, place_of
 from cgfedrec.structure.tallies import Known
 from cgfedrec.structure.updating import Past, aged, change_field, with_new_rows
 from cgfedrec.wire.messages import Broadcast, Upload

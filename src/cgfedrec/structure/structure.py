@@ -17,21 +17,17 @@ from cgfedrec.errors import RunError
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
 from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of, known_from
-from cgfedrec.structure.private import CHOOSE, judged, judged_bounds
+from cgfedrec.structure.judging import JUDGED_BY, UNIT, judgement
+from cgfedrec.structure.private import CHOOSE, judged
 from cgfedrec.structure.refusing import refusal
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import SHARES, Known, Tally
 from cgfedrec.structure.updating import Past, change_field, change_of
-from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Counts, Field, Value
 
-UNIT = 2**16
-"""A client's validation metric, from 0 to 1, travels as a whole number of such parts."""
 LEVELS = 255
 """Popularities of late are sent in so many steps: 8 bits an item."""
-JUDGED_BY = "ndcg@10"
-"""The metric by which clients compare readings."""
 
 
 class Found(NamedTuple):
@@ -291,14 +287,3 @@ def place_of(structure: Structure, discovery: Discovery) -> int:
     if discovery.read_by is None:
         return 0
     return list(structure.readings).index(discovery.read_by)
-
-
-def judgement(readings: int, discovery: Discovery, clients: int) -> Field:
-    """What a client says of so many readings: its validation metric by each, in units of `UNIT`, or `judged`.
-
-    As of all sums, the bounds are those of what so many clients say together.
-    """
-    bounds = Bounds(torch.tensor(UNIT * clients).expand(readings))
-    if discovery.privacy is not None:
-        bounds = judged_bounds(readings, discovery.privacy, clients)
-    return Field((readings,), torch.int64, bounds=bounds)

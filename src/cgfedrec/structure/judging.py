@@ -1,0 +1,26 @@
+"""Judging: what clients say of readings, summed up, by which one is chosen."""
+
+from __future__ import annotations
+
+import torch
+
+from cgfedrec.structure.discovery import Discovery
+from cgfedrec.structure.private import judged_bounds
+from cgfedrec.wire.bounds import Bounds
+from cgfedrec.wire.values import Field
+
+UNIT = 2**16
+"""A client's validation metric, from 0 to 1, travels as a whole number of such parts."""
+JUDGED_BY = "ndcg@10"
+"""The metric by which clients compare readings."""
+
+
+def judgement(readings: int, discovery: Discovery, clients: int) -> Field:
+    """What a client says of so many readings: its validation metric by each, in units of `UNIT`, or `judged`.
+
+    As of all sums, the bounds are those of what so many clients say together.
+    """
+    bounds = Bounds(torch.tensor(UNIT * clients).expand(readings))
+    if discovery.privacy is not None:
+        bounds = judged_bounds(readings, discovery.privacy, clients)
+    return Field((readings,), torch.int64, bounds=bounds)
