@@ -246,6 +246,34 @@ def test_too_few_people_find_nothing_and_are_told_so() -> None:
         trained(private(0.2), data, 30, rounds=10)
 
 
+def test_whatever_noise_says_of_items_can_be_sent_down() -> None:
+    """Noise may make a weight larger than all clients together can add, or all of them negative but two."""
+    server = private(epsilon=0.5).server(ITEMS, seed=1)
+    server.enrol(torch.arange(500))
+    assert isinstance(server, PrivateServer)
+    total = torch.full((ITEMS, 1), -900 * FRACTION)
+    total[:2] = 700 * FRACTION
+    counts = server.first_sum(total)
+    assert counts[:2, 0].tolist() == [500, 500]
+    assert counts.min() >= 0
+    assert counts[:, 2].max() <= PARTS * 500
+    assert server._counts("bounds", counts).nbytes > 0  # it is within its bounds
+
+
+@pytest.mark.parametrize(
+    ("clients", "settings", "problem"),
+    [
+        (500, {"epsilon": 0.001}, "nothing can be heard; take a larger epsilon"),
+        (3, {"epsilon": 1.0}, r"method\.privacy\.delta: 0\.3, with 3 clients, is no privacy"),
+        (500, {"epsilon": 1.0, "delta": 0.2}, "is no privacy; at most 0.1"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused(clients: int, settings: dict[str, float], problem: str) -> None:
+    server = CGFedCo(privacy=Privacy(**settings)).server(ITEMS, seed=1)
+    with pytest.raises(InputError, match=problem):
+        server.enrol(torch.arange(clients))
+
+
 def test_a_budget_too_large_for_its_integers_is_refused() -> None:
     method = private(60.0)
     server = method.server(60, 0)

@@ -14,6 +14,10 @@ FRACTION = 2**14
 """A number of 1 travels as so many whole ones."""
 SHARES = {"bounds": 0.05, "sketch": 0.30, "labels": 0.15, "verify": 0.45, "choose": 0.05}
 """What each sum may spend of the budget. METHODS.md's, less what clients' choice of a reading costs."""
+MOST_SIGMA = 2.0**18
+"""The same at most. A client alone would then add more noise to a number than 16 clients can add to it."""
+MOST_DELTA = 0.1
+"""The chance with which a budget promises nothing at all; more is no privacy."""
 LEAST_SIGMA = 4.0
 """Of a client's own noise, in the units that travel. With less, sums of discrete noise cost more than a Gaussian."""
 

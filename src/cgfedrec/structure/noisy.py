@@ -16,7 +16,7 @@ from torch import Tensor
 from cgfedrec.data.changes import Changes
 from cgfedrec.errors import RunError, check
 from cgfedrec.privacy.accountant import epsilon_of, rho_of_sum
-from cgfedrec.privacy.budget import FRACTION, LEAST_SIGMA
+from cgfedrec.privacy.budget import FRACTION, LEAST_SIGMA, MOST_DELTA, MOST_SIGMA
 from cgfedrec.server import SPENT
 from cgfedrec.structure.collect import LABELS, PAIRS, SumsServer
 from cgfedrec.structure.discovery import Discovery
@@ -56,14 +56,21 @@ class PrivateServer(SumsServer):
         self.register_buffer("rows_from", torch.tensor(discovery.least_clients))
 
     def enrol(self, users: Tensor) -> None:
-        """As of any server. Refuses a population for which the noise of one client would be too coarse."""
+        """As of any server. Refuses a population that is too small for delta, or with too coarse or too loud noise."""
         super().enrol(users)
-        own = min(self.privacy.own_sigma(name, norm, self.clients) for name, norm in self._norms())
-        if own < LEAST_SIGMA:
-            check(
-                f"method.privacy.epsilon: with {self.clients} clients one client's noise has a standard deviation of "
-                f"{own:.2g} parts of {FRACTION}, and needs {LEAST_SIGMA:g}; take a smaller epsilon"
+        own = [self.privacy.own_sigma(name, norm, self.clients) for name, norm in self._norms()]
+        told = f"method.privacy.epsilon: with {self.clients} clients one client's noise has a standard deviation of"
+        too_fine = too_coarse = no_delta = None
+        if min(own) < LEAST_SIGMA:
+            too_fine = f"{told} {min(own):.2g} parts of {FRACTION}, and needs {LEAST_SIGMA:g}; take a smaller epsilon"
+        if max(own) > MOST_SIGMA:
+            too_coarse = f"{told} {max(own):.2g} parts of {FRACTION}, and nothing can be heard; take a larger epsilon"
+        delta = self.privacy.at(self.clients)
+        if delta > MOST_DELTA:
+            no_delta = (
+                f"method.privacy.delta: {delta:.2g}, with {self.clients} clients, is no privacy; at most {MOST_DELTA}"
             )
+        check(too_fine, too_coarse, no_delta)
 
     @property
     def clients(self) -> int:
@@ -112,6 +119,8 @@ class PrivateServer(SumsServer):
         """
         sigma = self.sigma("bounds")
         weights = total[:, 0].double() / FRACTION
+        largest = float(weights.max())
+        weights = weights.clamp(0, self.clients)  # whatever noise says, a client adds at most 1
         # A client's weights add up to sqrt(m).
         root = max(1.0, float(weights.sum()) / self.clients)
         self.root.fill_(root)
@@ -120,12 +129,12 @@ class PrivateServer(SumsServer):
         if int((clients >= self.rows_from).sum()) < 2:
             raise RunError(
                 f"method.privacy: with {self.clients} clients no two items stand out of the noise, whose standard "
-                f"deviation is {sigma:.2f} where the largest weight is {float(weights.max()):.2f}; more clients or a "
+                f"deviation is {sigma:.2f} where the largest weight is {largest:.2f}; more clients or a "
                 "larger epsilon are needed"
             )
-        reach = weights.clamp_min(0) + REACH * sigma
+        reach = weights + REACH * sigma
         # The diagonal of G has the trace of all clients, 1 each, and is shared out by weight.
-        mass = weights.clamp_min(0) * self.clients / weights.sum()
+        mass = (weights * self.clients / weights.sum()).clamp_max(self.clients)
         return torch.stack((clients, (PARTS * reach).ceil().long(), (PARTS * mass).round().long()), dim=1)
 
     @property

@@ -192,8 +192,11 @@ class SumsClient(AddingClient):
         return []
 
     def upload(self) -> Upload:
+        """What the step asks for. Raises `RunError` where clients refuse to add anything."""
         if self.step is None:
             return Upload(self.users[:0])
+        if self.refused:
+            raise RunError(f"clients refuse to add to the sum {self.step.phase!r}: {self.refused}")
         if self.step.tally is not None:
             return self._addition(self.step)
         if self.step.phase == CHOOSE:
@@ -208,11 +211,9 @@ class SumsClient(AddingClient):
         return None
 
     def _addition(self, step: Step) -> Upload:
-        """What those clients add to a sum who have not added to it yet. Raises `RunError` where they refuse."""
+        """What those clients add to a sum who have not added to it yet."""
         tally, known = step.tally, self.known
         assert tally is not None
-        if self.refused:
-            raise RunError(f"clients refuse to add to the sum {tally.name!r}: {self.refused}")
         due = self.due(self.phases.index(tally.name))
         if step.late and known.rows is not None and "late" in self.kept:
             counts = self.kept["late"]["counts"]
