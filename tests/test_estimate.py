@@ -108,6 +108,17 @@ def test_what_comes_down_in_phases_is_that_of_a_run(sample: int, monkeypatch: py
     assert found.scoring * 30 == run.summary["bytes/scoring"]
 
 
+@pytest.mark.parametrize("method", ["CGFedCo", "FedGF"])
+def test_sums_that_come_closed_are_opened_before_they_are_scaled(method: str) -> None:
+    plain, secure = (
+        rehearsed(**{"method": method, "loop.rounds": 10, "wire.steps": steps})
+        for steps in ("[]", "[{class_path: cgfedrec.wire.secure.step.SecureSums}]")
+    )
+    assert [one.phase.name for one in secure.phases] == [one.phase.name for one in plain.phases]
+    for one, other in zip(secure.phases[:2], plain.phases[:2], strict=True):
+        assert one.down >= other.down > 0
+
+
 def test_nothing_is_written_wherever_state_would_go() -> None:
     for store in ("memory", "disk"):
         found = estimated(**{"method": "FedMF", "loop.store": store, "run_dir": "somewhere/run"})

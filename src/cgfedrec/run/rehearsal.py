@@ -27,6 +27,7 @@ from cgfedrec.structure.ahead import Phase, phases
 from cgfedrec.structure.discovery import TRAIN
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.sums import Sum
+from cgfedrec.wire.wire import Wire
 
 SAMPLE = 512
 """Clients of the sample, or as many as one cohort for each worker has where these are more."""
@@ -214,7 +215,7 @@ def _rehearsed(loop: FederatedLoop, server: SumsInTurn, sample: Tensor, ahead: S
     if len(others):
         list(loop.clients.train(others[: loop.clients.cohort_size], 1))
     measured: dict[str, _Counted] = {}
-    round = 0
+    round, carrying = 0, server.wire
     while not server.finished:
         round += 1
         phase, wanted = ahead[int(server.at)], server.wanted()
@@ -223,9 +224,11 @@ def _rehearsed(loop: FederatedLoop, server: SumsInTurn, sample: Tensor, ahead: S
             measured[phase.name] = _counted(loop, server, there, round)
         counted = measured[phase.name]
         server.aggregate(_scaled(counted.total, len(wanted)))
+        server.wire = Wire()  # the sample's sum has been opened, and that is what was scaled
         started = time.perf_counter()
         list(loop.clients.workers.map(partial(server.update, wanted), [round]))  # on one thread, as in a run
         seconds = time.perf_counter() - started
+        server.wire = carrying
         # Whoever is wanted takes part, in however many rounds; a round of training has its participants.
         number = loop.num_participants if phase.name == TRAIN else len(wanted)
         yield Rehearsed(phase, counted.down, counted.seconds * number / len(there), seconds)
