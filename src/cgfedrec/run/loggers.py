@@ -16,10 +16,8 @@ import torch
 
 from cgfedrec.errors import check, no_count
 from cgfedrec.history import Row
-from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.page import PAGE
 from cgfedrec.run.recommend import ItemsFormat, with_titles
-from cgfedrec.run.structure import shown
 
 if TYPE_CHECKING:
     import wandb
@@ -169,9 +167,7 @@ class WandbLogger(theirs.WandbLogger):
         page = run.directory / PAGE
         if page.exists():
             self._log({"page": wandb.Html(page.read_text(encoding="utf-8"))})
-        found = None
-        if isinstance(run.training, FederatedLoop):
-            found = shown(run.training)
+        found = run.structure
         if found is not None:
             self._log(
                 {

@@ -16,7 +16,7 @@ from cgfedrec.pages.render import page
 from cgfedrec.protocol import Protocol
 from cgfedrec.run.beyond import groups_told, titled, within
 from cgfedrec.run.console import METRICS, TITLES, metric_name
-from cgfedrec.run.structure import shown
+from cgfedrec.run.structure import Shown
 from cgfedrec.run.training import Training
 from cgfedrec.server import CLIENTS, READINGS, SPENT
 from cgfedrec.units import duration, nbytes
@@ -33,6 +33,7 @@ def page_of(
     named: str,
     config: str,
     directory: Path,
+    structure: Shown | None,
 ) -> str:
     """The page of a run that has ended.
 
@@ -43,6 +44,7 @@ def page_of(
         named: The data, as a person knows them.
         config: The settings as YAML.
         directory: The run's folder.
+        structure: What was discovered, if anything.
     """
     metric = training.monitor.removeprefix("val/")
     method = str(summary["method"]).rpartition(".")[2]
@@ -64,7 +66,7 @@ def page_of(
         charts=_charts(training, metric),
         bytes=_bytes(summary),
         phases=_phases(training.history),
-        structure=shown(loop) if loop else None,
+        structure=structure,
         readings=sorted(judged.items(), key=lambda one: -one[1])[:READ],
         judged=len(judged),
         protocol=protocol,

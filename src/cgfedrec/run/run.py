@@ -35,6 +35,7 @@ from cgfedrec.run.recommend import write
 from cgfedrec.run.records import History, Loggers
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.resume import Checkpoints
+from cgfedrec.run.structure import Shown, shown
 from cgfedrec.run.summary import popular_ranks, summary_of, tested
 from cgfedrec.run.trained import Trained
 from cgfedrec.run.training import Training
@@ -61,6 +62,7 @@ class Run(Trained):
         logger: What the settings name beside the CSV, if anything; ``loggers`` may list more.
         log: All loggers, together.
         summary: What ``summary.json`` holds, once training has ended.
+        structure: What was discovered, as far as a page shows it, once training has ended.
 
     Raises:
         InputError: for settings that do not fit the data or the machine, naming all of them where that can be.
@@ -83,6 +85,7 @@ class Run(Trained):
         self.method: Method | Reference = parts.method
         self.logger: Logger | None = parts.logger
         self.summary: dict[str, Any] = {}
+        self.structure: Shown | None = None
         self._update = update
         before = update.before if update else before_beside(clients.parent if clients else self.checkpoints)
         self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console), before)
@@ -247,8 +250,10 @@ class Run(Trained):
         """Write ``report.html``; not for a cut of a rolling evaluation, which has one page for all."""
         if self.data.cut is None:
             named = Path(self.data.path).name if self.data.path else "the embedded data"
-            text = page_of(self.summary, self.training, self.data.protocol, named, self.config, self.directory)
-            write_atomically(self.directory / PAGE, text)
+            if isinstance(self.training, FederatedLoop):
+                self.structure = shown(self.training)
+            known = self.data.protocol, named, self.config, self.directory, self.structure
+            write_atomically(self.directory / PAGE, page_of(self.summary, self.training, *known))
 
     def _finish(self, started: float) -> None:
         """Go to the best round, test it, and write what was found."""
