@@ -119,7 +119,7 @@ def parts(loop: FederatedLoop, state: dict[str, Any]) -> dict[str, float]:
     clock, server, data = Clock(), loop.server, loop.data
     with (
         patch("cgfedrec.structure.alignment.contrast", clock.wrap("align", contrast)),
-        patch("cgfedrec.loop.train", clock.wrap("train", train)),
+        patch("cgfedrec.simulation.clients.train", clock.wrap("train", train)),
         patch.object(data, "draw", clock.wrap("shuffle and cut", data.draw)),
         patch.object(server, "reduce", clock.wrap("upload", server.reduce)),
         patch.object(server, "update", clock.wrap("cluster", server.update)),

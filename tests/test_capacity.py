@@ -18,7 +18,8 @@ from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods.fedmf import FedMF
 from cgfedrec.simulation import capacity
-from cgfedrec.simulation.capacity import Demand, cohort_size, plan
+from cgfedrec.simulation.capacity import cohort_size, plan
+from cgfedrec.simulation.demand import Demand
 from cgfedrec.simulation.machine import available_memory
 from tests.commands import cgfedrec
 
@@ -54,7 +55,7 @@ def test_clients_that_never_take_part_are_not_counted() -> None:
 
 def test_a_small_federation_stays_in_memory_a_large_one_goes_to_disk() -> None:
     small, large = (plan(demand, "auto", "auto", CPU, Path()) for demand in (ML_100K, LARGE))
-    assert (small.store, small.state) == ("memory", 943 * 1682 * 32 * 4)
+    assert (small.store, small.state) == ("whole", 943 * 1682 * 32 * 4)
     assert large.store == "disk"
     assert large.state == pytest.approx(23.3e9, rel=0.01)
     assert large.disk > large.state
@@ -62,6 +63,16 @@ def test_a_small_federation_stays_in_memory_a_large_one_goes_to_disk() -> None:
     half = plan(replace(LARGE, dtype="bfloat16"), "auto", "auto", CPU, Path())
     assert half.state == pytest.approx(large.state / 2, rel=1e-6)
     assert "21.7 GiB in files" in str(large)
+
+
+def test_clients_train_in_place_where_that_is_small_and_nobody_is_put_back(machine: Any) -> None:
+    many = replace(ML_100K, users=10_000, participants=10_000)
+    for demand in (replace(ML_100K, fails=True), replace(ML_100K, dtype="bfloat16"), many):
+        assert plan(demand, "memory", "auto", CPU, Path()).store == "memory"
+    whole = plan(ML_100K, "memory", "auto", CPU, Path())
+    assert whole.store == "whole"
+    machine.memory = 2 * whole.memory - 2**20  # it would take more than half
+    assert plan(ML_100K, "memory", "auto", CPU, Path()).store == "memory"
 
 
 def test_what_cannot_fit_is_refused_with_what_would(machine: Any) -> None:

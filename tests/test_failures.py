@@ -89,7 +89,8 @@ def test_a_client_that_fails_leaves_no_trace(make_data: MakeData) -> None:
 
 def test_state_is_that_of_the_round_before(make_data: MakeData) -> None:
     data = make_data()
-    loop = trained(CGFedRec(dim=8, clusters=6), data, 7, rounds=1)
+    nobody_yet = Failures(refused=0.5)
+    loop = trained(CGFedRec(dim=8, clusters=6), data, 7, rounds=1, failures=nobody_yet)
     before = loop.clients.store.read(torch.arange(data.num_users))
     loop.clients.failures = MANY
     list(loop.clients.train(loop.clients.in_order(torch.arange(data.num_users)), 2))

@@ -17,7 +17,7 @@ from cgfedrec.errors import RunError
 from cgfedrec.files import DamagedError
 from cgfedrec.kit.table import TableClient
 from cgfedrec.methods.local import Local
-from cgfedrec.simulation.store import ClientStore, DiskStore, MemoryStore, OpenedStore
+from cgfedrec.simulation.store import ClientStore, DiskStore, MemoryStore, OpenedStore, WholeStore
 from cgfedrec.simulation.store.blocks import checksums
 
 USERS, ITEMS, DIM = 23, 7, 4
@@ -51,7 +51,7 @@ def first_numbers(store: ClientStore, users: list[int]) -> list[float]:
     return [float(v) for v in store.read(torch.tensor(users))["table"][:, 0, 0]]
 
 
-@pytest.mark.parametrize("kind", [MemoryStore, DiskStore])
+@pytest.mark.parametrize("kind", [MemoryStore, WholeStore, DiskStore])
 def test_rows_are_kept_and_strangers_stand_at_the_start(
     kind: Kind, client: TableClient, make: Callable[..., ClientStore]
 ) -> None:
@@ -79,8 +79,8 @@ def test_half_the_room_is_half_the_room_and_rounds(
     assert client.table[0, 0, 0].item() == torch.tensor(5.123456).bfloat16().item()
 
 
-@pytest.mark.parametrize("before", [MemoryStore, DiskStore])
-@pytest.mark.parametrize("after", [MemoryStore, DiskStore, OpenedStore])
+@pytest.mark.parametrize("before", [MemoryStore, WholeStore, DiskStore])
+@pytest.mark.parametrize("after", [MemoryStore, WholeStore, DiskStore, OpenedStore])
 def test_either_kind_takes_the_state_of_either(
     before: Kind, after: Kind, client: TableClient, make: Callable[..., ClientStore]
 ) -> None:
@@ -231,7 +231,7 @@ def test_room_is_taken_before_it_is_written_to(make: Callable[..., ClientStore],
     assert path.stat().st_blocks * 512 >= path.stat().st_size
 
 
-@pytest.mark.parametrize("kind", [MemoryStore, DiskStore, OpenedStore])
+@pytest.mark.parametrize("kind", [MemoryStore, WholeStore, DiskStore, OpenedStore])
 def test_a_row_that_is_not_what_was_written_is_refused(
     kind: Kind, client: TableClient, make: Callable[..., ClientStore], tmp_path: Path
 ) -> None:
@@ -313,8 +313,10 @@ def table_of(start: Tensor, user: int, value: float) -> Tensor:
     return table
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", [MemoryStore, DiskStore])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, dtype) for kind in (MemoryStore, DiskStore) for dtype in ("float32", "bfloat16")), (WholeStore, "float32")],
+)
 def test_a_table_is_kept_as_the_rows_that_differ_bit_for_bit(
     kind: Kind, dtype: str, large: TableClient, make_of: Any
 ) -> None:
@@ -332,7 +334,7 @@ def test_a_table_is_kept_as_the_rows_that_differ_bit_for_bit(
         touch(store, large, users, value, base)
         for user in users:
             expected[user] = table_of(before[user] if base is None else base, user, value).to(kept)
-    last = make_of(kind, large, "other" if kind is MemoryStore else "a", dtype=dtype)
+    last = make_of(kind, large, "a" if kind is DiskStore else "other", dtype=dtype)
     last.load_state_dict(store.state_dict())
     for one in (store, last):
         for user, table in expected.items():
@@ -349,7 +351,7 @@ def make_of(tmp_path: Path) -> Callable[..., ClientStore]:
     return make_of
 
 
-@pytest.mark.parametrize("kind", [MemoryStore, DiskStore])
+@pytest.mark.parametrize("kind", [MemoryStore, WholeStore, DiskStore])
 def test_state_takes_room_in_proportion_to_what_differs(kind: Kind, large: TableClient, make_of: Any) -> None:
     """For some rounds, each with another base: no more than a base for each that somebody needs."""
     store = make_of(kind, large)
@@ -459,7 +461,7 @@ HOSTILE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", [MemoryStore, DiskStore, OpenedStore])
+@pytest.mark.parametrize("kind", [MemoryStore, WholeStore, DiskStore, OpenedStore])
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
 def test_a_state_is_data_that_is_checked(kind: Kind, key: str, value: Any, large: TableClient, make_of: Any) -> None:
     source = make_of(MemoryStore if key == "pieces" else DiskStore, large)
@@ -486,7 +488,7 @@ def test_memory_is_taken_as_clients_take_part() -> None:
     assert 3 * whole <= sum(piece.untyped_storage().nbytes() for piece in state["pieces"]) <= 3.01 * whole
 
 
-@pytest.mark.parametrize("kind", [MemoryStore, DiskStore])
+@pytest.mark.parametrize("kind", [MemoryStore, WholeStore, DiskStore])
 def test_room_that_is_free_is_used_again(kind: Kind, client: TableClient, make: Callable[..., ClientStore]) -> None:
     store = make(kind)
     for round in range(30):

@@ -24,8 +24,9 @@ from cgfedrec.processes import Processes
 from cgfedrec.random import shared_seed
 from cgfedrec.sampling import Sampling
 from cgfedrec.server import Server
-from cgfedrec.simulation.capacity import Place, Plans
+from cgfedrec.simulation.capacity import Place
 from cgfedrec.simulation.clients import Clients
+from cgfedrec.simulation.demand import Plans
 from cgfedrec.simulation.store import Dtype
 from cgfedrec.wire.wire import Wire
 

@@ -25,8 +25,8 @@ from cgfedrec.processes import Processes
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.engine import alone, engine
 from cgfedrec.server import Server
-from cgfedrec.simulation.capacity import Plans
 from cgfedrec.simulation.clients import Clients
+from cgfedrec.simulation.demand import Plans
 from cgfedrec.simulation.together import Trained, told
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.frames import Frames

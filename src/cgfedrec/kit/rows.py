@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from cgfedrec.client import Batch
+from cgfedrec.kit.dense import Dense, add_rows
 from cgfedrec.kit.optimisers import STEPS_OF_SGD
 
 VECTOR = 16
@@ -147,7 +148,7 @@ def by_rows(optimizer: Optimizer) -> Optimizer:
         return _RowSGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
     if isinstance(optimizer, Adam):
         _fuse(groups)
-    optimizer.register_step_pre_hook(lambda *_: _densify(groups))
+    optimizer.register_step_pre_hook(Dense(optimizer))
     return optimizer
 
 
@@ -189,14 +190,6 @@ def _fuse(groups: list[dict[str, Any]]) -> None:
             group["fused"] = True
 
 
-def _densify(groups: list[dict[str, Any]]) -> None:
-    """Make sparse gradients dense, for optimisers that take no others."""
-    for group in groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.to_dense()
-
-
 class _RowSGD(SGD):
     """Plain SGD on item tables `[clients, items, dim]`. Rows that stand in a batch twice are added up in its order."""
 
@@ -207,15 +200,10 @@ class _RowSGD(SGD):
                 gradient = table.grad
                 if gradient is None:
                     continue
-                if not gradient.is_sparse:
+                if gradient.is_sparse:
+                    add_rows(table, gradient, -group["lr"])
+                else:
                     table.add_(gradient, alpha=-group["lr"])
-                    continue
-                # The public methods want equal rows to be added up first, which means sorting them. Here they are
-                # added up as they are written.
-                clients, items = gradient._indices()  # [clients * batch] each
-                change = gradient._values().mul_(-group["lr"])  # [clients * batch, dim]
-                places = (clients * table.shape[1] + items)[:, None].expand_as(change)  # in [clients * items, dim]
-                table.view(-1, table.shape[2]).scatter_add_(0, places, change)
 
 
 def _flat(items: Tensor, num_items: int) -> Tensor:

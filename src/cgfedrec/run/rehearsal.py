@@ -22,7 +22,7 @@ from cgfedrec.evaluation.ranking import ranked
 from cgfedrec.failures import NONE
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.simulation.store import MemoryStore
+from cgfedrec.simulation.store import STORES
 from cgfedrec.structure.ahead import Phase, phases
 from cgfedrec.structure.discovery import TRAIN
 from cgfedrec.wire.messages import Upload
@@ -139,7 +139,9 @@ def tried_out(loop: FederatedLoop) -> Alike | InTurn:
     users = cohorts[len(cohorts) // 2]  # the first ones have the longest histories, and the last ones the shortest
     with clients.workers.one() as worker:
         example = worker.client.private()
-    clients.store = MemoryStore(data.order(), example, loop.state_dtype, Path())
+    # Nothing is laid on disk for an estimate.
+    in_memory = STORES["whole" if clients.capacity.store == "whole" else "memory"]
+    clients.store = in_memory(data.order(), example, loop.state_dtype, Path())
     common: dict[str, Any] = {
         "participants": len(participants),
         "rounds": loop.rounds,

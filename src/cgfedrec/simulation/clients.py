@@ -23,7 +23,8 @@ from cgfedrec.processes import Processes
 from cgfedrec.random import shared_seed
 from cgfedrec.server import Server
 from cgfedrec.simulation import together
-from cgfedrec.simulation.capacity import Capacity, Place, Plans, plan
+from cgfedrec.simulation.capacity import Capacity, Place, plan
+from cgfedrec.simulation.demand import Plans
 from cgfedrec.simulation.example import Example
 from cgfedrec.simulation.held import Held
 from cgfedrec.simulation.store import STORES, ClientStore, Dtype, OpenedStore
@@ -109,7 +110,7 @@ class Clients:
         """
         check(*self.server.no_sum(plans.participants))
         many = self.workers.number, self.processes.number
-        demand = self._example.demand(self.data, self.server, plans, dtype, *many)
+        demand = self._example.demand(self.data, self.server, plans, dtype, *many, fails=self.failures != NONE)
         self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
         self._store_of = (self.data.order(), self._example.private, dtype, folder)
         self.store = STORES[self.capacity.store](*self._store_of)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.kit.rows import dense_copies
 from cgfedrec.server import Server
-from cgfedrec.simulation.capacity import Demand, Plans
+from cgfedrec.simulation.demand import Demand, Plans
 from cgfedrec.simulation.store import Dtype
 from cgfedrec.train import Worker
 
@@ -38,7 +38,14 @@ class Example(NamedTuple):
         return cls(client.private(), client.upload().values, copies, follows)
 
     def demand(
-        self, data: FederatedDataModule, server: Server, plans: Plans, dtype: Dtype, workers: int, processes: int
+        self,
+        data: FederatedDataModule,
+        server: Server,
+        plans: Plans,
+        dtype: Dtype,
+        workers: int,
+        processes: int,
+        fails: bool,
     ) -> Demand:
         """What a federation of such clients needs.
 
@@ -49,6 +56,7 @@ class Example(NamedTuple):
             dtype: How state is kept between rounds.
             workers: How many cohorts train at a time.
             processes: How many share the clients.
+            fails: Whether clients may fail.
         """
         return Demand(
             data.num_users,
@@ -69,5 +77,6 @@ class Example(NamedTuple):
             saved=server.saved,
             processes=processes,
             follows=self.follows,
+            fails=fails,
             touched=float(data.batches.counts.clip(max=data.num_items).mean()),
         )

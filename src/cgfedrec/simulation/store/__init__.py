@@ -5,9 +5,10 @@ from cgfedrec.simulation.store.blocks import Dtype
 from cgfedrec.simulation.store.disk import DiskStore
 from cgfedrec.simulation.store.memory import MemoryStore
 from cgfedrec.simulation.store.opened import OpenedStore
+from cgfedrec.simulation.store.whole import WholeStore
 
-STORES: dict[str, type[MemoryStore | DiskStore | OpenedStore]]
-STORES = {"memory": MemoryStore, "disk": DiskStore, "checkpoint": OpenedStore}
+STORES: dict[str, type[ClientStore]]
+STORES = {"memory": MemoryStore, "whole": WholeStore, "disk": DiskStore, "checkpoint": OpenedStore}
 """By the place that a plan has chosen (`cgfedrec.simulation.capacity`)."""
 
-__all__ = ["STORES", "ClientStore", "DiskStore", "Dtype", "MemoryStore", "OpenedStore"]
+__all__ = ["STORES", "ClientStore", "DiskStore", "Dtype", "MemoryStore", "OpenedStore", "WholeStore"]

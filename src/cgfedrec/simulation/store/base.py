@@ -18,7 +18,7 @@ from cgfedrec.client import Client
 from cgfedrec.files import DamagedError
 from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBlocks, checked, checksums
 from cgfedrec.simulation.store.index import Index
-from cgfedrec.simulation.store.layout import Layout, Rows, raw
+from cgfedrec.simulation.store.layout import Bytes, Layout, Rows, raw
 from cgfedrec.simulation.store.states import check_state, some_of
 
 COPIED_AT_ONCE = 64
@@ -159,17 +159,18 @@ class ClientStore(ABC):
         index = self.index
         bases, numbers = index.bases[users], index.numbers[users]
         content = checked(self.blocks, index.blocks_of(users), index.lengths(users), index.sums[users])
-        tables = {}
-        for number in bases.unique().tolist():
-            if number >= 0:
-                base = index.shared[number]
-                blocks = index.blocks_of_base(base)
-                found = checked(self.blocks, blocks, torch.tensor([len(blocks)]), torch.tensor([base.sum]))
-                tables[number] = found.reshape(-1)[: self.layout.base_nbytes(base.table)]
+        tables = {number: self._base(number) for number in bases.unique().tolist() if number >= 0}
         try:
             return self.layout.unpack(content, bases, numbers, tables, into, without)
         except ValueError as error:
             raise DamagedError(f"{self.blocks.name}: {error}") from error
+
+    def _base(self, number: int) -> Bytes:
+        """The bytes of a base, `[bytes]`. Raises `DamagedError` as `read` does."""
+        base = self.index.shared[number]
+        blocks = self.index.blocks_of_base(base)
+        found = checked(self.blocks, blocks, torch.tensor([len(blocks)]), torch.tensor([base.sum]))
+        return found.reshape(-1)[: self.layout.base_nbytes(base.table)]
 
     def write(self, users: Tensor, rows: Mapping[str, Tensor], bases: Mapping[str, Tensor] = NONE) -> None:
         """Replace users' records. Several threads may call it at a time, each for other users.

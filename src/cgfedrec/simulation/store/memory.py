@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cgfedrec.simulation.store.base import ClientStore
 from cgfedrec.simulation.store.blocks import Blocks, MemoryBlocks
 
@@ -28,6 +31,23 @@ class MemoryStore(ClientStore):
         state = super().state_dict()
         used = max((int(state[name].max()) for name in ("blocks", "base_blocks") if len(state[name])), default=-1)
         return state | {"pieces": self.blocks.first(used + 1)}
+
+    def bases_of(self, users: Tensor) -> dict[tuple[int, ...], dict[str, Tensor]]:
+        """The bases of users' tables, `[items, dim]` by name, once for all users `[records]` with the same ones.
+
+        Returns:
+            By their numbers, as they stand in ``index.bases``.
+        """
+        found = {}
+        for numbers in sorted(set(map(tuple, self.index.bases[users].tolist()))):
+            tables = [(name, number) for name, number in zip(self.layout.tables, numbers, strict=True) if number >= 0]
+            found[numbers] = {
+                name: torch.from_numpy(self._base(number).copy())
+                .view(self.layout.dtypes[name])
+                .view(self.layout.shapes[name])
+                for name, number in tables
+            }
+        return found
 
     def _take_over(self, state: dict[str, Any], source: Blocks) -> None:
         self._forget(self._new_blocks())

@@ -1,0 +1,70 @@
+"""Clients that train in place end as those whose state is copied, and their checkpoints are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgfedrec.failures import Failures
+from cgfedrec.kit.table import TableClient
+from cgfedrec.method import Method
+from cgfedrec.methods import CGFedRec, FedMF, PFedRec
+from cgfedrec.methods.local import Local
+from cgfedrec.simulation.store import MemoryStore, WholeStore
+from cgfedrec.testing import trained
+from tests.conftest import MakeData
+
+COPIED = Failures(refused=0.5)
+"""Nobody fails. But somebody might be refused, and so what clients were before a round is kept."""
+
+
+@pytest.mark.parametrize("participants", [None, 9])
+@pytest.mark.parametrize(
+    "method", [lambda: FedMF(dim=16), lambda: PFedRec(dim=16), lambda: CGFedRec(dim=16, clusters=6)]
+)
+def test_in_place_or_copied_is_the_same(
+    method: Callable[[], Method], participants: int | None, make_data: MakeData
+) -> None:
+    data = make_data()
+    options = {"rounds": 3, "participants": participants}
+    whole, copied = (trained(method(), data, 7, **options, failures=one) for one in (Failures(), COPIED))
+    assert isinstance(whole.clients.store, WholeStore)
+    assert isinstance(copied.clients.store, MemoryStore)
+    for ours, theirs in zip(whole.history, copied.history, strict=True):
+        assert {name: value for name, value in ours.items() if "/" in name and "time" not in name} == {
+            name: theirs[name] for name in ours if "/" in name and "time" not in name
+        }
+    ours, theirs = whole.clients.store.state_dict(), copied.clients.store.state_dict()
+    for name in ("users", "bases", "numbers", "sums"):
+        assert ours[name].equal(theirs[name]), name
+    again = trained(method(), data, 7, **options)
+    again.load_state_dict(whole.state_dict())
+    later = again.clients.store.state_dict()
+    for name in ("users", "bases", "numbers", "sums"):
+        assert later[name].equal(ours[name]), name
+
+
+def test_neighbours_train_where_they_lie_and_others_are_put_back() -> None:
+    client = TableClient(Local(dim=4, head="private"), 400, 0)
+    store = WholeStore(torch.arange(9).flip(0), client.private(), folder=Path())
+    for users in ([8, 7, 6], [1, 8]):
+        store.load(client, torch.tensor(users))
+        lies_in_the_store = client.table.data_ptr() == store._rows["table"][9 - 1 - users[0]].data_ptr()
+        assert lies_in_the_store == (users == [8, 7, 6])
+        client.table.data[:, 3] = 7.0
+        store.save(client)
+        assert (store.read(torch.tensor(users))["table"][:, 3] == 7).all()
+    assert store.known.nonzero().squeeze(1).tolist() == [1, 6, 7, 8]
+
+
+def test_what_comes_down_to_score_with_does_not_stay(make_data: MakeData) -> None:
+    """FedMF's clients put the table that came down in place of their own before they score."""
+    data = make_data()
+    loop = trained(FedMF(dim=16), data, 7, rounds=1)
+    users = torch.arange(data.num_users)
+    before = loop.clients.store.read(users)["table"]
+    loop.clients.score(data.order()[:7], loop.round)
+    assert loop.clients.store.read(users)["table"].equal(before)
