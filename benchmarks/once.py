@@ -74,13 +74,14 @@ def measure(settings: dict[str, Any]) -> dict[str, float]:
         loop.fit()
         trained = loop.clients.store.known.nonzero().squeeze(1)
         state = len(trained) * sum(rows.nbytes for rows in loop.clients.store.read(trained[:1]).values())
+        in_memory = state if loop.clients.capacity.store in ("memory", "whole") else 0
     peak = status("VmHWM")
     return {
         "seconds": median(after - before for before, after in pairwise(times[1:])),
         "peak": peak,
         "imported": imported,
-        "state": state if loop.clients.capacity.store == "memory" else 0,
-        "beyond": peak - (state if loop.clients.capacity.store == "memory" else 0),
+        "state": in_memory,
+        "beyond": peak - in_memory,
         "items": data.num_items,
     }
 

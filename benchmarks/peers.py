@@ -4,11 +4,11 @@
 
 FedMF with Adam and PFedRec with SGD, all clients, one local epoch in batches of 256. Each of the others gets an
 environment of its own, which is made once (minutes, by pip) and kept. The same for all are the values with which
-clients start, negatives, the order of samples, threads, and the arithmetic: the mean tables after each round must
-agree. Nothing is evaluated. Negatives are drawn before. Shuffling and cutting into batches counts here, and not for the
-others, who find it done in the file. On Flower as many clients train at a time as there are threads; its server and
-Ray's own processes come on top, so that it may use more of the machine. Seconds that a process was busy (``cpu_s``)
-suffer less from other work on the cores than those of the clock, which are what counts on quiet ones.
+clients start, threads, and the arithmetic: the mean tables after each round must agree. Nothing is evaluated.
+Negatives are drawn, shuffled and cut into batches before, for all. On Flower as many clients train at a time as there
+are threads; its server and Ray's own processes come on top, so that it may use more of the machine. Seconds that a
+process was busy (``cpu_s``) suffer less from other work on the cores than those of the clock, which are what counts on
+quiet ones.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def memory(process: psutil.Process) -> int:
 
 def run(command: list[str], threads: int, path: str, log: Path) -> int:
     """Run a command to its end, on so many threads; the most memory that it and all that it started had at a time."""
+    # Torch takes memory in the same pages for all, as `cgfedrec` has it (`benchmarks`).
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "PFL_PYTORCH_DEVICE": "cpu"}
     variables = os.environ | quiet | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     most = 0

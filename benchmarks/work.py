@@ -3,8 +3,8 @@
     python -m benchmarks.work FOLDER ROUNDS
 
 Some rounds of FedMF (Adam) or PFedRec (SGD) by all clients, one local epoch each, nothing evaluated. Negatives are
-drawn before, and are in the files, with the order in which a client goes through its samples, and the values with which
-it starts. `benchmarks.peers` compares; `beside/` has the same clients in plain torch for the others.
+drawn, shuffled and cut into batches before, for all, and are in the files with the values with which a client starts.
+`benchmarks.peers` compares; `beside/` has the same clients in plain torch for the others.
 """
 
 from __future__ import annotations
@@ -128,17 +128,17 @@ def in_order(data: FederatedDataModule, round: int) -> tuple[NDArray[np.int64], 
 def here(work: Work, rounds: int) -> None:
     """Do it with cgfedrec: ``cgfedrec.json`` with seconds and peak memory, ``cgfedrec.npy`` with mean tables.
 
-    Negatives are drawn before. Shuffling and cutting into batches counts, which the others find done.
+    Negatives are drawn, shuffled and cut into batches before, as the others find them in the files.
     """
     threads.use(work.threads)
     loop = federation(work, rounds)
     data, everyone = loop.data, torch.arange(loop.data.num_users)
     drawn = {
-        (int(users[0]), round): data.batches.samples(users.numpy(), round, data.private_seed)
+        (int(users[0]), round): data.draw(users, round, 1)
         for users in data.cohorts(everyone, loop.clients.cohort_size)
         for round in range(1, rounds + 1)
     }
-    with patch.object(type(data.batches), "samples", lambda _, users, *when: drawn[int(users[0]), when[0]]):
+    with patch.object(type(data.batches), "draw", lambda _, users, when, *__: drawn[int(users[0]), when]):
         loop.busy.append(time.process_time())
         loop.fit()
     folder = Path(work.folder)
