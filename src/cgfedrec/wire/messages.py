@@ -6,7 +6,7 @@ been added up are a `Sum`: no single one can be read from it any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -89,6 +89,7 @@ class Upload:
             `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a client are zero, it may be a coalesced
             sparse tensor with entries for `[clients, rows]`: that saves memory. Its bytes are the same, since all rows
             travel, and none tells whether it is zero.
+        public: Tells what everybody knows beforehand of one client's value, `[...]` by name. It does not travel.
 
     Examples:
         >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
@@ -117,6 +118,7 @@ class Upload:
     values: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: frozenset[str] = frozenset()
     bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    public: Callable[[], Mapping[str, Tensor]] = dict
 
     @property
     def fields(self) -> dict[str, Field]:
