@@ -125,7 +125,7 @@ class FederatedLoop(Spends, Evaluations):
         # 1. The server.
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
         self.server.enrol(self._ever_there())
-        self.server.changes, self.server.wire = data.changes, self.with_noise(wire or Wire(), bool(update_from))
+        self.server.changes, self.server.wire = data.changes, self.with_noise(wire or Wire(), method, bool(update_from))
         if update_from is not None:
             assert data.changes is not None
             self.server.update_from(update_from["server"], data.changes)

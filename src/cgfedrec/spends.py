@@ -16,6 +16,7 @@ from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.errors import Notice, RunError, check
 from cgfedrec.failures import Failures
 from cgfedrec.history import Row
+from cgfedrec.method import Method
 from cgfedrec.privacy.spending import Spending
 from cgfedrec.processes import Processes
 from cgfedrec.random import shared_seed
@@ -32,6 +33,7 @@ class Spends(Account):
     Attributes:
         spending: Of each client, where the wire adds noise.
         told_of_noise: What is worth knowing of it before the first round.
+        cut_short: Why there are fewer rounds than wanted, if that is so.
     """
 
     sampling: Sampling
@@ -43,12 +45,14 @@ class Spends(Account):
     rounds: int
     spending: Spending | None = None
     told_of_noise = ""
+    cut_short = ""
 
-    def with_noise(self, wire: Wire, update: bool) -> Wire:
+    def with_noise(self, wire: Wire, method: Method, update: bool) -> Wire:
         """The same wire, whose noise is that of this federation.
 
         Args:
             wire: As given.
+            method: Whose server there is.
             update: Whether it goes on from another run.
 
         Raises:
@@ -58,16 +62,15 @@ class Spends(Account):
         if not places:
             return wire
         step = wire.steps[0]
-        kind, fields = type(self.server).__name__, self.server.expects
-        behind = several = fails = spent = None
+        kind, fields = type(method).__name__, self.server.expects
+        several = fails = spent = None
         if places != [0] or not isinstance(step, Noised):
             check("wire.steps: Noised clips and hides what clients send: it is the first step, and there is one")
         assert isinstance(step, Noised)
         if self.server.phase:
-            several = (
-                f"wire.steps: Noised hides what is added up in one round, and the sums of {kind} span several; of "
-                "CGFedCo they have noise of their own: --method.privacy.epsilon"
-            )
+            several = f"wire.steps: Noised hides what is added up in one round, and the sums of {kind} span several"
+            if hasattr(method, "privacy"):
+                several += "; they have noise of their own: --method.privacy.epsilon"
         if not step.local and (self.failures.simulated or self.failures.refused):
             fails = (
                 "loop.failures: with a client that fails its part of the noise is gone, and no sum can be opened; "
@@ -75,7 +78,7 @@ class Spends(Account):
             )
         if update:
             spent = "update_from: what the run before has spent is not counted on with wire.steps: Noised; start again"
-        check(behind, several, fails, spent)
+        check(several, fails, spent)
         users = self.data.num_users
         step = step.among(Among(users, self.sampling.number(users), self._turns()))
         numbers = sum(math.prod(field.shape) for field in fields.values())
@@ -113,16 +116,12 @@ class Spends(Account):
         last = self.spending.last_round(self.round, self.rounds, self._drawn_in)
         if last == self.rounds:
             return
+        self.cut_short = (
+            f"privacy: the run ends after round {last} of {self.rounds}, since the next one would spend more than "
+            f"epsilon {self.spending.budget:g} at delta {self.spending.delta:.2g} (wire.steps: Noised)"
+        )
         if self.processes.first:
-            told = (
-                f"privacy: the budget of wire.steps: Noised bears {last} of {self.rounds} rounds, and the run ends then"
-            )
-            if last == self.round:
-                told = (
-                    f"privacy: after round {last} epsilon {self.spending.epsilon:.4g} is spent at delta "
-                    f"{self.spending.delta:.2g}, and wire.steps: Noised bears no more rounds"
-                )
-            warnings.warn(told, Notice, stacklevel=3)
+            warnings.warn(self.cut_short, Notice, stacklevel=3)
         self.rounds = last
 
     def add(self, told: Told, participants: Tensor) -> None:

@@ -35,7 +35,7 @@ class Spending:
     """
 
     def __init__(self, price: float, noise: float, epsilon: float | None, delta: float, clients: int) -> None:
-        self.price, self.noise, self.delta = price, noise, delta
+        self.price, self.noise, self.budget, self.delta = price, noise, epsilon, delta
         self.limit = math.inf
         if epsilon is not None:
             self.limit = rho_within(epsilon, delta) * (1 + ROUNDING)
@@ -45,6 +45,11 @@ class Spending:
     def epsilon(self) -> float:
         """Of the client who has spent most."""
         return epsilon_of(float(self.spent.max()), self.delta)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an end to what may be spent."""
+        return self.limit < math.inf
 
     def affords(self, users: Tensor) -> bool:
         """Whether clients `[participants]` can take part in another round."""
@@ -90,4 +95,4 @@ class Spending:
             )
         if spent.dtype != torch.float64 or spent.shape != self.spent.shape or not (spent >= 0).all():
             raise ValueError("what clients have spent are no numbers")
-        self.spent = spent.clone()
+        self.spent = torch.maximum(self.spent, spent)  # whatever state it goes back to, what was told was told
