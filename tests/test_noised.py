@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import cgfedrec
+from cgfedrec.cli import main
 from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.privacy.accountant import epsilon_of
@@ -242,6 +243,12 @@ def test_no_sum_is_opened_from_which_noise_is_missing() -> None:
     with pytest.raises(RunError, match="5 of 6 clients have sent something, and the noise of the others is missing"):
         wire.opened(total, fields)
     assert isinstance(Wire([step(local=True), SecureSums()]).opened(total, fields), Sum)
+
+
+def test_an_estimate_needs_no_more_clients_than_a_cohort(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--method", "FedMF", "--loop.cohort_size", "16", "--data.synthetic.users", "40", "--loop.rounds", "3"]
+    assert main(["estimate", *given, "--wire.steps", steps("SecureSums", epsilon=8.0)]) == 0
+    assert "3 rounds" in capsys.readouterr().out
 
 
 # Refusals
