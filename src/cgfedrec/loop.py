@@ -67,14 +67,11 @@ class FederatedLoop(Spends, Evaluations):
         patience: int | None = 10,
         failures: Failures = NONE,
     ) -> None:
-        wrong_size = None
-        if cohort_size != "auto":
-            wrong_size = no_count("loop.cohort_size", cohort_size)
         self.sampling = Sampling(participation, participants, resample)
         check(
             no_count("loop.rounds", rounds),
             *self.sampling.problems(),
-            wrong_size,
+            None if cohort_size == "auto" else no_count("loop.cohort_size", cohort_size),
             no_count("loop.evaluate_every", evaluate_every),
             no_count("loop.checkpoint_every", checkpoint_every),
             no_count("loop.patience", patience, or_none=True),

@@ -186,6 +186,10 @@ class Upload:
         bounds = {name: field.bounds for name, field in fields.items() if field.bounds is not None}
         return cls(clients, values, sparse, bounds)
 
+    def beside(self, public: Callable[[], Mapping[str, Tensor]]) -> Upload:
+        """The same upload, beside what everybody knows of it."""
+        return replace(self, public=public)
+
     def check_layout(self, name: str) -> None:
         """Refuse a sparse tensor of anything but whole numbers with bounds, by a ValueError that names it."""
         if self.values[name].layout != torch.strided and name not in self.bounds:
