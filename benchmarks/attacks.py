@@ -1,6 +1,6 @@
 """What a curious server learns of one person: history and membership, from what it sees.
 
-    python -m benchmarks.attacks [--data ../shared/data/ml-100k/ratings.csv]     (some minutes)
+    python -m benchmarks.attacks [--data ../shared/data/ml-100k/ratings.csv] [--only PFedRec]     (half an hour)
 
 The server has the sum of what m clients sent, and is after one of them. Rows of that sum that go together are rows of
 one history: rows moved alike by a table's training (IMIA's kind of attack, arXiv 2301.10964), or profiles alike.
@@ -13,13 +13,19 @@ one history: rows moved alike by a table's training (IMIA's kind of attack, arXi
   chance.
 
 What a sum of CGFedCo is over is its first sketch; under privacy each client's noise is its own part of all. Tables are
-those of round 1, less the start that all share. A broadcast is the neighbours and labels that go down in the end.
+those of round 1, less the start that all share; under privacy they are clipped at the median norm, and the budget is
+that of this one round. A broadcast of CGFedCo is the neighbours that go down in the end, one of PFedRec the mean table
+of round 10, less the start, and one of CGFedRec the labels of round 1: an item counts as often as known ones have its
+label. *without* is then a run in which that person takes part with nothing, for five people, and *history* is told for
+the same five beside.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -31,6 +37,7 @@ from torch import Tensor
 
 from benchmarks.leak import ratings
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.kit.means import MeanServer
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedCo, CGFedRec, PFedRec
@@ -38,54 +45,103 @@ from cgfedrec.privacy.budget import Privacy
 from cgfedrec.protocol import Protocol
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.wire.messages import Upload
-from cgfedrec.wire.values import Field, Weights
-from cgfedrec.wire.wire import Wire
+from cgfedrec.wire.noised import Noised
+from cgfedrec.wire.values import Weights
+from cgfedrec.wire.wire import Step, Wire
 
 TARGETS = 40
 SIZES = (1, 8, 64, 0)
 """Clients in a sum; 0 for all."""
+EPSILONS = (8, 4, 1)
+FEW = 5
+"""People without whom a run is made."""
+BROADCAST_AFTER = 10
+"""Rounds after which a mean table is attacked."""
 Sent = Callable[[Tensor], Tensor]
 """The sum of what some clients `[clients]` sent, `[items, columns]`."""
+Scores = Callable[[Tensor], Tensor]
+"""How likely each item goes with known ones `[known]`, `[items]`."""
 
 
 class Watch(Wire):
-    """A wire that keeps what came of the value of this name, by client."""
+    """A wire that keeps what came of the value of this name, by client, less what everybody knows of it.
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
+    Args:
+        name: Of a value.
+        steps: Of the wire: none, or `Noised`.
+        absent: Who takes part with nothing.
+    """
+
+    def __init__(self, name: str, steps: Sequence[Step] = (), absent: int | None = None) -> None:
+        super().__init__(steps)
+        self.name, self.absent = name, absent
         self.seen: dict[int, Tensor] = {}
 
-    def up(self, upload: Upload, expected: Mapping[str, Field], round: int, seed: int) -> tuple[Upload, int]:
-        if self.name in upload.values:
-            values = upload.values[self.name].detach()
-            for row, user in enumerate(upload.clients.tolist()):
-                self.seen.setdefault(user, values[row].to_dense().float().clone())
-        return super().up(upload, expected, round, seed)
+    def sent(self, upload: Upload, round: int, seed: int) -> Upload:
+        if self.name not in upload.values:
+            return super().sent(upload, round, seed)
+        public = upload.public().get(self.name, torch.zeros(()))
+        if self.absent in upload.clients.tolist():
+            values = upload.values[self.name].detach().clone()
+            values[upload.clients == self.absent] = public
+            upload = replace(upload, values={self.name: values})
+        arrived = made = super().sent(upload, round, seed)
+        if set(made.clients.tolist()) <= self.seen.keys():
+            return made
+        for step in self.steps:
+            arrived = step.reverse(arrived, round)
+        for row, user in enumerate(made.clients.tolist()):
+            self.seen.setdefault(user, arrived.values[self.name][row].detach().to_dense() - public)
+        return made
 
 
-def watched(method: Method, data: FederatedDataModule, name: str, rounds: int) -> tuple[FederatedLoop, Watch]:
-    """A federation after so many rounds, and what was sent under a name."""
-    wire = Watch(name)
+def watched(method: Method, data: FederatedDataModule, wire: Watch, rounds: int) -> tuple[FederatedLoop, Watch]:
+    """A federation after so many rounds, and the wire that watches."""
     loop = FederatedLoop(rounds=rounds, evaluate_every=rounds)
     loop.setup(Fabric(accelerator="cpu", devices=1), data, method, Path("clients"), wire=wire)
     loop.fit()
     return loop, wire
 
 
-def of_tables(method: Method, data: FederatedDataModule) -> Sent:
+def of_tables(method: Method, data: FederatedDataModule, steps: Sequence[Step]) -> Sent:
     """Sums of tables after the first round, less the shared start."""
-    _, wire = watched(method, data, "table", 1)
-    # The start is what rows of items that a client never touched are: most clients touch few.
-    tables = torch.stack([wire.seen[user] for user in range(data.num_users)])  # [clients, items, dim]
-    start = tables.median(0).values
-    moved = tables - start
-    return lambda users: moved[users].sum(0)
+    _, wire = watched(method, data, Watch("table", steps), 1)
+    moved = torch.stack([wire.seen[user] for user in range(data.num_users)])  # [clients, items, dim]
+    everybody = moved.sum(0, dtype=torch.float64)
+
+    def total(users: Tensor) -> Tensor:
+        left = torch.ones(len(moved), dtype=torch.bool)
+        left[users] = False
+        if left.sum() < len(users):  # what few have not sent is sooner taken away
+            return (everybody - moved[left].sum(0, dtype=torch.float64)).float()
+        return moved[users].sum(0)
+
+    return total
+
+
+def median_norm(method: Method, data: FederatedDataModule) -> float:
+    """Of what clients change in the first round."""
+    _, wire = watched(method, data, Watch("table"), 1)
+    return float(torch.stack([one.norm() for one in wire.seen.values()]).median())
+
+
+def table_scores(method: Method, data: FederatedDataModule, steps: Sequence[Step], absent: int | None = None) -> Scores:
+    """What a broadcast says of items, by known ones: the mean table of PFedRec, or the labels of CGFedRec."""
+    rounds = BROADCAST_AFTER if isinstance(method, PFedRec) else 1
+    loop, _ = watched(method, data, Watch("table", steps, absent), rounds)
+    if isinstance(method, PFedRec):
+        with loop.clients.workers.one() as worker:
+            start = worker.client.public(None)["table"]
+        assert isinstance(loop.server, MeanServer)
+        moved = loop.server.mean("table") - start
+        return lambda known: alike(moved, known)
+    labels = loop.server.get_buffer("labels")
+    return lambda known: torch.bincount(labels[known], minlength=int(labels.max()) + 1)[labels].float()
 
 
 def of_sketches(method: CGFedCo, data: FederatedDataModule) -> tuple[Sent, Tensor]:
     """Sums of first sketches, and the neighbours that went down, `[items, items]`: how much each counts for each."""
-    loop, wire = watched(method, data, "sketch", 20)
+    loop, wire = watched(method, data, Watch("sketch"), 20)
     server = loop.server
     assert isinstance(server, SumsServer)
     rows = server.known.the_rows.items
@@ -144,41 +200,82 @@ def attacked(data: FederatedDataModule, sent: Sent, size: int) -> tuple[float, f
     return fmean(right), fmean(anyway), fmean(value > limit for value in inside)
 
 
-def from_broadcast(data: FederatedDataModule, weights: Tensor) -> float:
-    """History from neighbours alone: their weights `[items, items]` from known items are added up."""
+def people(data: FederatedDataModule) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Who is attacked by a broadcast, and the known and hidden half of the history of each."""
     random = np.random.default_rng(0)
     histories = data.training_matrix()
-    right = []
     for target in random.choice(np.flatnonzero(np.diff(histories.indptr) >= 20), TARGETS, replace=False):
         items = torch.from_numpy(random.permutation(histories[[target]].indices)).long()
-        known, hidden = items[: len(items) // 2], items[len(items) // 2 :]
-        right.append(found_of(weights[known].sum(0), known, hidden))
-    return fmean(right)
+        yield int(target), items[: len(items) // 2], items[len(items) // 2 :]
+
+
+def from_broadcast(data: FederatedDataModule, scores: Scores) -> float:
+    """History from a broadcast alone."""
+    return fmean(found_of(scores(known), known, hidden) for _, known, hidden in people(data))
+
+
+def with_and_without(data: FederatedDataModule, scores: Callable[[int | None], Scores]) -> tuple[float, float]:
+    """History of a few people, from a broadcast with them and from one without each of them."""
+    few = list(people(data))[:FEW]
+    everybody = scores(None)
+    there = [found_of(everybody(known), known, hidden) for _, known, hidden in few]
+    gone = [found_of(scores(target)(known), known, hidden) for target, known, hidden in few]
+    return fmean(there), fmean(gone)
 
 
 def main() -> None:
     """Attack and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/ml-100k/ratings.csv"))
+    parser.add_argument("--only", choices=[kind.__name__ for kind in (PFedRec, CGFedRec, CGFedCo)])
     given = parser.parse_args()
-    data, console = ratings(given.data, Protocol(), 0), Console()
+    data, console = ratings(given.data, Protocol(), 0), Console(width=200)
     console.print("| method | sum of | history | without | member |\n|---|---|---|---|---|", markup=False)
-    for name, method in (
-        ("PFedRec", PFedRec()),
-        ("CGFedRec", CGFedRec()),
-        ("CGFedCo", CGFedCo()),
-        *((f"CGFedCo, epsilon {epsilon}", CGFedCo(privacy=Privacy(epsilon=epsilon))) for epsilon in (8, 4, 1)),
-    ):
-        weights = None
-        if isinstance(method, CGFedCo):
-            sent, weights = of_sketches(method, data)
-        else:
-            sent = of_tables(method, data)
+    for method in (PFedRec(), CGFedRec(), CGFedCo()):
+        name = type(method).__name__
+        if given.only in (None, name):
+            attacks = of_counts(data) if isinstance(method, CGFedCo) else of_all_tables(method, data)
+            for told, of, *figures in attacks:
+                shown = " | ".join("" if figure is None else f"{figure:.3f}" for figure in figures)
+                console.print(f"| {name}{told} | {of} | {shown} |", markup=False)
+
+
+Found = tuple[str, str, float, float | None, float | None]
+"""Of which budget, the sum of what, and the three figures."""
+
+
+def of_counts(data: FederatedDataModule) -> Iterator[Found]:
+    """Attacks on CGFedCo."""
+    for epsilon in (None, *EPSILONS):
+        method = CGFedCo(privacy=Privacy(epsilon=epsilon)) if epsilon else CGFedCo()
+        told = f", epsilon {epsilon}" if epsilon else ""
+        sent, weights = of_sketches(method, data)
         for size in SIZES:
-            right, anyway, member = attacked(data, sent, size)
-            console.print(f"| {name} | {size or 'all'} | {right:.3f} | {anyway:.3f} | {member:.2f} |", markup=False)
-        if weights is not None:
-            console.print(f"| {name} | broadcast alone | {from_broadcast(data, weights):.3f} | | |", markup=False)
+            yield told, str(size or "all"), *attacked(data, sent, size)
+        yield told, "broadcast alone", from_broadcast(data, _added_up(weights)), None, None
+
+
+def _added_up(weights: Tensor) -> Scores:
+    """Weights `[items, items]` of neighbours from known items, added up."""
+    return lambda known: weights[known].sum(0)
+
+
+def of_all_tables(method: PFedRec | CGFedRec, data: FederatedDataModule) -> Iterator[Found]:
+    """Attacks on a method that sends tables, without and with noise."""
+    norm = median_norm(method, data)
+    budgets: list[tuple[str, tuple[Step, ...]]] = [("", ())]
+    for local, where in ((False, ""), (True, ", local")):
+        for epsilon in EPSILONS:
+            budgets.append((f", epsilon {epsilon}{where}", (Noised(norm, epsilon, local=local),)))
+    for told, steps in budgets:
+        sent = of_tables(method, data, steps)
+        for size in SIZES:
+            yield told, str(size or "all"), *attacked(data, sent, size)
+        del sent
+        yield told, "broadcast alone", from_broadcast(data, table_scores(method, data, steps)), None, None
+        if told in ("", f", epsilon {EPSILONS[0]}"):
+            there, gone = with_and_without(data, partial(table_scores, method, data, steps))
+            yield told, f"broadcast alone, {FEW} people", there, gone, None
 
 
 if __name__ == "__main__":

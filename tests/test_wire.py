@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -57,7 +56,7 @@ class Scaled(Step):
 class Masked(Scaled):
     """A step whose result is of use in sums alone."""
 
-    sums_only: ClassVar[bool] = True
+    sums_only = True
 
 
 TABLE = {"table": Field((5, 3))}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from cgfedrec.history import Row
 from cgfedrec.server import CLIENTS
 from cgfedrec.simulation.together import Told
@@ -24,13 +26,13 @@ class Account:
     bytes_up = bytes_down = failed = refused = 0
     whose: frozenset[int] = frozenset()
 
-    def add(self, told: Told, participants: int) -> None:
-        """Count one round, or one attempt at it, of so many participants."""
+    def add(self, told: Told, participants: Tensor) -> None:
+        """Count one round, or one attempt at it, of `[participants]`."""
         self.bytes_up += told.bytes_up
         self.bytes_down += told.bytes_down
         self.refused += len(told.refused)
         self.whose |= told.refused.keys()
-        self.failed += participants - len(told.users) - len(told.refused)
+        self.failed += len(participants) - len(told.users) - len(told.refused)
 
     def row(self, bytes_scoring: int, failures: bool) -> Row:
         """What a row of the history says of it.

@@ -131,6 +131,16 @@ class Client(LightningModule, ABC):
         """
         return Upload(self.users)
 
+    def public(self, broadcast: Broadcast | None) -> dict[str, Tensor]:
+        """What everybody knows of an upload before a round, by name, `[...]`: what has come down under its name, or
+        else the start that all share. By default every value that all clients begin with, and all that is sent down.
+        """
+        begun = self.start(torch.tensor([0, 1]))
+        public = {name: value[0] for name, value in begun.items() if value.stride(0) == 0}
+        if broadcast is not None:
+            public |= {name: value for name, value in broadcast.values.items() if isinstance(value, Tensor)}
+        return public
+
     @abstractmethod
     def score(self) -> Tensor:
         """Each client's scores of all items, `[clients, items]`; only their order matters."""

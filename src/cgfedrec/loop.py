@@ -12,7 +12,6 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
-from cgfedrec.account import Account
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import check, no_count
@@ -28,10 +27,11 @@ from cgfedrec.simulation.capacity import Place
 from cgfedrec.simulation.clients import Clients
 from cgfedrec.simulation.demand import Plans
 from cgfedrec.simulation.store import Dtype
+from cgfedrec.spends import Spends
 from cgfedrec.wire.wire import Wire
 
 
-class FederatedLoop(Account, Evaluations):
+class FederatedLoop(Spends, Evaluations):
     """Federated training: rounds of local training, aggregation and evaluation.
 
     Args:
@@ -67,14 +67,11 @@ class FederatedLoop(Account, Evaluations):
         patience: int | None = 10,
         failures: Failures = NONE,
     ) -> None:
-        wrong_size = None
-        if cohort_size != "auto":
-            wrong_size = no_count("loop.cohort_size", cohort_size)
         self.sampling = Sampling(participation, participants, resample)
         check(
             no_count("loop.rounds", rounds),
             *self.sampling.problems(),
-            wrong_size,
+            None if cohort_size == "auto" else no_count("loop.cohort_size", cohort_size),
             no_count("loop.evaluate_every", evaluate_every),
             no_count("loop.checkpoint_every", checkpoint_every),
             no_count("loop.patience", patience, or_none=True),
@@ -125,7 +122,7 @@ class FederatedLoop(Account, Evaluations):
         # 1. The server.
         self.server: Server = method.server(data.num_items, shared_seed(data.seed)).to(fabric.device)
         self.server.enrol(self._ever_there())
-        self.server.changes, self.server.wire = data.changes, wire or Wire()
+        self.server.changes, self.server.wire = data.changes, self.with_noise(wire or Wire(), method, bool(update_from))
         if update_from is not None:
             assert data.changes is not None
             self.server.update_from(update_from["server"], data.changes)
@@ -150,6 +147,7 @@ class FederatedLoop(Account, Evaluations):
         Raises:
             NotFiniteError: if a client's loss or upload is not finite.
         """
+        self.keep_to_budget()
         self.fabric.call("on_federation_start", self)
         try:
             while self.round < self.rounds and not self.should_stop and not self.server.finished:
@@ -167,7 +165,7 @@ class FederatedLoop(Account, Evaluations):
                 # 2. Add up what all processes have. From here on they do the same.
                 self.server.gather(self.processes, self.data.order())
                 told = self.clients.together(cohorts)
-                self.add(told, len(participants))
+                self.add(told, participants)
                 self.failures.tell(
                     self.round, len(participants), self.clients.named(told.refused), self.processes.first
                 )

@@ -46,6 +46,7 @@ class Stream(IntEnum):
     DELAYS = 32
     ROWS = 33
     PRIVACY = 40
+    UPLOADS = 45
 
 
 def shared_seed(seed: int) -> int:

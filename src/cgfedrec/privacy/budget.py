@@ -48,7 +48,7 @@ class Privacy:
             norm: The largest Euclidean norm of what one client adds, in the same units.
             clients: How many add to it.
         """
-        return norm / math.sqrt(2 * SHARES[name] * _rho(self.epsilon, self.at(clients)))
+        return norm / math.sqrt(2 * SHARES[name] * rho_within(self.epsilon, self.at(clients)))
 
     def own_sigma(self, name: str, norm: float, clients: int) -> float:
         """The same of one client's part of it, in parts of `FRACTION`."""
@@ -56,6 +56,7 @@ class Privacy:
 
 
 @lru_cache(64)
-def _rho(epsilon: float, delta: float) -> float:
+def rho_within(epsilon: float, delta: float) -> float:
+    """The rho that a budget of so much may spend."""
     # A little less than all: what it costs that sums of discrete noise are no discrete noise is far smaller.
     return rho_of(epsilon, delta) * (1 - 1e-9)

@@ -53,6 +53,15 @@ def discrete_gaussian(sigma: float) -> DiscreteGaussian:
     return DiscreteGaussian(sigma)
 
 
+def of_each(sigma: float, seeds: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
+    """Noise of each client's own, `[clients, number]`, by the seeds `[clients]` of all."""
+    noise = discrete_gaussian(sigma)
+    found = np.empty((len(seeds), number), np.int64)
+    for row, own in enumerate(seeds):
+        found[row] = noise.draw(int(own), number)
+    return found
+
+
 def _aliases(probabilities: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """For each place how likely it stays, and what takes its place otherwise, `[size]` each."""
     size = len(probabilities)

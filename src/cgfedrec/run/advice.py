@@ -36,7 +36,11 @@ def advice(run: Run) -> Iterator[str]:
     # A method that counts in phases tells of clients in each. It ends by itself, and `show_unfinished` says if not.
     if isinstance(training, FederatedLoop) and not any(name.startswith(CLIENTS) for name in run.summary):
         at_the_end = run.summary["best_round"] == run.summary["rounds"] == training.rounds
-    if at_the_end:
+    if isinstance(training, FederatedLoop) and training.cut_short:
+        yield training.cut_short
+    elif at_the_end and isinstance(training, FederatedLoop) and training.spending and training.spending.bounded:
+        yield "the best round is the last one; more rounds need a larger Noised.epsilon, or more noise in each"
+    elif at_the_end:
         yield (
             "the best round is the last one: more may help. To go on: "
             f"cgfedrec fit --ckpt_path {kept} --loop.rounds {2 * training.rounds}"

@@ -243,7 +243,8 @@ class Run(Trained):
             rounds = f"{loop.rounds} rounds"
             if loop.server.phase:  # it ends by itself, once all has been counted
                 rounds = f"at most {rounds}"
-            return f"{name}, {rounds}{among}, in {self.directory}\n{loop.clients.capacity}"
+            noise = loop.told_of_noise and f"\n{loop.told_of_noise}"
+            return f"{name}, {rounds}{among}, in {self.directory}\n{loop.clients.capacity}{noise}"
         return f"{name}, a reference that sees everyone's data, in {self.directory}"
 
     def _write_page(self) -> None:

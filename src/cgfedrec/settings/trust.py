@@ -21,6 +21,7 @@ from cgfedrec.errors import InputError, check
 from cgfedrec.kit.optimisers import FactorAdam, LowRankSGD, TableSGD
 from cgfedrec.settings.layers import Layer
 from cgfedrec.wire.clipped import Clipped
+from cgfedrec.wire.noised import Noised
 from cgfedrec.wire.quantised import Quantised
 from cgfedrec.wire.secure import SecureSums
 from cgfedrec.wire.toprows import TopRows
@@ -36,6 +37,7 @@ _OFFERED: dict[str, list[type]] = {
     "cgfedrec.data": [FederatedDataModule],
     "cgfedrec.wire.quantised": [Quantised],
     "cgfedrec.wire.clipped": [Clipped],
+    "cgfedrec.wire.noised": [Noised],
     "cgfedrec.wire.toprows": [TopRows],
     "cgfedrec.wire.secure": [SecureSums],
     "cgfedrec.kit.optimisers": [TableSGD, LowRankSGD, FactorAdam],

@@ -159,7 +159,7 @@ class Clients:
             expects, refusing = self.server.expects, self.failures.refused > 0
             take = partial(self.wire.up, expected=expects, round=round, seed=client.seed)
             with torch.no_grad():
-                sent, check = client.upload(), self.server.doubted
+                sent, check = client.upload().beside(partial(client.public, broadcast)), self.server.doubted
                 upload, bytes_up, refused = carried(sent, take, expects, refusing, check)  # updates up
             only = None
             if len(lost) or refused:

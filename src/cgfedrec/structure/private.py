@@ -14,13 +14,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cgfedrec.data.histories import History
 from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
-from cgfedrec.privacy.discrete import discrete_gaussian
+from cgfedrec.privacy.clipping import clipped
+from cgfedrec.privacy.discrete import of_each
 from cgfedrec.random import Stream, bits
 from cgfedrec.structure.tallies import SHARES as PARTS
 from cgfedrec.structure.tallies import Columns, ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
@@ -28,8 +28,6 @@ from cgfedrec.wire.bounds import Bounds
 
 BEYOND = 9
 """Standard deviations of noise that bounds leave room for."""
-ROUNDING = 1e-12
-"""Share of a norm that float64 may round."""
 SIGNS_NORM = 1.3
 """A profile over k columns of signs is clipped at so many times sqrt(k): hardly ever."""
 LABELS_NORM = 2.0
@@ -83,21 +81,6 @@ class Noised(Tally):
         return (added + noise(added.shape, own, self.name, users, seed)) * sent
 
 
-def clipped(values: Tensor, norm: float, norms: Tensor | None = None) -> Tensor:
-    """Each client's values, `[clients, ...]`, made smaller together where their norm is above ``norm``.
-
-    Args:
-        values: As said, float64.
-        norm: The largest that stays, but for what float64 rounds; the budget leaves more than that aside.
-        norms: `[clients]`: theirs, where they are known exactly.
-    """
-    if norms is None:
-        norms = values.flatten(1).norm(dim=1)
-    factors = torch.where(norms <= norm * (1 + ROUNDING), 1.0, norm / norms)
-    made: Tensor = values * factors.view(-1, *[1] * (values.ndim - 1))
-    return made
-
-
 def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: int) -> Tensor:
     """Discrete noise of each client's own, `[clients, ...]` as ``shape`` says, int64.
 
@@ -108,12 +91,8 @@ def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: in
         users: `[clients]`: who they are.
         seed: Their private one.
     """
-    drawn = discrete_gaussian(sigma)
     seeds = bits(seed, Stream.PRIVACY, users.numpy(), list(SHARES).index(name))
-    found = np.empty((len(users), math.prod(shape[1:])), np.int64)
-    for row, own in enumerate(seeds):
-        found[row] = drawn.draw(int(own), found.shape[1])
-    return torch.from_numpy(found).view(*shape)
+    return torch.from_numpy(of_each(sigma, seeds, math.prod(shape[1:]))).view(*shape)
 
 
 def own_items(history: History, known: Known) -> Tensor:

@@ -6,7 +6,7 @@ been added up are a `Sum`: no single one can be read from it any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -89,6 +89,7 @@ class Upload:
             `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a client are zero, it may be a coalesced
             sparse tensor with entries for `[clients, rows]`: that saves memory. Its bytes are the same, since all rows
             travel, and none tells whether it is zero.
+        public: Tells what everybody knows beforehand of one client's value, `[...]` by name. It does not travel.
 
     Examples:
         >>> upload = Upload(torch.tensor([4, 9]), {"table": torch.zeros(2, 1682, 32)})
@@ -117,6 +118,7 @@ class Upload:
     values: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: frozenset[str] = frozenset()
     bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    public: Callable[[], Mapping[str, Tensor]] = dict
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -183,6 +185,10 @@ class Upload:
         sparse = frozenset(name for name, field in fields.items() if field.sparse)
         bounds = {name: field.bounds for name, field in fields.items() if field.bounds is not None}
         return cls(clients, values, sparse, bounds)
+
+    def beside(self, public: Callable[[], Mapping[str, Tensor]]) -> Upload:
+        """The same upload, beside what everybody knows of it."""
+        return replace(self, public=public)
 
     def check_layout(self, name: str) -> None:
         """Refuse a sparse tensor of anything but whole numbers with bounds, by a ValueError that names it."""

@@ -39,7 +39,7 @@ class Step(ABC):
     axis. Several threads call a step at once, each for a cohort of its own. So it must not change anything in itself.
     """
 
-    sums_only: ClassVar[bool] = False
+    sums_only: bool = False
     """Whether what it leaves makes sense only in a sum. A server that looks at single uploads is then refused.
 
     Such a step is undone on the sum (`opened`), and never on a single upload (`reverse`)."""

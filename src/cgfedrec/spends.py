@@ -1,0 +1,151 @@
+"""Federations whose rounds spend a budget of differential privacy: that of the step `Noised` of their wire."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgfedrec.account import Account
+from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.errors import Notice, RunError, check
+from cgfedrec.failures import Failures
+from cgfedrec.history import Row
+from cgfedrec.method import Method
+from cgfedrec.privacy.spending import Spending
+from cgfedrec.processes import Processes
+from cgfedrec.random import shared_seed
+from cgfedrec.sampling import Sampling
+from cgfedrec.server import SPENT, Server
+from cgfedrec.simulation.together import Told
+from cgfedrec.wire.noised import Among, Noised
+from cgfedrec.wire.wire import Wire
+
+
+class Spends(Account):
+    """What a federation keeps count of, and what its rounds have spent.
+
+    Attributes:
+        spending: Of each client, where the wire adds noise.
+        told_of_noise: What is worth knowing of it before the first round.
+        cut_short: Why there are fewer rounds than wanted, if that is so.
+    """
+
+    sampling: Sampling
+    data: FederatedDataModule
+    failures: Failures
+    server: Server
+    processes: Processes
+    round: int
+    rounds: int
+    spending: Spending | None = None
+    told_of_noise = ""
+    cut_short = ""
+
+    def with_noise(self, wire: Wire, method: Method, update: bool) -> Wire:
+        """The same wire, whose noise is that of this federation.
+
+        Args:
+            wire: As given.
+            method: Whose server there is.
+            update: Whether it goes on from another run.
+
+        Raises:
+            InputError: where noise would not hide what it is to hide.
+        """
+        places = [place for place, step in enumerate(wire.steps) if isinstance(step, Noised)]
+        if not places:
+            return wire
+        step = wire.steps[0]
+        kind, fields = type(method).__name__, self.server.expects
+        several = fails = spent = None
+        if places != [0] or not isinstance(step, Noised):
+            check("wire.steps: Noised clips and hides what clients send: it is the first step, and there is one")
+        assert isinstance(step, Noised)
+        if self.server.phase:
+            several = f"wire.steps: Noised hides what is added up in one round, and the sums of {kind} span several"
+            if hasattr(method, "privacy"):
+                several += "; they have noise of their own: --method.privacy.epsilon"
+        if not step.local and (self.failures.simulated or self.failures.refused):
+            fails = (
+                "loop.failures: with a client that fails its part of the noise is gone, and no sum can be opened; "
+                "Noised with local: true bears that"
+            )
+        if update:
+            spent = "update_from: what the run before has spent is not counted on with wire.steps: Noised; start again"
+        check(several, fails, spent)
+        users = self.data.num_users
+        step = step.among(Among(users, self.sampling.number(users), self._turns()))
+        numbers = sum(math.prod(field.shape) for field in fields.values())
+        self.spending = Spending(step.price(numbers), step.noise, step.epsilon, step.at, users)
+        if not self.spending.affords(torch.arange(users)):
+            self.spending.charge(torch.arange(users))
+            check(
+                f"wire.steps: Noised.noise: one round with noise of {step.noise:g} times the norm spends epsilon "
+                f"{self.spending.epsilon:.4g} at delta {step.at:.2g}, and Noised.epsilon allows {step.epsilon:g}"
+            )
+        self.told_of_noise = step.told(numbers)
+        made = copy.copy(wire)
+        made.steps = (step, *wire.steps[1:])
+        return made
+
+    def _drawn_in(self, round: int) -> Tensor:
+        """Who takes part in a round, `[participants]`, where everybody is there."""
+        users = self.data.num_users
+        return self.sampling.draw(torch.arange(users), self.sampling.number(users), shared_seed(self.data.seed), round)
+
+    def _turns(self) -> int:
+        """In how many of all rounds one client takes part at most."""
+        users = self.data.num_users
+        if not self.sampling.resample or self.sampling.number(users) == users:
+            return self.rounds
+        times = torch.zeros(users, dtype=torch.int64)
+        for round in range(1, self.rounds + 1):
+            times[self._drawn_in(round)] += 1
+        return int(times.max())
+
+    def keep_to_budget(self) -> None:
+        """End with the last round that the budget bears, and say so."""
+        if self.spending is None:
+            return
+        last = self.spending.last_round(self.round, self.rounds, self._drawn_in)
+        if last == self.rounds:
+            return
+        self.cut_short = (
+            f"privacy: the run ends after round {last} of {self.rounds}, since the next one would spend more than "
+            f"epsilon {self.spending.budget:g} at delta {self.spending.delta:.2g} (wire.steps: Noised)"
+        )
+        if self.processes.first:
+            warnings.warn(self.cut_short, Notice, stacklevel=3)
+        self.rounds = last
+
+    def add(self, told: Told, participants: Tensor) -> None:
+        """As `Account.add`. Raises `RunError` for a round that the budget does not bear, before its sum is opened."""
+        super().add(told, participants)
+        if self.spending is None:
+            return
+        if not self.spending.affords(participants):
+            raise RunError(f"round {self.round} would spend more than wire.steps: Noised allows; its sum is not opened")
+        self.spending.charge(participants)
+
+    def row(self, bytes_scoring: int, failures: bool) -> Row:
+        row = super().row(bytes_scoring, failures)
+        if self.spending is not None:
+            row |= {f"{SPENT}epsilon": self.spending.epsilon, f"{SPENT}delta": self.spending.delta}
+        return row
+
+    def counts(self, bytes_scoring: int) -> dict[str, Any]:
+        counts: dict[str, Any] = super().counts(bytes_scoring)
+        if self.spending is not None:
+            counts["spending"] = self.spending.state_dict()
+        return counts
+
+    def load_counts(self, state: Mapping[str, Any]) -> int:
+        if self.spending is not None:
+            self.spending.load_state_dict(state["spending"])
+        return super().load_counts(state)
