@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import decimal
+import hashlib
 import json
 import math
 from itertools import chain, combinations
@@ -19,9 +21,9 @@ from cgfedrec.data.histories import History
 from cgfedrec.errors import InputError, RunError
 from cgfedrec.evaluation.ranking import evaluate
 from cgfedrec.methods import CGFedCo
-from cgfedrec.privacy.accountant import epsilon_of, rho_of, rho_of_sum
+from cgfedrec.privacy.accountant import delta_of_drawing, epsilon_of, rho_of, rho_of_sum
 from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
-from cgfedrec.privacy.discrete import DiscreteGaussian
+from cgfedrec.privacy.discrete import INEXACT, DiscreteGaussian
 from cgfedrec.structure import LabelSets, Neighbours
 from cgfedrec.structure.noisy import PrivateServer
 from cgfedrec.structure.private import (
@@ -82,24 +84,53 @@ def test_what_sums_of_discrete_noise_cost_besides_is_nothing_where_noise_is_fine
     assert rho_of_sum(0.0, 0.8, 100, 4) >= tau**2 * 4 / 2 / 2
 
 
+def test_that_noise_is_not_drawn_exactly_costs_nothing_but_for_budgets_that_are_none() -> None:
+    assert delta_of_drawing(8.0, 10**10) < 1e-25
+    assert delta_of_drawing(900.0, 10) == 1
+
+
 # The noise
 
 
 @pytest.mark.parametrize("sigma", [0.7, 1.0, 4.0, 55.5])
 def test_noise_is_a_discrete_gaussian(sigma: float) -> None:
     noise = DiscreteGaussian(sigma)
-    # What the tables draw, place by place: what stays, and what comes from elsewhere.
-    stays = noise.keep / 2.0 ** (64 - noise.bits)
-    implied = stays + np.bincount(noise.alias, 1 - stays, len(stays))
-    values = np.arange(-noise.most, noise.most + 1)
-    exact = np.exp(-(values**2) / (2 * sigma**2))
-    assert implied[: len(values)] / len(stays) == pytest.approx(exact / exact.sum(), abs=1e-12)
-    assert not implied[len(values) :].round(12).any()
-    drawn = noise.draw(5, 200_000)
-    assert drawn.var() == pytest.approx((values**2 * exact).sum() / exact.sum(), rel=0.02)
+    # What the tables draw, place by place: what stays, and what comes from elsewhere. Whole numbers, so it is exact.
+    implied = [0] * len(noise.places)
+    for place, (both, (high, low)) in enumerate(zip(noise.places.tolist(), noise.rest.tolist(), strict=True)):
+        keep = (both >> 32 << 128) + (high << 64) + low
+        implied[place] += keep
+        implied[both & (2**32 - 1)] += noise.full - keep
+    with decimal.localcontext(prec=60):
+        exact = [(-decimal.Decimal(z * z) / 2 / decimal.Decimal(sigma) ** 2).exp() for z in range(noise.most + 1)]
+        exact[0] /= 2  # which has two signs
+        whole = noise.full * len(implied)
+        off = sum(
+            abs(one / sum(exact) - decimal.Decimal(made) / whole) for one, made in zip(exact, implied, strict=False)
+        )
+    assert off / 2 < INEXACT
+    assert not any(implied[len(exact) :])
+    drawn = noise.draw(b"5", 200_000)
+    of_both_signs = np.array(exact, float) / float(sum(exact))
+    assert drawn.var() == pytest.approx(of_both_signs @ np.arange(noise.most + 1) ** 2, rel=0.02)
     assert abs(drawn.mean()) < 5 * sigma / math.sqrt(200_000)
-    assert not (noise.draw(6, 100) == drawn[:100]).all()
-    assert (noise.draw(5, 100_000) == drawn[:100_000]).all()
+    counts = np.bincount(abs(drawn), minlength=noise.most + 1) / 200_000
+    assert counts == pytest.approx(of_both_signs, abs=5 * math.sqrt(of_both_signs.max() / 200_000))
+
+
+def test_noise_is_a_function_of_its_key_and_of_nothing_else() -> None:
+    drawn = DiscreteGaussian(40.0).draw(b"5", 200_000)
+    assert not (DiscreteGaussian(40.0).draw(b"6", 100) == drawn[:100]).all()
+    assert (DiscreteGaussian(40.0).draw(b"5", 100_000) == drawn[:100_000]).all()
+    assert hashlib.sha256(drawn.astype("<i8").tobytes()).hexdigest()[:16] == "ae6a7f34dac15dcf"  # on every machine
+
+
+def test_what_the_first_bits_leave_undecided_is_decided_by_more_of_them() -> None:
+    noise = DiscreteGaussian(40.0)
+    likely = noise.rest[:, 0] / 2.0**64  # how likely each place stays, once the first bits say nothing
+    for place in (0, 7, 300, 560):
+        stays = noise._stays(np.full(20_000, place), b"5", 0)
+        assert stays.mean() == pytest.approx(likely[place], abs=0.02)
 
 
 # What one client can add

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cgfedrec.data.changes import Changes
 from cgfedrec.errors import RunError, check
-from cgfedrec.privacy.accountant import epsilon_of, rho_of_sum
+from cgfedrec.privacy.accountant import delta_of_drawing, epsilon_of, rho_of_sum
 from cgfedrec.privacy.budget import FRACTION, LEAST_SIGMA, MOST_DELTA, MOST_SIGMA
 from cgfedrec.server import SPENT
 from cgfedrec.structure.collect import LABELS, PAIRS, SumsServer
@@ -194,15 +194,17 @@ class PrivateServer(SumsServer):
             PAIRS: self.pairs.numel(),
             CHOOSE: len(self.structure.readings),
         }
-        rho = 0.0
+        rho, drawn = 0.0, 0
         for one, norm in self._norms():
             own = self.privacy.own_sigma(one, norm, self.clients)
             number = numbers.get(one, rows * self.discovery.num_columns(self.num_items))
             rho += rho_of_sum(FRACTION * norm, own, self.clients, number)
+            drawn += number * self.clients
             if one == name:
                 break
         delta = self.privacy.at(self.clients)
-        return {f"{SPENT}epsilon": epsilon_of(rho, delta), f"{SPENT}delta": delta}
+        epsilon = epsilon_of(rho, delta)
+        return {f"{SPENT}epsilon": epsilon, f"{SPENT}delta": delta + delta_of_drawing(epsilon, drawn)}
 
     def _counts(self, name: str, counts: Tensor) -> Bulletin:
         """What is known of items, `[items, 3]`, as it is sent down, and from how many clients on there is a row."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from cgfedrec.data.histories import History
 from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
 from cgfedrec.privacy.discrete import discrete_gaussian
-from cgfedrec.random import Stream, bits
+from cgfedrec.random import Stream
 from cgfedrec.structure.tallies import SHARES as PARTS
 from cgfedrec.structure.tallies import Columns, ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
 from cgfedrec.wire.bounds import Bounds
@@ -108,11 +108,11 @@ def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: in
         users: `[clients]`: who they are.
         seed: Their private one.
     """
-    drawn = discrete_gaussian(sigma)
-    seeds = bits(seed, Stream.PRIVACY, users.numpy(), list(SHARES).index(name))
+    drawn, which = discrete_gaussian(sigma), list(SHARES).index(name)
     found = np.empty((len(users), math.prod(shape[1:])), np.int64)
-    for row, own in enumerate(seeds):
-        found[row] = drawn.draw(int(own), found.shape[1])
+    for row, user in enumerate(users.tolist()):
+        key = b"".join(number.to_bytes(8, "little") for number in (Stream.PRIVACY, which, user, seed))
+        found[row] = drawn.draw(key, found.shape[1])
     return torch.from_numpy(found).view(*shape)
 
 
