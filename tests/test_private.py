@@ -291,6 +291,18 @@ def test_whatever_noise_says_of_items_can_be_sent_down() -> None:
     assert server._counts("bounds", counts).nbytes > 0  # it is within its bounds
 
 
+def test_noise_does_not_make_histories_longer() -> None:
+    """Most items have no client. What noise adds to some of these it takes from others."""
+    server = private(epsilon=1.0).server(3000, seed=1)
+    server.enrol(torch.arange(500))
+    assert isinstance(server, PrivateServer)
+    sigma = server.sigma("bounds")
+    noised = sigma * torch.randn(3000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noised[:15] += 100.0  # 3 = sqrt(m) for each of 500 clients
+    server.first_sum(FRACTION * noised)
+    assert float(server.root) == pytest.approx(3, abs=3 * sigma * math.sqrt(3000) / 500)
+
+
 @pytest.mark.parametrize(
     ("clients", "settings", "problem"),
     [

@@ -120,9 +120,9 @@ class PrivateServer(SumsServer):
         sigma = self.sigma("bounds")
         weights = total[:, 0].double() / FRACTION
         largest = float(weights.max())
+        # A client's weights add up to sqrt(m). Noise as it is, below 0 too, nearly cancels over all items.
+        root = min(max(1.0, float(weights.sum()) / self.clients), math.sqrt(self.num_items))
         weights = weights.clamp(0, self.clients)  # whatever noise says, a client adds at most 1
-        # A client's weights add up to sqrt(m).
-        root = max(1.0, float(weights.sum()) / self.clients)
         self.root.fill_(root)
         self.rows_from.fill_(max(self.discovery.least_clients, math.ceil(ROWS * sigma * root)))
         clients = (weights * root).round().clamp(0, self.clients).long()
@@ -133,8 +133,8 @@ class PrivateServer(SumsServer):
                 "larger epsilon are needed"
             )
         reach = weights + REACH * sigma
-        # The diagonal of G has the trace of all clients, 1 each, and is shared out by weight.
-        mass = (weights * self.clients / weights.sum()).clamp_max(self.clients)
+        # The diagonal of G has the trace of all clients, 1 each, and is shared out by weight: all have root x clients.
+        mass = weights / root
         return torch.stack((clients, (PARTS * reach).ceil().long(), (PARTS * mass).round().long()), dim=1)
 
     @property
