@@ -6,6 +6,7 @@ import decimal
 import hashlib
 import json
 import math
+from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,13 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.histories import History
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.evaluation.ranking import evaluate
+from cgfedrec.failures import Failures
+from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo
 from cgfedrec.privacy.accountant import delta_of_drawing, epsilon_of, rho_of, rho_of_sum
 from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
@@ -40,7 +44,9 @@ from cgfedrec.structure.private import (
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import SHARES as PARTS
 from cgfedrec.structure.tallies import Known
-from cgfedrec.testing import Conformance, prepared, trained
+from cgfedrec.testing import Conformance, prepared, ran, same, trained
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.wire import Step, Wire
 from tests.sums import server_of
 
 ITEMS = 7
@@ -259,6 +265,36 @@ def test_any_cohorts_and_participation_end_the_same() -> None:
     other = trained(private(), crowd(), 70, rounds=99, participants=240)
     for name in ("counts", "total_sketch", "total_verify", "chosen", "found"):
         assert server_of(one).get_buffer(name).equal(server_of(other).get_buffer(name)), name
+
+
+def test_a_run_goes_on_in_the_middle_of_a_sum_with_the_same_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = prepared(synthetic=Synthetic(users=150, items=40, groups=4, interactions=12))
+    options = {"participants": 60, "evaluate_every": 20}
+    whole, halves = (
+        ran(private(60.0, columns=8), data, stretches, options, rounds=20)
+        for stretches in ([("memory", 1, 0)], [("memory", 1, 12), ("memory", 1, 0)])
+    )
+    assert server_of(whole).finished
+    same(halves, whole)
+
+
+def test_without_the_noise_of_a_refused_client_no_sum_is_opened() -> None:
+    class Liar(Step):
+        def forward(self, upload: Upload, round: int, seed: int) -> Upload:
+            name, value = next(iter(upload.values.items()))
+            return replace(upload, values={name: torch.where((upload.clients == 3)[:, None, None], 2**40, value)})
+
+    data = prepared(synthetic=Synthetic(users=150, items=40, groups=4, interactions=12))
+    loop = FederatedLoop(rounds=10, cohort_size=150, failures=Failures(refused=0.1))
+    loop.setup(Fabric(accelerator="cpu", devices=1), data, private(60.0, columns=8), wire=Wire([Liar()]))
+    with (
+        pytest.warns(Notice, match="1 of 150 uploads are refused"),
+        pytest.raises(RunError, match="1 clients have left or were refused, and their part of the noise with them"),
+    ):
+        loop.fit()
 
 
 def test_with_much_budget_it_is_as_good_as_without_noise() -> None:

@@ -81,6 +81,15 @@ def discrete_gaussian(sigma: float) -> DiscreteGaussian:
     return DiscreteGaussian(sigma)
 
 
+def of_each(sigma: float, keys: Sequence[bytes], number: int) -> NDArray[np.int64]:
+    """Noise of each client's own, `[clients, number]`, by the keys of all, `[clients]`."""
+    noise = discrete_gaussian(sigma)
+    found = np.empty((len(keys), number), np.int64)
+    for row, key in enumerate(keys):
+        found[row] = noise.draw(key, number)
+    return found
+
+
 def _bits(key: bytes, block: int, use: int, number: int) -> bytes:
     """So many random bytes. Each block and use has its own, and none is a part of another's."""
     return hashlib.shake_128(block.to_bytes(8, "little") + bytes([use]) + key).digest(number)

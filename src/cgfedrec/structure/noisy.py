@@ -87,10 +87,10 @@ class PrivateServer(SumsServer):
         return self.noised[name].sigma(self.known)
 
     def leave(self, users: Tensor) -> dict[str, float]:
-        """Refuse: without the noise of those who leave, sums would have less than the budget asks for."""
+        """Refuse: without the noise of those who are missing, sums would have less than the budget asks for."""
         raise RunError(
-            f"{len(users)} clients have left, and their part of the noise with them: no sum is opened that would spend "
-            "more than method.privacy allows"
+            f"{len(users)} clients have left or were refused, and their part of the noise with them: no sum is opened "
+            "that would spend more than method.privacy allows, whatever loop.failures.refused says"
         )
 
     def _cannot_update(self, state: Mapping[str, Any], changes: Changes) -> Iterator[str | None]:

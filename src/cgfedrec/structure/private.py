@@ -14,14 +14,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cgfedrec.data.histories import History
 from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
-from cgfedrec.privacy.discrete import discrete_gaussian
-from cgfedrec.random import Stream
+from cgfedrec.privacy.discrete import of_each
+from cgfedrec.random import Stream, keys
 from cgfedrec.structure.tallies import SHARES as PARTS
 from cgfedrec.structure.tallies import Columns, ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
 from cgfedrec.wire.bounds import Bounds
@@ -108,12 +107,8 @@ def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: in
         users: `[clients]`: who they are.
         seed: Their private one.
     """
-    drawn, which = discrete_gaussian(sigma), list(SHARES).index(name)
-    found = np.empty((len(users), math.prod(shape[1:])), np.int64)
-    for row, user in enumerate(users.tolist()):
-        key = b"".join(number.to_bytes(8, "little") for number in (Stream.PRIVACY, which, user, seed))
-        found[row] = drawn.draw(key, found.shape[1])
-    return torch.from_numpy(found).view(*shape)
+    own = keys(seed, Stream.PRIVACY, list(SHARES).index(name), users.numpy())
+    return torch.from_numpy(of_each(sigma, own, math.prod(shape[1:]))).view(*shape)
 
 
 def own_items(history: History, known: Known) -> Tensor:
