@@ -273,10 +273,8 @@ def test_a_run_goes_on_in_the_middle_of_a_sum_with_the_same_noise(
     monkeypatch.chdir(tmp_path)
     data = prepared(synthetic=Synthetic(users=150, items=40, groups=4, interactions=12))
     options = {"participants": 60, "evaluate_every": 20}
-    whole, halves = (
-        ran(private(60.0, columns=8), data, stretches, options, rounds=20)
-        for stretches in ([("memory", 1, 0)], [("memory", 1, 12), ("memory", 1, 0)])
-    )
+    whole = ran(private(60.0, columns=8), data, [("memory", 1, 0)], options, rounds=20)
+    halves = ran(private(60.0, columns=8), data, [("memory", 1, 12), ("memory", 1, 0)], options, rounds=20)
     assert server_of(whole).finished
     same(halves, whole)
 
