@@ -1,11 +1,12 @@
 """CGFedCo under differential privacy: test NDCG@10 by epsilon, each a run of its own with real noise of every client.
 
-    python -m benchmarks.private [--data ../shared/data] [--only filmtrust] [--seeds 3]     (half an hour)
+    python -m benchmarks.private [--data ../shared/data] [--only filmtrust] [--seeds 3]
+    python -m benchmarks.private --crowds [--only embedded]     (from how many people on noise costs little)
 
 User level, add or remove one person's whole history; delta is clients^-1.1. `chosen` is what a run reports: its clients
 have chosen how to read, out of the same budget. `flat` reads the same structure with rho 0 and beta 0. No epsilon: the
-same method with unweighted histories and no noise, as it is by default. Three times ML-100K's people means a file in
-which everybody stands three times, under three names.
+same method with unweighted histories and no noise, as it is by default; `kept` is what remains of its mean. 16 times
+ML-100K's people means a file in which everybody stands 16 times, under 16 names.
 """
 
 from __future__ import annotations
@@ -43,9 +44,12 @@ class Case(NamedTuple):
 
 CASES = (
     Case("filmtrust", (None, 8, 4, 1), "filmtrust/ratings.tsv"),
-    Case("ml-100k, once", (None, 8, 4), "ml-100k/ratings.csv"),
-    Case("ml-100k, 16 times", (8, 4), "ml-100k/ratings.csv", 16),
-    Case("embedded, 100,000", (None, 1), users=100_000),
+    Case("ml-100k, 16 times", (None, 8, 4), "ml-100k/ratings.csv", 16),
+    Case("embedded, 100,000", (None, 4, 1), users=100_000),
+)
+CROWDS = (
+    *(Case(f"embedded, {users:,}", (None, 4), users=users) for users in (300, 1_000, 3_000, 10_000, 30_000)),
+    *(Case(f"ml-100k, {times} times", (None, 4), "ml-100k/ratings.csv", times) for times in (1, 4, 16, 40)),
 )
 
 
@@ -101,21 +105,26 @@ def measured(case: Case, epsilon: float | None, seed: int, folder: Path) -> dict
 
 def rows(given: argparse.Namespace) -> Iterator[str]:
     """A row of the table for each case and epsilon."""
-    yield "| data | users | epsilon | spent | chosen, of each seed | flat, of each seed | popularity | KB up a client |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for case in CASES:
+    yield (
+        "| data | users | epsilon | spent | chosen, of each seed | kept | flat, of each seed | kept "
+        "| popularity | KB up a client |"
+    )
+    yield "|---" * 10 + "|"
+    for case in CROWDS if given.crowds else CASES:
         if not case.name.startswith(given.only):
             continue
+        without: dict[str, float] = {}
         for epsilon in case.epsilons:
             found = [measured(case, epsilon, seed, given.data) for seed in range(given.seeds)]
-            chosen, flat = (
-                f"**{fmean(one[key] for one in found):.4f}** ({', '.join(f'{one[key]:.4f}' for one in found)})"
-                for key in ("chosen", "flat")
-            )
+            told = []
+            for key in ("chosen", "flat"):
+                mean = fmean(one[key] for one in found)
+                kept = mean / without.setdefault(key, mean)
+                told.append(f"**{mean:.4f}** ({', '.join(f'{one[key]:.4f}' for one in found)}) | {kept:.3f}")
             first, popular = found[0], fmean(one["popularity"] for one in found)
             yield (
                 f"| {case.name} | {first['users']:,.0f} | {epsilon or 'none'} | {first['spent']:.4f} "
-                f"| {chosen} | {flat} | {popular:.4f} | {first['up']:,.0f} |"
+                f"| {' | '.join(told)} | {popular:.4f} | {first['up']:,.0f} |"
             )
 
 
@@ -124,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--only", default="", help="cases whose names begin so")
+    parser.add_argument("--crowds", action="store_true", help="the same data with more and more people")
     parser.add_argument("--seeds", type=int, default=3)
     for row in rows(parser.parse_args()):
         Console().print(row, markup=False, soft_wrap=True)

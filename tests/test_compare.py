@@ -26,6 +26,7 @@ from cgfedrec.evaluation.intervals import interval
 from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate
 from cgfedrec.experiments.compare import read_plan
 from cgfedrec.experiments.compare.curve import Curve
+from cgfedrec.experiments.compare.epsilon import at_ticks, budgeted
 from cgfedrec.experiments.compare.page import _line
 from cgfedrec.experiments.compare.results import over_seeds
 from cgfedrec.experiments.compare.statistics import holm, paired_test, pareto, per_user
@@ -180,6 +181,89 @@ def test_a_mark_is_where_the_table_says() -> None:
     curve = Curve([2, 4, 6, 8], [1, 2, 3, 4], [0.1, 0.3, 0.25, 0.2], [0.1] * 4, [0.4] * 4)
     assert _line("some", 0, curve, curve.rounds, 6.0).mark == 2
     assert _line("some", 0, curve, curve.rounds, None).mark == 1
+
+
+BUDGETS = """
+method: {class_path: cgfedrec.methods.CGFedCo, init_args: {columns: 8, privacy: %s}}
+loop: {rounds: 9}
+"""
+
+
+def runs_of(*methods: tuple[str, float | None, list[float]]) -> pl.DataFrame:
+    rows = [
+        {"method": name, "kind": "federated", "privacy/epsilon": epsilon, "test/ndcg@10": value}
+        for name, epsilon, values in methods
+        for value in values
+    ]
+    return pl.DataFrame(rows, schema_overrides={"privacy/epsilon": pl.Float64})
+
+
+def test_methods_that_differ_in_their_budget_alone_are_one_line() -> None:
+    runs = runs_of(
+        ("noisy", 7.99999, [0.3, 0.5]), ("plain", None, [0.5]), ("noisier", 0.99999, [0.1]), ("other", 1.0, [0.2])
+    )
+    settings = {name: BUDGETS % budget for name, budget in (("noisy", "{epsilon: 8}"), ("noisier", "{epsilon: 1}"))}
+    settings |= {"plain": BUDGETS % "null", "other": (BUDGETS % "{epsilon: 1}").replace("columns: 8", "columns: 9")}
+    one, other = budgeted(runs, settings, "test/ndcg@10")
+    assert one[:2] == ("plain", [1, 8, None])
+    assert one.values == pytest.approx([0.1, 0.4, 0.5])
+    assert one.low + one.high == [0.1, 0.3, 0.5, 0.1, 0.5, 0.5]
+    assert [epsilon for epsilon, _ in one.kept] == [8, 1]
+    assert [share for _, share in one.kept] == pytest.approx([0.8, 0.2])
+    assert other.epsilons == [1]
+    assert other.kept == []
+    # The same settings twice: they differ in what is not shown, and are two lines.
+    twice = budgeted(runs, settings | {"other": settings["noisier"]}, "test/ndcg@10")
+    assert [group.epsilons for group in twice] == [[1, 8, None], [1]]
+    assert budgeted(runs_of(("plain", None, [0.5])), settings, "test/ndcg@10") == []
+
+
+def test_an_axis_of_epsilons_ends_where_there_is_no_noise() -> None:
+    ticks, none = at_ticks([8.0, 1.0, 4.0, 4.0])
+    assert ticks == pytest.approx([1, 4, 8, 16])
+    assert none == pytest.approx(16)
+    assert at_ticks([2.0]) == ([2, 4], 4)
+    ticks, _ = at_ticks([1.0, 1.01, 100.0])
+    assert ticks[:2] == [1, 100]
+
+
+@pytest.mark.usefixtures("quick_start")
+def test_a_comparison_of_budgets_shows_accuracy_privacy_and_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private = {"class_path": "cgfedrec.methods.CGFedCo", "init_args": {"columns": 8, "privacy": {"epsilon": 8.0}}}
+    config = write(
+        tmp_path / "small.yaml",
+        base={"data": {"init_args": {"synthetic": {"users": 300, "items": 40, "groups": 4}}}, "loop": {"rounds": 6}},
+        data={"one": {}},
+        methods={
+            "Local": {"method": SMALL["methods"]["Local"]["method"], "loop": {"rounds": 1}},
+            "CGFedCo": {"method": private | {"init_args": {"columns": 8}}},
+            "with noise": {"method": private},
+        },
+        seeds=[0],
+    )
+    assert compare(config) == 0
+    assert "epsilon: what a run has spent" in " ".join(capsys.readouterr().out.split())
+    epsilons = dict(pl.read_csv("out/results.csv").select("method", "privacy/epsilon").iter_rows())
+    assert epsilons == {"Local": None, "CGFedCo": None, "with noise": pytest.approx(8)}
+    head, _, *rows = [line.split(" | ") for line in Path("out/table.md").read_text().splitlines() if line[:1] == "|"]
+    place = head.index("epsilon")
+    assert {row[0].strip("| ").split(" ◆")[0].split(" (")[0]: row[place] for row in rows[:4]} == {
+        "CGFedCo": "none",
+        "with noise": "8",
+        "Local": "",
+        "Popularity": "",
+    }
+    page = Path("out/report.html").read_text()
+    reader = Page()
+    reader.feed(page)
+    assert not reader.open
+    assert "<th>epsilon</th>" in page
+    assert re.search(r"CGFedCo keeps \d+% at 8\.", page)
+    for name, labels in (("bytes", {"CGFedCo", "with noise, ε 8"}), ("epsilon", {"CGFedCo", "Local", "8", "none"})):
+        picture = ElementTree.fromstring(Path(f"out/one-{name}.svg").read_text())
+        assert labels <= {"".join(text.itertext()) for text in picture.iter() if text.tag.endswith("text")}
 
 
 @pytest.mark.usefixtures("quick_start")

@@ -108,6 +108,29 @@ def test_what_comes_down_in_phases_is_that_of_a_run(sample: int, monkeypatch: py
     assert found.scoring * 30 == run.summary["bytes/scoring"]
 
 
+SECURE = [{"class_path": "cgfedrec.wire.secure.step.SecureSums", "init_args": {"neighbours": 6}}]
+
+
+def test_what_steps_send_besides_counts() -> None:
+    settings = {"method": "FedMF", "loop.rounds": 2, "wire.steps": SECURE}
+    found = estimated(**settings)
+    summary = cgfedrec.fit({**TINY, **settings, "run_dir": "run"}).summary
+    assert found.all_up == summary["bytes/up"]
+    assert found.all_down + 30 * found.once == summary["bytes/down"]
+
+
+@pytest.mark.parametrize("method", ["CGFedCo", "FedGF"])
+def test_what_steps_send_besides_counts_in_every_phase(method: str) -> None:
+    settings = {"method": method, "loop.rounds": 20, "loop.participants": 15, "wire.steps": SECURE}
+    found = rehearsed(**settings)
+    run = cgfedrec.fit({**TINY, **settings, "run_dir": "run"})
+    sent = [row["bytes/up"] for row in run.history.iter_rows(named=True)]
+    assert sent[1] == 30 * found.phases[0].phase.up  # both rounds of the first sum, whose width is known ahead
+    assert sent[-1] <= 30 * sum(one.phase.up for one in found.phases) < 1.5 * sent[-1]
+    down = 30 * (found.once + sum(one.down for one in found.phases))
+    assert 0.8 < down / run.summary["bytes/down"] < 1.2
+
+
 @pytest.mark.parametrize("method", ["CGFedCo", "FedGF"])
 def test_sums_that_come_closed_are_opened_before_they_are_scaled(method: str) -> None:
     plain, secure = (

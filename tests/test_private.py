@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
+import hashlib
 import json
 import math
+from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,17 +14,20 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.histories import History
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.evaluation.ranking import evaluate
+from cgfedrec.failures import Failures
+from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo
-from cgfedrec.privacy.accountant import epsilon_of, rho_of, rho_of_sum
+from cgfedrec.privacy.accountant import delta_of_drawing, epsilon_of, rho_of, rho_of_sum
 from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
-from cgfedrec.privacy.discrete import DiscreteGaussian
+from cgfedrec.privacy.discrete import INEXACT, DiscreteGaussian
 from cgfedrec.structure import LabelSets, Neighbours
 from cgfedrec.structure.noisy import PrivateServer
 from cgfedrec.structure.private import (
@@ -38,7 +44,9 @@ from cgfedrec.structure.private import (
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import SHARES as PARTS
 from cgfedrec.structure.tallies import Known
-from cgfedrec.testing import Conformance, prepared, trained
+from cgfedrec.testing import Conformance, prepared, ran, same, trained
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.wire import Step, Wire
 from tests.sums import server_of
 
 ITEMS = 7
@@ -82,24 +90,53 @@ def test_what_sums_of_discrete_noise_cost_besides_is_nothing_where_noise_is_fine
     assert rho_of_sum(0.0, 0.8, 100, 4) >= tau**2 * 4 / 2 / 2
 
 
+def test_that_noise_is_not_drawn_exactly_costs_nothing_but_for_budgets_that_are_none() -> None:
+    assert delta_of_drawing(8.0, 10**10) < 1e-25
+    assert delta_of_drawing(900.0, 10) == 1
+
+
 # The noise
 
 
 @pytest.mark.parametrize("sigma", [0.7, 1.0, 4.0, 55.5])
 def test_noise_is_a_discrete_gaussian(sigma: float) -> None:
     noise = DiscreteGaussian(sigma)
-    # What the tables draw, place by place: what stays, and what comes from elsewhere.
-    stays = noise.keep / 2.0 ** (64 - noise.bits)
-    implied = stays + np.bincount(noise.alias, 1 - stays, len(stays))
-    values = np.arange(-noise.most, noise.most + 1)
-    exact = np.exp(-(values**2) / (2 * sigma**2))
-    assert implied[: len(values)] / len(stays) == pytest.approx(exact / exact.sum(), abs=1e-12)
-    assert not implied[len(values) :].round(12).any()
-    drawn = noise.draw(5, 200_000)
-    assert drawn.var() == pytest.approx((values**2 * exact).sum() / exact.sum(), rel=0.02)
+    # What the tables draw, place by place: what stays, and what comes from elsewhere. Whole numbers, so it is exact.
+    implied = [0] * len(noise.places)
+    for place, (both, (high, low)) in enumerate(zip(noise.places.tolist(), noise.rest.tolist(), strict=True)):
+        keep = (both >> 32 << 128) + (high << 64) + low
+        implied[place] += keep
+        implied[both & (2**32 - 1)] += noise.full - keep
+    with decimal.localcontext(prec=60):
+        exact = [(-decimal.Decimal(z * z) / 2 / decimal.Decimal(sigma) ** 2).exp() for z in range(noise.most + 1)]
+        exact[0] /= 2  # which has two signs
+        whole = noise.full * len(implied)
+        off = sum(
+            abs(one / sum(exact) - decimal.Decimal(made) / whole) for one, made in zip(exact, implied, strict=False)
+        )
+    assert off / 2 < INEXACT
+    assert not any(implied[len(exact) :])
+    drawn = noise.draw(b"5", 200_000)
+    of_both_signs = np.array(exact, float) / float(sum(exact))
+    assert drawn.var() == pytest.approx(of_both_signs @ np.arange(noise.most + 1) ** 2, rel=0.02)
     assert abs(drawn.mean()) < 5 * sigma / math.sqrt(200_000)
-    assert not (noise.draw(6, 100) == drawn[:100]).all()
-    assert (noise.draw(5, 100_000) == drawn[:100_000]).all()
+    counts = np.bincount(abs(drawn), minlength=noise.most + 1) / 200_000
+    assert counts == pytest.approx(of_both_signs, abs=5 * math.sqrt(of_both_signs.max() / 200_000))
+
+
+def test_noise_is_a_function_of_its_key_and_of_nothing_else() -> None:
+    drawn = DiscreteGaussian(40.0).draw(b"5", 200_000)
+    assert not (DiscreteGaussian(40.0).draw(b"6", 100) == drawn[:100]).all()
+    assert (DiscreteGaussian(40.0).draw(b"5", 100_000) == drawn[:100_000]).all()
+    assert hashlib.sha256(drawn.astype("<i8").tobytes()).hexdigest()[:16] == "ae6a7f34dac15dcf"  # on every machine
+
+
+def test_what_the_first_bits_leave_undecided_is_decided_by_more_of_them() -> None:
+    noise = DiscreteGaussian(40.0)
+    likely = noise.rest[:, 0] / 2.0**64  # how likely each place stays, once the first bits say nothing
+    for place in (0, 7, 300, 560):
+        stays = noise._stays(np.full(20_000, place), b"5", 0)
+        assert stays.mean() == pytest.approx(likely[place], abs=0.02)
 
 
 # What one client can add
@@ -230,6 +267,34 @@ def test_any_cohorts_and_participation_end_the_same() -> None:
         assert server_of(one).get_buffer(name).equal(server_of(other).get_buffer(name)), name
 
 
+def test_a_run_goes_on_in_the_middle_of_a_sum_with_the_same_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = prepared(synthetic=Synthetic(users=150, items=40, groups=4, interactions=12))
+    options = {"participants": 60, "evaluate_every": 20}
+    whole = ran(private(60.0, columns=8), data, [("memory", 1, 0)], options, rounds=20)
+    halves = ran(private(60.0, columns=8), data, [("memory", 1, 12), ("memory", 1, 0)], options, rounds=20)
+    assert server_of(whole).finished
+    same(halves, whole)
+
+
+def test_without_the_noise_of_a_refused_client_no_sum_is_opened() -> None:
+    class Liar(Step):
+        def forward(self, upload: Upload, round: int, seed: int) -> Upload:
+            name, value = next(iter(upload.values.items()))
+            return replace(upload, values={name: torch.where((upload.clients == 3)[:, None, None], 2**40, value)})
+
+    data = prepared(synthetic=Synthetic(users=150, items=40, groups=4, interactions=12))
+    loop = FederatedLoop(rounds=10, cohort_size=150, failures=Failures(refused=0.1))
+    loop.setup(Fabric(accelerator="cpu", devices=1), data, private(60.0, columns=8), wire=Wire([Liar()]))
+    with (
+        pytest.warns(Notice, match="1 of 150 uploads are refused"),
+        pytest.raises(RunError, match="1 clients have left or were refused, and their part of the noise with them"),
+    ):
+        loop.fit()
+
+
 def test_with_much_budget_it_is_as_good_as_without_noise() -> None:
     data = crowd()
     quiet, plain = (trained(method, data, 200, rounds=10) for method in (private(60.0), CGFedCo()))
@@ -243,7 +308,7 @@ def test_too_few_people_find_nothing_and_are_told_so() -> None:
         pytest.warns(UserWarning, match="30 clients give an item a weight of"),
         pytest.raises(RunError, match="no two items stand out of the noise"),
     ):
-        trained(private(0.2), data, 30, rounds=10)
+        trained(private(0.5), data, 30, rounds=10)
 
 
 def test_whatever_noise_says_of_items_can_be_sent_down() -> None:
@@ -258,6 +323,18 @@ def test_whatever_noise_says_of_items_can_be_sent_down() -> None:
     assert counts.min() >= 0
     assert counts[:, 2].max() <= PARTS * 500
     assert server._counts("bounds", counts).nbytes > 0  # it is within its bounds
+
+
+def test_noise_does_not_make_histories_longer() -> None:
+    """Most items have no client. What noise adds to some of these it takes from others."""
+    server = private(epsilon=1.0).server(3000, seed=1)
+    server.enrol(torch.arange(500))
+    assert isinstance(server, PrivateServer)
+    sigma = server.sigma("bounds")
+    noised = sigma * torch.randn(3000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noised[:15] += 100.0  # 3 = sqrt(m) for each of 500 clients
+    server.first_sum(FRACTION * noised)
+    assert float(server.root) == pytest.approx(3, abs=3 * sigma * math.sqrt(3000) / 500)
 
 
 @pytest.mark.parametrize(

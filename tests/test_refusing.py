@@ -54,6 +54,7 @@ def itself(server: SumsServer) -> None:
     [
         (2, one_item_alone, r"sum 'labels': cluster \d+ has 1 items, .*fewer than 3 \(method.least_items\)"),
         (3, itself, r"sum 'verify': item \d+ is its own candidate"),
+        (4, itself, r"sum 'choose': item \d+ is its own candidate"),
     ],
 )
 def test_a_server_that_aims_a_sum_gets_nothing_and_the_run_says_why(

@@ -166,10 +166,14 @@ def test_how_clients_are_grouped_does_not_show_and_a_run_resumes_in_the_middle_o
     base = {**SMALL, "method": "FedMF", "wire.steps": SECURE}
     one, two = (cgfedrec.fit(base, {"run_dir": f"run{size}", "loop.cohort_size": size}) for size in (5, 16))
     assert one.server.state_dict()["means.table"].equal(two.server.state_dict()["means.table"])
-    base = {**SMALL, "method": "CGFedCo", "wire.steps": SECURE, "loop.participants": 15, "loop.rounds": 20}
+    base = {**SMALL, "method": "CGFedCo", "wire.steps": SECURE, "loop.participants": 15, "loop.rounds": 40}
+    base["loop.evaluate_every"] = 40
+    base |= {f"loop.failures.{when}": 0.15 for when in ("before", "during", "after")}
     whole = cgfedrec.fit(base, {"run_dir": "whole"})
+    assert whole.server.finished
+    assert whole.summary["clients/failed"] > 0
     cgfedrec.fit(base, {"run_dir": "half", "loop.rounds": 2})
-    resumed = cgfedrec.fit({"ckpt_path": "half/checkpoints/last.ckpt", "loop.rounds": 20})
+    resumed = cgfedrec.fit({"ckpt_path": "half/checkpoints/last.ckpt", "loop.rounds": 40})
     assert resumed.summary["test/ndcg@10"] == whole.summary["test/ndcg@10"]
     after = resumed.server.state_dict()
     assert all(value.equal(after[name]) for name, value in whole.server.state_dict().items())

@@ -81,6 +81,16 @@ def bits(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.uint64]:
     return state
 
 
+def keys(seed: int, stream: Stream, *counters: ArrayLike) -> list[bytes]:
+    """A key for each position of the broadcast ``counters``: for draws that must not tell of others of the same seed.
+
+    Whoever knows some of the bits above can compute the seed from them. What is drawn with a key goes through a hash
+    that nobody can run backwards.
+    """
+    parts = np.broadcast_arrays(*(np.asarray(one).astype(np.uint64) for one in (stream, *counters, seed)))
+    return [row.tobytes() for row in np.stack(parts, axis=-1).astype("<u8").reshape(-1, len(parts))]
+
+
 def uniform(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.float64]:
     """Uniform numbers in (0, 1), one for each position of the broadcast ``counters``."""
     return ((bits(seed, stream, *counters) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

@@ -17,6 +17,7 @@ from cgfedrec.errors import Notice, RunError, check
 from cgfedrec.failures import Failures
 from cgfedrec.history import Row
 from cgfedrec.method import Method
+from cgfedrec.privacy.accountant import delta_of_drawing
 from cgfedrec.privacy.spending import Spending
 from cgfedrec.processes import Processes
 from cgfedrec.random import shared_seed
@@ -32,6 +33,7 @@ class Spends(Account):
 
     Attributes:
         spending: Of each client, where the wire adds noise.
+        drawn: How many numbers of noise all participants draw in a round.
         told_of_noise: What is worth knowing of it before the first round.
         cut_short: Why there are fewer rounds than wanted, if that is so.
     """
@@ -44,6 +46,7 @@ class Spends(Account):
     round: int
     rounds: int
     spending: Spending | None = None
+    drawn = 0
     told_of_noise = ""
     cut_short = ""
 
@@ -90,6 +93,7 @@ class Spends(Account):
                 f"{self.spending.epsilon:.4g} at delta {step.at:.2g}, and Noised.epsilon allows {step.epsilon:g}"
             )
         self.told_of_noise = step.told(numbers)
+        self.drawn = numbers * self.sampling.number(users)
         made = copy.copy(wire)
         made.steps = (step, *wire.steps[1:])
         return made
@@ -136,7 +140,10 @@ class Spends(Account):
     def row(self, bytes_scoring: int, failures: bool) -> Row:
         row = super().row(bytes_scoring, failures)
         if self.spending is not None:
-            row |= {f"{SPENT}epsilon": self.spending.epsilon, f"{SPENT}delta": self.spending.delta}
+            epsilon = self.spending.epsilon
+            # What drawing has lost so far, as under `method.privacy`.
+            delta = self.spending.delta + delta_of_drawing(epsilon, self.drawn * self.round)
+            row |= {f"{SPENT}epsilon": epsilon, f"{SPENT}delta": delta}
         return row
 
     def counts(self, bytes_scoring: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Line:
         xs, ys: `[points]`.
         low, high: `[points]`, a band around it; may be empty.
         mark: The point that carries a mark, if any.
+        dots: Whether every point carries one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Line:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     mark: int | None = None
+    dots: bool = False
 
 
 def chart(
@@ -50,6 +52,7 @@ def chart(
     log: bool = False,
     levels: Sequence[tuple[str, int, float]] = (),
     front: Sequence[tuple[float, float]] = (),
+    x_ticks: Sequence[float] = (),
     x_format: Callable[[float], str] = lambda value: f"{value:g}",
 ) -> str:
     """An SVG of lines.
@@ -62,11 +65,12 @@ def chart(
         log: Whether the x axis is logarithmic.
         levels: Names, styles and heights of dotted lines from edge to edge.
         front: Corners (x, y) of a rising step line, by rising x.
+        x_ticks: Where the x axis has numbers, and begins and ends; by default at round ones.
         x_format: Writes a number at the x axis.
     """
     xs = [x for line in lines for x in line.xs] or [1.0, 10.0]
     ys = [y for line in lines for y in (*line.ys, *line.low, *line.high)] + [height for *_, height in levels] or [0, 1]
-    ticks_x = log_ticks(min(xs), max(xs)) if log else linear_ticks(min(0, *xs), max(xs), 6)
+    ticks_x = x_ticks or (log_ticks(min(xs), max(xs)) if log else linear_ticks(min(0, *xs), max(xs), 6))
     ticks_y = linear_ticks(0, max(ys), 5)
     x_of, y_of = _scale(ticks_x, LEFT, WIDTH - RIGHT, log), _scale(ticks_y, HEIGHT - BOTTOM, TOP)
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
@@ -105,6 +109,8 @@ def chart(
         dash = DASHES[max(line.style, 0) // STYLES % len(DASHES)]
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         out.append(f'<path class="line {_class(line.style)}"{dashed} d="{_path(points)}"/>')
+        if line.dots:
+            out += [_mark(x, y, line.style) for x, y in points]
         if line.mark is not None:
             out.append(_mark(*points[line.mark], line.style))
         ends.append((*points[-1], line.name, line.style))

@@ -11,6 +11,8 @@ import math
 
 import numpy as np
 
+from cgfedrec.privacy.discrete import INEXACT
+
 _ORDERS = 1 + np.exp(np.linspace(-10, 12, 40_000))
 """Orders that are tried. Each gives a valid bound, and the smallest counts."""
 
@@ -61,3 +63,16 @@ def rho_of_sum(norm: float, sigma: float, clients: int, numbers: int) -> float:
     tau = 10 * (clients - 1) * math.exp(-(math.pi**2) * sigma**2)
     share = norm / (math.sqrt(clients) * sigma)
     return min(math.sqrt(share**2 + tau * numbers / 2), share + tau * math.sqrt(numbers)) ** 2 / 2
+
+
+def delta_of_drawing(epsilon: float, numbers: int) -> float:
+    """What is lost of delta since noise is drawn with probabilities that are not quite those of a discrete Gaussian.
+
+    Together so many numbers are at most a distance s = numbers x `INEXACT` from exact ones (total variation). Then an
+    outcome of probability at most e^epsilon p + delta has at most e^epsilon p + delta + (1 + e^epsilon) s.
+
+    Args:
+        epsilon: That is promised.
+        numbers: How many all clients draw.
+    """
+    return min(1.0, (1 + math.exp(min(epsilon, 700))) * numbers * INEXACT)

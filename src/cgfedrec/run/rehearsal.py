@@ -8,6 +8,7 @@ goes on from that.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -167,16 +168,23 @@ def tried_out(loop: FederatedLoop) -> Alike | InTurn:
     later = _trained(loop, users, 2)
     sent = server.broadcast(users, 2)
     own = sent is not None and sent.own is not None
+    up, down = _besides(server.wire, len(participants))
     return Alike(
         **common,
-        up=(start.up, later.up),
-        down=(start.down, later.down),
+        up=(start.up + up, later.up + up),
+        down=(start.down + down, later.down + down),
         varies=own or any(field.sparse for field in server.expects.values()),
         training=later.seconds * len(participants) / len(users) / min(clients.workers.number, len(cohorts)),
         scoring=scoring,
         evaluation=evaluation,
         evaluations=-(-loop.rounds // loop.evaluate_every),
     )
+
+
+def _besides(wire: Wire, clients: int) -> tuple[float, float]:
+    """Bytes up and down of one client that steps of the wire send besides, in a round of so many clients."""
+    up, down = wire.traffic(clients)
+    return up / clients, down / clients
 
 
 class _Trained(NamedTuple):
@@ -236,7 +244,9 @@ def _rehearsed(loop: FederatedLoop, server: SumsInTurn, sample: Tensor, ahead: S
         server.wire = carrying
         # Whoever is wanted takes part, in however many rounds; a round of training has its participants.
         number = loop.num_participants if phase.name == TRAIN else len(wanted)
-        yield Rehearsed(phase, counted.down, counted.seconds * number / len(there), seconds)
+        up, down = _besides(carrying, loop.num_participants)  # a last round may have fewer
+        phase = phase._replace(up=phase.up + math.ceil(up))
+        yield Rehearsed(phase, counted.down + down, counted.seconds * number / len(there), seconds)
 
 
 def _sample(loop: FederatedLoop, server: SumsInTurn) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -51,7 +51,8 @@ def phases(server: SumsInTurn, data: FederatedDataModule, participants: int) -> 
         fields = [server.field(name) for name in server.sums]
     rounds = -(-int(server.enrolled.sum()) // participants)
     for name, field in zip(server.sums, fields, strict=True):
-        yield Phase(name, _nbytes(name, field), 1 if name == TRAIN else rounds)
+        nbytes = 0 if field is None else _nbytes(server.wire.travelling({name: field}))
+        yield Phase(name, nbytes, 1 if name == TRAIN else rounds)
 
 
 def _field(server: SumsServer, known: Known, place: int) -> Field | None:
@@ -84,9 +85,10 @@ def _known(server: SumsServer, data: FederatedDataModule) -> Known:
     )
 
 
-def _nbytes(name: str, field: Field | None) -> int:
-    """Bytes of a message that holds one dense field, or whole numbers."""
-    if field is None:
-        return 0
-    payload = field.bounds.nbytes if field.bounds else torch.Size(field.shape).numel() * field.dtype.itemsize
-    return 1 + len(header(name, field)) + payload
+def _nbytes(fields: Mapping[str, Field]) -> int:
+    """Bytes of a message of dense fields, or whole numbers."""
+    nbytes = 1
+    for name, field in fields.items():
+        payload = field.bounds.nbytes if field.bounds else torch.Size(field.shape).numel() * field.dtype.itemsize
+        nbytes += len(header(name, field)) + payload
+    return nbytes

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cgfedrec.data.changes import Changes
 from cgfedrec.errors import RunError, check
-from cgfedrec.privacy.accountant import epsilon_of, rho_of_sum
+from cgfedrec.privacy.accountant import delta_of_drawing, epsilon_of, rho_of_sum
 from cgfedrec.privacy.budget import FRACTION, LEAST_SIGMA, MOST_DELTA, MOST_SIGMA
 from cgfedrec.server import SPENT
 from cgfedrec.structure.collect import LABELS, PAIRS, SumsServer
@@ -87,10 +87,10 @@ class PrivateServer(SumsServer):
         return self.noised[name].sigma(self.known)
 
     def leave(self, users: Tensor) -> dict[str, float]:
-        """Refuse: without the noise of those who leave, sums would have less than the budget asks for."""
+        """Refuse: without the noise of those who are missing, sums would have less than the budget asks for."""
         raise RunError(
-            f"{len(users)} clients have left, and their part of the noise with them: no sum is opened that would spend "
-            "more than method.privacy allows"
+            f"{len(users)} clients have left or were refused, and their part of the noise with them: no sum is opened "
+            "that would spend more than method.privacy allows, whatever loop.failures.refused says"
         )
 
     def _cannot_update(self, state: Mapping[str, Any], changes: Changes) -> Iterator[str | None]:
@@ -120,9 +120,9 @@ class PrivateServer(SumsServer):
         sigma = self.sigma("bounds")
         weights = total[:, 0].double() / FRACTION
         largest = float(weights.max())
+        # A client's weights add up to sqrt(m). Noise as it is, below 0 too, nearly cancels over all items.
+        root = min(max(1.0, float(weights.sum()) / self.clients), math.sqrt(self.num_items))
         weights = weights.clamp(0, self.clients)  # whatever noise says, a client adds at most 1
-        # A client's weights add up to sqrt(m).
-        root = max(1.0, float(weights.sum()) / self.clients)
         self.root.fill_(root)
         self.rows_from.fill_(max(self.discovery.least_clients, math.ceil(ROWS * sigma * root)))
         clients = (weights * root).round().clamp(0, self.clients).long()
@@ -133,8 +133,8 @@ class PrivateServer(SumsServer):
                 "larger epsilon are needed"
             )
         reach = weights + REACH * sigma
-        # The diagonal of G has the trace of all clients, 1 each, and is shared out by weight.
-        mass = (weights * self.clients / weights.sum()).clamp_max(self.clients)
+        # The diagonal of G has the trace of all clients, 1 each, and is shared out by weight: all have root x clients.
+        mass = weights / root
         return torch.stack((clients, (PARTS * reach).ceil().long(), (PARTS * mass).round().long()), dim=1)
 
     @property
@@ -194,15 +194,17 @@ class PrivateServer(SumsServer):
             PAIRS: self.pairs.numel(),
             CHOOSE: len(self.structure.readings),
         }
-        rho = 0.0
+        rho, drawn = 0.0, 0
         for one, norm in self._norms():
             own = self.privacy.own_sigma(one, norm, self.clients)
             number = numbers.get(one, rows * self.discovery.num_columns(self.num_items))
             rho += rho_of_sum(FRACTION * norm, own, self.clients, number)
+            drawn += number * self.clients
             if one == name:
                 break
         delta = self.privacy.at(self.clients)
-        return {f"{SPENT}epsilon": epsilon_of(rho, delta), f"{SPENT}delta": delta}
+        epsilon = epsilon_of(rho, delta)
+        return {f"{SPENT}epsilon": epsilon, f"{SPENT}delta": delta + delta_of_drawing(epsilon, drawn)}
 
     def _counts(self, name: str, counts: Tensor) -> Bulletin:
         """What is known of items, `[items, 3]`, as it is sent down, and from how many clients on there is a row."""

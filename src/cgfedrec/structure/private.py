@@ -21,7 +21,7 @@ from cgfedrec.data.histories import History
 from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
 from cgfedrec.privacy.clipping import clipped
 from cgfedrec.privacy.discrete import of_each
-from cgfedrec.random import Stream, bits
+from cgfedrec.random import Stream, keys
 from cgfedrec.structure.tallies import SHARES as PARTS
 from cgfedrec.structure.tallies import Columns, ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
 from cgfedrec.wire.bounds import Bounds
@@ -91,8 +91,8 @@ def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: in
         users: `[clients]`: who they are.
         seed: Their private one.
     """
-    seeds = bits(seed, Stream.PRIVACY, users.numpy(), list(SHARES).index(name))
-    return torch.from_numpy(of_each(sigma, seeds, math.prod(shape[1:]))).view(*shape)
+    own = keys(seed, Stream.PRIVACY, list(SHARES).index(name), users.numpy())
+    return torch.from_numpy(of_each(sigma, own, math.prod(shape[1:]))).view(*shape)
 
 
 def own_items(history: History, known: Known) -> Tensor:

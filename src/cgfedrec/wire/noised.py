@@ -21,7 +21,7 @@ from cgfedrec.privacy.accountant import rho_of_sum
 from cgfedrec.privacy.budget import MOST_DELTA, rho_within
 from cgfedrec.privacy.clipping import clipped
 from cgfedrec.privacy.discrete import WIDEST, of_each
-from cgfedrec.random import Stream, bits
+from cgfedrec.random import Stream, keys
 from cgfedrec.wire.bounds import LARGEST, Bounds
 from cgfedrec.wire.messages import NotFiniteError, Upload
 from cgfedrec.wire.sums import Sum
@@ -210,8 +210,8 @@ class Noised(Step):
         if not finite.all():
             raise NotFiniteError("upload", upload.clients[~finite.to(upload.clients.device)].tolist())
         whole = (clipped(change, self.norm) * self.parts).trunc().long()
-        seeds = bits(seed, Stream.UPLOADS, upload.clients.cpu().numpy(), round)
-        whole += torch.from_numpy(of_each(self.sigma * self.parts, seeds, whole.shape[1]))
+        own_keys = keys(seed, Stream.UPLOADS, upload.clients.cpu().numpy(), round)
+        whole += torch.from_numpy(of_each(self.sigma * self.parts, own_keys, whole.shape[1]))
         values: dict[str, Tensor] = {}
         sizes = [one.shape[1] for one in changes]
         for (name, field), own in zip(fields.items(), whole.split(sizes, 1), strict=True):

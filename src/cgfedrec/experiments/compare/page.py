@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from cgfedrec.experiments.compare.curve import Curve
+from cgfedrec.experiments.compare.epsilon import at_ticks, told
 from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.results import Results, Table
 from cgfedrec.experiments.compare.words import (
@@ -20,6 +21,9 @@ from cgfedrec.experiments.compare.words import (
     listed,
     p_value,
     protocol_name,
+    spending,
+    spent,
+    with_epsilon,
 )
 from cgfedrec.pages.plot import Line, chart
 from cgfedrec.pages.render import page
@@ -52,6 +56,8 @@ def html(results: Results) -> str:
         p_value=p_value,
         is_best=is_best,
         ends_kind=ends_kind,
+        spending=spending,
+        spent=spent,
         LEVEL=LEVEL,
     )
 
@@ -74,15 +80,16 @@ def _section(results: Results, table: Table) -> dict[str, Any]:
 
 
 def figures(plan: Plan, table: Table) -> list[Figure]:
-    """Validation accuracy against rounds and against bytes; or at each cut in time."""
+    """Validation accuracy against rounds and against bytes, test accuracy against epsilon; or at each cut in time."""
     facts = plan.facts[table.data]
     federated = [name for name, kind in plan.kinds.items() if kind == "federated"]
     style = dict.fromkeys(plan.kinds, MUTED) | {name: place for place, name in enumerate(federated)}
     if table.cuts:
         return [_over_cuts(plan, table)]
     trained = {name: curve for name, curve in table.curves.items() if plan.kinds[name] != "centralised"}
+    by_budget = [_over_budgets(plan, table, style)] if table.budgets else []
     if not trained:
-        return []
+        return by_budget
     y = metric_name(facts.monitor)
     over = "mean of one seed"
     if len(plan.seeds) > 1:
@@ -91,6 +98,7 @@ def figures(plan: Plan, table: Table) -> list[Figure]:
     if facts.protocol.leaks:
         leaks = " † The protocol leaks."
     best = {row.method: row.best_round for row in table.rows}
+    named = {row.method: with_epsilon(row) for row in table.rows}
     against_rounds = chart(
         [_line(name, style[name], curve, curve.rounds, best[name]) for name, curve in trained.items()],
         "round",
@@ -105,7 +113,7 @@ def figures(plan: Plan, table: Table) -> list[Figure]:
     if sent:
         corners = [(trained[name].bytes[i], trained[name].values[i]) for name, i in table.front if name in sent]
         against_bytes = chart(
-            [_line(name, style[name], curve, curve.bytes, best[name]) for name, curve in sent.items()],
+            [_line(named[name], style[name], curve, curve.bytes, best[name]) for name, curve in sent.items()],
             "bytes up and down, all clients together (logarithmic)",
             y,
             f"{y} against measured bytes on {table.data}, with the Pareto front",
@@ -118,8 +126,50 @@ def figures(plan: Plan, table: Table) -> list[Figure]:
         if silent:
             dotted = f"; dotted: {listed(list(silent))}, which sends nothing, at its best round"
         caption = f"{y} against the packed length of all messages; heavy dashes: the Pareto front{dotted}.{leaks}"
+        if any(named[name] != name for name in sent):
+            caption += " ε: what a method spends of a budget of differential privacy."
         found.append(Figure("bytes", Markup(against_bytes), caption))
-    return found
+    return found + by_budget
+
+
+def _over_budgets(plan: Plan, table: Table, style: Mapping[str, int]) -> Figure:
+    """The first test metric against epsilon, with no noise at the right end, and its caption."""
+    y = f"test {metric_name(plan.metrics[0])}"
+    ticks, none = at_ticks([epsilon for one in table.budgets for epsilon in one.epsilons if epsilon is not None])
+    lines = [
+        Line(
+            name=one.name,
+            style=style[one.name],
+            xs=[none if epsilon is None else epsilon for epsilon in one.epsilons],
+            ys=one.values,
+            low=one.low,
+            high=one.high,
+            dots=True,
+        )
+        for one in table.budgets
+    ]
+    levels = [row for row in table.rows if row.kind != "federated"]
+    drawn = chart(
+        lines,
+        "epsilon (logarithmic)",
+        y,
+        f"{y} against epsilon on {table.data}",
+        log=True,
+        levels=[(row.method, MUTED, row.metrics[plan.metrics[0]].mean) for row in levels],
+        x_ticks=ticks,
+        x_format=lambda value: told(None if value == none else value),
+    )
+    over = "one seed"
+    if len(plan.seeds) > 1:
+        over = f"mean of {len(plan.seeds)} seeds; band: lowest to highest seed"
+    caption = f"{y} against epsilon, {spending(table)}; {over}; right end: no noise"
+    if levels:
+        caption += f"; dotted: {listed([row.method for row in levels])}"
+    for one in table.budgets:
+        shares = listed([f"{share:.0%} at {told(epsilon)}" for epsilon, share in one.kept]) if one.kept else ""
+        caption += f". {one.name} keeps {shares}" if shares else ""
+    leaks = " † The protocol leaks." if plan.facts[table.data].protocol.leaks else ""
+    return Figure("epsilon", Markup(drawn), f"{caption}.{leaks}")
 
 
 def _over_cuts(plan: Plan, table: Table) -> Figure:

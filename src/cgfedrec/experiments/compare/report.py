@@ -40,6 +40,7 @@ def show(console: Console, results: Results) -> None:
             *heads[1 : 1 + min(SHOWN, len(plan.metrics))],
             *(h for h in heads if " over " in h),
             "p",
+            "epsilon",
             "bytes",
         }
         shown = [place for place, head in enumerate(heads) if head in wanted]

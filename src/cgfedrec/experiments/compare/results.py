@@ -14,15 +14,17 @@ from cgfedrec.evaluation.beyond import GROUPS
 from cgfedrec.evaluation.intervals import Interval, Values, interval, paired_interval
 from cgfedrec.experiments.compare.beyond import Beyond, beyond_of
 from cgfedrec.experiments.compare.curve import Curve, curve_of
+from cgfedrec.experiments.compare.epsilon import DELTA, EPSILON, Budgeted, budgeted
 from cgfedrec.experiments.compare.job import Job, Kind
 from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.runner import reason
 from cgfedrec.experiments.compare.statistics import holm, paired_test, pareto, per_user
 from cgfedrec.files import write_atomically
+from cgfedrec.server import SPENT
 
 POPULARITY = "Popularity"
 RUN = ("data", "method", "seed")
-SHOWN = ("test/", "val/", "popularity/test/", GROUPS)
+SHOWN = ("test/", "val/", "popularity/test/", GROUPS, SPENT)
 """How those numbers of a summary begin that stand in ``results.csv``."""
 
 LEAST_SEEDS = 3
@@ -42,6 +44,7 @@ class Row:
         p: The corrected p-value of the assumption that the first metric differs from the reference's only by chance;
             ``None`` for the reference itself.
         best_round, bytes, seconds: Means over seeds.
+        epsilon, delta: What is spent of a budget of differential privacy, in the mean; ``None`` without one.
         front: Whether some of its rounds are on the Pareto front of bytes and the monitored metric.
         published: What papers report.
     """
@@ -55,6 +58,8 @@ class Row:
     best_round: float | None = None
     bytes: float | None = None
     seconds: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
     front: bool = False
     published: Mapping[str, float] = field(default_factory=dict)
 
@@ -72,6 +77,7 @@ class Table:
         missing: Runs that did not finish, and why.
         cuts: Of each method of a rolling evaluation: the test metric at every cut.
         beyond: What its methods are like beside accurate.
+        budgets: What the first metric is by what methods spend of a budget of differential privacy.
     """
 
     data: str
@@ -82,6 +88,7 @@ class Table:
     missing: dict[str, str]
     cuts: dict[str, Curve]
     beyond: Beyond
+    budgets: list[Budgeted]
 
 
 class Results:
@@ -162,7 +169,9 @@ class Results:
         cuts = {row.method: curve for row in rows if (curve := self._over_cuts(data, row.method))}
         metric = self.plan.facts[data].monitor.removeprefix("val/")
         beyond = beyond_of(done, [row.method for row in rows], POPULARITY, metric)
-        return Table(data, rows, reference, curves, on_front, missing, cuts, beyond)
+        settings = {method: shown for (where, method), shown in self.plan.settings.items() if where == data}
+        budgets = budgeted(done, settings, f"test/{first}")
+        return Table(data, rows, reference, curves, on_front, missing, cuts, beyond, budgets)
 
     def _row(self, method: str, kind: Kind, runs: pl.DataFrame, published: Mapping[str, float]) -> Row:
         """A method's row, from its finished runs."""
@@ -170,6 +179,7 @@ class Results:
         row = Row(method, kind, len(runs), metrics, seconds=_mean(runs, "seconds"), published=published)
         if kind != "centralised":  # which has no rounds and sends nothing
             row.best_round, row.bytes = _mean(runs, "best_round"), _mean(runs, "bytes/total")
+            row.epsilon, row.delta = _mean(runs, EPSILON), _mean(runs, DELTA)
         return row
 
     def _popularity(self, runs: pl.DataFrame) -> Row:

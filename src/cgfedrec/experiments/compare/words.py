@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cgfedrec.evaluation.intervals import Interval
+from cgfedrec.experiments.compare.epsilon import told
 from cgfedrec.experiments.compare.job import Facts
 from cgfedrec.experiments.compare.plan import Plan
 from cgfedrec.experiments.compare.results import LEAST_SEEDS, Row, Table
@@ -27,6 +28,7 @@ def columns(plan: Plan, table: Table) -> list[str]:
         *(f"published {metric_name(name)}{leak}" for name in plan.metrics if is_published(table, name)),
         f"{metric_name(plan.metrics[0])}{leak} over {plan.control}",
         "p",
+        *(["epsilon"] if table.budgets else []),
         "best round",
         "bytes",
         "seconds",
@@ -61,6 +63,7 @@ def cells(plan: Plan, table: Table, row: Row) -> list[str]:
         *(_figure(row.published.get(metric), 3) for metric in plan.metrics if is_published(table, metric)),
         over_control,
         p_value(row.p),
+        *([spent(row)] if table.budgets else []),
         _figure(row.best_round, 0),
         sent,
         _figure(row.seconds, 1),
@@ -94,6 +97,8 @@ def note(plan: Plan, table: Table) -> str:
         lines.append(
             f"p: {TESTS[plan.test]} of users' {first} (averaged over seeds) against {table.reference}, Holm-corrected."
         )
+    if table.budgets:
+        lines.append(f"epsilon: {spending(table)}.")
     lines.append("◆: some round of it is on the Pareto front of measured bytes and validation accuracy.")
     if facts.protocol.leaks:
         lines.append(LEAK.format(control=plan.control))
@@ -133,6 +138,25 @@ def p_value(p: float | None) -> str:
     if p < LEVEL:
         return f"{p:.3f}*"
     return f"{p:.3f}"
+
+
+def spent(row: Row) -> str:
+    """A method's epsilon; nothing where there is nobody from whom it would protect."""
+    return told(row.epsilon) if row.kind == "federated" else ""
+
+
+def with_epsilon(row: Row) -> str:
+    """A method's name in a chart, with its epsilon where it does not say that."""
+    if row.epsilon is None or f"epsilon {told(row.epsilon)}" in row.method:
+        return row.method
+    return f"{row.method}, ε {told(row.epsilon)}"
+
+
+def spending(table: Table) -> str:
+    """What an epsilon in a table is."""
+    deltas = sorted({f"{row.delta:.1e}" for row in table.rows if row.delta is not None})
+    what = "what a run has spent of a budget of differential privacy, for a person's whole history"
+    return f"{what}, at delta {listed(deltas)}"
 
 
 def ends_kind(table: Table, row: Row) -> bool:
