@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 
 import cgfedrec
+from cgfedrec.cli import main
+from cgfedrec.errors import InputError, Notice
 from tests.conftest import TINY
 
 VOID = {"meta", "br", "path", "circle", "rect"}
@@ -99,6 +101,42 @@ def test_nothing_comes_from_elsewhere_and_ids_are_text() -> None:
     text = Path("run/report.html").read_text()
     assert not re.search(r"(src|href|url)\s*[=(]", text.replace("src=x", ""))
     assert "http" not in text
+
+
+def test_titles_are_shown_and_go_with_the_run() -> None:
+    """What `fit` was told of titles is not asked for again; another file, or none, wins."""
+    known = range(1, 50)  # the last item has no title
+    Path("items.csv").write_text("id,title\n" + "".join(f'{item},"Film {item}, The <b>"\n' for item in known))
+    settings = {"method": "CGFedCo", "loop.rounds": 12, "data.items.path": "items.csv"}
+    page, _ = page_of(TINY, settings)
+    shown = re.findall(r"<title>(.*?): cluster", Path("run/report.html").read_text())
+    assert sorted(shown) == sorted(["50", *(f"Film {item}, The &lt;b&gt;" for item in known)])
+    assert len(re.findall(r"Film \d+, The <b> \(0\.\d\d\); ", page.text)) > 5
+    run = cgfedrec.load("run/checkpoints/best.ckpt")
+    found = run.recommend([1], 9)
+    assert found["title"].to_list() == [f"Film {item}, The <b>" if item < 50 else None for item in found["item"]]
+    assert run.export("served").titles[0] == "Film 1, The <b>"
+    Path("others.tsv").write_text("\n".join(f"x\tNo. {item}\t{item}" for item in range(1, 51)))
+    line = ["recommend", "--ckpt_path", "run/checkpoints/best.ckpt", "--user", "1", "--output", "out.csv"]
+    other = ["--items", "others.tsv", "--data.items.header", "false", "--data.items.id", "2"]
+    assert main([*line, *other]) == 0
+    table = pl.read_csv("out.csv")
+    assert table["title"].to_list() == [f"No. {item}" for item in table["item"]]
+    Path("items.csv").unlink()
+    with pytest.warns(Notice, match=r"no titles: items\.csv of the run is not there"):
+        assert "title" not in cgfedrec.load("run/checkpoints/best.ckpt").recommend([1]).columns
+    assert main([*line, "--items", "items.csv"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("id\n1\n", r"items\.csv: no column at position 1"), (None, r"data\.items\.path: no file")]
+)
+def test_titles_that_cannot_be_read_are_seen_before_training(text: str | None, problem: str) -> None:
+    if text:
+        Path("items.csv").write_text(text)
+    with pytest.raises(InputError, match=problem):
+        page_of(TINY, {"data.items.path": "items.csv"})
+    assert not Path("run").exists()
 
 
 def test_a_rolling_evaluation_has_one_page_with_its_cuts() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from cgfedrec.data.days import days_ago, is_order, per_day
 from cgfedrec.data.dropping import drop_users, pool_problems
 from cgfedrec.data.histories import Histories, History
 from cgfedrec.data.interactions import Interactions, renumbered
+from cgfedrec.data.items import Items
 from cgfedrec.data.layout import Format
 from cgfedrec.data.lists import Lists
 from cgfedrec.data.people import People
@@ -65,6 +67,7 @@ class FederatedDataModule(LightningDataModule):
             nothing changes (a k-core); under ``rolling`` by what comes before the cut.
         negatives: Negatives drawn for each positive, anew in every round.
         batch_size: Samples, positives and negatives, in a local batch; the last may be shorter.
+        items: A table of items, for their titles. Nothing is trained on it, and no server sees it.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class FederatedDataModule(LightningDataModule):
         negatives: int = 4,
         batch_size: int = 256,
         min_users: int = 1,
+        items: Items = Items(),  # noqa: B008, frozen
     ) -> None:
         super().__init__()
         counts = {"min_users": min_users, "negatives": negatives, "batch_size": batch_size}
@@ -92,6 +96,7 @@ class FederatedDataModule(LightningDataModule):
         self.min_interactions, self.min_users = min_interactions, min_users
         self.negatives = negatives
         self.batch_size = batch_size
+        self.items = items
         self.protocol = Protocol()
         self.seed = self.private_seed = 0
         self.track: Track = untold
@@ -196,6 +201,14 @@ class FederatedDataModule(LightningDataModule):
         """`[items]`: the share of users who have each item in training."""
         counts = np.bincount(self._train.items, minlength=self.num_items)
         return torch.from_numpy(counts / self.num_users)
+
+    @cached_property
+    def titles(self) -> Mapping[str, str]:
+        """Of items, by their ids as text; empty where no table of items is given.
+
+        Raises `InputError` where that cannot be read.
+        """
+        return self.items.titles(self.item_ids)
 
     def training_matrix(self) -> csr_array:
         """`[users, items]`, float64: 1 where a user has an item in training, for models that see everyone's data."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.pages.map import item_map
@@ -48,7 +49,7 @@ def shown(loop: FederatedLoop) -> Shown | None:
         return None
     items, places, labels = found
     holders = np.bincount(loop.data.training_matrix().indices, minlength=loop.data.num_items)[items.numpy()]
-    names = [str(one) for one in loop.data.item_ids[items.numpy()]]
+    names = named(loop.data, items.tolist())
     sizes = torch.bincount(labels)
     order = sizes.argsort(descending=True, stable=True)
     by_size = torch.empty_like(order)
@@ -70,8 +71,13 @@ def shown(loop: FederatedLoop) -> Shown | None:
     for cluster in order[:CLUSTERS]:
         members = (labels == cluster).nonzero().squeeze(1).numpy()
         most = members[np.argsort(-holders[members], kind="stable")][:ITEMS]
-        listed.append((len(members), ", ".join(names[place] for place in most)))
+        listed.append((len(members), "; ".join(names[place] for place in most)))
     return Shown(Markup(picture), caption, listed, _neighbours(loop, items[np.argsort(-holders, kind="stable")]))
+
+
+def named(data: FederatedDataModule, items: Sequence[int]) -> list[str]:
+    """Items, by their numbers, as people know them: by their title where it is known, else by their id."""
+    return [data.titles.get(one, one) for one in map(str, data.item_ids[items])]
 
 
 def _places(loop: FederatedLoop) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -104,12 +110,12 @@ def _neighbours(loop: FederatedLoop, items: Tensor) -> list[tuple[str, str]]:
         return []
     if not isinstance(reader, NeighbourReader):
         return []
-    ids: pl.Series = loop.data.item_ids
     listed: list[tuple[str, str]] = []
     for item in items[: 4 * OWNED].tolist():
         part = slice(reader.starts[item], reader.starts[item + 1])
         order = np.argsort(-reader.weights[part], kind="stable")[:NEAREST]
         if len(order) and len(listed) < OWNED:
-            near = zip(ids[reader.targets[part][order].astype(np.int64)], reader.weights[part][order], strict=True)
-            listed.append((str(ids[item]), ", ".join(f"{one} ({weight:.2f})" for one, weight in near)))
+            own, *near = named(loop.data, [item, *reader.targets[part][order].tolist()])
+            weighed = zip(near, reader.weights[part][order], strict=True)
+            listed.append((own, "; ".join(f"{one} ({weight:.2f})" for one, weight in weighed)))
     return listed
