@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ NOT_RUN = {
     "mkdir": "tests/test_deploy.py writes Flower's settings",
 }
 """Commands that are not run here, by their first word, and who runs them."""
+TOOLS = ("rsvg-convert",)
+"""Commands that are run where there is such a tool."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -57,6 +61,9 @@ def test_every_command_of_a_page_runs(page: str, clone: Path) -> None:
                 continue
             done = cgfedrec(*words)
             assert done.returncode == 0, f"cgfedrec {' '.join(words)}\n{done.stdout}{done.stderr}"
+        elif first in TOOLS:
+            if shutil.which(first):
+                subprocess.run([first, *words], check=True)
         else:
             assert is_known([first, *words]), f"nobody runs {first} {' '.join(words)}"
 

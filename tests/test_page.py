@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import pytest
 import cgfedrec
 from cgfedrec.cli import main
 from cgfedrec.errors import InputError, Notice
+from cgfedrec.pages.plot import Line, chart
+from cgfedrec.pages.render import alone
 from tests.conftest import TINY
 
 VOID = {"meta", "br", "path", "circle", "rect"}
@@ -154,3 +159,16 @@ def test_where_nothing_is_held_out_it_says_so() -> None:
     page, _ = page_of(TINY, {"data.split": "none"})
     assert "nothing was held out" in page.text
     assert "Accuracy" not in page.text
+
+
+@pytest.mark.skipif(shutil.which("rsvg-convert") is None, reason="no rsvg-convert here: apt-get install librsvg2-bin")
+def test_a_chart_becomes_a_pdf_for_a_paper() -> None:
+    """By the command of docs/tutorials/research.md: with its colours and what shines through, on a page of its size."""
+    line = Line("PFedRec", 0, [1, 2], [0.1, 0.2], [0.1, 0.1], [0.2, 0.3])
+    Path("a.svg").write_text(alone(chart([line], "round", "NDCG@10", "a chart")))
+    subprocess.run(["rsvg-convert", "-f", "pdf", "-o", "a.pdf", "a.svg"], check=True)
+    written = Path("a.pdf").read_bytes()
+    assert b"/MediaBox [ 0 0 450 270 ]" in written
+    parts = [zlib.decompress(one) for one in re.findall(rb"FlateDecode.*?stream\n(.*?)\nendstream", written, re.DOTALL)]
+    assert any(b"0 0.447059 0.698039 RG" in part for part in parts)  # the first colour of light pages
+    assert b"/ca 0.13" in b"".join([written, *parts])  # the band

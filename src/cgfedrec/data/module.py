@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from cgfedrec.data.histories import Histories, History
 from cgfedrec.data.interactions import Interactions, renumbered
 from cgfedrec.data.items import Items
 from cgfedrec.data.layout import Format
-from cgfedrec.data.lists import Lists
+from cgfedrec.data.lists import Lists, fingerprint
 from cgfedrec.data.people import People
 from cgfedrec.data.ratings import read_told
 from cgfedrec.data.rolling import Cut, Rolling
@@ -95,8 +94,7 @@ class FederatedDataModule(LightningDataModule):
         self.rolling = rolling
         self.min_interactions, self.min_users = min_interactions, min_users
         self.negatives = negatives
-        self.batch_size = batch_size
-        self.items = items
+        self.batch_size, self.items = batch_size, items
         self.protocol = Protocol()
         self.seed = self.private_seed = 0
         self.track: Track = untold
@@ -204,10 +202,7 @@ class FederatedDataModule(LightningDataModule):
 
     @cached_property
     def titles(self) -> Mapping[str, str]:
-        """Of items, by their ids as text; empty where no table of items is given.
-
-        Raises `InputError` where that cannot be read.
-        """
+        """Of items, by their ids as text: as of `Items.titles`, read when first asked for."""
         return self.items.titles(self.item_ids)
 
     def training_matrix(self) -> csr_array:
@@ -246,13 +241,7 @@ class FederatedDataModule(LightningDataModule):
 
         Items below the rating threshold count too: they decide what is ranked and recommended.
         """
-        digest = hashlib.sha256()
-        for lists in (*self._parts, self._disliked):
-            digest.update(lists.starts.astype("<i8").data)
-            digest.update(lists.items.astype("<i8").data)
-        for ids in (self.user_ids, self.item_ids):
-            digest.update("\n".join(map(str, ids)).encode())
-        return digest.hexdigest()
+        return fingerprint((*self._parts, self._disliked), (self.user_ids, self.item_ids))
 
     def cohorts(self, participants: Tensor, cohort_size: int) -> Iterator[Tensor]:
         """Share out participants, `[participants]`, into cohorts of at most ``cohort_size``, `[clients]` each.

@@ -16,6 +16,7 @@ import torch
 
 from cgfedrec.errors import check, no_count
 from cgfedrec.history import Row
+from cgfedrec.pages.render import alone
 from cgfedrec.run.page import PAGE
 from cgfedrec.run.structure import named
 
@@ -160,11 +161,13 @@ class WandbLogger(theirs.WandbLogger):
         if found is not None:
             self._log(
                 {
-                    "structure/map": wandb.Html(str(found.map)),
+                    "structure/map": wandb.Html(alone(found.map)),
                     "structure/clusters": _table(["items", "which most users have"], found.clusters),
                     "structure/neighbours": _table(["item", "neighbours"], found.neighbours),
                 }
             )
+            if found.theta:
+                self._log({"structure/theta": wandb.Html(alone(found.theta))})
         if self.examples:
             table = self._examples(run)
             self._log({"examples": _table(table.columns, table.rows())})
