@@ -102,6 +102,26 @@ def test_files_that_a_page_names_are_there(page: str) -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_from_outside_the_site_lead_somewhere(page: str) -> None:
+    """Those within it are looked at when it is built."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]*))?\)", (ROOT / page).read_text())
+    assert links
+    assert not [path for path, _ in links if not (ROOT / path).exists()]
+    targets = [(ROOT / path, place) for path, place in links if place]
+    assert not [place for path, place in targets if place not in map(anchor, path.read_text().splitlines())]
+
+
+def anchor(line: str) -> str:
+    """By which a heading is linked to."""
+    return re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pictures_say_what_they_show(page: str) -> None:
+    assert not re.findall(r"!\[\s*\]", PAGES[page])
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_options_that_a_page_names_are_there(page: str) -> None:
     """In the text too, where nothing is run."""

@@ -68,6 +68,7 @@ class Table:
         rows: Federated methods and controls first, best first among their kind; then those that see all data.
         reference: The method against which the others are tested, if any run of it finished.
         curves: Of each method that has rounds.
+        levels: Of each reference that was run: the mean over seeds of the monitored metric, which has no rounds.
         front: The Pareto front of bytes and the monitored metric: (method, place in its curve), by rising bytes.
         missing: Runs that did not finish, and why.
         cuts: Of each method of a rolling evaluation: the test metric at every cut.
@@ -78,6 +79,7 @@ class Table:
     rows: list[Row]
     reference: str | None
     curves: dict[str, Curve]
+    levels: dict[str, float]
     front: list[tuple[str, int]]
     missing: dict[str, str]
     cuts: dict[str, Curve]
@@ -162,7 +164,8 @@ class Results:
         cuts = {row.method: curve for row in rows if (curve := self._over_cuts(data, row.method))}
         metric = self.plan.facts[data].monitor.removeprefix("val/")
         beyond = beyond_of(done, [row.method for row in rows], POPULARITY, metric)
-        return Table(data, rows, reference, curves, on_front, missing, cuts, beyond)
+        levels = _levels(done, self.plan.facts[data].monitor)
+        return Table(data, rows, reference, curves, levels, on_front, missing, cuts, beyond)
 
     def _row(self, method: str, kind: Kind, runs: pl.DataFrame, published: Mapping[str, float]) -> Row:
         """A method's row, from its finished runs."""
@@ -237,6 +240,14 @@ class Results:
         for name, write in writers.items():
             write_atomically(self.plan.directory / name, write)
         return [self.plan.directory / name for name in writers]
+
+
+def _levels(runs: pl.DataFrame, metric: str) -> dict[str, float]:
+    """What each reference reaches by a validation metric, which has no rounds: the mean over seeds."""
+    if metric not in runs.columns:
+        return {}
+    means = runs.filter(kind="centralised").group_by("method", maintain_order=True).agg(pl.col(metric).mean())
+    return dict(means.drop_nulls().iter_rows())
 
 
 def _ranks(job: Job) -> pl.DataFrame:
