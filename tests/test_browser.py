@@ -24,8 +24,14 @@ OVERFLOWING = """() => [...document.querySelectorAll("body *")]
 SMALLEST = """() => Math.min(99, ...[...document.querySelectorAll("svg.chart text")]
   .map(text => [parseFloat(getComputedStyle(text).fontSize), text.getScreenCTM()])
   .map(([size, on]) => size * Math.hypot(on.a, on.b)))"""
+UNNAMED = """() => [...document.querySelectorAll("img, svg")].filter(one => !one.ariaHidden)
+  .filter(one => !(one.getAttribute("alt") || one.getAttribute("aria-label"))).length"""
+UNLABELLED = """() => [...document.querySelectorAll("svg.chart:not(.map)")]
+  .filter(one => [...one.querySelectorAll(".label")].filter(text => text.textContent.trim()).length < 2)
+  .map(one => one.ariaLabel)"""
 OUT_OF_REACH = """() => [...document.querySelectorAll(".scroll")]
-  .filter(one => one.scrollWidth > one.clientWidth && one.tabIndex < 0).length"""
+  .filter(one => one.scrollWidth > one.clientWidth)
+  .filter(one => one.tabIndex < 0 || getComputedStyle(one).overflowX != "auto").length"""
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +70,8 @@ def test_a_page_is_whole_and_readable(pages: list[Path], browser: Any, width: in
         assert page.evaluate(OVERFLOWING) == []
         assert page.evaluate(SMALLEST) >= 9  # pixels
         assert page.evaluate(OUT_OF_REACH) == 0
+        assert page.evaluate(UNNAMED) == 0
+        assert page.evaluate(UNLABELLED) == []
         page.close()
 
 

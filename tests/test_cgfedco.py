@@ -23,7 +23,9 @@ from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.judging import UNIT
 from cgfedrec.structure.tallies import SignColumns
 from cgfedrec.testing import Conformance, StopAfter, prepared, trained
+from cgfedrec.wire.codec import decode
 from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.values import Weights
 from tests.sums import server_of, small_data
 
 PHASES = ["bounds", "sketch", "labels", "verify", "choose"]
@@ -239,6 +241,22 @@ def test_labels_and_candidates_freeze_at_the_end_of_the_first_pass(data: Federat
     for name in ("counts", "labels", "pairs"):
         assert server_of(at_the_share).get_buffer(name).equal(server_of(in_the_end).get_buffer(name))
     assert not server_of(at_the_share).found.equal(server_of(in_the_end).found)
+    # What both structures are worth is told in the round of each, and how much of the first is in the second.
+    first, second = (row for row in in_the_end.history if "structure/neighbours" in row)
+    before, after = (neighbours_of(server_of(loop)) for loop in (at_the_share, in_the_end))
+    assert "structure/same" not in first
+    assert second["structure/same"] == pytest.approx(float((before & after).sum() / after.sum()))
+    assert 0.3 < second["structure/same"] < 1
+    assert second["structure/neighbours"] == pytest.approx(float(after.sum() / len(after)))
+    assert 0 < second["structure/explained"] <= 1
+
+
+def neighbours_of(server: SumsServer) -> Tensor:
+    """Which candidates have become neighbours, `[rows, most]`, as the structure that goes down says."""
+    message = server.found.numpy().tobytes()
+    weights = decode(message, server.structure.fields(server.known, server.discovery))["weights"]
+    assert isinstance(weights, Weights)
+    return weights.kept
 
 
 # No opened sum shows one client

@@ -591,3 +591,18 @@ def test_a_method_named_by_a_config_has_its_own_defaults(tmp_path: Path) -> None
         path.write_text(ours)
         printed = yaml.safe_load(cgfedrec("fit", "--config", path, "--print_config").stdout)
         assert printed["method"]["class_path"] == "cgfedrec.methods.CGFedCo"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("recommend --ckpt_path a --topk 3", "--topk: there is no such option; did you mean --top_k?"),
+        ("serve a --prt=3", "--prt: there is no such option; did you mean --port?"),
+        ("recommend --ckpt_path a --trust b", "no file a"),
+    ],
+)
+def test_a_misspelt_option_of_a_command_itself_is_named(
+    words: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    assert meant in capsys.readouterr().err

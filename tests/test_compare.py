@@ -270,10 +270,14 @@ def test_a_comparison_of_budgets_shows_accuracy_privacy_and_bytes(
 def test_what_was_run_with_other_settings_is_never_reused_or_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0])
+    references = {"EASE": {"method": "EASE"}}
+    config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0], methods=SMALL["methods"] | references)
     assert compare(config) == 0
     assert not list(Path("out").glob("*/*/*/checkpoints"))
-    assert "†" not in Path("out/report.html").read_text()
+    page, chart = (Path("out", name).read_text() for name in ("report.html", "one-rounds.svg"))
+    assert "†" not in page
+    assert "dotted: EASE, of everyone&#39;s data" in page  # which has no rounds
+    assert chart.count('class="line level muted"') == chart.count(">EASE<") == 1
     before = changed_at()
     methods = SMALL["methods"] | {"PFedRec": {"method": {"class_path": "cgfedrec.methods.PFedRec", "init_args": RATES}}}
     methods["PFedRec"]["method"]["init_args"] = RATES | {"dim": 6}

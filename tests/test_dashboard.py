@@ -30,7 +30,8 @@ def test_it_plots_what_runs_log(capsys: pytest.CaptureFixture[str]) -> None:
     cgfedrec.fit(QUICK, {"logger": None, "run_dir": "run"})
     logged = set(pl.read_csv("run/metrics.csv").columns)
     logged |= set(json.loads(Path("run/summary.json").read_text()))
-    later = {"train/loss", "privacy/epsilon"}  # methods that train, and those that add noise
+    # Of methods that train, of those that add noise, of a second structure, of labels that are found anew.
+    later = {"train/loss", "privacy/epsilon", "structure/same", "clusters/changed"}
     drawn = set()
     for panel in [one for name in found if name != "System" for one in found[name]]:
         config = panel["config"]

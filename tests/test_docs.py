@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ NOT_RUN = {
     "mkdir": "tests/test_deploy.py writes Flower's settings",
 }
 """Commands that are not run here, by their first word, and who runs them."""
+TOOLS = ("rsvg-convert",)
+"""Commands that are run where there is such a tool."""
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -57,6 +61,9 @@ def test_every_command_of_a_page_runs(page: str, clone: Path) -> None:
                 continue
             done = cgfedrec(*words)
             assert done.returncode == 0, f"cgfedrec {' '.join(words)}\n{done.stdout}{done.stderr}"
+        elif first in TOOLS:
+            if shutil.which(first):
+                subprocess.run([first, *words], check=True)
         else:
             assert is_known([first, *words]), f"nobody runs {first} {' '.join(words)}"
 
@@ -93,6 +100,26 @@ def test_commands_stand_in_blocks_that_are_run() -> None:
 def test_files_that_a_page_names_are_there(page: str) -> None:
     named = re.findall(r"(?:configs|benchmarks|notebooks|examples|tests)/[\w/.-]*\w", PAGES[page])
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_from_outside_the_site_lead_somewhere(page: str) -> None:
+    """Those within it are looked at when it is built."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]*))?\)", (ROOT / page).read_text())
+    assert links
+    assert not [path for path, _ in links if not (ROOT / path).exists()]
+    targets = [(ROOT / path, place) for path, place in links if place]
+    assert not [place for path, place in targets if place not in map(anchor, path.read_text().splitlines())]
+
+
+def anchor(line: str) -> str:
+    """By which a heading is linked to."""
+    return re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pictures_say_what_they_show(page: str) -> None:
+    assert not re.findall(r"!\[\s*\]", PAGES[page])
 
 
 @pytest.mark.parametrize("page", PAGES)

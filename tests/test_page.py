@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,10 @@ import polars as pl
 import pytest
 
 import cgfedrec
+from cgfedrec.cli import main
+from cgfedrec.errors import InputError, Notice
+from cgfedrec.pages.plot import Line, chart
+from cgfedrec.pages.render import alone
 from tests.conftest import TINY
 
 VOID = {"meta", "br", "path", "circle", "rect"}
@@ -70,7 +77,7 @@ def test_it_says_what_the_summary_says(method: Any) -> None:
     assert ("is shown above all" in page.text) == (named == "CGFedCo")
     charts = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
     assert all(one["aria-label"] for one in charts)
-    assert len(charts) == {"CGFedRec": 3, "PFedRec": 2, "CGFedCo": 1}.get(named, 0)
+    assert len(charts) == {"CGFedRec": 3, "PFedRec": 2, "CGFedCo": 2}.get(named, 0)
 
 
 def test_the_bytes_of_all_sums_are_those_of_the_run() -> None:
@@ -101,6 +108,42 @@ def test_nothing_comes_from_elsewhere_and_ids_are_text() -> None:
     assert "http" not in text
 
 
+def test_titles_are_shown_and_go_with_the_run() -> None:
+    """What `fit` was told of titles is not asked for again; another file, or none, wins."""
+    known = range(1, 50)  # the last item has no title
+    Path("items.csv").write_text("id,title\n" + "".join(f'{item},"Film {item}, The <b>"\n' for item in known))
+    settings = {"method": "CGFedCo", "loop.rounds": 12, "data.items.path": "items.csv"}
+    page, _ = page_of(TINY, settings)
+    shown = re.findall(r"<title>(.*?): cluster", Path("run/report.html").read_text())
+    assert sorted(shown) == sorted(["50", *(f"Film {item}, The &lt;b&gt;" for item in known)])
+    assert len(re.findall(r"Film \d+, The <b> \(0\.\d\d\); ", page.text)) > 5
+    run = cgfedrec.load("run/checkpoints/best.ckpt")
+    found = run.recommend([1], 9)
+    assert found["title"].to_list() == [f"Film {item}, The <b>" if item < 50 else None for item in found["item"]]
+    assert run.export("served").titles[0] == "Film 1, The <b>"
+    Path("others.tsv").write_text("\n".join(f"x\tNo. {item}\t{item}" for item in range(1, 51)))
+    line = ["recommend", "--ckpt_path", "run/checkpoints/best.ckpt", "--user", "1", "--output", "out.csv"]
+    other = ["--items", "others.tsv", "--data.items.header", "false", "--data.items.id", "2"]
+    assert main([*line, *other]) == 0
+    table = pl.read_csv("out.csv")
+    assert table["title"].to_list() == [f"No. {item}" for item in table["item"]]
+    Path("items.csv").unlink()
+    with pytest.warns(Notice, match=r"no titles: items\.csv of the run is not there"):
+        assert "title" not in cgfedrec.load("run/checkpoints/best.ckpt").recommend([1]).columns
+    assert main([*line, "--items", "items.csv"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("id\n1\n", r"items\.csv: no column at position 1"), (None, r"data\.items\.path: no file")]
+)
+def test_titles_that_cannot_be_read_are_seen_before_training(text: str | None, problem: str) -> None:
+    if text:
+        Path("items.csv").write_text(text)
+    with pytest.raises(InputError, match=problem):
+        page_of(TINY, {"data.items.path": "items.csv"})
+    assert not Path("run").exists()
+
+
 def test_a_rolling_evaluation_has_one_page_with_its_cuts() -> None:
     rows = [(user, (user * 3 + day) % 25, 800_000_000 + 86_400 * day) for user in range(30) for day in range(0, 40, 3)]
     pl.DataFrame(rows, ["user", "item", "timestamp"], orient="row").write_csv("t.csv")
@@ -116,3 +159,16 @@ def test_where_nothing_is_held_out_it_says_so() -> None:
     page, _ = page_of(TINY, {"data.split": "none"})
     assert "nothing was held out" in page.text
     assert "Accuracy" not in page.text
+
+
+@pytest.mark.skipif(shutil.which("rsvg-convert") is None, reason="no rsvg-convert here: apt-get install librsvg2-bin")
+def test_a_chart_becomes_a_pdf_for_a_paper() -> None:
+    """By the command of docs/tutorials/research.md: with its colours and what shines through, on a page of its size."""
+    line = Line("PFedRec", 0, [1, 2], [0.1, 0.2], [0.1, 0.1], [0.2, 0.3])
+    Path("a.svg").write_text(alone(chart([line], "round", "NDCG@10", "a chart")))
+    subprocess.run(["rsvg-convert", "-f", "pdf", "-o", "a.pdf", "a.svg"], check=True)
+    written = Path("a.pdf").read_bytes()
+    assert b"/MediaBox [ 0 0 450 270 ]" in written
+    parts = [zlib.decompress(one) for one in re.findall(rb"FlateDecode.*?stream\n(.*?)\nendstream", written, re.DOTALL)]
+    assert any(b"0 0.447059 0.698039 RG" in part for part in parts)  # the first colour of light pages
+    assert b"/ca 0.13" in b"".join([written, *parts])  # the band

@@ -541,13 +541,13 @@ def items(by: str = ",", escape: bool = True, names: str = "id,title", spell: Ca
     ("name", "content", "options"),
     [
         ("i.csv", "\ufeff" + items(), []),
-        ("i.csv", items().encode("latin-1"), ["--items_encoding", "latin-1"]),
+        ("i.csv", items().encode("latin-1"), ["--data.items.encoding", "latin-1"]),
         ("i.tsv", items("\t", escape=False), []),
         ("i.dat", items("::", escape=False), []),
-        ("i.tsv", items("\t"), ["--items_quoted", "true"]),
+        ("i.tsv", items("\t"), ["--data.items.quoted", "true"]),
         ("i.csv", items(spell=lambda item: f"{item}.0"), []),
-        ("i.csv", items().split("\n", 1)[1], ["--items_no_header"]),
-        ("I.CSV.gz", gzip.compress(items().encode()), ["--items_id", "id", "--items_title", "title"]),
+        ("i.csv", items().split("\n", 1)[1], ["--data.items.header", "false"]),
+        ("I.CSV.gz", gzip.compress(items().encode()), ["--data.items.id", "id", "--data.items.title", "title"]),
         (
             "i.parquet",
             lambda path: pl.DataFrame({"id": map(float, TITLES), "title": TITLES.values()}).write_parquet(path),
@@ -568,12 +568,12 @@ def test_titles_are_whole(
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
-        (items().encode("latin-1"), [], ["i.csv, line 5", "not UTF-8", "--items_encoding"]),
-        (items(escape=False).replace(", The", ""), [], ["i.csv, line 6: a quote", "--items_quoted false"]),
-        (items().split("\n", 1)[1], [], ["'100' is an item", "--items_no_header"]),
-        (items(names="id,id"), ["--items_id", "id"], ["two columns have the same name, 'id'", "--items_id"]),
-        (items(), ["--items_title", "name"], ["no column 'name'", "--items_title"]),
-        (items(), ["--items_encoding", "x"], ["--items_encoding: 'x'"]),
+        (items().encode("latin-1"), [], ["i.csv, line 5", "not UTF-8", "data.items.encoding"]),
+        (items(escape=False).replace(", The", ""), [], ["i.csv, line 6: a quote", "data.items.quoted false"]),
+        (items().split("\n", 1)[1], [], ["'100' is an item", "data.items.header false"]),
+        (items(names="id,id"), ["--data.items.id", "id"], ["two columns have the same name, 'id'", "data.items.id"]),
+        (items(), ["--data.items.title", "name"], ["no column 'name'", "data.items.title"]),
+        (items(), ["--data.items.encoding", "x"], ["data.items.encoding: 'x'"]),
     ],
     ids=["latin-1", "quotes", "lost row", "two of a name", "no title", "no encoding"],
 )

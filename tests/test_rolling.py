@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +243,14 @@ def test_a_stopped_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
         (tmp_path / "half" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "whole" / name).rename(tmp_path / "half" / name)
     (tmp_path / "half" / "config.yaml").write_text((tmp_path / "whole" / "config.yaml").read_text())
-    before = (tmp_path / "half" / "cuts" / "02" / "summary.json").stat().st_mtime_ns
+    moved = [tmp_path / "half" / name / "summary.json" for name in ("choosing/01-0", "cuts/02")]
+    before = moved[1].stat().st_mtime_ns
     again = rolled(tmp_path / "half", **method)
-    assert (tmp_path / "half" / "cuts" / "02" / "summary.json").stat().st_mtime_ns == before
+    assert moved[1].stat().st_mtime_ns == before
     assert again.summary["test/ndcg@10"] == whole.summary["test/ndcg@10"]
+    of_before = [json.loads(path.read_text())["seconds"] for path in moved]
+    assert again.training.seconds == pytest.approx(sum(of_before))  # they are told, too
+    assert again.summary["seconds"] > again.training.seconds
     with pytest.raises(InputError, match="already holds a run"):
         rolled(tmp_path / "half", **method)
     (tmp_path / "half" / "summary.json").unlink()

@@ -361,9 +361,9 @@ def test_the_options_of_every_command_have_variables(
     for arguments, rows in (([], 4), (["--top_k", "3"], 6), (["--top_k=3", "--user", "5"], 3)):
         assert main(["recommend", *arguments, "--output", "out.csv"]) == 0
         assert len(Path("out.csv").read_text().splitlines()) == 1 + rows
-    monkeypatch.setenv("CGFEDREC_RECOMMEND_ITEMS_NO_HEADER", "perhaps")
+    monkeypatch.setenv("CGFEDREC_RECOMMEND_EXPLAIN", "perhaps")
     assert main(["recommend"]) == 2
-    assert "CGFEDREC_RECOMMEND_ITEMS_NO_HEADER: must be true or false, not 'perhaps'" in capsys.readouterr().err
+    assert "CGFEDREC_RECOMMEND_EXPLAIN: must be true or false, not 'perhaps'" in capsys.readouterr().err
     monkeypatch.setenv("CGFEDREC_COMPARE_PROCESSES", "0")
     assert main(["compare", "--config", str(ROOT / "configs/compare/quick.yaml")]) == 2
     assert "--processes: 0 is not positive" in capsys.readouterr().err

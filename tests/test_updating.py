@@ -122,6 +122,9 @@ def test_what_is_taken_back_is_as_if_it_had_never_been(tmp_path: Path) -> None:
         assert server_of(again).get_buffer(name).equal(server_of(first).get_buffer(name))
     everyone = torch.arange(first.data.num_users)
     assert again.loop.score(everyone).equal(first.loop.score(everyone))
+    assert 0.5 < second.summary["structure/same"] < 1
+    assert again.summary["structure/same"] < 1
+    assert "structure/same" not in first.summary
 
 
 def test_times_that_are_lost_are_no_change(tmp_path: Path) -> None:

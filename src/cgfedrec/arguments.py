@@ -35,6 +35,10 @@ recommend. The settings of a run have theirs from fit wherever they are taken: C
 
 exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n"""
 _MORE = "; further options, such as --data.path, override the checkpoint's config (--trust: see SECURITY.md)"
+_ITEMS = (
+    "a table of items with their titles, by default the run's own (data.items.path); the other options of data.items "
+    "say how it is laid out"
+)
 _HELP = {
     ("fit",): "train a federation",
     ("estimate",): "say what a run would need, in memory, disk, bytes and time; takes the options of fit",
@@ -122,22 +126,7 @@ def _add_recommend(parser: ArgumentParser) -> None:
     add("--top_k", type=int, default=10, metavar="K", help="how many items for each (%(default)s)")
     add("--explain", action="store_true", help="name the own items that speak most for each")
     add("--output", metavar="FILE", help="write .csv or .parquet instead of printing")
-    _add_items(parser)
-
-
-def _add_items(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--items", metavar="FILE", help="a table of items from which titles are joined")
-    add("--items_id", default="0", metavar="COLUMN", help="its id column, by name or position (%(default)s)")
-    add("--items_title", default="1", metavar="COLUMN", help="its title column (%(default)s)")
-    add("--items_separator", metavar="TEXT", help="its separator, by default told from the file name")
-    add(
-        "--items_quoted",
-        choices=("true", "false"),
-        help="whether its fields may stand in double quotes; by default where the separator is , ; or |",
-    )
-    add("--items_encoding", default="utf-8", metavar="NAME", help="such as latin-1 (%(default)s)")
-    add("--items_no_header", action="store_true", help="its first line is an item already")
+    add("--items", metavar="FILE", help=_ITEMS)
 
 
 def _add_export(parser: ArgumentParser) -> None:
@@ -146,7 +135,7 @@ def _add_export(parser: ArgumentParser) -> None:
     add("--output", required=True, metavar="PATH", help="the folder, whose export is replaced in one step; or the file")
     add("--client", metavar="ID", help="write this user's client alone: its private state and what came down to it")
     add("--server", action="store_true", help="write the server alone: what it has found, and no user")
-    _add_items(parser)
+    add("--items", metavar="FILE", help=_ITEMS)
 
 
 def _add_serve(parser: ArgumentParser) -> None:

@@ -10,14 +10,18 @@ import atexit
 import gc
 import logging
 import os
+import re
+import signal
 import sys
 import traceback
 import warnings
+from argparse import ArgumentParser
 from argparse import Namespace as Arguments
+from collections.abc import Iterator
 from pathlib import Path
 
 from cgfedrec.arguments import OWN_HELP, Command, command_parser
-from cgfedrec.errors import InputError, Notice, RunError, printable
+from cgfedrec.errors import InputError, Notice, RunError, check, nearest, printable
 from cgfedrec.settings.environment import tell_of_unread, with_variables
 from cgfedrec.texts import SETTINGS, asks_for_help, packaged
 from cgfedrec.using import export, no_more, recommend, serve, test, validate
@@ -59,19 +63,34 @@ def main(argv: list[str] | None = None) -> int:
         print(packaged(SETTINGS), end="")
         return 0
     try:
+        check(*_misspelt(options, verbs[arguments.words]))
         code: int = arguments.run(arguments, options)
         return code
     except InputError as error:
         return _fail(arguments, 2, *error.problems)
     except RunError as error:
         return _fail(arguments, 1, str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        for number in stopped.args:  # of `_stop`
+            return _fail(arguments, 128 + number, f"stopped by {number.name}; no round was under way")
         return _fail(arguments, 130, "interrupted")
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         return _fail(arguments, 1, f"{type(error).__name__}: {error} (cgfedrec --traceback shows where)")
+
+
+def _misspelt(options: list[str], verb: ArgumentParser) -> Iterator[str]:
+    """The problem with each option that is no setting of a run, but nearly one of the command's own."""
+    settings = set(re.findall(r"--[a-z_]+", packaged(SETTINGS)))
+    own = set(verb._option_string_actions) - {"-h", "--help"}
+    for word in options:
+        name, _, _ = word.partition("=")
+        if name.startswith("--") and "." not in name and name not in settings:
+            meant = nearest(name, own)
+            if meant:
+                yield f"{name}: there is no such option{meant}"
 
 
 def _warning(
@@ -141,12 +160,13 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.advice import advice
     from cgfedrec.run.api import start
     from cgfedrec.run.console import console, show_result
+    from cgfedrec.run.signals import Signals
     from cgfedrec.settings.sources import said
 
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # how processes find each other
     out = console()
-    with start(said(options=options), console=out) as run:
+    with Signals(_stop), start(said(options=options), console=out) as run:
         run.fit()
     if run.interrupted:
         if run.processes.first:
@@ -157,6 +177,11 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
         for line in advice(run):
             out.print(line, highlight=False, soft_wrap=True)
     return 0
+
+
+def _stop(came: list[signal.Signals]) -> str:
+    """What a signal does before the first round and after the last, where nothing else looks after it."""
+    raise KeyboardInterrupt(came[-1])
 
 
 def _estimate(arguments: Arguments, options: list[str]) -> int:

@@ -8,12 +8,8 @@ from __future__ import annotations
 import sys
 from argparse import Namespace as Arguments
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cgfedrec.errors import InputError, check, printable
-
-if TYPE_CHECKING:
-    import polars as pl
 
 YOU = "you"
 """Whose history ``recommend --have`` gives."""
@@ -73,7 +69,7 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.recommend import SHOWN, recommend_for, without_any, write
     from cgfedrec.run.recommend import recommend as recommend_to
 
-    err, data = console(stderr=True), None
+    err, data, options = console(stderr=True), None, _with_items(arguments, options)
     if arguments.histories or arguments.have:
         if arguments.have and (arguments.histories or arguments.user):
             raise InputError("--have: is the history of one person; give neither --user nor --histories beside it")
@@ -91,8 +87,6 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
     else:
         table = recommend_to(run.scorer, arguments.user, arguments.top_k, reason)
     show_scoring(console(stderr=True), run.training.bytes_scoring - before)
-    if arguments.items:
-        table = _with_titles(table, arguments, "recommended")
     if full := without_any(data or run.data, table, arguments.user):
         names = ", ".join(full[:SHOWN])
         if len(full) > SHOWN:
@@ -118,13 +112,11 @@ def export(arguments: Arguments, options: list[str]) -> int:
         titles = "--items: titles are for what recommends; leave out --client and --server"
     check(one, titles)
 
-    import polars as pl
-
     from cgfedrec.run.api import load
     from cgfedrec.run.console import console
 
     output, out = Path(arguments.output), console()
-    run = load(arguments.ckpt_path, options=options, console=console(stderr=True))
+    run = load(arguments.ckpt_path, options=_with_items(arguments, options), console=console(stderr=True))
     if arguments.client is not None or arguments.server:
         from cgfedrec.run.devices import write_client, write_server
 
@@ -134,11 +126,7 @@ def export(arguments: Arguments, options: list[str]) -> int:
             write_client(run.loop, run.header, arguments.client, output)
         out.print(f"{output}: {output.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
         return 0
-    known = None
-    if arguments.items:
-        table = _with_titles(pl.DataFrame({"item": run.data.item_ids}), arguments, "exported")
-        known = dict(table.iter_rows())
-    found = run.export(output, known)
+    found = run.export(output)
     out.print(
         f"{output}: {found.num_items:,} items, read by {found.reader.reading}; version {found.version}\n"
         f"serve it with: cgfedrec serve {output}",
@@ -158,32 +146,14 @@ def serve(arguments: Arguments, options: list[str]) -> int:
     return answer(Path(arguments.folder), arguments.host, arguments.port, limits)
 
 
-def _with_titles(table: pl.DataFrame, arguments: Arguments, what: str) -> pl.DataFrame:
-    """The table with titles of its items, from the file that the options name; a warning where it has none of them."""
-    from cgfedrec.run.recommend import ItemsFormat, with_titles
-
-    quoted = {None: None, "true": True, "false": False}[arguments.items_quoted]
-    layout = ItemsFormat(
-        arguments.items_separator,
-        not arguments.items_no_header,
-        item_column=_column(arguments.items_id),
-        quoted=quoted,
-        encoding=arguments.items_encoding,
-    )
-    table = with_titles(table, Path(arguments.items), layout, _column(arguments.items_title))
-    if len(table) and table["title"].null_count() == len(table):
-        print(f"warning: no id in {printable(arguments.items)} is among the {what} items", file=sys.stderr)
-    return table
+def _with_items(arguments: Arguments, options: list[str]) -> list[str]:
+    """The options, with the table of items as the one that is said of the data."""
+    if arguments.items is None:
+        return options
+    return [*options, "--data.items.path", arguments.items]
 
 
 def no_more(options: list[str]) -> None:
     """Refuse options that a command does not take."""
     if options:
         raise InputError(f"unknown option {options[0]}")
-
-
-def _column(text: str) -> str | int:
-    """A column by its position, or by its name."""
-    if text.isdigit():
-        return int(text)
-    return text

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from cgfedrec.data.interactions import Numbers
@@ -109,3 +112,14 @@ class Lists:
     def outside(self, users: NDArray[np.int64], num_items: int) -> Pool:
         """What is in no list of ``users``: each user's own pool of the other items."""
         return Pool(np.flatnonzero(~self.mask(users, num_items)), num_items - self.lengths[users], num_items)
+
+
+def fingerprint(parts: Iterable[Lists], ids: Iterable[pl.Series]) -> str:
+    """A hash of lists, and of the ids of who and what they are about."""
+    digest = hashlib.sha256()
+    for lists in parts:
+        digest.update(lists.starts.astype("<i8").data)
+        digest.update(lists.items.astype("<i8").data)
+    for some in ids:
+        digest.update("\n".join(map(str, some)).encode())
+    return digest.hexdigest()

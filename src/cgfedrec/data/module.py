@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,8 +21,9 @@ from cgfedrec.data.days import days_ago, is_order, per_day
 from cgfedrec.data.dropping import drop_users, pool_problems
 from cgfedrec.data.histories import Histories, History
 from cgfedrec.data.interactions import Interactions, renumbered
+from cgfedrec.data.items import Items
 from cgfedrec.data.layout import Format
-from cgfedrec.data.lists import Lists
+from cgfedrec.data.lists import Lists, fingerprint
 from cgfedrec.data.people import People
 from cgfedrec.data.ratings import read_told
 from cgfedrec.data.rolling import Cut, Rolling
@@ -65,6 +66,7 @@ class FederatedDataModule(LightningDataModule):
             nothing changes (a k-core); under ``rolling`` by what comes before the cut.
         negatives: Negatives drawn for each positive, anew in every round.
         batch_size: Samples, positives and negatives, in a local batch; the last may be shorter.
+        items: A table of items, for their titles. Nothing is trained on it, and no server sees it.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class FederatedDataModule(LightningDataModule):
         negatives: int = 4,
         batch_size: int = 256,
         min_users: int = 1,
+        items: Items = Items(),  # noqa: B008, frozen
     ) -> None:
         super().__init__()
         counts = {"min_users": min_users, "negatives": negatives, "batch_size": batch_size}
@@ -91,7 +94,7 @@ class FederatedDataModule(LightningDataModule):
         self.rolling = rolling
         self.min_interactions, self.min_users = min_interactions, min_users
         self.negatives = negatives
-        self.batch_size = batch_size
+        self.batch_size, self.items = batch_size, items
         self.protocol = Protocol()
         self.seed = self.private_seed = 0
         self.track: Track = untold
@@ -197,6 +200,11 @@ class FederatedDataModule(LightningDataModule):
         counts = np.bincount(self._train.items, minlength=self.num_items)
         return torch.from_numpy(counts / self.num_users)
 
+    @cached_property
+    def titles(self) -> Mapping[str, str]:
+        """Of items, by their ids as text: as of `Items.titles`, read when first asked for."""
+        return self.items.titles(self.item_ids)
+
     def training_matrix(self) -> csr_array:
         """`[users, items]`, float64: 1 where a user has an item in training, for models that see everyone's data."""
         ones = np.ones(len(self._train.items))
@@ -233,13 +241,7 @@ class FederatedDataModule(LightningDataModule):
 
         Items below the rating threshold count too: they decide what is ranked and recommended.
         """
-        digest = hashlib.sha256()
-        for lists in (*self._parts, self._disliked):
-            digest.update(lists.starts.astype("<i8").data)
-            digest.update(lists.items.astype("<i8").data)
-        for ids in (self.user_ids, self.item_ids):
-            digest.update("\n".join(map(str, ids)).encode())
-        return digest.hexdigest()
+        return fingerprint((*self._parts, self._disliked), (self.user_ids, self.item_ids))
 
     def cohorts(self, participants: Tensor, cohort_size: int) -> Iterator[Tensor]:
         """Share out participants, `[participants]`, into cohorts of at most ``cohort_size``, `[clients]` each.

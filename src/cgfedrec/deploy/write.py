@@ -88,6 +88,7 @@ def settings_of(config: str, data: FederatedDataModule) -> str:
     if not data.has_times:
         layout["timestamp_column"] = None
     tree["data"]["init_args"] |= {"path": None, "format": layout}
+    tree["data"]["init_args"].pop("items", None)  # titles are shown to people, and no node shows any
     tree |= UNLOGGED
     return yaml.safe_dump(tree, sort_keys=False)
 

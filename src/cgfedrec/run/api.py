@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from cgfedrec.data.changes import Before
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, Notice
 from cgfedrec.run.checkpoint import State, read_checkpoint
 from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.folder import CLIENTS, run_folder
@@ -26,6 +27,8 @@ from cgfedrec.settings.opening import checkpoint_in, refuse_of_fit, settings_in
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import Config, Said, said
 
+TITLES = ("data", "init_args", "items", "path")
+"""Where the settings name the table of items."""
 OTHERS = ("path", "format")
 """Settings of data that may be said of other people's than those in training."""
 
@@ -185,6 +188,10 @@ def _of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
 
 def _opened(path: Path, state: State, given: Said, console: Console | None) -> Run:
     settings = parse(given, settings_in(state["config"], given))
+    items = settings.data.init_args.get("items")
+    if items and items.path and not given.who(TITLES) and not Path(items.path).exists():
+        warnings.warn(f"no titles: {items.path} of the run is not there; --data.items.path names another", Notice, 3)
+        items.path = None
     if console:
         console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
     run = Run(settings, path.parent, console=console, clients=path.parent / CLIENTS, to_train=False)

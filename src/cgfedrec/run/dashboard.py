@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 SYSTEM = ("system.cpu", "system.memory_percent", "system.proc.memory.rssMB", "system.disk.out")
 """What W&B measures by itself."""
+SHARES = {
+    "structure/explained": "of what items count by themselves, reached by the factor",
+    "structure/confirmed": "of candidate pairs, those that any client has",
+    "structure/same": "of neighbours, those of the structure before",
+    "clusters/changed": "of items, those in another cluster than before",
+}
+"""What a structure is worth, round by round, in shares."""
 
 
 def dashboard(project: str, entity: str | None, metric: str, output: Path, console: Console) -> None:
@@ -84,6 +91,10 @@ def _workspace(project: str, entity: str, metric: str) -> Workspace:
         ],
         "Structure": [
             reports.MediaBrowser(title="items, by what the server discovered", media_keys=["structure/map"]),
+            reports.MediaBrowser(title="theta: what an own item counts, by its age", media_keys=["structure/theta"]),
+            *(line(title=title, x="round", y=[one], title_x="round", title_y="share") for one, title in SHARES.items()),
+            bars(title="neighbours of an item", metrics=["structure/neighbours"]),
+            bars(title="theta as chosen", metrics=["theta/rho", "theta/beta"]),
             reports.WeavePanelSummaryTable(table_name="structure/clusters"),
             reports.WeavePanelSummaryTable(table_name="structure/neighbours"),
             reports.WeavePanelSummaryTable(table_name="examples"),

@@ -26,15 +26,16 @@ def recommender_of(loop: FederatedLoop, header: Header, titles: Titles | None = 
     Args:
         loop: A federation whose clients can score by a history (`Clients.no_newcomers`).
         header: Which run it is of.
-        titles: Of its items, where they are known.
+        titles: Of its items; by default those of the data.
 
     Raises:
         InputError: where clients need what they have trained themselves, and where nothing has come down to them yet.
     """
     check(loop.clients.no_newcomers())
-    data, known = loop.data, {str(item): title for item, title in (titles or {}).items()}
+    data, known = loop.data, loop.data.titles if titles is None else titles
+    named = {str(item): title for item, title in known.items()}
     ids = data.item_ids.to_list()
-    return Recommender(ids, [known.get(str(one)) for one in ids], reader_of(loop), data.has_times, about(loop, header))
+    return Recommender(ids, [named.get(str(one)) for one in ids], reader_of(loop), data.has_times, about(loop, header))
 
 
 def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | None = None) -> Recommender:

@@ -16,8 +16,9 @@ import torch
 
 from cgfedrec.errors import check, no_count
 from cgfedrec.history import Row
+from cgfedrec.pages.render import alone
 from cgfedrec.run.page import PAGE
-from cgfedrec.run.recommend import ItemsFormat, with_titles
+from cgfedrec.run.structure import named
 
 if TYPE_CHECKING:
     import wandb
@@ -28,7 +29,6 @@ MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 """What Weights & Biases takes for ``WANDB_MODE``."""
 _NOT_IN_PROJECTS = "/\\#?%:"
 LONGEST_TAG = 64
-TITLES = ItemsFormat(item_column=0)
 EXAMPLE_ITEMS = 10
 """That are recommended to an example user, and of those that it had last."""
 INIT_TIMEOUT = 20.0
@@ -52,7 +52,6 @@ class WandbLogger(theirs.WandbLogger):
         offline: By default, true unless a key is configured.
         log_checkpoint: Upload the best checkpoint as an artifact. It holds every client's private table.
         examples: Upload what is recommended to so many of the users, with what they had last. Both are private.
-        titles: A file of items, of which the first column is the id and the second the title, for these examples.
 
     Raises:
         InputError: for names that Weights & Biases does not take.
@@ -68,13 +67,10 @@ class WandbLogger(theirs.WandbLogger):
         offline: bool | None = None,
         log_checkpoint: bool = False,
         examples: int = 0,
-        titles: str | None = None,
     ) -> None:
         mode = os.environ.get("WANDB_MODE") or "online"
         problems: list[str | None] = [no_count("logger.examples", examples, least=0)]
         problems += [f"logger.tags: {tag!r} must have from 1 to 64 characters" for tag in tags or [] if not _fits(tag)]
-        if titles is not None and not Path(titles).is_file():
-            problems.append(f"logger.titles: no file {titles}")
         if not 0 < len(project) <= 128 or set(project) & set(_NOT_IN_PROJECTS):
             refused = " ".join(_NOT_IN_PROJECTS)
             problems.append(f"logger.project: {project!r} must have from 1 to 128 characters, and none of {refused}")
@@ -89,7 +85,7 @@ class WandbLogger(theirs.WandbLogger):
         self.offline = offline
         self.log_checkpoint = log_checkpoint
         self.group, self.job_type, self.tags = group, job_type, list(tags or [])
-        self.examples, self.titles = examples, titles
+        self.examples = examples
         self._step = 0  # the latest: W&B takes none that lies before it
         super().__init__(name=name, project=project, offline=offline)
 
@@ -99,14 +95,8 @@ class WandbLogger(theirs.WandbLogger):
         Args:
             directory: The run's folder; W&B writes into ``wandb`` in it.
             config: The settings, as shown in W&B.
-
-        Raises:
-            InputError: if the titles cannot be read. That is seen now, and not after training.
         """
         import wandb  # 1 s to import: only for those who use it
-
-        if self.titles is not None:
-            with_titles(pl.DataFrame({"item": []}, schema={"item": pl.String}), Path(self.titles), TITLES, 1)
 
         identity = directory / "wandb" / "run-id"
         identity.parent.mkdir(parents=True, exist_ok=True)
@@ -171,11 +161,13 @@ class WandbLogger(theirs.WandbLogger):
         if found is not None:
             self._log(
                 {
-                    "structure/map": wandb.Html(str(found.map)),
+                    "structure/map": wandb.Html(alone(found.map)),
                     "structure/clusters": _table(["items", "which most users have"], found.clusters),
                     "structure/neighbours": _table(["item", "neighbours"], found.neighbours),
                 }
             )
+            if found.theta:
+                self._log({"structure/theta": wandb.Html(alone(found.theta))})
         if self.examples:
             table = self._examples(run)
             self._log({"examples": _table(table.columns, table.rows())})
@@ -185,12 +177,10 @@ class WandbLogger(theirs.WandbLogger):
         data = run.data
         places = torch.linspace(0, data.num_users - 1, min(self.examples, data.num_users)).long()  # [examples]
         table = run.recommend([data.user_ids[place] for place in places.tolist()], EXAMPLE_ITEMS)
-        if self.titles is not None:
-            table = with_titles(table, Path(self.titles), TITLES, 1)
         last = {}
         for place, items in zip(places.tolist(), data.histories(places).items, strict=True):
             own = items[items >= 0][:EXAMPLE_ITEMS].tolist()
-            last[data.user_ids[place]] = ", ".join(str(data.item_ids[item]) for item in own)
+            last[data.user_ids[place]] = "; ".join(named(data, own))
         return table.with_columns(pl.Series("had last", [last[user] for user in table["user"]]))
 
     def log_summary(self, history: list[Row], monitor: str, summary: Mapping[str, object], best: Path) -> None:

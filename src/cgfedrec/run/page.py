@@ -19,6 +19,7 @@ from cgfedrec.run.console import METRICS, TITLES, metric_name
 from cgfedrec.run.structure import Shown
 from cgfedrec.run.training import Training
 from cgfedrec.server import CLIENTS, READINGS, SPENT
+from cgfedrec.structure.quality import MEASURED
 from cgfedrec.units import duration, nbytes
 
 PAGE = "report.html"
@@ -67,6 +68,7 @@ def page_of(
         bytes=_bytes(summary),
         phases=_phases(training.history),
         structure=structure,
+        worth=_worth(training.history),
         readings=sorted(judged.items(), key=lambda one: -one[1])[:READ],
         judged=len(judged),
         protocol=protocol,
@@ -145,6 +147,12 @@ def _charts(training: Training, metric: str) -> list[tuple[Markup, str]]:
         drawn = chart([line], x, y, f"{y} against bytes", x_format=lambda value: nbytes(value, 0))
         figures.append((Markup(drawn), "The same against the packed length of all messages."))
     return figures
+
+
+def _worth(history: Sequence[Row]) -> list[tuple[int, Row]]:
+    """What each structure that was found is worth: its round, and the measures by their names."""
+    told = [(int(row["round"]), within(row, MEASURED)) for row in history]
+    return [(round, measures) for round, measures in told if measures]
 
 
 def _bytes(summary: Mapping[str, Any]) -> list[tuple[str, int, float]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,7 @@ from torch import Tensor
 
 from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.data.ids import as_ids
-from cgfedrec.data.layout import Column, Format
 from cgfedrec.data.newcomers import Newcomers
-from cgfedrec.data.reading import read_table
-from cgfedrec.data.tables import Table
 from cgfedrec.errors import InputError, Notice, check, not_positive
 from cgfedrec.evaluation.ranking import best
 from cgfedrec.files import write_atomically
@@ -49,8 +44,9 @@ def recommend(
         why: How own items speak for what is recommended, if that is to be told (`cgfedrec.run.because.why`).
 
     Returns:
-        Columns ``user``, ``rank``, ``item``, ``score``, ``source`` (``model`` or ``popularity``); and where it is asked
-        for ``because``, a list of own items. A user who has every item has no row; `without_any` names them.
+        Columns ``user``, ``rank``, ``item``, ``score``, ``source`` (``model`` or ``popularity``); ``title`` where the
+        data have a table of items; and where it is asked for ``because``, a list of own items. A user who has every
+        item has no row; `without_any` names them.
 
     Raises:
         InputError: if none of the users is in the data.
@@ -85,7 +81,7 @@ def recommend(
         return found
 
     source = np.where(trained, "model", "popularity")
-    return _table(data, known, source, scored, at_once, top_k, explained if why else None)
+    return _titled(_table(data, known, source, scored, at_once, top_k, explained if why else None), data)
 
 
 def recommend_for(
@@ -122,7 +118,8 @@ def recommend_for(
         return because(why, newcomers.histories(everybody[part]), shown)
 
     source = np.where(lengths > 0, "history", "popularity")
-    return _table(newcomers, known, source, scored, loop.clients.cohort_size, top_k, explained if why else None)
+    table = _table(newcomers, known, source, scored, loop.clients.cohort_size, top_k, explained if why else None)
+    return _titled(table, loop.data)
 
 
 def _table(
@@ -178,68 +175,16 @@ def without_any(data: FederatedDataModule, table: pl.DataFrame, users: Sequence[
     return [user for user in asked if user not in served]
 
 
-@dataclass(frozen=True)
-class ItemsFormat(Format):
-    """How a file of items is laid out, as the options of `cgfedrec recommend` say."""
-
-    @property
-    def drops(self) -> bool:
-        """No: an item whose row is left out would lose its title."""
-        return False
-
-    def option(self, name: str) -> str:
-        """How an option is called."""
-        return {"item_column": "--items_id", "title_column": "--items_title"}.get(name, f"--items_{name}")
-
-
-def with_titles(table: pl.DataFrame, path: Path, layout: Format, title_column: Column) -> pl.DataFrame:
-    """Add ``title``, from a table of items in a file; null where an item is not in it. ``because`` has titles, too.
-
-    Raises:
-        InputError: if the file cannot be read or a column is not there, naming the line or the column.
-    """
-    given = read_table(path, layout)
-    ids, titles = (
-        given.column(layout.option(name), column)
-        for name, column in (("item_column", layout.item_column), ("title_column", title_column))
-    )
-    keys = _keys(given, ids, table["item"].dtype)
-    _refuse_lost_item(given, layout, table["item"])
-    if titles.dtype.is_nested():
-        raise InputError(f"{path}: the title is of type {titles.dtype}, expected text")
-    lookup = pl.DataFrame({"key": keys, "title": titles.cast(pl.String, strict=False)}).drop_nulls("key")
-    if "because" in table.columns:
-        known = dict(lookup.unique("key", keep="first").drop_nulls().iter_rows())
-        named = [[known.get(str(item), str(item)) for item in own] for own in table["because"].to_list()]
-        table = table.with_columns(pl.Series("because", named, dtype=pl.List(pl.String)))
-    titled = (
-        table.with_columns(pl.col("item").cast(pl.String).alias("key"))
-        .join(lookup.unique("key", keep="first"), "key", "left", maintain_order="left")
-        .drop("key")
-    )
-    return titled.select(~cs.by_name("because", require_all=False), cs.by_name("because", require_all=False))
-
-
-def _keys(given: Table, ids: pl.Series, ours: pl.DataType) -> pl.Series:
-    """The ids of a table of items as text; where ours are whole numbers, so are theirs that have no fraction."""
-    try:
-        keys = as_ids(ids).cast(pl.String)
-    except ValueError as error:
-        raise InputError(f"{given.path}: the item {error}") from error
-    if not ours.is_integer():
-        return keys
-    return keys.str.replace(r"^(-?\d+)\.0+$", "${1}")
-
-
-def _refuse_lost_item(given: Table, layout: Format, items: pl.Series) -> None:
-    """Refuse a first line that was taken for names, but names an item that is looked for."""
-    if given.place == "line" and layout.header and isinstance(layout.item_column, int):
-        name = given.names[layout.item_column]
-        if name in items.cast(pl.String):
-            raise InputError(
-                f"{given.path}: its first line was taken for the names of columns, but {name!r} is an item; give "
-                "--items_no_header"
-            )
+def _titled(table: pl.DataFrame, data: FederatedDataModule) -> pl.DataFrame:
+    """The table with a column ``title`` where the data have titles, null where one is missing; in ``because``, too."""
+    if data.items.path is None:
+        return table
+    titles = pl.Series([data.titles.get(str(item)) for item in table["item"]], dtype=pl.String)
+    if "because" not in table.columns:
+        return table.with_columns(titles.alias("title"))
+    named = [[data.titles.get(str(item), str(item)) for item in own] for own in table["because"].to_list()]
+    because = pl.Series("because", named, dtype=pl.List(pl.String))
+    return table.drop("because").with_columns(titles.alias("title"), because)
 
 
 def write(table: pl.DataFrame, path: Path) -> None:

@@ -194,7 +194,7 @@ def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:
     if not resume:
         return trained
     loop = ("participation", "participants", "resample", "evaluate_every", "monitor", "state_dtype")
-    data = {k: v for k, v in config["data"]["init_args"].items() if k not in ("path", "format")}
+    data = {k: v for k, v in config["data"]["init_args"].items() if k not in ("path", "format", "items")}
     precision = config["fabric"]["precision"]
     if precision in (None, 32, "32"):  # other spellings of the same
         precision = "32-true"

@@ -137,8 +137,8 @@ class Cuts(Evaluations):
 
     def _trained(self, folder: Path, settings: Namespace) -> dict[str, Any]:
         """The summary of the run in a folder, which is trained if it is not finished; empty if it was interrupted."""
-        summary = _finished(folder, yaml.safe_load(dump(settings)))
-        if summary is not None:
+        if (summary := _finished(folder, yaml.safe_load(dump(settings)))) is not None:
+            self.seconds += summary["seconds"]  # of an earlier call
             return summary
         settings.run_dir, checkpoint, state = str(folder), folder / "checkpoints" / LAST, None
         if folder.exists():
@@ -260,7 +260,7 @@ class RollingRun(Run):
             "cuts": self.data.rolling.number,
             "choosing": self.data.rolling.num_choosing,
             "chosen": {str(one["cut"]): one["chosen"] for one in told},
-            "seconds": time.perf_counter() - started,
+            "seconds": time.perf_counter() - started + self.training.seconds,
         }
         self._write_page()
         write_json(self.directory / SUMMARY, self.summary)

@@ -90,6 +90,8 @@ class Run(Trained):
         before = update.before if update else before_beside(clients.parent if clients else self.checkpoints)
         self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console), before)
         self.data.setup()
+        if to_train and self.data.cut is None:
+            _ = self.data.titles  # what is wrong with them is said now, and not after training
         method = f"{type(self.method).__module__}.{type(self.method).__qualname__}"
         if update:
             update.check(method, self.config)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.pages.map import item_map
+from cgfedrec.pages.plot import Line, chart
 from cgfedrec.run.export import reader_of
 from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.structure.clusters import ClusterServer
@@ -24,6 +26,8 @@ CLUSTERS, ITEMS = 8, 5
 """Clusters that are listed, and items of each."""
 OWNED, NEAREST = 8, 4
 """Items whose neighbours are listed, and how many of each."""
+AGES = 64
+"""Ages of an own item for which it is drawn what it counts."""
 
 
 class Shown(NamedTuple):
@@ -35,6 +39,10 @@ class Shown(NamedTuple):
     """The size of each large cluster, and the items in it that most users have."""
     neighbours: list[tuple[str, str]]
     """An item, and those that are recommended most to who has it, with their weights."""
+    theta: Markup | None
+    """What an own item counts, by its age; where clients read neighbours."""
+    reading: str
+    """How they read them, in a word or two."""
 
 
 def shown(loop: FederatedLoop) -> Shown | None:
@@ -48,7 +56,7 @@ def shown(loop: FederatedLoop) -> Shown | None:
         return None
     items, places, labels = found
     holders = np.bincount(loop.data.training_matrix().indices, minlength=loop.data.num_items)[items.numpy()]
-    names = [str(one) for one in loop.data.item_ids[items.numpy()]]
+    names = named(loop.data, items.tolist())
     sizes = torch.bincount(labels)
     order = sizes.argsort(descending=True, stable=True)
     by_size = torch.empty_like(order)
@@ -70,8 +78,17 @@ def shown(loop: FederatedLoop) -> Shown | None:
     for cluster in order[:CLUSTERS]:
         members = (labels == cluster).nonzero().squeeze(1).numpy()
         most = members[np.argsort(-holders[members], kind="stable")][:ITEMS]
-        listed.append((len(members), ", ".join(names[place] for place in most)))
-    return Shown(Markup(picture), caption, listed, _neighbours(loop, items[np.argsort(-holders, kind="stable")]))
+        listed.append((len(members), "; ".join(names[place] for place in most)))
+    reader = _reader(loop)
+    if reader is None:
+        return Shown(Markup(picture), caption, listed, [], None, "")
+    near = _neighbours(loop.data, reader, items[np.argsort(-holders, kind="stable")])
+    return Shown(Markup(picture), caption, listed, near, _theta(reader), reader.reading)
+
+
+def named(data: FederatedDataModule, items: Sequence[int]) -> list[str]:
+    """Items, by their numbers, as people know them: by their title where it is known, else by their id."""
+    return [data.titles.get(one, one) for one in map(str, data.item_ids[items])]
 
 
 def _places(loop: FederatedLoop) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -94,22 +111,33 @@ def _flat(places: np.ndarray) -> np.ndarray:
     return components
 
 
-def _neighbours(loop: FederatedLoop, items: Tensor) -> list[tuple[str, str]]:
-    """The neighbours of the first of ``items`` `[rows]` that have any, where clients read neighbours."""
+def _reader(loop: FederatedLoop) -> NeighbourReader | None:
+    """What clients read neighbours by, if they do."""
     if loop.clients.no_newcomers() is not None:
-        return []
+        return None
     try:
         reader = reader_of(loop)
     except InputError:  # stopped before there were any
-        return []
-    if not isinstance(reader, NeighbourReader):
-        return []
-    ids: pl.Series = loop.data.item_ids
+        return None
+    return reader if isinstance(reader, NeighbourReader) else None
+
+
+def _theta(reader: NeighbourReader) -> Markup:
+    """A chart of what an own item counts, by its age."""
+    ages = np.arange(AGES)
+    line = Line("theta", 0, ages.tolist(), reader.counts(ages).tolist())
+    title = "what an own item counts by its age"
+    return Markup(chart([line], "items of the history that are newer", "what an own item counts", title))
+
+
+def _neighbours(data: FederatedDataModule, reader: NeighbourReader, items: Tensor) -> list[tuple[str, str]]:
+    """The neighbours of the first of ``items`` `[rows]` that have any."""
     listed: list[tuple[str, str]] = []
     for item in items[: 4 * OWNED].tolist():
         part = slice(reader.starts[item], reader.starts[item + 1])
         order = np.argsort(-reader.weights[part], kind="stable")[:NEAREST]
         if len(order) and len(listed) < OWNED:
-            near = zip(ids[reader.targets[part][order].astype(np.int64)], reader.weights[part][order], strict=True)
-            listed.append((str(ids[item]), ", ".join(f"{one} ({weight:.2f})" for one, weight in near)))
+            own, *near = named(data, [item, *reader.targets[part][order].tolist()])
+            weighed = zip(near, reader.weights[part][order], strict=True)
+            listed.append((own, "; ".join(f"{one} ({weight:.2f})" for one, weight in weighed)))
     return listed

@@ -26,6 +26,7 @@ from cgfedrec.run.folder import CONFIG, METRICS, RANKS
 from cgfedrec.run.training import Training
 from cgfedrec.server import CLIENTS, READINGS, SPENT
 from cgfedrec.structure.labelling import labels_of
+from cgfedrec.structure.quality import MEASURED, THETA
 
 PACKAGES = ("lightning", "torch", "torchmetrics", "wandb", "polars", "scikit-learn", "numpy")
 """Those whose version may show in a result."""
@@ -172,6 +173,7 @@ def summary_of(
         directory: The run's folder; what is in it is told with its checksum.
     """
     best, last = training.best, training.history[-1]
+    told = (CLIENTS, SPENT, MEASURED, THETA)
     assert best is not None
     asked: dict[str, int] = {}
     if data.cut:
@@ -184,8 +186,8 @@ def summary_of(
         "rounds": int(last["round"]),
         **{name: value for name, value in best.items() if name.startswith(("train/", "val/", "clusters/", READINGS))},
         # From how many clients each sum came: told in the row of the round that ended it.
-        # So is what sums have spent of a budget; the last one tells all.
-        **{name: value for row in training.history for name, value in row.items() if name.startswith((CLIENTS, SPENT))},
+        # So is what sums have spent of a budget, and what a structure is worth; the last one tells all.
+        **{name: value for row in training.history for name, value in row.items() if name.startswith(told)},
         **{name: value for name, value in last.items() if name.startswith("bytes/")},
         "time/round": fmean(row["time/round"] for row in training.history),
         **tests,

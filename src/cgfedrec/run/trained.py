@@ -134,6 +134,7 @@ class Trained:
     def export(self, folder: str | Path, titles: Titles | None = None) -> Recommender:
         """Write a folder that recommends for anybody's history, without this run: see `cgfedrec.run.export.export`.
 
+        Titles are those of the data, unless they are given.
         Raises `InputError` for methods whose clients need more than a history, and for a reference.
         """
         return export(self.loop, self.header, Path(folder), titles)

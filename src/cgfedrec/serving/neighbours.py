@@ -102,7 +102,7 @@ class NeighbourReader(Reader):
         places = np.minimum(np.searchsorted(known, pairs), max(len(known) - 1, 0))
         there = known[places] == pairs if len(known) else np.zeros(len(pairs), bool)
         found = np.zeros(len(pairs), np.float32)
-        found[there] = self._counts(ages[there]) * self.weights[places[there]]
+        found[there] = self.counts(ages[there]) * self.weights[places[there]]
         return found
 
     def best(self, history: Entries, kept_out: Entries, number: int, k: int) -> NDArray[np.int64]:
@@ -151,10 +151,10 @@ class NeighbourReader(Reader):
         rows = np.arange(lengths.sum()) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
         cells = np.repeat(history.users * self.num_items, lengths)[:, None] + self._near[rows]  # [rows, PIECE]
         terms = self._weights[rows]
-        terms *= np.repeat(self._counts(history.ages), lengths)[:, None]
+        terms *= np.repeat(self.counts(history.ages), lengths)[:, None]
         return cells.reshape(-1), terms.reshape(-1)
 
-    def _counts(self, ages: NDArray[np.int64]) -> NDArray[np.float32]:
+    def counts(self, ages: NDArray[np.int64]) -> NDArray[np.float32]:
         """What entries of these ages count, `[entries]`."""
         if self.buckets is None:
             return ((1.0 + ages) ** -self.decay).astype(np.float32)

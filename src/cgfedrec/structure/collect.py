@@ -16,6 +16,8 @@ from cgfedrec.structure.discover import candidates, closed_form
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.labelling import labels_by
 from cgfedrec.structure.nystroem import coordinates, factor
+from cgfedrec.structure.private import CHOOSE
+from cgfedrec.structure.quality import quality, theta
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import LEVELS, Found, Structure
 from cgfedrec.structure.tallies import SHARES, Columns, Known, LabelColumns, PairCounts
@@ -23,7 +25,7 @@ from cgfedrec.structure.updating import with_new_labels
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
-from cgfedrec.wire.values import Counts, IdLists, Labels, Value
+from cgfedrec.wire.values import Counts, IdLists, Labels, Value, Weights
 
 LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
 
@@ -41,6 +43,7 @@ class SumsServer(CountingServer):
     directions: Tensor
     pairs: Tensor
     found: Tensor
+    earlier: Tensor
     version: Tensor
 
     def __init__(self, discovery: Discovery, structure: Structure, num_items: int, seed: int) -> None:
@@ -49,7 +52,9 @@ class SumsServer(CountingServer):
         self.hold("directions", torch.empty(0, 0))  # [rows, columns], in place of labels
         self.hold("pairs", torch.empty(0, 0, dtype=torch.int64))  # [rows, most]
         self.hold("found", torch.empty(0, dtype=torch.uint8))  # the structure as it travels
+        self.hold("earlier", torch.empty(0, dtype=torch.uint8))  # that of the run from which this one goes on
         self.register_buffer("version", torch.tensor(0))  # of the structure
+        self.told: dict[str, float] = {}
         self.columns = [tally for tally in self.tallies if isinstance(tally, Columns)]
         self._sent: dict[str, Bulletin] = {}
 
@@ -71,7 +76,16 @@ class SumsServer(CountingServer):
     def update_from(self, state: Mapping[str, Any], changes: Changes) -> None:
         super().update_from(state, changes)
         self.labels, self.directions, self.pairs = (state[name].clone() for name in ("labels", "directions", "pairs"))
+        self.earlier = state["found"].clone()
         self.refresh()
+
+    def opened(self, name: str, total: Tensor) -> dict[str, float]:
+        """As of any counting server, with what a new structure is worth, and how clients have chosen to read it."""
+        self.told = {}
+        report = super().opened(name, total)
+        if name == CHOOSE:
+            report |= theta(self.structure, int(self.chosen))
+        return report | self.told
 
     def find(self, name: str, following: str) -> None:
         self.known = self._known()
@@ -147,9 +161,22 @@ class SumsServer(CountingServer):
         elif self.structure.verifies:
             pairs = self.pairs = self._find_pairs()
         found = Found(self.factor(), self._rows(), pairs, counts, self.seed)
-        message = encode(self.structure.find(found, replace(self.discovery, penalty=self.penalty)))
+        sent = self.structure.find(found, replace(self.discovery, penalty=self.penalty))
+        self.told = quality(found, sent, self._before())
+        message = encode(sent)
         self.found = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         self.version += 1
+
+    def _before(self) -> Weights | None:
+        """The neighbours of the structure before this one, of this run or of the one from which it goes on."""
+        message, pairs = self.found, self.pairs.cpu()
+        if not message.numel():
+            message, pairs = self.earlier, pairs[: int(self.rows_before)]
+        if not message.numel() or not pairs.numel():
+            return None
+        fields = self.structure.fields(replace(self.known, pairs=pairs), self.discovery)
+        weights = decode(message.cpu().numpy().tobytes(), fields).get("weights")
+        return weights if isinstance(weights, Weights) else None
 
     def histograms(self) -> dict[str, Tensor]:
         """How many items each cluster has, `[clusters]`, once there are any."""

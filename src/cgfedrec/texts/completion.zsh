@@ -161,6 +161,13 @@ _shtab_cgfedrec_data_describe_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -191,7 +198,6 @@ _shtab_cgfedrec_data_describe_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -279,6 +285,13 @@ _shtab_cgfedrec_data_diff_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -309,7 +322,6 @@ _shtab_cgfedrec_data_diff_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
   ":a file of interactions, as they were:_files"
   ":a file of interactions, as they are now:_files"
 )
@@ -411,6 +423,13 @@ _shtab_cgfedrec_deploy_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -441,7 +460,6 @@ _shtab_cgfedrec_deploy_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -529,6 +547,13 @@ _shtab_cgfedrec_estimate_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -559,7 +584,6 @@ _shtab_cgfedrec_estimate_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -571,13 +595,7 @@ _shtab_cgfedrec_export_options=(
   "--output[the folder, whose export is replaced in one step\; or the file]:output:_files"
   "--client[write this user\'s client alone\: its private state and what came down to it]:client:"
   "--server[write the server alone\: what it has found, and no user]"
-  "--items[a table of items from which titles are joined]:items:_files"
-  "--items_id[its id column, by name or position (0)]:items_id:"
-  "--items_title[its title column (1)]:items_title:"
-  "--items_separator[its separator, by default told from the file name]:items_separator:"
-  "--items_quoted[whether its fields may stand in double quotes\; by default where the separator is , \; or \|]:items_quoted:(true false)"
-  "--items_encoding[such as latin-1 (utf-8)]:items_encoding:"
-  "--items_no_header[its first line is an item already]"
+  "--items[a table of items with their titles, by default the run\'s own (data.items.path)\; the other options of data.items say how it is laid out]:items:_files"
   "--print_config[show what there is]"
   "--method.help[show what there is]"
   "--data.help[show what there is]"
@@ -657,6 +675,13 @@ _shtab_cgfedrec_export_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -687,7 +712,6 @@ _shtab_cgfedrec_export_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -775,6 +799,13 @@ _shtab_cgfedrec_fit_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -805,7 +836,6 @@ _shtab_cgfedrec_fit_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -820,13 +850,7 @@ _shtab_cgfedrec_recommend_options=(
   "--top_k[how many items for each (10)]:top_k:"
   "--explain[name the own items that speak most for each]"
   "--output[write .csv or .parquet instead of printing]:output:_files"
-  "--items[a table of items from which titles are joined]:items:_files"
-  "--items_id[its id column, by name or position (0)]:items_id:"
-  "--items_title[its title column (1)]:items_title:"
-  "--items_separator[its separator, by default told from the file name]:items_separator:"
-  "--items_quoted[whether its fields may stand in double quotes\; by default where the separator is , \; or \|]:items_quoted:(true false)"
-  "--items_encoding[such as latin-1 (utf-8)]:items_encoding:"
-  "--items_no_header[its first line is an item already]"
+  "--items[a table of items with their titles, by default the run\'s own (data.items.path)\; the other options of data.items say how it is laid out]:items:_files"
   "--print_config[show what there is]"
   "--method.help[show what there is]"
   "--data.help[show what there is]"
@@ -906,6 +930,13 @@ _shtab_cgfedrec_recommend_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -936,7 +967,6 @@ _shtab_cgfedrec_recommend_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -1039,6 +1069,13 @@ _shtab_cgfedrec_test_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -1069,7 +1106,6 @@ _shtab_cgfedrec_test_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -1161,6 +1197,13 @@ _shtab_cgfedrec_tune_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -1191,7 +1234,6 @@ _shtab_cgfedrec_tune_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -1279,6 +1321,13 @@ _shtab_cgfedrec_validate_options=(
   "--data.negatives[Negatives drawn for each positive, anew in every round]:data.negatives:"
   "--data.batch_size[Samples, positives and negatives, in a local batch]:data.batch_size:"
   "--data.min_users[Items that fewer users have are left out, with a count, and then again users with too few, untilnothing changes]:data.min_users:"
+  "--data.items.path[CSV, TSV, -separated text]:data.items.path:(null)"
+  "--data.items.id[Name, or position counted from 0, of the column that holds ids, which are those of the interactions]:data.items.id:"
+  "--data.items.title[The same for titles]:data.items.title:"
+  "--data.items.separator[Between fields of a text file]:data.items.separator:(null)"
+  "--data.items.header[Whether the first line of a text file holds the names of the columns]:data.items.header:(true false)"
+  "--data.items.quoted[Whether a field of a text file may stand in double quotes]:data.items.quoted:(true false null)"
+  "--data.items.encoding[Of a text file, such as latin-1]:data.items.encoding:"
   "--method.local_epochs[Passes over a participants own samples in each round]:method.local_epochs:"
   "--method.columns[Columns of random signs in the sketch]:method.columns:(null)"
   "--method.clusters[How many clusters items are put into, whose labels are the columns of the second sketch]:method.clusters:(null)"
@@ -1309,7 +1358,6 @@ _shtab_cgfedrec_validate_options=(
   "--logger.offline[By default, true unless a key is configured]:logger.offline:(true false null)"
   "--logger.log_checkpoint[Upload the best checkpoint as an artifact]:logger.log_checkpoint:(true false)"
   "--logger.examples[Upload what is recommended to so many of the users, with what they had last]:logger.examples:"
-  "--logger.titles[A file of items, of which the first column is the id and the second the title, for these examples]:logger.titles:(null)"
 )
 
 # guard to ensure default positional specs are added only once per session

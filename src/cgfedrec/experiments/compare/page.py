@@ -104,9 +104,11 @@ def figures(plan: Plan, table: Table) -> list[Figure]:
         "round",
         y,
         f"{y} against rounds on {table.data}",
+        levels=[(name, MUTED, value) for name, value in table.levels.items()],
     )
+    dotted = f"; dotted: {listed(list(table.levels))}, of everyone's data" if table.levels else ""
     marks = "marks: each method's best round, as in the table"
-    found = [Figure("rounds", Markup(against_rounds), f"{y} against rounds; {over}; {marks}.{leaks}")]
+    found = [Figure("rounds", Markup(against_rounds), f"{y} against rounds; {over}; {marks}{dotted}.{leaks}")]
     # What sends nothing has no place on a logarithmic axis, and is drawn as a level.
     sent = {name: curve for name, curve in trained.items() if min(curve.bytes) > 0}
     silent = {name: curve for name, curve in trained.items() if name not in sent}

@@ -73,6 +73,7 @@ class Table:
         rows: Federated methods and controls first, best first among their kind; then those that see all data.
         reference: The method against which the others are tested, if any run of it finished.
         curves: Of each method that has rounds.
+        levels: Of each reference that was run: the mean over seeds of the monitored metric, which has no rounds.
         front: The Pareto front of bytes and the monitored metric: (method, place in its curve), by rising bytes.
         missing: Runs that did not finish, and why.
         cuts: Of each method of a rolling evaluation: the test metric at every cut.
@@ -84,6 +85,7 @@ class Table:
     rows: list[Row]
     reference: str | None
     curves: dict[str, Curve]
+    levels: dict[str, float]
     front: list[tuple[str, int]]
     missing: dict[str, str]
     cuts: dict[str, Curve]
@@ -169,9 +171,10 @@ class Results:
         cuts = {row.method: curve for row in rows if (curve := self._over_cuts(data, row.method))}
         metric = self.plan.facts[data].monitor.removeprefix("val/")
         beyond = beyond_of(done, [row.method for row in rows], POPULARITY, metric)
+        levels = _levels(done, self.plan.facts[data].monitor)
         settings = {method: shown for (where, method), shown in self.plan.settings.items() if where == data}
         budgets = budgeted(done, settings, f"test/{first}")
-        return Table(data, rows, reference, curves, on_front, missing, cuts, beyond, budgets)
+        return Table(data, rows, reference, curves, levels, on_front, missing, cuts, beyond, budgets)
 
     def _row(self, method: str, kind: Kind, runs: pl.DataFrame, published: Mapping[str, float]) -> Row:
         """A method's row, from its finished runs."""
@@ -247,6 +250,14 @@ class Results:
         for name, write in writers.items():
             write_atomically(self.plan.directory / name, write)
         return [self.plan.directory / name for name in writers]
+
+
+def _levels(runs: pl.DataFrame, metric: str) -> dict[str, float]:
+    """What each reference reaches by a validation metric, which has no rounds: the mean over seeds."""
+    if metric not in runs.columns:
+        return {}
+    means = runs.filter(kind="centralised").group_by("method", maintain_order=True).agg(pl.col(metric).mean())
+    return dict(means.drop_nulls().iter_rows())
 
 
 def _ranks(job: Job) -> pl.DataFrame:
