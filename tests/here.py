@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import tomli
 import yaml
 from flwr.app import Error, Message
 from flwr.supercore.task_identity import TaskIdentity
+from jsonargparse import Namespace
 
 from cgfedrec.deploy.exchange import Exchange
 from cgfedrec.deploy.node import Node
@@ -63,6 +64,19 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         assert found["server"][name].equal(value), name
 
 
+class Once(Terms):
+    """Terms whose settings are read once, and not for each message anew: that would take longer than all else."""
+
+    def components(self, trusted: Collection[str] = ()) -> Namespace:
+        if self.settings not in _READ:
+            _READ.clear()
+            _READ[self.settings] = super().components(trusted)
+        return _READ[self.settings]
+
+
+_READ: dict[str, Namespace] = {}
+
+
 def _answer(folder: Path, terms: Terms, run: str, asked: Parcel) -> Parcel:
     """As each message does on Flower, which starts a process for it."""
     return Node(folder, terms, run).answer(asked)
@@ -77,8 +91,9 @@ class Here:
     """
 
     def __init__(self, terms: Terms, number: int = 2, run: str = "r") -> None:
+        once = Once(**vars(terms))
         self.nodes: dict[int, Callable[[Parcel], Parcel]] = {
-            one: partial(_answer, Path(f"fed/nodes/node-{one}"), terms, run) for one in range(number)
+            one: partial(_answer, Path(f"fed/nodes/node-{one}"), once, run) for one in range(number)
         }
         self.clock = 1e9
         self.asked: list[tuple[int, Parcel]] = []

@@ -183,6 +183,21 @@ def test_too_few_shares_leave_the_sum_closed_and_nobody_tells_twice() -> None:
         played.members[4].told(played.messages.keys() - {4})
 
 
+def test_who_would_get_too_few_shares_is_left_out_before_anybody_trains() -> None:
+    """Of four neighbours and itself a client needs three: whose neighbours are all silent is not waited for."""
+    keys = {one: Member(one, CONTEXT, 4, 3).keys() for one in range(12)}
+    collector = Collector(keys, CONTEXT, 4)
+    lonely = 5
+    messages = {one: dict.fromkeys(collector.neighbours[one], b"") for one in keys}
+    for silent in collector.neighbours[lonely][:3]:
+        del messages[silent]
+    passed = collector.passed_on(messages)
+    assert lonely not in passed
+    assert len(passed) >= 6
+    assert all(lonely not in of and len(of) + 1 >= collector.threshold for of in passed.values())
+    assert all(set(collector.holds(one)) == {one, *passed[one]} for one in passed)
+
+
 def test_members_refuse_small_sums_strangers_and_shares_that_were_changed() -> None:
     one, two, three = (Member(number, CONTEXT, 64, 3) for number in range(3))
     with pytest.raises(RunError, match="takes no part in a sum of 2 clients"):

@@ -6,7 +6,7 @@ and send masked messages; and of whoever has sent, or has not, they tell the sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,14 @@ from cgfedrec.deploy.parcels import Parcel
 from cgfedrec.processes import Processes
 from cgfedrec.simulation import together
 from cgfedrec.simulation.together import Told, Trained
+from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.secure.collector import ClosedError, Collector
 from cgfedrec.wire.secure.masks import agreed, residues
 from cgfedrec.wire.secure.member import Keys
 from cgfedrec.wire.secure.neighbours import ID, PUBLIC, SECRET, SHARES
 from cgfedrec.wire.secure.step import SecureSums, of_residues
 from cgfedrec.wire.sums import Sum
+from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Wire
 
 NOBODY = torch.empty(0, dtype=torch.int64)
@@ -55,6 +57,7 @@ class MaskedNodes(Nodes):
             yield from super().train(participants, round, attempt)
             return
         playing = Round(self, round)
+        total: Upload | Sum
         try:
             total, told = playing.opened(participants)
         except ClosedError as error:
@@ -112,7 +115,7 @@ class Round:
         return Sum(values, total.clients), told
 
     @property
-    def _fields(self) -> Any:
+    def _fields(self) -> Mapping[str, Field]:
         """Of one client's message before it is masked."""
         return self.nodes.wire.travelling(self.nodes.server.expects)
 
@@ -156,13 +159,13 @@ class Round:
             head |= {"neighbours": neighbours, "each": len(neighbours) // len(clients)}
             asked[node] = Parcel(head, {"keys": b"".join(b"".join(collector.keys[other]) for other in others)})
         for node, reply in self._asked("shares", asked):
-            clients, neighbours = homes[node].tolist(), asked[node].head["neighbours"]
+            neighbours = asked[node].head["neighbours"]
             try:
                 pieces = iter(reply.cut("sealed", SHARES, len(neighbours)))
             except ValueError as error:
                 self.nodes.unread(node, self.number, error)
                 continue
-            for client in clients:
+            for client in homes[node].tolist():
                 found[client] = {other: next(pieces) for other in collector.neighbours[client]}
             self.up += SHARES * len(neighbours)
             self.down += (ID + 2 * PUBLIC) * len(neighbours)
