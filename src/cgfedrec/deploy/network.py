@@ -110,6 +110,10 @@ class NetworkLoop(FederatedLoop):
                 "wire.steps: SecureSums: clients mask what they send, and this server learns sums. It passes on their "
                 "public keys, unsigned: one that made up its own could read everything"
             )
+            if self.server.wanted() is not None and self.num_participants < terms.clients:
+                exchange.say(
+                    "sums that span rounds are opened round by round: this server learns the part of each round"
+                )
         self.clients.meet()
         stages: tuple[Stage, ...] = ("val", "test")
         held_out = tuple(stage for stage in stages if self.clients.holds_out(stage))
