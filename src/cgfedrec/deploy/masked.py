@@ -23,7 +23,7 @@ from cgfedrec.wire.secure.collector import ClosedError, Collector
 from cgfedrec.wire.secure.masks import agreed, residues
 from cgfedrec.wire.secure.member import Keys
 from cgfedrec.wire.secure.neighbours import ID, PUBLIC, SECRET, SHARES
-from cgfedrec.wire.secure.step import SecureSums, of_residues
+from cgfedrec.wire.secure.step import SecureSums
 from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Wire
@@ -105,14 +105,10 @@ class Round:
         total, told = self._sent(passed)
         self._check(total.clients, "have sent something")
         sent = set(told.users.tolist())
-        off = collector.masks(sent, self._shares(collector, sent), self._fields)
-        values = {}
-        for name, field in self._fields.items():
-            assert field.bounds is not None
-            values[name] = of_residues(total.values[name] - off[name], field.bounds)
+        opened = collector.opened(total, sent, self._shares(collector, sent), self._fields)
         for node in self.nodes.homes(told.users):
             self.nodes.known[node].taken = self.number
-        return Sum(values, total.clients), told
+        return opened, told
 
     @property
     def _fields(self) -> Mapping[str, Field]:

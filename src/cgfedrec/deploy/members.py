@@ -11,14 +11,11 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from cgfedrec.deploy.parcels import DONE, REFUSED, Parcel, declined
 from cgfedrec.errors import InputError
 from cgfedrec.files import write_atomically
-from cgfedrec.wire.messages import Upload, dense
-from cgfedrec.wire.secure.masks import residues
-from cgfedrec.wire.secure.member import Keys, Member
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.secure.member import Keys, Member, masked
 from cgfedrec.wire.secure.neighbours import PUBLIC, SHARES
 from cgfedrec.wire.secure.step import SecureSums
 
@@ -159,15 +156,10 @@ class Members:
         """
         found = []
         for upload in uploads:
-            fields = upload.fields
-            if not fields:  # no message at all
+            if not upload.values:  # no message at all
                 return list(uploads)
-            rows = []
-            for row, member in enumerate(self._of(upload.clients.tolist(), round)):
-                rows.append(member.masked({name: dense(value[row]) for name, value in upload.values.items()}, fields))
-            values = {name: torch.stack([one[name] for one in rows]) for name in fields}
-            travelling = {name: residues(field) for name, field in fields.items()}
-            found.append(Upload.of_fields(upload.clients, values, travelling))
+            self._of(upload.clients.tolist(), round)
+            found.append(masked(upload, self.members))
         self.write()
         return found
 

@@ -12,6 +12,8 @@ from cgfedrec.wire.secure.masks import agreed, mask, public_of
 from cgfedrec.wire.secure.member import Keys, sign
 from cgfedrec.wire.secure.neighbours import Traffic, circle
 from cgfedrec.wire.secure.shares import joined
+from cgfedrec.wire.secure.step import of_residues
+from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
 
 
@@ -63,6 +65,26 @@ class Collector:
     def holds(self, client: int) -> list[int]:
         """Whose shares a client has, ascending: its own too."""
         return sorted({client, *self.neighbours[client]} & self.shared)
+
+    def opened(
+        self, closed: Sum, sent: Collection[int], told: Mapping[int, Mapping[int, bytes]], fields: Mapping[str, Field]
+    ) -> Sum:
+        """The sum `[...]` by name without its masks, as a sum that never had any. Other arguments are those of `masks`.
+
+        Args:
+            closed: The sum of masked messages.
+            sent: As of `masks`.
+            told: As of `masks`.
+            fields: As of `masks`.
+
+        Raises:
+            ClosedError: as `masks`.
+        """
+        off, values = self.masks(sent, told, fields), {}
+        for name, field in fields.items():
+            assert field.bounds is not None
+            values[name] = of_residues(closed.values[name] - off[name], field.bounds)
+        return Sum(values, closed.clients)
 
     def masks(
         self, sent: Collection[int], told: Mapping[int, Mapping[int, bytes]], fields: Mapping[str, Field]

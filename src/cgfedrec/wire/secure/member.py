@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.errors import RunError
-from cgfedrec.wire.messages import dense
+from cgfedrec.wire.messages import Upload, dense
 from cgfedrec.wire.secure.masks import agreed, mask, public_of, residues, sealed, unsealed
 from cgfedrec.wire.secure.neighbours import SECRET, Traffic
 from cgfedrec.wire.secure.shares import split
@@ -203,6 +203,26 @@ class Member:
 
     def _agreed(self, other: int) -> bytes:
         return agreed(self._masking, self._keys[other].masking, b"mask " + self.context)
+
+
+def masked(upload: Upload, members: Mapping[int, Member]) -> Upload:
+    """What clients send, `[clients, ...]` by name, each under its own masks.
+
+    Args:
+        upload: What they would send: whole numbers of known bounds.
+        members: By client.
+
+    Raises:
+        ValueError, RunError: as of `Member.masked`.
+    """
+    fields, rows = upload.fields, []
+    for row, client in enumerate(upload.clients.tolist()):
+        values = {name: dense(value[row]).cpu() for name, value in upload.values.items()}
+        rows.append(members[client].masked(values, fields))
+    travelling = {name: residues(field) for name, field in fields.items()}
+    nobody = {name: torch.zeros(0, *field.shape, dtype=torch.int64) for name, field in fields.items()}
+    values = {name: torch.stack([one[name] for one in rows]) if rows else nobody[name] for name in fields}
+    return Upload.of_fields(upload.clients, values, travelling)
 
 
 def sign(client: int, other: int) -> int:

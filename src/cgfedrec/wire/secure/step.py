@@ -28,10 +28,10 @@ class SecureSums(Step):
     Whole numbers of known bounds keep the bits of what their sum can reach. Floating-point numbers are clipped to a
     range and rounded to the nearest step. How many were clipped is told as ``secure/clipped``.
 
-    In a simulation this form is simulated: the integers are those of the protocol, without the masks, which would
-    cancel anyway. Bytes are counted as the protocol sends them (Bonawitz et al. 2017, with the neighbours of Bell et
-    al. 2020), keys and shares included. Over a network clients mask them (`cgfedrec.deploy.masked`), and the sums are
-    the same.
+    In a simulation it is simulated: the integers are those of the protocol, without the masks, which would cancel
+    anyway. Bytes are counted as the protocol sends them (Bonawitz et al. 2017, with the neighbours of Bell et al.
+    2020), keys and shares included. Over a network (`cgfedrec.deploy.masked`), or where it is to be (``masked``),
+    clients play the whole protocol, and the sums are the same.
 
     Args:
         largest: The largest magnitude of a floating-point number; what is beyond is clipped.
@@ -39,6 +39,7 @@ class SecureSums(Step):
         bits: Of such a number in all, from 8 to 40. The sum over all clients must fit.
         least_clients: Fewer than so many clients' sum is not opened: the run stops.
         neighbours: With how many others each client agrees on masks: all, where there are no more.
+        masked: Whether clients of a simulation make keys, masks and shares too: the same results, and much slower.
 
     Raises:
         InputError: for settings out of range.
@@ -53,6 +54,7 @@ class SecureSums(Step):
         bits: int = 32,
         least_clients: int = 3,
         neighbours: int = 64,
+        masked: bool = False,
     ) -> None:
         check(
             not_positive("wire.steps: SecureSums.largest", largest, 2.0**20),
@@ -63,7 +65,7 @@ class SecureSums(Step):
         )
         self.fixed = FixedPoint(largest, fraction_bits, bits)
         check(self._too_many(2))
-        self.least_clients, self.neighbours = least_clients, neighbours
+        self.least_clients, self.neighbours, self.masked = least_clients, neighbours, masked
 
     def problems(self, fields: Mapping[str, Field], clients: int) -> Iterator[str]:
         if clients < self.least_clients:
