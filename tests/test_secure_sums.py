@@ -236,9 +236,7 @@ MASKED = "[{class_path: SecureSums, init_args: {masked: true, neighbours: 16}}]"
 def test_masks_change_no_bit_and_those_of_dropouts_are_recovered(method: str, options: dict[str, float]) -> None:
     pytest.importorskip("Crypto", reason="pip install 'cgfedrec[secure]'")
     base = {**SMALL, "method": method, "loop.rounds": 2, **options}
-    plain = cgfedrec.fit(
-        base, {"run_dir": "plain", "wire.steps": SECURE.replace("}]", ", init_args: {neighbours: 6}}]")}
-    )
+    plain = cgfedrec.fit(base, {"run_dir": "plain", "wire.steps": MASKED.replace("true", "false")})
     masked = cgfedrec.fit(base, {"run_dir": "masked", "wire.steps": MASKED})
     for name, value in plain.server.state_dict().items():
         assert value.equal(masked.server.state_dict()[name]), name
