@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,120 +16,30 @@ import yaml
 for name in ("flwr", "cryptography", "tomli"):
     pytest.importorskip(name, reason="pip install 'cgfedrec[flower]'")
 
-import tomli
-from flwr.app import Error, Message
-from flwr.supercore.task_identity import TaskIdentity
 
-from cgfedrec.deploy.exchange import Exchange
 from cgfedrec.deploy.layouts import pack_layout, unpack_layout
 from cgfedrec.deploy.network import federate
-from cgfedrec.deploy.node import DONE, FAILED, MISSING, REFUSED, Node
-from cgfedrec.deploy.parcels import Parcel, pack_broadcast, pack_uploads, unpack_broadcast, unpack_uploads
+from cgfedrec.deploy.node import Node
+from cgfedrec.deploy.parcels import (
+    DONE,
+    FAILED,
+    MISSING,
+    REFUSED,
+    Parcel,
+    pack_broadcast,
+    pack_uploads,
+    unpack_broadcast,
+    unpack_uploads,
+)
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import InputError, Notice, RunError
-from cgfedrec.run.api import fit
 from cgfedrec.run.checkpoint import read_checkpoint
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Counts, Field, IdLists, Labels, Value
 from tests.commands import cgfedrec
 from tests.federation import Loopback
-
-SEED = 7
-SMALL: dict[str, Any] = {
-    "data": {"init_args": {"synthetic": {"users": 40, "items": 50, "groups": 5, "interactions": 10}}},
-    "loop": {"rounds": 3, "patience": None},
-    "logger": None,
-    "seed_everything": SEED,
-}
-PFEDREC = {"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": 8}}
-CGFEDCO = {"class_path": "cgfedrec.methods.CGFedCo"}
-
-
-def deployed(
-    method: Mapping[str, Any], loop: Mapping[str, Any] | None = None, nodes: int = 2, steps: Sequence[object] = ()
-) -> Terms:
-    """Write a deployment into ``fed``, whose nodes have the simulator's secret, so that results compare."""
-    settings = SMALL | {"method": method, "loop": SMALL["loop"] | dict(loop or {}), "wire": {"steps": list(steps)}}
-    Path("config.yaml").write_text(yaml.safe_dump(settings))
-    done = cgfedrec("deploy", "--config", "config.yaml", "--nodes", nodes, "--output", "fed")
-    assert done.returncode == 0, done.stderr
-    for number in range(nodes):
-        Path(f"fed/nodes/node-{number}/secret").write_text(f"{SEED}\n")
-    app = tomli.loads(Path("fed/app/pyproject.toml").read_text())
-    return Terms.of(app["tool"]["flwr"]["app"]["config"])
-
-
-def simulated() -> dict[str, Any]:
-    """The last state of the same federation, simulated."""
-    fit("config.yaml", {"run_dir": "simulated"})
-    return dict(read_checkpoint(Path("simulated/checkpoints/last.ckpt"))["loop"])
-
-
-def ended(run: str = "r") -> dict[str, Any]:
-    """The last state of a federation over a network."""
-    return dict(read_checkpoint(Path(f"runs/flower/{run}/checkpoints/last.ckpt"))["loop"])
-
-
-def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """The same bits in all that the server has."""
-    assert found["server"].keys() == wanted["server"].keys()
-    for name, value in wanted["server"].items():
-        assert found["server"][name].equal(value), name
-
-
-def _answer(folder: Path, terms: Terms, run: str, asked: Parcel) -> Parcel:
-    """As each message does on Flower, which starts a process for it."""
-    return Node(folder, terms, run).answer(asked)
-
-
-class Here:
-    """Flower's grid, with nodes in this process: they are in ``nodes`` while they are connected.
-
-    Attributes:
-        asked: What was asked of whom, in order.
-        before: Called with the node and the parcel before each is answered.
-    """
-
-    def __init__(self, terms: Terms, number: int = 2, run: str = "r") -> None:
-        self.nodes: dict[int, Callable[[Parcel], Parcel]] = {
-            one: partial(_answer, Path(f"fed/nodes/node-{one}"), terms, run) for one in range(number)
-        }
-        self.clock = 1e9
-        self.asked: list[tuple[int, Parcel]] = []
-        self.before: Callable[[int, Parcel], None] = lambda node, asked: None
-        self._replies: dict[str, Message] = {}
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        for message in messages:
-            node, asked, id = message.metadata.dst_node_id, Parcel.of(message.content), str(len(self.asked))
-            self.asked.append((node, asked))
-            message.metadata.__dict__["_message_id"] = id
-            self.before(node, asked)
-            if node in self.nodes:
-                self._replies[id] = Message(self.nodes[node](asked).records(), reply_to=message)
-            else:
-                self._replies[id] = Message(Error(5, "node unavailable"), reply_to=message)
-            yield id
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        for id in message_ids:
-            if id in self._replies:
-                yield self._replies.pop(id)
-
-    def exchange(self, said: list[str] | None = None, run: str = "r") -> Exchange:
-        """One whose clock goes on as it sleeps."""
-
-        def sleep(seconds: float) -> None:
-            self.clock += seconds
-
-        say = print if said is None else said.append
-        return Exchange(self, run, 1e9, 30.0, say, lambda: self.clock, sleep)
-
+from tests.here import CGFEDCO, PFEDREC, SEED, Here, check_same, deployed, ended, simulated
 
 # What is sent.
 
@@ -346,20 +255,6 @@ def test_broadcasts_in_few_bits_travel_as_such() -> None:
     assert ended()["bytes"] == wanted["bytes"]
     down = [len(asked.body.get("broadcast/values", b"")) for _, asked in grid.asked if asked.text("what") == "train"]
     assert 50 * 8 / 2 < max(down) < 50 * 8 / 2 + 100, "4 bits a number"
-
-
-@pytest.mark.parametrize("method", [PFEDREC, CGFEDCO])
-def test_secure_sums_end_where_the_simulator_ends_and_it_is_said_that_nothing_is_masked(
-    method: Mapping[str, Any],
-) -> None:
-    step = {"class_path": "cgfedrec.wire.secure.SecureSums", "init_args": {"least_clients": 5}}
-    terms = deployed(method, {"rounds": 8}, steps=[step])
-    said: list[str] = []
-    federate(terms, "r", Here(terms).exchange(said))
-    found, wanted = ended(), simulated()
-    check_same(found, wanted)
-    assert found["bytes"][:2] == wanted["bytes"][:2]
-    assert "SecureSums is simulated" in said[0]
 
 
 def test_a_node_that_comes_back_in_time_changes_nothing() -> None:

@@ -74,8 +74,8 @@ def is_known(words: list[str]) -> bool:
     if first == "make":
         return others[0] in TARGETS
     if first.endswith("pip"):
-        (extra,) = re.findall(r"\[(\w+)\]", others[-1])
-        return extra in EXTRAS
+        (extras,) = re.findall(r"\[([\w,]+)\]", others[-1])
+        return EXTRAS.keys() >= set(extras.split(","))
     if first == "python":
         return others[:2] == ["-m", "cgfedrec.deploy.certificates"]  # tests/test_deploy.py makes some
     return first in NOT_RUN

@@ -170,12 +170,32 @@ def test_too_few_shares_leave_the_sum_closed_and_nobody_tells_twice() -> None:
     played = Play(uploads(10), SecureSums(), late={1, 4, 7, 10, 13})
     with pytest.raises(RunError, match=r"the sum stays closed: of client 1, 5 shares .* and 6 "):
         played.opened()
-    with pytest.raises(RunError, match="tells them once"):
-        played.members[16].told(played.messages.keys())
+    again = played.members[16]
+    assert again.told(played.messages.keys()) == played.told[16], "the same question has the same answer"
+    with pytest.raises(RunError, match="tells them for one list"):
+        again.told(played.messages.keys() - {1})
+    values = {name: torch.zeros(field.shape, dtype=torch.int64) for name, field in played.sent_fields.items()}
+    with pytest.raises(RunError, match="its masks hide one"):
+        again.masked(values, played.sent_fields)
     with pytest.raises(RunError, match="too few of its neighbours"):
         played.members[1].told({1, 4, 7})
     with pytest.raises(RunError, match="too few of its neighbours"):
         played.members[4].told(played.messages.keys() - {4})
+
+
+def test_who_would_get_too_few_shares_is_left_out_before_anybody_trains() -> None:
+    """Of four neighbours and itself a client needs three: whose neighbours are all silent is not waited for."""
+    keys = {one: Member(one, CONTEXT, 4, 3).keys() for one in range(12)}
+    collector = Collector(keys, CONTEXT, 4)
+    lonely = 5
+    messages = {one: dict.fromkeys(collector.neighbours[one], b"") for one in keys}
+    for silent in collector.neighbours[lonely][:3]:
+        del messages[silent]
+    passed = collector.passed_on(messages)
+    assert lonely not in passed
+    assert len(passed) >= 6
+    assert all(lonely not in of and len(of) + 1 >= collector.threshold for of in passed.values())
+    assert all(set(collector.holds(one)) == {one, *passed[one]} for one in passed)
 
 
 def test_members_refuse_small_sums_strangers_and_shares_that_were_changed() -> None:
@@ -192,8 +212,12 @@ def test_members_refuse_small_sums_strangers_and_shares_that_were_changed() -> N
         one.take({9: message})
     with pytest.raises(RunError, match="has shares of 1 clients"):
         one.take({})
+    fields = {"x": Field((1,), torch.int64, bounds=Bounds(torch.tensor([4])))}
+    with pytest.raises(RunError, match="masks nothing"):
+        one.masked({"x": torch.tensor([1])}, fields)
+    one.take({1: message})
     with pytest.raises(ValueError, match="not between"):
-        one.masked({"x": torch.tensor([9])}, {"x": Field((1,), torch.int64, bounds=Bounds(torch.tensor([4])))})
+        one.masked({"x": torch.tensor([9])}, fields)
 
 
 def test_a_secret_needs_its_threshold() -> None:

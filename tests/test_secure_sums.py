@@ -224,3 +224,41 @@ def test_clipped_numbers_travel_as_one_more_number() -> None:
     sent = SecureSums().forward(tables(2), 1, 7)
     assert sent.values[CLIPPED].tolist() == [[0], [0]]
     assert replace(sent, clients=sent.clients).fields == SecureSums().fields(tables(2).fields)
+
+
+MASKED = "[{class_path: SecureSums, init_args: {masked: true, neighbours: 16}}]"
+"""The whole protocol in a simulation."""
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("CGFedCo", {}),
+        ("FedMF", {"loop.failures.before": 0.05, "loop.failures.during": 0.1, "loop.failures.after": 0.05}),
+    ],
+)
+def test_masks_change_no_bit_and_those_of_dropouts_are_recovered(method: str, options: dict[str, float]) -> None:
+    pytest.importorskip("Crypto", reason="pip install 'cgfedrec[secure]'")
+    base = {**SMALL, "method": method, "loop.rounds": 2, **options}
+    plain = cgfedrec.fit(base, {"run_dir": "plain", "wire.steps": MASKED.replace("true", "false")})
+    masked = cgfedrec.fit(base, {"run_dir": "masked", "wire.steps": MASKED})
+    for name, value in plain.server.state_dict().items():
+        assert value.equal(masked.server.state_dict()[name]), name
+    for name in ("bytes/up", "bytes/down"):
+        assert plain.summary[name] == masked.summary[name]
+    if options:
+        assert masked.summary["clients/failed"] > 0
+
+
+def test_masks_of_a_simulation_that_would_take_too_long_or_leave_parts_closed_are_refused_with_the_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("Crypto", reason="pip install 'cgfedrec[secure]'")
+    given = ["fit", "--run_dir", "no", "--logger", "null", "--wire.steps", MASKED, "--method"]
+    assert main([*given, "CGFedCo", "--loop.participants", "30"]) == 2
+    assert "CGFedCo's sums span rounds, and masks open each round's part by itself" in capsys.readouterr().err
+    monkeypatch.setattr("cgfedrec.simulation.masked.MOST_SECONDS", 0.1)
+    assert main([*given, "FedMF"]) == 2
+    assert "clients with 16 neighbours and" in (told := capsys.readouterr().err)
+    assert "which give the same results" in told
+    assert not Path("no").exists()

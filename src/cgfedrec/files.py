@@ -33,7 +33,12 @@ class DamagedError(InputError):
     """A file is not what was written: it was cut off, changed, or is something else."""
 
 
-def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object], size: int | None = None) -> None:
+def write_atomically(
+    path: Path,
+    content: str | bytes | Callable[[BinaryIO], object],
+    size: int | None = None,
+    private: bool = False,
+) -> None:
     """Write a file so that at no moment, whatever happens, a part of it is there.
 
     It is written under another name in the same folder, synced to the disk, and renamed; then the folder is synced.
@@ -42,6 +47,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
         path: Its folder is made where there is none.
         content: What to write, or what writes it into an open file.
         size: Bytes that it will take at least, if that is known before.
+        private: Whether it is for its owner alone, from its first byte on.
 
     Raises:
         RunError: if there is no room for it, naming the folder. What was there before is still there.
@@ -52,6 +58,8 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     partial = partial_of(path)
     try:
         with partial.open("wb") as file:
+            if private:
+                os.fchmod(file.fileno(), 0o600)
             if callable(content):
                 content(file)
             else:

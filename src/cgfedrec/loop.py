@@ -24,8 +24,8 @@ from cgfedrec.random import shared_seed
 from cgfedrec.sampling import Sampling
 from cgfedrec.server import Server
 from cgfedrec.simulation.capacity import Place
-from cgfedrec.simulation.clients import Clients
 from cgfedrec.simulation.demand import Plans
+from cgfedrec.simulation.masked import clients_of
 from cgfedrec.simulation.store import Dtype
 from cgfedrec.spends import Spends
 from cgfedrec.wire.wire import Wire
@@ -129,7 +129,7 @@ class FederatedLoop(Spends, Evaluations):
 
         # 2. The clients, and room for their state. For so many rounds the best one can stay the best, and needs its
         #    rows. Then training stops.
-        self.clients = Clients(fabric, data, method, self.server, self.server.wire, self.processes, self.failures)
+        self.clients = clients_of(fabric, data, method, self.server, self.processes, self.failures)
         kept_rounds = self.rounds
         if self.patience is not None:
             kept_rounds = min(self.rounds, (self.patience + 1) * self.evaluate_every)

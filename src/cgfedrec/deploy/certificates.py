@@ -52,10 +52,12 @@ def write_certificates(server: str, folder: Path, nodes: Sequence[str] = ()) -> 
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
     write_atomically(folder / "ca.crt", root.public_bytes(pem))
     write_atomically(folder / "server.crt", own.public_bytes(pem))
-    _write_private(folder / "server.key", key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    server_key = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    write_atomically(folder / "server.key", server_key, private=True)
     for node in nodes:
         secret = ec.generate_private_key(ec.SECP384R1())
-        _write_private(folder / node, secret.private_bytes(pem, serialization.PrivateFormat.OpenSSH, plain))
+        own_key = secret.private_bytes(pem, serialization.PrivateFormat.OpenSSH, plain)
+        write_atomically(folder / node, own_key, private=True)
         public = secret.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
         write_atomically(folder / f"{node}.pub", public + b"\n")
 
@@ -82,13 +84,6 @@ def _alternative(server: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(server))
     except ValueError:
         return x509.DNSName(server)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(0o600)
-    write_atomically(path, content)
-    path.chmod(0o600)
 
 
 if __name__ == "__main__":

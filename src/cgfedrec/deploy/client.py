@@ -12,8 +12,8 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from cgfedrec.deploy.node import FAILED, Node
-from cgfedrec.deploy.parcels import Parcel
+from cgfedrec.deploy.node import Node
+from cgfedrec.deploy.parcels import FAILED, Parcel, declined
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import InputError
 
@@ -21,7 +21,10 @@ app = ClientApp()
 
 
 @app.query("who")
+@app.query("keys")
+@app.query("shares")
 @app.query("train")
+@app.query("unmask")
 @app.query("evaluate")
 def answer(message: Message, context: Context) -> Message:
     """Do what the server asks."""
@@ -34,5 +37,5 @@ def answer(message: Message, context: Context) -> Message:
         node = Node(Path(str(context.node_config["folder"])), terms, str(context.run_id), trusted)
         answered = node.answer(Parcel.of(message.content))
     except (InputError, ValueError) as error:
-        answered = Parcel({"status": FAILED, "why": str(error)}, {})
+        answered = declined(FAILED, str(error))
     return Message(answered.records(), reply_to=message)

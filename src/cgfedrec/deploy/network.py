@@ -29,6 +29,7 @@ from cgfedrec.run.checkpoint import BEST, LAST, Header, link_or_copy, write_chec
 from cgfedrec.run.engine import alone, engine
 from cgfedrec.run.folder import CONFIG, METRICS
 from cgfedrec.run.records import Forgiving, History
+from cgfedrec.wire.secure.step import masking
 from cgfedrec.wire.wire import Wire
 
 
@@ -95,11 +96,24 @@ class NetworkLoop(FederatedLoop):
         self.server.enrol(self._ever_there())
         self.server.wire = wire
         check(*self.server.no_sum(self.num_participants))
-        for step in wire.steps:
-            if step.over_network:
-                exchange.say(step.over_network)
+        step = masking(wire)
         cutoffs, seed, refusing = catalogue.protocol.cutoffs, shared_seed(catalogue.seed), self.failures.refused > 0
-        self.clients = Nodes(exchange, terms, method, self.server, wire, cutoffs, seed, refusing)
+        arguments = (exchange, terms, method, self.server, wire, cutoffs, seed, refusing)
+        if step is None:
+            self.clients = Nodes(*arguments)
+        else:
+            from cgfedrec.deploy.masked import MaskedNodes  # which needs what not every server has
+
+            check(*step.problems({}, self.num_participants))  # each round's sum is opened by itself
+            self.clients = MaskedNodes(step, *arguments)
+            exchange.say(
+                "wire.steps: SecureSums: clients mask what they send, and this server learns sums. It passes on their "
+                "public keys, unsigned: one that made up its own could read everything"
+            )
+            if self.server.wanted() is not None and self.num_participants < terms.clients:
+                exchange.say(
+                    "sums that span rounds are opened round by round: this server learns the part of each round"
+                )
         self.clients.meet()
         stages: tuple[Stage, ...] = ("val", "test")
         held_out = tuple(stage for stage in stages if self.clients.holds_out(stage))
@@ -114,7 +128,8 @@ class NetworkLoop(FederatedLoop):
             self.fabric.call("on_round_end", self)
 
     def nobody_came(self) -> None:
-        """Go on with the next round: nodes have closed this one."""
+        """Go on with the next round: nodes have closed this one, and nothing of it is added up."""
+        self.server.sum = None
 
     def sample(self) -> Tensor:
         """This round's participants, `[participants]`: drawn among the clients who are there.
@@ -135,7 +150,27 @@ class NetworkLoop(FederatedLoop):
         pool = wanted[torch.isin(wanted, self.clients.present())]
         if not len(pool):
             raise RunError(f"round {self.round}: none of the {len(wanted)} clients who are needed is there any more")
-        return self._drawn(pool)
+        return self._enough(pool, self.server.wanted() is not None)
+
+    def _enough(self, pool: Tensor, to_end: bool) -> Tensor:
+        """Participants `[participants]` from a pool `[clients]`, so many that what they send can be opened.
+
+        Args:
+            pool: Who is there and wanted.
+            to_end: Whether all of them are to take part once, in this round or a later one.
+        """
+        least = self.clients.least
+        drawn = self._drawn(pool)
+        if to_end and 0 < len(pool) - len(drawn) < least:  # those who are left would be too few in the next round
+            return pool
+        if len(drawn) >= least:
+            return drawn
+        told = f"round {self.round}: {len(pool)} clients are left, and no sum of fewer than {least} is opened"
+        if not to_end:
+            raise RunError(told)
+        self.clients.exchange.say(f"{told}: the run goes on without them")
+        self.server.leave(pool)
+        return self.sample()
 
     def evaluate(self, stage: Stage) -> Row:
         """Metrics of all clients' present state, from the nodes' sums."""

@@ -7,15 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jsonargparse import Namespace
-from torch import Tensor
 
 from cgfedrec import __version__
 from cgfedrec.deploy.owndata import NodeData, NodeFolder
-from cgfedrec.deploy.parcels import Parcel, pack_uploads, unpack_broadcast, unpack_bulletin
+from cgfedrec.deploy.parcels import (
+    DONE,
+    FAILED,
+    MISSING,
+    REFUSED,
+    Parcel,
+    declined,
+    pack_uploads,
+    unpack_broadcast,
+    unpack_bulletin,
+)
+from cgfedrec.deploy.remote import Remote, Sending
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.deploy.state import NodeState
 from cgfedrec.errors import InputError, RunError
@@ -24,63 +34,20 @@ from cgfedrec.files import locked
 from cgfedrec.processes import Processes
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.engine import alone, engine
-from cgfedrec.server import Server
 from cgfedrec.simulation.clients import Clients
 from cgfedrec.simulation.demand import Plans
 from cgfedrec.simulation.together import Trained, told
 from cgfedrec.wire.bulletin import Bulletin
-from cgfedrec.wire.frames import Frames
-from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.secure.step import masking
 from cgfedrec.wire.sums import GRID
-from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Wire
+
+if TYPE_CHECKING:
+    from cgfedrec.deploy.members import Members
 
 STATE = "state"
 """The folder of private state, below that of the node: a file for each run."""
-REFUSED, MISSING, FAILED, DONE = "refused", "missing", "failed", "done"
-"""What may become of what a node is asked."""
-
-
-class Remote(Server):
-    """The server as its clients see it: what has come from it, and uploads that wait to be sent."""
-
-    def __init__(self, welcome: Broadcast | None, broadcast: Broadcast | None) -> None:
-        super().__init__()
-        self._welcome, self._broadcast = welcome, broadcast
-
-    def welcome(self) -> Broadcast | None:
-        return self._welcome
-
-    def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
-        """What has come, `[clients]`, with what is for those users alone."""
-        sent = self._broadcast
-        if sent is None or sent.own is None:
-            return sent
-        own = sent.own
-        rows = torch.isin(own.clients, users)
-        if not rows.any():
-            return replace(sent, own=None)
-        values = {name: value[rows] for name, value in own.values.items()}
-        return replace(sent, own=replace(own, clients=own.clients[rows], values=values))
-
-    def reduce(self, upload: Upload) -> Upload:
-        """A copy `[clients, ...]`: what clients send lies in memory where they go on to train."""
-        return replace(upload, values={name: value.clone() for name, value in upload.values.items()})
-
-
-class Sending(Wire):
-    """The clients' half of a wire: what is sent up is not read yet, and what comes down has travelled."""
-
-    def down(
-        self, broadcast: Broadcast | None, clients: int, round: int = 0, seed: int = 0
-    ) -> tuple[Broadcast | None, int]:
-        """What clients make of what has come."""
-        return self.received(broadcast, clients)
-
-    def up(self, upload: Upload, expected: Mapping[str, Field], round: int, seed: int) -> tuple[Upload, int]:
-        """What travels, `[clients, ...]`, and its bytes."""
-        sent = self.sent(upload, round, seed)
-        return sent, Frames.of(sent).nbytes
 
 
 class Node:
@@ -125,30 +92,48 @@ class Node:
         try:
             if asked.text("run") != self.run:
                 raise ValueError(f"is of run {asked.text('run')!r}, and this is run {self.run!r}")
-            what = {"who": self.who, "train": self.train, "evaluate": self.evaluate}[asked.text("what")]
+            what = {
+                "who": self.who,
+                "keys": self.masks,
+                "shares": self.masks,
+                "train": self.train,
+                "unmask": self.masks,
+                "evaluate": self.evaluate,
+            }[asked.text("what")]
             with locked(self.folder.path, f"{self.folder.path}: another process of this node is at work"):
                 return what(asked)
         except (InputError, RunError) as error:
-            return _told(FAILED, str(error))
+            return declined(FAILED, str(error))
         except (ValueError, KeyError) as error:
-            return _told(FAILED, f"the message of the server cannot be read: {error}")
+            return declined(FAILED, f"the message of the server cannot be read: {error}")
 
     def who(self, asked: Parcel) -> Parcel:
         """Who lives here, by their numbers, and what has come already."""
         self._parts.method.check(self.data)
+        self._members()  # which says what is missing
         state = self._state()
         head = {"status": DONE, "clients": self.data.here.tolist(), "kept": list(state.kept), "version": __version__}
         head |= {name: self.data.holds_out(name) for name in ("val", "test")}
         return Parcel(head | {"round": state.round}, {})
 
+    def masks(self, asked: Parcel) -> Parcel:
+        """The part of clients in one of the exchanges by which a sum is masked and opened, unless it is too late."""
+        if closed := self._closed(asked):
+            return declined(REFUSED, closed)
+        members = self._members()
+        if members is None:
+            raise ValueError("nothing is masked in this run")
+        clients = asked.wholes("clients", self.terms.clients).tolist()
+        return members.answer(asked, clients, asked.whole("round"), self._state().round)
+
     def train(self, asked: Parcel) -> Parcel:
         """Train those who are asked in a round, once, unless the round is closed; private state moves with it alone."""
         round, taken = asked.whole("round"), asked.whole("taken")
         if closed := self._closed(asked):
-            return _told(REFUSED, closed)
+            return declined(REFUSED, closed)
         state = self._state()
         if state.round > round:
-            return _told(REFUSED, f"round {round} is closed: round {state.round} has been trained since")
+            return declined(REFUSED, f"round {round} is closed: round {state.round} has been trained since")
         if state.round == round and state.reply is not None:
             return state.reply  # the same message once more
         kept = self._kept(asked, state)
@@ -159,12 +144,18 @@ class Node:
             before = state.after(taken)
         except LookupError as error:
             before, note = None, f"{error}: its clients begin anew"
+        members = self._members()
+        if members is not None and (late := members.take(users.tolist(), round, asked)):
+            return declined(REFUSED, late)
         clients = self._clients(asked, kept, before)
         trained = list(clients.train(clients.in_order(users), round))
-        reply = self._reply(clients, trained, note)
+        uploads = [one.part for one in trained if isinstance(one.part, Upload)]
+        if members is not None:
+            uploads = members.masked(uploads, round)
+        reply = self._reply(trained, uploads, note)
         after = clients.state_dict()
         if closed := self._closed(asked):
-            return _told(REFUSED, closed)
+            return declined(REFUSED, closed)
         NodeState(round, after, taken, before, reply, kept).write(self.file, self._header())
         return reply
 
@@ -238,9 +229,17 @@ class Node:
             clients.load_state_dict(state, 0)
         return clients
 
-    def _reply(self, clients: Clients, trained: list[Trained], note: str) -> Parcel:
+    def _members(self) -> Members | None:
+        """Its clients as members of masked sums, where sums are masked."""
+        step = masking(self._parts.wire)
+        if step is None:
+            return None
+        from cgfedrec.deploy.members import Members  # which needs what not every node has
+
+        return Members(self.file.with_suffix(".secrets"), self.run, step)
+
+    def _reply(self, trained: list[Trained], uploads: list[Upload], note: str) -> Parcel:
         """What a round's participants send."""
-        uploads = [one.part for one in trained if isinstance(one.part, Upload)]
         sent = pack_uploads(uploads)
         place = torch.arange(self.terms.clients)
         all_told = told(Processes(), [one.told for one in trained], place, Wire())
@@ -260,7 +259,3 @@ def _told_more(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> bo
         return True
     held = before["held"]
     return any(name not in held or not mask.equal(held[name]) for name, mask in after["held"].items())
-
-
-def _told(status: str, why: str) -> Parcel:
-    return Parcel({"status": status, "why": why}, {})

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from cgfedrec.data.module import Stage
+from cgfedrec.deploy.attendance import Attendance
 from cgfedrec.deploy.exchange import Exchange
-from cgfedrec.deploy.known import Known
-from cgfedrec.deploy.node import DONE, FAILED, MISSING
-from cgfedrec.deploy.parcels import Parcel, pack_broadcast, pack_bulletin, unpack_uploads
+from cgfedrec.deploy.parcels import (
+    DONE,
+    FAILED,
+    MISSING,
+    Parcel,
+    pack_broadcast,
+    pack_bulletin,
+    unpack_uploads,
+)
 from cgfedrec.deploy.settings import Terms
-from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.errors import RunError, check
 from cgfedrec.evaluation.metrics import METRICS
 from cgfedrec.history import Row
 from cgfedrec.method import Method
@@ -25,6 +33,7 @@ from cgfedrec.simulation.together import Told, Trained
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.refusals import carried
 from cgfedrec.wire.sums import GRID
+from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Wire, WireError
 
 T = TypeVar("T")
@@ -41,7 +50,7 @@ class Alone:
         yield from map(function, items)
 
 
-class Nodes:
+class Nodes(Attendance):
     """The clients of a federation over a network, by the nodes on which they live.
 
     Args:
@@ -56,8 +65,6 @@ class Nodes:
 
     Attributes:
         reports: What clients report of their training beside the loss.
-        known: The nodes that have said who lives there.
-        away: Those of them that nobody waits for, until they come back.
         bytes_scoring: That have come down so far to score with, to all clients.
     """
 
@@ -72,75 +79,20 @@ class Nodes:
         seed: int,
         refusing: bool = False,
     ) -> None:
-        self.exchange, self.terms, self.server, self.wire = exchange, terms, server, wire
+        super().__init__(exchange, terms)
+        self.server, self.wire = server, wire
         self.cutoffs, self.seed, self.refusing = cutoffs, seed, refusing
         check(*wire.problems(server.sees_single_uploads, type(method).__name__))
         example = method.client(terms.items, 0)
         self.reports, self._scores_after = type(example).reports, example.scores_after
         self.workers = Alone()
-        self.known: dict[int, Known] = {}
-        self.away: set[int] = set()
         self.bytes_scoring = 0
         self._packed: dict[str, tuple[bytes, bytes]] = {}
 
-    def meet(self) -> None:
-        """Wait for as many nodes as there are to be, and learn who lives there.
-
-        Raises:
-            InputError: where a node cannot take part, or two have a client of the same number.
-            RunError: where none comes.
-        """
-        begun = self.exchange.clock()
-        while len(self.known) < self.terms.nodes and self.exchange.clock() < begun + self.terms.start:
-            self._ask_who(self.exchange.connected() - self.known.keys())
-            if len(self.known) < self.terms.nodes:
-                self.exchange.sleep(1.0)
-        if not self.known:
-            raise RunError(f"no node has come within {self.terms.start:.0f} s (start)")
-        if len(self.known) < self.terms.nodes:
-            self.exchange.say(f"{len(self.known)} of {self.terms.nodes} nodes have come; the run begins without others")
-        self.exchange.say(f"{len(self.known)} nodes with {len(self.present())} of {self.terms.clients} clients")
-
-    def _ask_who(self, nodes: Iterable[int]) -> None:
-        for node, reply in self.exchange.ask("who", dict.fromkeys(nodes, Parcel({}, {}))):
-            if reply.text("status") != DONE:
-                raise InputError(f"node {node}: {reply.text('why')}")
-            clients = reply.wholes("clients", self.terms.clients).sort().values
-            for other, one in self.known.items():
-                both = torch.isin(clients, one.clients)
-                if other not in self.away and other in self.exchange.connected() and both.any():
-                    raise InputError(f"nodes {other} and {node} both have client {int(clients[both][0])}")
-            taken = 0
-            for other in [one for one in self.known if torch.isin(clients, self.known[one].clients).any()]:
-                taken = self.known.pop(other).taken  # it has come back under another name
-                self.away.discard(other)
-            holds_out = {stage: bool(reply.head.get(stage)) for stage in ("val", "test")}
-            self.known[node] = Known(clients, holds_out, set(reply.texts("kept")), taken)
-            self.exchange.say(f"node {node} is here, with {len(clients)} clients")
-
-    def refresh(self) -> None:
-        """Take in nodes that have come, or come back, since."""
-        there = self.exchange.connected()
-        for node in self.away & there:
-            self.away.discard(node)
-            self.exchange.say(f"node {node} is back, with {len(self.known[node].clients)} clients")
-        self._ask_who(there - self.known.keys())
-
-    def present(self) -> Tensor:
-        """The clients of nodes that are not away, `[clients]`, ascending."""
-        return self._clients(self.known.keys() - self.away)
-
-    def gone(self) -> Tensor:
-        """The clients of nodes that are away, `[clients]`, ascending."""
-        return self._clients(self.away)
-
-    def holds_out(self, stage: Stage) -> bool:
-        """Whether there is anything to rank on any node."""
-        return any(one.holds_out[stage] for one in self.known.values())
-
-    def _clients(self, nodes: Iterable[int]) -> Tensor:
-        parts = [torch.empty(0, dtype=torch.int64), *(self.known[node].clients for node in nodes)]
-        return torch.cat(parts).sort().values
+    @property
+    def least(self) -> int:
+        """Fewer clients cannot take part in the next round."""
+        return 1
 
     def named(self, told: Mapping[int, str]) -> dict[str, str]:
         """What is told of clients, by their numbers: the server knows no other names."""
@@ -161,28 +113,43 @@ class Nodes:
         Raises:
             RunError: where a node says that its training has failed.
         """
-        asked = {}
-        for node in sorted(self.known.keys() - self.away):
-            of = self.known[node].clients
-            if len(of := of[torch.isin(of, participants)]):
-                asked[node] = of
-        for node, reply in self._asked("train", asked, round, self.server.broadcast):
+        asked = self.homes(participants)
+        for node, reply in self.asked("train", asked, round, self.server.broadcast):
             try:
                 yield self._trained(asked[node], reply, round)
             except (ValueError, WireError) as error:
-                self.exchange.say(f"round {round} goes on without node {node}, whose answer cannot be read: {error}")
+                self.unread(node, round, error)
                 continue
             self.known[node].taken = round
 
+    def unread(self, node: int, round: int, error: Exception) -> None:
+        """Say that a round goes on without a node whose answer cannot be read."""
+        self.exchange.say(f"round {round} goes on without node {node}, whose answer cannot be read: {error}")
+
     def _trained(self, asked: Tensor, reply: Parcel, round: int) -> Trained:
-        """What a node has sent, read and checked, for clients `[clients]`.
+        """What a node has sent, checked, for clients `[clients]`. Raises as `read` does."""
+        expects = self.server.expects
+        upload, told = self.read(asked, reply, self.wire.travelling(expects))
+
+        def take(one: Upload) -> tuple[Upload, int]:
+            return self.wire.arrived(one, expects, round), 0
+
+        arrived, _, unsound = carried(upload, take, expects, self.refusing, self.server.doubted)
+        return Trained(self.server.reduced(arrived), without(told, unsound))
+
+    def read(self, asked: Tensor, reply: Parcel, expected: Mapping[str, Field]) -> tuple[Upload, Told]:
+        """What a node has sent for clients `[clients]`, and tells of them.
+
+        Args:
+            asked: `[clients]`, whose it is to be.
+            reply: From anyone.
+            expected: The fields of one client's message as it travels.
 
         Raises:
             ValueError: if it is anything else.
         """
-        expects, refused = self.server.expects, dict[int, str]()
-        unread = refused if self.refusing else None
-        upload = unpack_uploads(reply, "uploads", self.wire.travelling(expects), unread)
+        refused: dict[int, str] = {}
+        upload = unpack_uploads(reply, "uploads", expected, refused if self.refusing else None)
         users = reply.wholes("users", self.terms.clients)
         if not users.sort().values.equal(asked.sort().values) or not torch.isin(upload.clients, users).all():
             raise ValueError("it is not of the clients who were asked")
@@ -190,15 +157,8 @@ class Nodes:
         means = reply.head["means"]
         if not isinstance(means, list) or not all(type(mean) is float for mean in means):
             raise ValueError("means are no numbers")
-
-        def take(one: Upload) -> tuple[Upload, int]:
-            return self.wire.arrived(one, expects, round), 0
-
-        arrived, _, unsound = carried(upload, take, expects, self.refusing, self.server.doubted)
-        refused |= unsound
-        users = users[~torch.isin(users, torch.tensor(list(refused), dtype=torch.int64))]
         rows = torch.tensor(means).expand(len(users), -1) if means else torch.empty(len(users), 0)
-        return Trained(self.server.reduced(arrived), Told(users, up, down, rows, refused))
+        return upload, without(Told(users, up, down, rows), refused)
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """What all nodes have to tell, clients in the order in which their uploads came."""
@@ -213,7 +173,7 @@ class Nodes:
         sent = self.server.broadcast if self._scores_after == "aggregation" else None
         sums = {name: torch.zeros(len(self.cutoffs), dtype=torch.int64) for name in METRICS}
         users = 0
-        for _, reply in self._asked("evaluate", nodes, round, sent, stage):
+        for _, reply in self.asked("evaluate", nodes, round, sent, stage):
             number, told = reply.whole("users"), reply.head.get("sums", {})
             if number:
                 users += number
@@ -228,52 +188,61 @@ class Nodes:
             for k, total in zip(self.cutoffs, totals.tolist(), strict=True)
         }
 
-    def _asked(
+    def asked(
         self,
         what: str,
         nodes: Mapping[int, Tensor],
         round: int,
         broadcast: Callable[[Tensor, int], Broadcast | None] | None,
         stage: str = "",
+        besides: Mapping[int, Parcel] = MappingProxyType({}),
     ) -> Iterator[tuple[int, Parcel]]:
-        """Ask nodes, with what goes down to their clients, and give answers of those who have done it."""
+        """Ask nodes, with what goes down to their clients, and give answers of those who have done it.
+
+        Args:
+            what: As of `Exchange.ask`.
+            nodes: Whom, and which clients of each, `[clients]`.
+            round: From 1.
+            broadcast: Makes what goes down to clients `[clients]` before a round.
+            stage: Of an evaluation.
+            besides: What else single nodes are sent.
+        """
         of_round = round if what == "train" else round + 1
-        left = dict(nodes)
-        again = True
-        while again and left:
+        while nodes:
             parcels = {
                 node: self._parcel(node, users, broadcast and broadcast(users, of_round), of_round, stage)
-                for node, users in left.items()
+                for node, users in nodes.items()
             }
-            again = False
-            for node, reply in self.exchange.ask(what, parcels, round):
-                status = reply.text("status")
-                if status == MISSING:  # it has lost what it had
+            parcels |= {node: parcels[node].joined(more) for node, more in besides.items() if node in parcels}
+            again = {}
+            for node, reply in self.answers(what, parcels, round):
+                if reply.text("status") == MISSING:  # it has lost what it had
                     self.known[node].kept -= set(reply.texts("kept"))
-                    again = True
-                    continue
-                del left[node]
-                if status == FAILED:
-                    raise RunError(f"node {node}: {reply.text('why')}")
-                if status != DONE:
-                    self.exchange.say(f"round {round} goes on without node {node}: {reply.text('why')}")
+                    again[node] = nodes[node]
                     continue
                 if note := reply.text("note"):
                     self.exchange.say(f"node {node}: {note}")
                 self.known[node].kept |= set(parcels[node].texts("broadcast/kept"))
                 yield node, reply
-        self._part_with(left, round)
+            nodes = again
 
-    def _part_with(self, nodes: Mapping[int, Tensor], round: int) -> None:
-        """Go on without nodes that have not answered."""
-        there = self.exchange.connected()
-        for node in nodes:
-            who = f"node {node}, with {len(self.known[node].clients)} clients,"
-            if node in there:
-                self.exchange.say(f"round {round} goes on without {who} which has not answered in time")
+    def answers(self, what: str, parcels: Mapping[int, Parcel], round: int) -> Iterator[tuple[int, Parcel]]:
+        """Ask nodes, give the answers of those who can do it, and go on without the others. Arguments as of `asked`.
+
+        Raises:
+            RunError: where a node says that it has failed.
+        """
+        silent = set(parcels)
+        for node, reply in self.exchange.ask(what, parcels, round):
+            silent.discard(node)
+            status = reply.text("status")
+            if status == FAILED:
+                raise RunError(f"node {node}: {reply.text('why')}")
+            if status in (DONE, MISSING):
+                yield node, reply
             else:
-                self.exchange.say(f"{who} has gone: the run goes on without it")
-                self.away.add(node)
+                self.exchange.say(f"round {round} goes on without node {node}: {reply.text('why')}")
+        self.part_with(silent, round)
 
     def _parcel(self, node: int, users: Tensor, broadcast: Broadcast | None, round: int, stage: str) -> Parcel:
         """What a node is asked, with all that its clients `[clients]` are sent before a round."""
@@ -297,3 +266,9 @@ class Nodes:
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the state of clients is on their nodes."""
         return {}
+
+
+def without(told: Told, refused: Mapping[int, str]) -> Told:
+    """What is told of those clients `[clients]` who were not refused; and of the others why they were."""
+    there = ~torch.isin(told.users, torch.tensor(list(refused), dtype=torch.int64))
+    return told._replace(users=told.users[there], means=told.means[there], refused={**told.refused, **refused})

@@ -73,8 +73,7 @@ class NodeFolder:
         """The seed of what only this node may know, drawn when it is first asked for."""
         path = self.path / SECRET
         if not path.exists():
-            write_atomically(path, f"{secrets.randbits(63)}\n")
-            path.chmod(0o600)
+            write_atomically(path, f"{secrets.randbits(63)}\n", private=True)
         text = path.read_text().strip()
         if not (text.isascii() and text.isdigit() and int(text) < 2**63):
             raise InputError(f"{path}: holds no whole number below 2^63; remove it, and a new one is drawn")

@@ -20,8 +20,10 @@ from cgfedrec.wire.codec import decode, encode
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field
 
-FORMAT = 1
+FORMAT = 2
 """Of parcels, raised whenever what they hold changes."""
+REFUSED, MISSING, FAILED, DONE = "refused", "missing", "failed", "done"
+"""What may become of what a node is asked: the ``status`` of its answer."""
 
 
 class Parcel(NamedTuple):
@@ -47,6 +49,17 @@ class Parcel(NamedTuple):
         if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise ValueError("a message of another version of cgfedrec; install the same one everywhere")
         return cls(head, body)
+
+    def joined(self, other: Parcel) -> Parcel:
+        """Both in one."""
+        return Parcel({**self.head, **other.head}, {**self.body, **other.body})
+
+    def cut(self, name: str, size: int, number: int) -> list[bytes]:
+        """As many pieces of the body as there are to be, each of so many bytes. Raises ``ValueError`` for others."""
+        data = self.body.get(name, b"")
+        if len(data) != size * number:
+            raise ValueError(f"{name} has {len(data)} bytes, and not {number} times {size}")
+        return list(_cut(data, [size] * number))
 
     def whole(self, name: str) -> int:
         """A whole number of the head, at least 0. Raises ``ValueError`` for anything else."""
@@ -79,6 +92,11 @@ class Parcel(NamedTuple):
         if not isinstance(value, list) or not all(type(one) is int and 0 <= one < below for one in value):
             raise ValueError(f"{name} is no list of numbers below {below}")
         return torch.tensor(value, dtype=torch.int64)
+
+
+def declined(status: str, why: str) -> Parcel:
+    """The answer of a node that does not do what it is asked."""
+    return Parcel({"status": status, "why": why}, {})
 
 
 def pack_broadcast(name: str, broadcast: Broadcast | None) -> Parcel:

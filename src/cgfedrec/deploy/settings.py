@@ -29,7 +29,8 @@ class Terms:
         items: How many the catalogue has.
         catalogue: Its checksum, which every node compares with its own.
         start: Seconds that the server waits for its nodes; then it begins with those that are there.
-        wait: Seconds that a round lasts at most. Whoever has not answered by then is not part of it.
+        wait: Seconds that a round lasts at most, or each exchange of a round whose sum is masked. Whoever has not
+            answered by then is not part of it.
         absent: Seconds that a node may be gone before a round goes on without it.
         folder: Where the server writes, below the directory that the SuperLink was started in.
     """

@@ -26,6 +26,7 @@ from cgfedrec.method import Method
 from cgfedrec.settings.layers import UNLOGGED
 from cgfedrec.settings.parser import dump, instantiate, parse
 from cgfedrec.settings.sources import Said
+from cgfedrec.wire.secure.step import masking
 
 APP, NODES = "app", "nodes"
 """The folders of the Flower app and of all nodes, below that of the deployment."""
@@ -58,6 +59,7 @@ def deploy(given: Said, nodes: int, output: Path) -> str:
         no_split(parts.data.split),
         None if isinstance(parts.method, Method) else "method: a reference sees everyone's data: none can be deployed",
     )
+    extras = "flower" if masking(parts.wire) is None else "flower,secure"
     data: FederatedDataModule = parts.data
     data.attach(parts.protocol, settings.seed_everything)
     data.setup()
@@ -70,7 +72,7 @@ def deploy(given: Said, nodes: int, output: Path) -> str:
     # All or nothing: it is written beside its place, and renamed.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as beside:
         whole = Path(beside) / "whole"
-        app = {"tool": _tool(text, data, nodes), "project": _project()}
+        app = {"tool": _tool(text, data, nodes), "project": _project(extras)}
         write_atomically(whole / APP / "pyproject.toml", tomli_w.dumps(app, multiline_strings=True))
         read_in = data._read()
         for number, clients in enumerate(np.array_split(np.arange(data.num_users), nodes)):
@@ -135,13 +137,13 @@ def _tool(text: str, data: FederatedDataModule, nodes: int) -> Mapping[str, Any]
     return {"flwr": {"app": {"publisher": "cgfedrec", "components": components, "config": config}}}
 
 
-def _project() -> Mapping[str, Any]:
+def _project(extras: str) -> Mapping[str, Any]:
     return {
         "name": "cgfedrec-federation",
         "version": "1.0.0",
         "description": "A federation of cgfedrec; all code is in the installed package.",
         "license": {"text": "Apache-2.0"},
-        "dependencies": [f"cgfedrec[flower]=={__version__}"],
+        "dependencies": [f"cgfedrec[{extras}]=={__version__}"],
     }
 
 

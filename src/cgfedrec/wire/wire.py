@@ -47,9 +47,6 @@ class Step(ABC):
     before_sums: ClassVar[bool] = False
     """Whether it may stand before such a step: then nobody calls its `reverse`, and all is as without."""
 
-    over_network: ClassVar[str] = ""
-    """What must be known before it is used over a network: said when such a run begins."""
-
     def problems(self, fields: Mapping[str, Field], clients: int) -> Iterator[str]:
         """Why it cannot do its work on such uploads, before a run starts; by default it can.
 

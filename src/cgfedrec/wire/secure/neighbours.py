@@ -17,6 +17,8 @@ SECRET = 32
 """Bytes of a secret that is shared: the private key of the masks, and the seed of the client's own mask."""
 SEALED = 16
 """Bytes that authenticated encryption adds."""
+SHARES = 2 * SECRET + SEALED
+"""Bytes of what a client seals for a neighbour: its shares of two secrets."""
 ID = 4
 """Bytes of a client's number."""
 
@@ -63,9 +65,9 @@ class Traffic:
         """Bytes up and down, of all clients."""
         each = self.neighbours
         # Up: two public keys; two sealed shares for each neighbour; one share of each neighbour and of oneself.
-        up = 2 * PUBLIC + each * (2 * SECRET + SEALED) + (each + 1) * SECRET
+        up = 2 * PUBLIC + each * SHARES + (each + 1) * SECRET
         # Down: the neighbours' numbers and keys; their sealed shares; who has sent, a bit for each neighbour.
-        down = each * (ID + 2 * PUBLIC) + each * (2 * SECRET + SEALED) + (each + 8) // 8
+        down = each * (ID + 2 * PUBLIC) + each * SHARES + (each + 8) // 8
         return self.clients * up, self.clients * down
 
 

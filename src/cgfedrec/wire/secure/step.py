@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from cgfedrec.wire.secure.fixed import FixedPoint
 from cgfedrec.wire.secure.neighbours import Traffic
 from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
-from cgfedrec.wire.wire import Step
+from cgfedrec.wire.wire import Step, Wire
 
 CLIPPED = "clipped numbers"
 """The value that tells how many numbers were beyond the range. Like all others it is only known as a sum."""
@@ -27,9 +28,10 @@ class SecureSums(Step):
     Whole numbers of known bounds keep the bits of what their sum can reach. Floating-point numbers are clipped to a
     range and rounded to the nearest step. How many were clipped is told as ``secure/clipped``.
 
-    This form is simulated: the integers are those of the protocol, without the masks, which would cancel anyway. Bytes
-    are counted as the protocol sends them (Bonawitz et al. 2017, with the neighbours of Bell et al. 2020), keys and
-    shares included. `cgfedrec.wire.secure.protocol` is the protocol itself.
+    In a simulation it is simulated: the integers are those of the protocol, without the masks, which would cancel
+    anyway. Bytes are counted as the protocol sends them (Bonawitz et al. 2017, with the neighbours of Bell et al.
+    2020), keys and shares included. Over a network (`cgfedrec.deploy.masked`), or where it is to be (``masked``),
+    clients play the whole protocol, and the sums are the same.
 
     Args:
         largest: The largest magnitude of a floating-point number; what is beyond is clipped.
@@ -37,16 +39,13 @@ class SecureSums(Step):
         bits: Of such a number in all, from 8 to 40. The sum over all clients must fit.
         least_clients: Fewer than so many clients' sum is not opened: the run stops.
         neighbours: With how many others each client agrees on masks: all, where there are no more.
+        masked: Whether clients of a simulation make keys, masks and shares too: the same results, and much slower.
 
     Raises:
         InputError: for settings out of range.
     """
 
     sums_only = True
-    over_network = (
-        "wire.steps: SecureSums is simulated. Nodes send whole numbers without masks: this server adds them up and "
-        "looks at nothing else, but whoever runs it could read each of them"
-    )
 
     def __init__(
         self,
@@ -55,6 +54,7 @@ class SecureSums(Step):
         bits: int = 32,
         least_clients: int = 3,
         neighbours: int = 64,
+        masked: bool = False,
     ) -> None:
         check(
             not_positive("wire.steps: SecureSums.largest", largest, 2.0**20),
@@ -65,7 +65,7 @@ class SecureSums(Step):
         )
         self.fixed = FixedPoint(largest, fraction_bits, bits)
         check(self._too_many(2))
-        self.least_clients, self.neighbours = least_clients, neighbours
+        self.least_clients, self.neighbours, self.masked = least_clients, neighbours, masked
 
     def problems(self, fields: Mapping[str, Field], clients: int) -> Iterator[str]:
         if clients < self.least_clients:
@@ -138,7 +138,7 @@ class SecureSums(Step):
         told, values = dict(total.told), {}
         for name, field in sent.items():
             assert field.bounds is not None
-            whole = _of_residues(total.values[name], field.bounds)
+            whole = of_residues(total.values[name], field.bounds)
             if problem := field.bounds.problem(whole[None]):
                 raise RunError(f"the sum of {name!r} cannot be one of what clients send: {problem}")
             if name == CLIPPED:
@@ -151,6 +151,29 @@ class SecureSums(Step):
 
     def traffic(self, clients: int) -> tuple[int, int]:
         return Traffic(clients, self.neighbours).nbytes
+
+
+def masking(wire: Wire) -> SecureSums | None:
+    """The step whose messages clients are to mask, if there is one.
+
+    Raises:
+        InputError: where it is not the last one, or masks cannot be made here.
+    """
+    steps = [step for step in wire.steps if isinstance(step, SecureSums)]
+    if not steps:
+        return None
+    place = None
+    if len(steps) > 1 or wire.steps[-1] is not steps[0]:
+        place = "wire.steps: masks are put on what SecureSums sends: there must be one, and it must be the last step"
+    check(place, no_masks())
+    return steps[0]
+
+
+def no_masks() -> str | None:
+    """Why no masks can be made here, if that is so."""
+    if find_spec("cryptography") is not None and find_spec("Crypto") is not None:
+        return None
+    return "wire.steps: the masks of SecureSums need cryptography and pycryptodome: pip install 'cgfedrec[secure]'"
 
 
 def _is_float(field: Field) -> bool:
@@ -168,8 +191,8 @@ def _no_sum(field: Field) -> str | None:
     return None
 
 
-def _of_residues(total: Tensor, bounds: Bounds) -> Tensor:
-    """The sum that is meant by one modulo 2^bits, number by number, `[...]`, int64."""
+def of_residues(total: Tensor, bounds: Bounds) -> Tensor:
+    """The sum `[...]` that is meant by one modulo 2^bits, number by number, `[...]`, int64."""
     widths = bounds.widths.to(total.device)
     possible = torch.ones_like(widths) << widths
     residues = total & (possible - 1)

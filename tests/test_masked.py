@@ -1,0 +1,238 @@
+"""Masked sums over a network: the same bits as in a simulation, whoever drops out, and no single upload to be read."""
+
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+for name in ("flwr", "cryptography", "tomli", "Crypto"):
+    pytest.importorskip(name, reason="pip install 'cgfedrec[flower,secure]'")
+
+from cgfedrec.deploy.network import federate
+from cgfedrec.deploy.node import Node
+from cgfedrec.deploy.parcels import DONE, FAILED, REFUSED, Parcel
+from cgfedrec.errors import InputError, RunError
+from tests.here import CGFEDCO, PFEDREC, Here, check_same, deployed, ended, simulated
+from tests.test_masks import fixed_bytes, told_apart
+
+STEP: dict[str, Any] = {
+    "class_path": "cgfedrec.wire.secure.SecureSums",
+    "init_args": {"least_clients": 5, "neighbours": 6},
+}
+SECRETS = Path("fed/nodes/node-0/state/r.secrets")
+
+
+@pytest.mark.parametrize(
+    ("method", "loop"),
+    [(PFEDREC, {}), (CGFEDCO, {"rounds": 8}), (CGFEDCO, {"rounds": 20, "participants": 18})],
+    ids=["PFedRec", "CGFedCo", "CGFedCo, some"],
+)
+def test_masked_sums_end_where_the_simulator_ends(method: Mapping[str, Any], loop: Mapping[str, Any]) -> None:
+    """A sum that spans rounds is opened round by round; 18, 18 and 4 would leave too few for the last one."""
+    terms, said = deployed(method, loop, steps=[STEP]), list[str]()
+    federate(terms, "r", Here(terms).exchange(said))
+    found, wanted = ended(), simulated()
+    check_same(found, wanted)
+    assert "clients mask what they send" in said[0]
+    assert "unsigned" in said[0]
+    assert SECRETS.stat().st_mode & 0o077 == 0
+    if "participants" not in loop:
+        assert found["bytes"][:2] == wanted["bytes"][:2]
+
+
+def test_masks_of_a_node_that_is_killed_are_taken_off_by_the_shares_of_others() -> None:
+    def without_node_1(steps: list[object], last: str, round: int) -> dict[str, Any]:
+        """Where the server ends if node 1, of three, is gone from an exchange of a round on."""
+        terms = deployed(CGFEDCO, {"rounds": 4}, nodes=3, steps=steps)
+        grid = Here(terms, number=3)
+
+        def dies(node: int, asked: Parcel) -> None:
+            if asked.text("what") == last and asked.whole("round") == round:
+                grid.nodes.pop(1, None)
+
+        grid.before = dies
+        assert federate(terms, "r", grid.exchange())["clients/gone"] == 13
+        found = ended()
+        for folder in ("fed", "runs"):
+            shutil.rmtree(folder)
+        return found
+
+    step = STEP | {"init_args": {"least_clients": 5, "neighbours": 20}}  # of whom a third is not too many
+    check_same(without_node_1([step], "train", 2), without_node_1([], "train", 2))
+    # What has been sent is in the sum: as if it had died in the next round.
+    check_same(without_node_1([step], "unmask", 2), without_node_1([], "train", 3))
+
+
+def test_a_sum_without_shares_enough_stays_closed_and_the_run_goes_on_with_the_next_round() -> None:
+    terms, said = deployed(PFEDREC, steps=[STEP]), list[str]()
+    grid = Here(terms)
+
+    def dies(node: int, asked: Parcel) -> None:
+        if asked.text("what") == "train" and asked.whole("round") == 2:
+            grid.nodes.pop(1, None)
+
+    grid.before = dies
+    summary = federate(terms, "r", grid.exchange(said))
+    assert any(line.startswith("round 2: the sum stays closed: of client ") for line in said)
+    assert summary["round"] == 3
+    column = ended()["history"]["columns"].index("round")
+    assert ended()["history"]["values"][:, column].tolist() == [1, 3]
+    last = [asked for _, asked in grid.asked if asked.text("what") == "train"][-1]
+    assert (last.whole("round"), last.whole("taken")) == (3, 1), "what was trained in vain is undone"
+
+
+def test_too_few_for_a_sum_end_a_run_of_tables_and_are_left_out_of_sums_that_span_rounds() -> None:
+    said = list[str]()
+    for method, steps in ((PFEDREC, 25), (CGFEDCO, 19)):
+        step = STEP | {"init_args": {"least_clients": steps, "neighbours": 6}}
+        terms = deployed(method, {"rounds": 8}, steps=[step])
+        grid = Here(terms)
+
+        def slow(node: int, asked: Parcel, grid: Here = grid) -> None:
+            """Node 1 has 20 clients, and is away in the first round."""
+            if asked.text("what") == "keys" and asked.whole("round") == 1:
+                grid.nodes.pop(1, None)
+
+        grid.before = slow
+        if method is PFEDREC:
+            with pytest.raises(RunError, match="20 clients are left, and no sum of fewer than 25"):
+                federate(terms, "r", grid.exchange(said))
+            assert "round 1: the sum stays closed: 20 clients have told their keys" in "".join(said)
+        else:
+            assert federate(terms, "r", grid.exchange(said))["clients/gone"] == 20
+        shutil.rmtree("fed")
+
+
+def test_single_clients_that_cannot_be_read_are_dropouts_like_others() -> None:
+    terms = deployed(PFEDREC, {"failures": {"refused": 0.1}, "rounds": 1}, steps=[STEP])
+    grid = Here(terms)
+    honest = grid.nodes[1]
+
+    def lies(asked: Parcel) -> Parcel:
+        reply = honest(asked)
+        if asked.text("what") != "train":
+            return reply
+        body = bytearray(reply.body["uploads/own"])
+        body[0] ^= 1
+        return Parcel(reply.head, {**reply.body, "uploads/own": bytes(body)})
+
+    grid.nodes[1] = lies
+    with pytest.warns(Warning, match="round 1: 1 of 40 uploads are refused"):
+        federate(terms, "r", grid.exchange())
+    table = ended()["server"]["means.table"]
+    assert (table.abs() < 10).all(), "a mask is left in it"
+
+
+# What nodes do.
+
+
+def last_round(terms: Any) -> dict[str, Parcel]:
+    """What node 0 was asked in the last round of a run."""
+    grid = Here(terms)
+    federate(terms, "r", grid.exchange())
+    return {asked.text("what"): asked for node, asked in grid.asked if node == 0}
+
+
+def node_of(terms: Any) -> Node:
+    """As of another process, which knows what is in the folder alone."""
+    return Node(Path("fed/nodes/node-0"), terms, "r", clock=lambda: 1e9)
+
+
+def test_a_node_that_comes_back_answers_alike_and_never_tells_both_kinds_of_shares() -> None:
+    terms = deployed(PFEDREC, {"rounds": 1}, steps=[STEP])
+    asked = last_round(terms)
+    first, before = {}, SECRETS.read_bytes()
+    for what in ("keys", "shares", "train", "unmask"):
+        first[what] = node_of(terms).answer(asked[what])
+        assert first[what].text("status") == DONE
+        assert node_of(terms).answer(asked[what]).body == first[what].body
+    assert SECRETS.read_bytes() == before
+
+    neighbours = asked["shares"].head["neighbours"]
+    sent = [one for one in asked["unmask"].head["sent"] if one != neighbours[0]]
+    other = dict(asked["unmask"].head) | {"sent": sent, "clients": [0]}
+    answer = node_of(terms).answer(Parcel(other, {}))
+    assert (answer.text("status"), answer.body) == (FAILED, {})
+    assert "tells them for one list" in answer.text("why")
+    answer = node_of(terms).answer(
+        Parcel(dict(asked["shares"].head) | {"neighbours": neighbours[::-1]}, asked["shares"].body)
+    )
+    assert (answer.text("status"), answer.body) == (FAILED, {})
+
+    # Private state is lost, and secrets are not: another message under the same masks would tell the difference.
+    Path("fed/nodes/node-0/state/r.ckpt").unlink()
+    for what, why in (("unmask", "nothing has been sent from here"), ("train", "has been masked already")):
+        answer = node_of(terms).answer(asked[what])
+        assert (answer.text("status"), answer.body) == (REFUSED, {})
+        assert why in answer.text("why")
+
+    # Secrets are lost, or of another round: it takes no part in this one.
+    later = node_of(terms).answer(Parcel(dict(asked["keys"].head) | {"round": 2}, {}))
+    assert later.body["keys"] != first["keys"].body["keys"]
+    for what in ("keys", "shares", "train"):
+        assert node_of(terms).answer(asked[what]).text("status") == REFUSED
+    SECRETS.write_text(SECRETS.read_text()[:-1])
+    assert "is damaged" in node_of(terms).answer(asked["keys"]).text("why")
+
+
+def test_a_node_sends_nothing_without_masks() -> None:
+    terms = deployed(PFEDREC, {"rounds": 1}, steps=[STEP])
+    asked = last_round(terms)["train"]
+    shutil.rmtree("fed/nodes/node-0/state")
+    plain = {name: value for name, value in asked.head.items() if not name.startswith("senders")}
+    assert node_of(terms).answer(Parcel(plain, asked.body)).text("status") != DONE
+    node_of(terms).answer(Parcel(plain | {"what": "keys"}, {}))
+    answer = node_of(terms).answer(Parcel(plain, asked.body))
+    assert answer.text("status") == FAILED
+    assert "masks nothing" in answer.text("why")
+
+
+def test_what_travels_is_like_chance_and_would_not_be_without_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sent() -> torch.Tensor:
+        """The bytes of one client's message in the first round."""
+        terms = deployed(PFEDREC, {"rounds": 1}, steps=[STEP])
+        grid, replies = Here(terms), list[Parcel]()
+        honest = grid.nodes[1]
+
+        def listen(asked: Parcel) -> Parcel:
+            replies.append(honest(asked))
+            return replies[-1]
+
+        grid.nodes[1] = listen
+        federate(terms, "r", grid.exchange())
+        shutil.rmtree("fed")
+        (reply,) = [one for one in replies if "uploads/own" in one.body]
+        message = reply.body["uploads/own"][: reply.wholes("uploads/sizes")[0]]
+        return torch.frombuffer(bytearray(message[-4 * 400 :]), dtype=torch.uint8).long()
+
+    monkeypatch.setattr("secrets.token_bytes", fixed_bytes(5))
+    assert 0.001 < told_apart(sent(), 8) < 0.999
+    monkeypatch.setattr("cgfedrec.wire.secure.member.mask", lambda seed, fields: {})
+    monkeypatch.setattr("cgfedrec.wire.secure.collector.mask", lambda seed, fields: {})
+    assert told_apart(sent(), 8) < 1e-100
+
+
+# What is refused before a run starts.
+
+
+def test_what_cannot_be_masked_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = deployed(CGFEDCO, {"participants": 4}, steps=[STEP])
+    with pytest.raises(InputError, match="no sum of fewer than 5 clients"):
+        federate(terms, "r", Here(terms).exchange())
+    shutil.rmtree("fed")
+    with pytest.raises(AssertionError, match="there must be one, and it must be the last step"):
+        deployed(PFEDREC, steps=[STEP, STEP])
+    assert not Path("fed").exists()
+    terms = deployed(PFEDREC, steps=[STEP])
+    monkeypatch.setattr("cgfedrec.wire.secure.step.find_spec", lambda name: None if name == "Crypto" else name)
+    with pytest.raises(InputError, match=r"need cryptography and pycryptodome: pip install 'cgfedrec\[secure\]'"):
+        federate(terms, "r", Here(terms).exchange())
+    assert not Path("runs").exists()
+    assert "cgfedrec[secure]" in node_of(terms).answer(Parcel({"what": "who", "run": "r"}, {})).text("why")
