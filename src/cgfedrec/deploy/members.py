@@ -64,7 +64,7 @@ class Members:
             asked: What the server asks: ``keys``, ``shares`` or ``unmask``.
             clients: Whom.
             round: From 1.
-            trained: The last round of which something has been sent from here.
+            trained: The last round of which something has been sent from here; looked at for ``unmask`` alone.
 
         Raises:
             ValueError: for a parcel that cannot be read.

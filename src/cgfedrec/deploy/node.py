@@ -123,8 +123,10 @@ class Node:
         members = self._members()
         if members is None:
             raise ValueError("nothing is masked in this run")
-        clients = asked.wholes("clients", self.terms.clients).tolist()
-        return members.answer(asked, clients, asked.whole("round"), self._state().round)
+        clients, trained = asked.wholes("clients", self.terms.clients).tolist(), 0
+        if asked.text("what") == "unmask":
+            trained = self._state().round
+        return members.answer(asked, clients, asked.whole("round"), trained)
 
     def train(self, asked: Parcel) -> Parcel:
         """Train those who are asked in a round, once, unless the round is closed; private state moves with it alone."""
