@@ -109,6 +109,15 @@ def test_a_polite_signal_saves_the_round_it_came_in(config: Path) -> None:
     assert read_checkpoint(Path("run/checkpoints/last.ckpt"))["loop"]["round"] == rounds
 
 
+def test_a_signal_before_the_first_round_is_told() -> None:
+    process = Command("fit", "--data.synthetic.users", "200000", "--run_dir", "run")
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; no round was under way" in err
+
+
 SLOW = """
 import os, time
 from dataclasses import dataclass

@@ -85,12 +85,9 @@ def _misspelt(options: list[str], verb: ArgumentParser) -> Iterator[str]:
     """The problem with each option that is no setting of a run, but nearly one of the command's own."""
     settings = set(re.findall(r"--[a-z_]+", packaged(SETTINGS)))
     own = set(verb._option_string_actions) - {"-h", "--help"}
-    for word in options:
-        name, _, _ = word.partition("=")
-        if name.startswith("--") and "." not in name and name not in settings:
-            meant = nearest(name, own)
-            if meant:
-                yield f"{name}: there is no such option{meant}"
+    for name in (word.partition("=")[0] for word in options):
+        if name.startswith("--") and "." not in name and name not in settings and (meant := nearest(name, own)):
+            yield f"{name}: there is no such option{meant}"
 
 
 def _warning(
@@ -157,16 +154,23 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 
 
 def _fit(arguments: Arguments, options: list[str]) -> int:
+    from cgfedrec.run.signals import Signals
+
+    with Signals(_stop):  # before all that takes seconds to import
+        return _trained(options)
+
+
+def _trained(options: list[str]) -> int:
+    """Train, show what came of it, and say how to go on."""
     from cgfedrec.run.advice import advice
     from cgfedrec.run.api import start
     from cgfedrec.run.console import console, show_result
-    from cgfedrec.run.signals import Signals
     from cgfedrec.settings.sources import said
 
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # how processes find each other
     out = console()
-    with Signals(_stop), start(said(options=options), console=out) as run:
+    with start(said(options=options), console=out) as run:
         run.fit()
     if run.interrupted:
         if run.processes.first:
