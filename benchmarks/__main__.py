@@ -90,6 +90,7 @@ def measure_rounds(data: Path, aligned: int, output: Path) -> None:
     parts.write_csv(output / "parts.csv")
     drawn(plot_ratios, table, output / "ratios.png")
     measure_memory(path, output)
+    (output / "results_on.txt").write_text(machine())
 
 
 def measure_memory(path: Path, output: Path) -> None:
@@ -107,6 +108,7 @@ def measure_curves(output: Path) -> None:
     points = curves.measure()
     show(points, "cost of a round")
     points.write_csv(output / "curves.csv")
+    (output / "curves_on.txt").write_text(machine())
     drawn(curves.plot, points, output / "curves.png")
 
 
@@ -114,7 +116,7 @@ def report(output: Path, warning: str | None) -> str:
     """RESULTS.md, from the tables that have been measured, with a warning where they were disturbed."""
     text = [
         "# Results",
-        f"`python -m benchmarks` and `python -m benchmarks --curves`, on {machine()}.",
+        f"`python -m benchmarks`, on {(output / 'results_on.txt').read_text()}.",
         "Ratios within one run. Both ways end with the same parameters, which is checked. The plain aligned round is "
         "scaled up from a sample of clients by their local batches. `published_s` is what the published code takes on "
         "2 cores; `asked` the ratio aimed at. `round, prototypes` is compared with the plain exact round. The plain "
@@ -133,6 +135,7 @@ def report(output: Path, warning: str | None) -> str:
         slopes = curves.exponents(points)
         text += [
             "## Cost curves",
+            f"`python -m benchmarks --curves`, on {(output / 'curves_on.txt').read_text()}.",
             "Synthetic data, a process for each point, a round that aligns, only the last round evaluated. `peak` "
             "and `state` in MiB. The setting of each point is in `benchmarks/curves.py`.",
             markdown(points),
