@@ -58,6 +58,14 @@ def test_neighbours_train_where_they_lie_and_others_are_put_back() -> None:
     assert store.known.nonzero().squeeze(1).tolist() == [1, 6, 7, 8]
 
 
+def test_a_state_of_nobody_can_be_gone_back_to() -> None:
+    """A node may be asked to rank before any of its clients has trained."""
+    client = TableClient(Local(dim=4, head="private"), 400, 0)
+    store = WholeStore(torch.arange(9), client.private(), folder=Path())
+    store.load_state_dict(WholeStore(torch.arange(9), client.private(), folder=Path()).state_dict())
+    assert not store.known.any()
+
+
 def test_what_comes_down_to_score_with_does_not_stay(make_data: MakeData) -> None:
     """FedMF's clients put the table that came down in place of their own before they score."""
     data = make_data()

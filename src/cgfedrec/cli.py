@@ -25,6 +25,7 @@ from cgfedrec.errors import InputError, Notice, RunError, check, nearest, printa
 from cgfedrec.settings.environment import tell_of_unread, with_variables
 from cgfedrec.texts import SETTINGS, asks_for_help, packaged
 from cgfedrec.using import export, no_more, recommend, serve, test, validate
+from cgfedrec.words import under_our_name, with_ids_joined, with_values_joined
 
 TAKE_SETTINGS = ("fit", "estimate", "test", "validate", "recommend", "export", "tune", "deploy", "data")
 """Commands that take the settings of a run."""
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     atexit.register(gc.freeze)  # and at the end it would look at all of them once more, for a second
     # Clients' tables in pages of 2 MiB, where the system gives them: a round takes a tenth less. Torch reads it once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    argv = _under_our_name(argv)
+    argv = under_our_name(argv)
     warnings.formatwarning = _warning
     parser, verbs = command_parser(COMMANDS)
     try:
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         return _fail(Arguments(traceback=False), 2, *error.problems)
     # What the parser does not know may be a setting of a run. The command says so itself if it takes none.
-    arguments, options = parser.parse_known_args(_with_values_joined(_with_ids_joined(argv)))
+    arguments, options = parser.parse_known_args(with_values_joined(with_ids_joined(argv)))
     tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
     if arguments.words in OWN_HELP and asks_for_help(options):  # here, since it is quick
         if arguments.words != ("fit",):
@@ -97,52 +98,6 @@ def _warning(
     if issubclass(category, Notice):
         return f"warning: {printable(str(message))}\n"
     return _shown(message, category, filename, lineno, line)
-
-
-def _under_our_name(argv: list[str]) -> list[str]:
-    """``predict``, as Lightning calls it, as ``recommend``; all else as it is."""
-    first = next((place for place, word in enumerate(argv) if not word.startswith("-")), len(argv))
-    if argv[first : first + 1] != ["predict"]:
-        return argv
-    return [*argv[:first], "recommend", *argv[first + 1 :]]
-
-
-def _with_ids_joined(argv: list[str]) -> list[str]:
-    """``--user -a -b`` as ``--user=-a --user=-b``: argparse takes a word that begins with a dash for an option.
-
-    The word behind ``--user`` or ``--have`` is an id, whatever it is, and so are those that follow, up to one that
-    begins with two dashes.
-    """
-    if "recommend" not in argv:
-        return argv
-    joined: list[str] = []
-    option, needs_one = "", False
-    for word in argv:
-        if needs_one or (option and not word.startswith("--")):
-            joined.append(f"{option}={word}")
-            needs_one = False
-        elif word in ("--user", "--have"):
-            option, needs_one = word, True
-        else:
-            joined.append(word)
-            option = ""
-    if needs_one:  # argparse says that an id is missing
-        joined.append(option)
-    return joined
-
-
-def _with_values_joined(argv: list[str]) -> list[str]:
-    """``--data.format.header false`` of ``data diff`` as one word: argparse would take the value for a file."""
-    first = next((place + 2 for place in range(len(argv)) if argv[place : place + 2] == ["data", "diff"]), len(argv))
-    joined = argv[:first]
-    for word in argv[first:]:
-        option = joined[-1]
-        takes = option.startswith("--data.") or option == "--config"
-        if takes and "=" not in option and not word.startswith("--"):
-            joined[-1] = f"{option}={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def _fail(arguments: Arguments, code: int, *problems: str) -> int:

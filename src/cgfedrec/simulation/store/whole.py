@@ -133,6 +133,8 @@ class WholeStore(ClientStore):
         records = MemoryStore(self.order, self._rows)
         records._take_over(state, source)
         self._forget(self._new_blocks())
+        if not len(state["users"]):  # all are at their start
+            return
         self.known[state["users"]] = True
         for number, (numbers, alike) in enumerate(records.bases_of(state["users"]).items()):
             self._alike[number] = alike
