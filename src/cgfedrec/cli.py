@@ -112,30 +112,25 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.signals import Signals
 
     with Signals(_stop):  # before all that takes seconds to import
-        return _trained(options)
+        from cgfedrec.run.advice import advice
+        from cgfedrec.run.api import start
+        from cgfedrec.run.console import console, show_result
+        from cgfedrec.settings.sources import said
 
-
-def _trained(options: list[str]) -> int:
-    """Train, show what came of it, and say how to go on."""
-    from cgfedrec.run.advice import advice
-    from cgfedrec.run.api import start
-    from cgfedrec.run.console import console, show_result
-    from cgfedrec.settings.sources import said
-
-    warnings.filterwarnings("ignore", module="lightning")
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # how processes find each other
-    out = console()
-    with start(said(options=options), console=out) as run:
-        run.fit()
-    if run.interrupted:
+        warnings.filterwarnings("ignore", module="lightning")
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # how processes find each other
+        out = console()
+        with start(said(options=options), console=out) as run:
+            run.fit()
+        if run.interrupted:
+            if run.processes.first:
+                out.print(run.go_on, soft_wrap=True)
+            return 128 + run.interrupted
         if run.processes.first:
-            out.print(run.go_on, soft_wrap=True)
-        return 128 + run.interrupted
-    if run.processes.first:
-        show_result(out, run.summary, run.data.protocol, run.training.monitor, run.directory)
-        for line in advice(run):
-            out.print(line, highlight=False, soft_wrap=True)
-    return 0
+            show_result(out, run.summary, run.data.protocol, run.training.monitor, run.directory)
+            for line in advice(run):
+                out.print(line, highlight=False, soft_wrap=True)
+        return 0
 
 
 def _stop(came: list[signal.Signals]) -> str:
