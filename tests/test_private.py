@@ -32,7 +32,7 @@ from cgfedrec.structure import LabelSets, Neighbours
 from cgfedrec.structure.noisy import PrivateServer
 from cgfedrec.structure.private import (
     JUDGED_NORM,
-    Noised,
+    NoisyTally,
     PrivateCounts,
     PrivateLabels,
     PrivatePairs,
@@ -156,7 +156,7 @@ def known(items: int = ITEMS, clients: int = 500) -> Known:
     return Known(items, clients, 3, rows=rows, labels=torch.arange(items) % 3, pairs=pairs)
 
 
-TALLIES: list[Noised] = [
+TALLIES: list[NoisyTally] = [
     PrivateCounts(privacy=BUDGET),
     PrivateSigns(privacy=BUDGET, number=4),
     PrivateLabels(privacy=BUDGET),
@@ -170,7 +170,7 @@ def norms(added: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("tally", TALLIES, ids=lambda tally: tally.name)
-def test_no_history_adds_more_than_its_norm(tally: Noised) -> None:
+def test_no_history_adds_more_than_its_norm(tally: NoisyTally) -> None:
     """A neighbour has one history less, so what that adds is all by which two sums can differ."""
     added = norms(tally.without_noise(everybody(), known()))
     most = FRACTION * tally.norm(known())
@@ -180,7 +180,7 @@ def test_no_history_adds_more_than_its_norm(tally: Noised) -> None:
 
 
 @pytest.mark.parametrize("tally", TALLIES, ids=lambda tally: tally.name)
-def test_one_client_stays_within_the_bounds_of_the_sum(tally: Noised) -> None:
+def test_one_client_stays_within_the_bounds_of_the_sum(tally: NoisyTally) -> None:
     history, now = everybody(), known()
     sent = tally.of(history, torch.arange(len(history.items)), now, 7)
     assert tally.bounds(now).problem(sent) is None

@@ -21,7 +21,7 @@ from cgfedrec.server import SPENT
 from cgfedrec.structure.collect import LABELS, PAIRS, SumsServer
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.nystroem import factor
-from cgfedrec.structure.private import CHOOSE, JUDGED_NORM, Noised, both_ways, once
+from cgfedrec.structure.private import CHOOSE, JUDGED_NORM, NoisyTally, both_ways, once
 from cgfedrec.structure.structure import Structure
 from cgfedrec.structure.tallies import SHARES as PARTS
 from cgfedrec.wire.bounds import Bounds
@@ -78,9 +78,9 @@ class PrivateServer(SumsServer):
         return int(self.enrolled.sum())
 
     @property
-    def noised(self) -> dict[str, Noised]:
+    def noised(self) -> dict[str, NoisyTally]:
         """The sums with noise, by name."""
-        return {tally.name: tally for tally in self.tallies if isinstance(tally, Noised)}
+        return {tally.name: tally for tally in self.tallies if isinstance(tally, NoisyTally)}
 
     def sigma(self, name: str) -> float:
         """Standard deviation of the noise in each number of this sum, in its own units."""

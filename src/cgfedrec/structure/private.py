@@ -39,7 +39,7 @@ CHOOSE = "choose"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noised(Tally):
+class NoisyTally(Tally):
     """A sum with noise: what a subclass says is clipped, rounded, and noise is added.
 
     Args:
@@ -109,7 +109,7 @@ def weight(history: History) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivateCounts(Noised, ItemCounts):
+class PrivateCounts(NoisyTally, ItemCounts):
     """The first sum: each item's weight, added up over clients. A client's whole history has norm 1."""
 
     @property
@@ -127,7 +127,7 @@ class PrivateCounts(Noised, ItemCounts):
         return (own_items(history, known) * weight(history)[:, None])[..., None]
 
 
-class _PrivateColumns(Noised, Columns):
+class _PrivateColumns(NoisyTally, Columns):
     """G C with weighted histories: the row of an own item is its weight times the client's profile."""
 
     def bounds(self, known: Known) -> Bounds:
@@ -161,7 +161,7 @@ class PrivateLabels(_PrivateColumns, LabelColumns):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivatePairs(Noised, PairCounts):
+class PrivatePairs(NoisyTally, PairCounts):
     """Weights of candidate pairs, each pair once, whichever of its two items it is a candidate of.
 
     A client has at most m (m - 1) / 2 pairs, each with weight 1 / m: a norm below sqrt(1 / 2).
