@@ -393,7 +393,11 @@ def test_deploy_writes_all_or_nothing() -> None:
     )
     app = Path("fed/app/pyproject.toml").read_text()
     assert "interactions.csv" not in app
+    private = ("--nodes", 2, "--output", "new", "--method", "CGFedCo", "--method.privacy.epsilon", 8)
+    masked = ("--wire.steps", "[{class_path: SecureSums}]")
     for options, why in (
+        (private, "see each client's message"),
+        ((*private, *masked, "--loop.participants", 20), "that of 20 of 40 clients has only their part of the noise"),
         (("--nodes", 2, "--output", "fed"), "is not empty"),
         (("--nodes", 0, "--output", "new"), "--nodes"),
         (("--nodes", 41, "--output", "new"), "more than the 40 clients"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from cgfedrec.data.module import Stage
 from cgfedrec.deploy.exchange import Exchange
 from cgfedrec.deploy.nodes import Nodes
+from cgfedrec.deploy.promises import no_privacy
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.evaluation.ranking import no_metric
@@ -91,7 +92,8 @@ class NetworkLoop(FederatedLoop):
                 "loop.failures: nodes fail by themselves; only loop.failures.refused has a meaning over a network"
             )
         too_many = self.sampling.too_many(terms.clients, "clients")
-        check(no_metric("loop.monitor", self.monitor, self.data), too_many, simulated)
+        promised = no_privacy(method, wire, self.sampling.number(terms.clients), terms.clients)
+        check(no_metric("loop.monitor", self.monitor, self.data), too_many, simulated, promised)
         self.server = method.server(terms.items, shared_seed(catalogue.seed)).to(fabric.device)
         self.server.enrol(self._ever_there())
         self.server.wire = wire

@@ -19,6 +19,7 @@ from cgfedrec import __version__
 from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.deploy.owndata import ITEMS, USERS, catalogue_of
+from cgfedrec.deploy.promises import no_privacy
 from cgfedrec.deploy.settings import no_split
 from cgfedrec.errors import InputError, check, no_count
 from cgfedrec.files import no_folder, write_atomically
@@ -65,6 +66,7 @@ def deploy(given: Said, nodes: int, output: Path) -> str:
     data.setup()
     if nodes > data.num_users:
         raise InputError(f"--nodes: {nodes} is more than the {data.num_users} clients of the data")
+    check(no_privacy(parts.method, parts.wire, parts.loop.sampling.number(data.num_users), data.num_users))
     parts.method.check(data)
     parts.method.server(data.num_items, 0)  # which refuses what cannot work with so many items
     text = settings_of(dump(settings), data)
