@@ -176,7 +176,8 @@ def test_without_times_a_history_has_no_order(path: str) -> None:
     untimed = ("--data.path", "untimed.csv", "--data.format.timestamp_column", "null")
     fit(*untimed, "--data.split", "random", "--run_dir", "run")
     # Nobody's items have an age, and so all rho read alike.
-    told = {name: value for name, value in pl.read_csv("run/metrics.csv").row(-1, named=True).items() if name.startswith("readings/rho")}
+    last = pl.read_csv("run/metrics.csv").row(-1, named=True)
+    told = {name: value for name, value in last.items() if name.startswith("readings/rho")}
     assert len(told) == 20
     for beta in ("0", "0.1", "0.3", "1", "3"):
         assert len({value for name, value in told.items() if name.endswith(f"beta {beta}")}) == 1
