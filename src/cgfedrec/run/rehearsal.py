@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ from cgfedrec.failures import NONE
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.simulation.store import STORES
-from cgfedrec.structure.ahead import Phase, phases
+from cgfedrec.structure.ahead import Phase, first_of, phases
 from cgfedrec.structure.discovery import TRAIN
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.sums import Sum
+from cgfedrec.wire.values import Field
 from cgfedrec.wire.wire import Wire
 
 SAMPLE = 512
@@ -153,7 +154,8 @@ def tried_out(loop: FederatedLoop) -> Alike | InTurn:
     if isinstance(server, SumsInTurn):
         enrolled = int(server.enrolled.sum())
         sample = _sample(loop, server)
-        played = list(_rehearsed(loop, server, sample, list(phases(server, data, len(participants)))))
+        first = first_of(server, data)
+        played = list(_rehearsed(loop, server, sample, list(phases(server, first, len(participants))), first))
         evaluation, scoring = _evaluated(loop, sample)
         common |= {"evaluation": evaluation, "evaluations": 1, "scoring": scoring}
         return InTurn(**common, phases=played, enrolled=enrolled)
@@ -161,7 +163,7 @@ def tried_out(loop: FederatedLoop) -> Alike | InTurn:
     start = _trained(loop, users, 1)  # the first time of anything takes longer: it is not what is measured
     part = start.part
     if isinstance(part, Sum):  # one of fewer clients may not be opened
-        part = _scaled(part, len(participants))
+        part = _scaled(part, len(participants), {})
     server.aggregate(part)
     server.update(users, 1)
     evaluation, scoring = _evaluated(loop, users)
@@ -221,8 +223,14 @@ def _evaluated(loop: FederatedLoop, users: Tensor) -> tuple[float, float]:
     return seconds * loop.data.num_users / len(users) / clients.workers.number, downloaded
 
 
-def _rehearsed(loop: FederatedLoop, server: SumsInTurn, sample: Tensor, ahead: Sequence[Phase]) -> Iterator[Rehearsed]:
-    """Go through the phases ``ahead`` with a sample `[clients]`."""
+def _rehearsed(
+    loop: FederatedLoop, server: SumsInTurn, sample: Tensor, ahead: Sequence[Phase], first: Tensor | None
+) -> Iterator[Rehearsed]:
+    """Go through the phases ``ahead`` with a sample `[clients]`.
+
+    Where the first sum is known, `[items, columns]`, it takes the place of the sample's: that would have no rows for
+    items that nobody of the sample has, and all later sums would be smaller than they will be.
+    """
     # The first time of anything takes longer: it is not what is measured. Whoever warms up adds nothing to any sum.
     others = loop.data.order()[~torch.isin(loop.data.order(), sample)]
     if len(others):
@@ -236,7 +244,10 @@ def _rehearsed(loop: FederatedLoop, server: SumsInTurn, sample: Tensor, ahead: S
         if not (phase.name == TRAIN and TRAIN in measured):  # rounds of training are alike: one is measured
             measured[phase.name] = _counted(loop, server, there, round)
         counted = measured[phase.name]
-        server.aggregate(_scaled(counted.total, len(wanted)))
+        total = _scaled(counted.total, len(wanted), server.expects)
+        if first is not None and round == 1:
+            total = Sum({phase.name: first}, len(wanted))
+        server.aggregate(total)
         server.wire = Wire()  # the sample's sum has been opened, and that is what was scaled
         started = time.perf_counter()
         list(loop.clients.workers.map(partial(server.update, wanted), [round]))  # on one thread, as in a run
@@ -276,10 +287,14 @@ def _counted(loop: FederatedLoop, server: SumsInTurn, users: Tensor, round: int)
     return _Counted(server.take_sum(), down / len(users), time.perf_counter() - started)
 
 
-def _scaled(part: Sum, clients: int) -> Sum:
-    """The sum of a sample as if it were over so many clients."""
+def _scaled(part: Sum, clients: int, fields: Mapping[str, Field]) -> Sum:
+    """The sum of a sample as if it were over so many clients, and within the bounds of one that is."""
     values = {}
     for name, value in part.values.items():
         scaled = value.double() * (clients / part.clients)
+        bounds = fields[name].bounds if name in fields else None
+        if bounds is not None:
+            largest = bounds.largest.to(scaled.device)
+            scaled = scaled.round().minimum(largest).maximum(-largest if bounds.signed else torch.zeros_like(largest))
         values[name] = scaled if value.dtype.is_floating_point else scaled.round().long()
     return Sum(values, clients)

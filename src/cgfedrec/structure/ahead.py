@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.kit.sums import SumsInTurn
@@ -32,20 +33,21 @@ class Phase(NamedTuple):
     rounds: int
 
 
-def phases(server: SumsInTurn, data: FederatedDataModule, participants: int) -> Iterator[Phase]:
+def phases(server: SumsInTurn, first: Tensor | None, participants: int) -> Iterator[Phase]:
     """The sums to come, in order.
 
-    How wide numbers are follows from the first sum, which everybody will know; here it is added up from the data.
+    How wide numbers are follows from the first sum, which everybody will know.
     Labels and candidates are not known yet: there are as many as can be, and candidates are what the most have.
 
     Args:
         server: Who has counted nothing yet.
-        data: Of all clients.
-        participants: How many of them take part in a round.
+        first: As `first_of` has it, `[items, columns]`.
+        participants: How many clients take part in a round.
     """
     fields: list[Field | None]
     if isinstance(server, SumsServer):
-        known = _known(server, data)
+        assert first is not None
+        known = _known(server, first)
         fields = [_field(server, known, place) for place in range(len(server.timeline))]
     else:
         fields = [server.field(name) for name in server.sums]
@@ -65,13 +67,30 @@ def _field(server: SumsServer, known: Known, place: int) -> Field | None:
     return step.tally.field(known)
 
 
-def _known(server: SumsServer, data: FederatedDataModule) -> Known:
-    """What will be known at most."""
-    first, discovery = server.tallies[0], server.discovery
-    known = Known(server.num_items, int(server.enrolled.sum()), server.seed)
+def first_of(server: SumsInTurn, data: FederatedDataModule) -> Tensor | None:
+    """The first sum over all clients, `[items, columns]`, int64, added up from the data; none where sums are others.
+
+    Args:
+        server: Who has counted nothing yet.
+        data: Of all clients.
+    """
+    if not isinstance(server, SumsServer):
+        return None
+    first, known = server.tallies[0], _unknown(server)
     counts = torch.zeros(known.num_items, first.bounds(known).shape[1], dtype=torch.int64)
     for users in server.enrolled.nonzero().squeeze(1).split(AT_ONCE):
         counts += first.of(data.histories(users), users, known, 0).to_dense().sum(0)
+    return counts
+
+
+def _unknown(server: SumsServer) -> Known:
+    """What is known before anything is counted."""
+    return Known(server.num_items, int(server.enrolled.sum()), server.seed)
+
+
+def _known(server: SumsServer, counts: Tensor) -> Known:
+    """What will be known at most, by the first sum, `[items, columns]`."""
+    first, discovery, known = server.tallies[0], server.discovery, _unknown(server)
     rows = Rows.of(server.first_sum(counts), server.least, first.unit)
     sizes, places = discovery.sizes(rows), torch.arange(len(rows))
     # Rows are in the order of how many have them: the first ones bound all others.
