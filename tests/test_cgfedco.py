@@ -20,8 +20,8 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo
 from cgfedrec.structure import Neighbours
 from cgfedrec.structure.collect import SumsServer
+from cgfedrec.structure.columns import SignColumns
 from cgfedrec.structure.judging import UNIT
-from cgfedrec.structure.tallies import SignColumns
 from cgfedrec.testing import Conformance, StopAfter, prepared, trained
 from cgfedrec.wire.codec import decode
 from cgfedrec.wire.messages import Upload

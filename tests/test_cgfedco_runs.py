@@ -18,6 +18,7 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo
 from cgfedrec.protocol import Protocol
 from cgfedrec.structure.collect import SumsServer
+from cgfedrec.structure.structure import SumsClient
 from cgfedrec.testing import prepared, trained
 from tests.commands import cgfedrec
 from tests.conftest import require_data
@@ -87,7 +88,9 @@ def readings(loop: FederatedLoop) -> list[Tensor]:
     """Everybody's scores by each reading, `[users, items]` each."""
     loop.score(torch.arange(loop.data.num_users))
     with loop.clients.workers.one() as worker:
-        return list(worker.client.read_all())  # type: ignore[operator]
+        client = worker.client
+        assert isinstance(client, SumsClient)
+        return [client.read(reading) for reading in range(len(client.structure.readings))]
 
 
 def swapped(rows: list[Row], data: FederatedDataModule, old: int, user: int) -> list[Row]:

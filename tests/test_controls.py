@@ -19,9 +19,10 @@ from cgfedrec.methods import CGFedCo
 from cgfedrec.random import Stream, bits, private_seed
 from cgfedrec.structure import Neighbours
 from cgfedrec.structure.collect import SumsServer
+from cgfedrec.structure.columns import SignColumns
 from cgfedrec.structure.controls import Heads, shuffled
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.tallies import Known, SignColumns
+from cgfedrec.structure.tallies import Known
 from cgfedrec.testing import prepared, trained
 from cgfedrec.wire.values import Weights
 

@@ -17,7 +17,7 @@ from cgfedrec.errors import InputError
 from cgfedrec.run.callbacks import expected
 from cgfedrec.run.console import quiet_console
 from cgfedrec.run.estimate import estimate
-from cgfedrec.run.rehearsal import Alike, InTurn
+from cgfedrec.run.estimates import Alike, InTurn
 
 TINY: Mapping[str, Any] = {
     "data.synthetic.users": 30,

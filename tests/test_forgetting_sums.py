@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from cgfedrec.data.histories import History
+from cgfedrec.structure.columns import LabelColumns, SignColumns
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.tallies import SHARES, ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
+from cgfedrec.structure.tallies import SHARES, ItemCounts, Known, PairCounts, Tally
 
 HALF_LIFE = 6.0
 CLIENTS, ITEMS = 40, 25

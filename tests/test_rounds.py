@@ -22,6 +22,7 @@ from cgfedrec.methods import FedMF
 from cgfedrec.methods.fedmf import FedMFClient
 from cgfedrec.processes import Processes
 from cgfedrec.testing import trained
+from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.sums import Sum
@@ -63,10 +64,27 @@ def test_the_order_of_a_sum_shows_nowhere() -> None:
     tables = torch.randn(60, 3, 4, generator=random) * scales
     upload = Upload(torch.arange(60), {"table": tables})
     parts = [Upload(torch.arange(len(part)), {"table": part}).sum() for part in tables.flip(0).split(7)]
-    total = parts[0]
+    first = parts[0].values["table"].clone()
+    total = parts[0].dense()
     for part in parts[1:]:
-        total = total + part
+        total += part
     assert total.values["table"].equal(upload.sum().values["table"])
+    assert total.clients == 60
+    assert parts[0].values["table"].equal(first)  # a part is left as it came
+
+
+def test_few_rows_are_added_up_as_if_all_were_laid_out() -> None:
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, 9, (4, 50), generator=random)  # [clients, rows], of which few are left
+    rows *= torch.rand(4, 50, generator=random) < 0.1
+    values = rows[..., None].expand(-1, -1, 3)
+    bounds = {"count": Bounds(torch.full((50, 3), 2**10))}
+    plain = Upload(torch.arange(4), {"count": values}, bounds=bounds)
+    few = Upload(torch.arange(4), {"count": values.to_sparse(2)}, bounds=bounds)
+    assert few.sum().values["count"].layout == torch.sparse_coo
+    total = few.sum().dense()
+    total += few.sum()
+    assert total.values["count"].equal(2 * plain.sum().values["count"])
 
 
 def test_the_loop_adds_sums_up_over_processes_before_the_server_sees_them(make_data: MakeData) -> None:

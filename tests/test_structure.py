@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cgfedrec.structure.discover as discover
 from cgfedrec.data.histories import History
 from cgfedrec.structure.clusters import clustered, merged
+from cgfedrec.structure.columns import LabelColumns, SignColumns
 from cgfedrec.structure.discover import candidates, closed_form, pair_weights, quantised, verified
 from cgfedrec.structure.discovery import PLAIN_BITS
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.tallies import ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
+from cgfedrec.structure.tallies import ItemCounts, Known, PairCounts, Tally
 from cgfedrec.wire.codec import decode, encode
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.values import Field, WeightLayout

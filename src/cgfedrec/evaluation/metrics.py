@@ -47,8 +47,7 @@ def rank(scores: Tensor, relevant: Tensor, candidates: Tensor) -> Tensor:
         target = scores.gather(1, items[:, None])  # [users, 1]
         # "not below" and not "at least": a score that is no number compares as false, and so ranks last.
         ranks[:, column] = (~(scores < target) & others).sum(1)
-    ranks.masked_fill_(missing, NO_RANK - relevant.shape[1])
-    return _behind_each_other(ranks)
+    return ranks_behind(ranks, missing)
 
 
 def rank_sampled(scores: Tensor, relevant: Tensor, sampled: Tensor) -> Tensor:
@@ -72,15 +71,19 @@ def rank_sampled(scores: Tensor, relevant: Tensor, sampled: Tensor) -> Tensor:
     missing = relevant < 0
     target = scores.gather(1, relevant.clamp_min(0))  # [users, relevant]
     ranks = (~(scores.gather(1, sampled)[:, None] < target[:, :, None])).sum(2)  # summed: [users, relevant, candidates]
-    return _behind_each_other(ranks.masked_fill(missing, NO_RANK - relevant.shape[1]))
+    return ranks_behind(ranks, missing)
 
 
-def _behind_each_other(better: Tensor) -> Tensor:
+def ranks_behind(better: Tensor, missing: Tensor) -> Tensor:
     """Ranks from the number of other candidates that stand before each relevant item, `[users, relevant]`.
 
     Relevant items were left out of those numbers; each also stands behind the relevant ones that are better.
+
+    Args:
+        better: `[users, relevant]`, int64.
+        missing: `[users, relevant]`, bool: where there is no item.
     """
-    better = better.sort(1).values
+    better = better.masked_fill(missing, NO_RANK - better.shape[1]).sort(1).values
     ranks = better + torch.arange(1, better.shape[1] + 1, device=better.device)
     return ranks.masked_fill(better >= NO_RANK - better.shape[1], NO_RANK)
 

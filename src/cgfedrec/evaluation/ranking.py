@@ -96,7 +96,11 @@ def gains(metric: str, scores: Tensor, cohort: RankingCohort) -> Tensor:
     Returns:
         `[users]`, float64; 0 for those who hold nothing out.
     """
-    ranks = _ranks(scores, cohort)
+    return gains_of(metric, _ranks(scores, cohort))
+
+
+def gains_of(metric: str, ranks: Tensor) -> Tensor:
+    """`gains` where the ranks are known, `[users, relevant]`."""
     return each_users(metric, ranks).masked_fill((ranks == NO_RANK).all(1), 0)
 
 

@@ -26,9 +26,10 @@ class SumServer(Server):
     def aggregate(self, part: Upload | Sum) -> None:
         if isinstance(part, Upload):
             part = part.sum()
-        if self.sum is not None:
-            part = self.sum + part
-        self.sum = part
+        if self.sum is None:
+            self.sum = part.dense()
+        else:
+            self.sum += part
 
     def gather(self, processes: Processes, order: Tensor) -> None:
         if processes.number > 1:

@@ -19,8 +19,9 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.console import tracker
 from cgfedrec.run.describe import show_data
 from cgfedrec.run.engine import engine, no_crowd
+from cgfedrec.run.estimates import Alike, Estimate, InTurn
 from cgfedrec.run.folder import CLIENTS
-from cgfedrec.run.rehearsal import Alike, Estimate, InTurn, tried_out
+from cgfedrec.run.rehearsal import tried_out
 from cgfedrec.run.rolling import is_rolling
 from cgfedrec.settings.opening import refuse_of_fit
 from cgfedrec.settings.parser import instantiate, parse

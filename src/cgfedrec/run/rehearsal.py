@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +22,12 @@ from cgfedrec.evaluation.ranking import ranked
 from cgfedrec.failures import NONE
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.run.estimates import Alike, InTurn, Rehearsed
 from cgfedrec.simulation.store import STORES
 from cgfedrec.structure.ahead import Phase, first_of, phases
+from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.discovery import TRAIN
+from cgfedrec.structure.structure import SumsClient
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
@@ -33,99 +35,6 @@ from cgfedrec.wire.wire import Wire
 
 SAMPLE = 512
 """Clients of the sample, or as many as one cohort for each worker has where these are more."""
-
-
-@dataclass(frozen=True)
-class Rehearsed:
-    """What a phase takes.
-
-    Args:
-        phase: As it is known ahead.
-        down: Bytes that come down to a client in it, in the mean, without what comes down once.
-        clients: Seconds that all its clients take together.
-        server: Seconds in which the server makes something of the sum.
-    """
-
-    phase: Phase
-    down: float
-    clients: float
-    server: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What a federation would need.
-
-    Args:
-        participants: How many clients take part in a round.
-        rounds: How many rounds there are, at most.
-        cohorts: How many cohorts they train in.
-        workers: How many of these train at a time.
-        once: Bytes that come down to each client when it first takes part.
-        scoring: Bytes that come down to a client for each evaluation.
-        evaluation: Seconds of an evaluation; 0 where nothing is held out.
-        evaluations: How many there are.
-    """
-
-    participants: int
-    rounds: int
-    cohorts: int
-    workers: int
-    once: int
-    scoring: float
-    evaluation: float
-    evaluations: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alike(Estimate):
-    """Of rounds that are alike, but for the first one.
-
-    Args:
-        up: Bytes that a client sends in a round, the first and every later one, in the mean over a cohort.
-        down: Bytes that come down to it, likewise.
-        varies: Whether ``up`` and ``down`` depend on who clients are: only the rows of their items travel, or some
-            receive what is for them alone.
-        training: Seconds of a round's training.
-    """
-
-    up: tuple[float, float]
-    down: tuple[float, float]
-    varies: bool
-    training: float
-
-    @property
-    def all_up(self) -> float:
-        """Bytes that all clients send in all rounds."""
-        return self.participants * (self.up[0] + (self.rounds - 1) * self.up[1])
-
-    @property
-    def all_down(self) -> float:
-        """Bytes that come down to all of them in training, without what comes down once."""
-        return self.participants * (self.down[0] + (self.rounds - 1) * self.down[1])
-
-    @property
-    def seconds(self) -> float:
-        """Of all rounds."""
-        return self.rounds * self.training + self.evaluations * self.evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class InTurn(Estimate):
-    """Of phases, in each of which every client adds to a sum.
-
-    Args:
-        phases: In order.
-        enrolled: How many clients will ever take part.
-    """
-
-    phases: Sequence[Rehearsed]
-    enrolled: int
-
-    @property
-    def seconds(self) -> float:
-        """Of all phases and the evaluation at their end."""
-        return sum(phase.clients + phase.server for phase in self.phases) + self.evaluations * self.evaluation
 
 
 def tried_out(loop: FederatedLoop) -> Alike | InTurn:
@@ -231,10 +140,15 @@ def _rehearsed(
     Where the first sum is known, `[items, columns]`, it takes the place of the sample's: that would have no rows for
     items that nobody of the sample has, and all later sums would be smaller than they will be.
     """
-    # The first time of anything takes longer: it is not what is measured. Whoever warms up adds nothing to any sum.
+    for _ in range(loop.clients.workers.number):  # which are lent in turn
+        with loop.clients.workers.one() as worker:
+            if isinstance(worker.client, SumsClient):
+                worker.client.wary = False
+    # In each phase every worker takes in once what has come down, however many clients follow. So others come first, a
+    # cohort for each worker, and add nothing to any sum.
     others = loop.data.order()[~torch.isin(loop.data.order(), sample)]
-    if len(others):
-        list(loop.clients.train(others[: loop.clients.cohort_size], 1))
+    others = others[: loop.clients.workers.number * loop.clients.cohort_size]
+    of_items = [tally.name for tally in server.tallies] if isinstance(server, SumsServer) else []
     measured: dict[str, _Counted] = {}
     round, carrying = 0, server.wire
     while not server.finished:
@@ -242,9 +156,13 @@ def _rehearsed(
         phase, wanted = ahead[int(server.at)], server.wanted()
         there = sample[torch.isin(sample, wanted)]
         if not (phase.name == TRAIN and TRAIN in measured):  # rounds of training are alike: one is measured
-            measured[phase.name] = _counted(loop, server, there, round)
+            started = time.perf_counter()
+            list(loop.clients.train(others, round))
+            first_time = time.perf_counter() - started
+            measured[phase.name] = counted = _counted(loop, server, there, round)
+            once = max(0.0, first_time - counted.seconds * len(others) / len(there))
         counted = measured[phase.name]
-        total = _scaled(counted.total, len(wanted), server.expects)
+        total = _scaled(counted.total, len(wanted), server.expects, of_items)
         if first is not None and round == 1:
             total = Sum({phase.name: first}, len(wanted))
         server.aggregate(total)
@@ -257,7 +175,7 @@ def _rehearsed(
         number = loop.num_participants if phase.name == TRAIN else len(wanted)
         up, down = _besides(carrying, loop.num_participants)  # a last round may have fewer
         phase = phase._replace(up=phase.up + math.ceil(up))
-        yield Rehearsed(phase, counted.down + down, counted.seconds * number / len(there), seconds)
+        yield Rehearsed(phase, counted.down + down, once + counted.seconds * number / len(there), seconds)
 
 
 def _sample(loop: FederatedLoop, server: SumsInTurn) -> Tensor:
@@ -287,14 +205,30 @@ def _counted(loop: FederatedLoop, server: SumsInTurn, users: Tensor, round: int)
     return _Counted(server.take_sum(), down / len(users), time.perf_counter() - started)
 
 
-def _scaled(part: Sum, clients: int, fields: Mapping[str, Field]) -> Sum:
-    """The sum of a sample as if it were over so many clients, and within the bounds of one that is."""
+def _scaled(part: Sum, clients: int, fields: Mapping[str, Field], of_items: Collection[str] = ()) -> Sum:
+    """The sum of a sample as if it were over so many clients, and within the bounds of one that is.
+
+    Sums named ``of_items`` have a row for each item, `[rows, columns]`.
+    """
     values = {}
     for name, value in part.values.items():
         scaled = value.double() * (clients / part.clients)
+        if name in of_items:
+            scaled = _filled(scaled)
         bounds = fields[name].bounds if name in fields else None
         if bounds is not None:
             largest = bounds.largest.to(scaled.device)
             scaled = scaled.round().minimum(largest).maximum(-largest if bounds.signed else torch.zeros_like(largest))
         values[name] = scaled if value.dtype.is_floating_point else scaled.round().long()
     return Sum(values, clients)
+
+
+def _filled(total: Tensor) -> Tensor:
+    """Rows of items that nobody of the sample has are taken to be like those of others, `[rows, columns]`.
+
+    With nothing in them all of them would be alike, and have the same candidates.
+    """
+    seen = total.ne(0).any(1)
+    if seen.any():
+        total[~seen] = total[seen].repeat(-(-len(total) // int(seen.sum())), 1)[: int((~seen).sum())]
+    return total

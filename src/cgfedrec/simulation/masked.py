@@ -133,7 +133,9 @@ class MaskedClients(Clients):
         # 3. Shares, by which masks are taken off the sum of all.
         sent = set(told.users.tolist())
         shares = {one: members[one].told(beside) for one, beside in collector.asked(sent).items()}
-        closed = sum(parts[1:], parts[0])
+        closed = parts[0].dense()
+        for part in parts[1:]:
+            closed += part
         yield Trained(collector.opened(closed, sent, shares, self.wire.travelling(self.server.expects)), told)
 
 

@@ -21,6 +21,13 @@ SHARE = 4
 """Of how many of a client's items one is asked for."""
 OTHERS = 200
 """Items drawn against the one that came next."""
+TRAIN_ROUNDS = 8
+STEPS = 5
+"""That a client takes in a round of training."""
+STEP_SIZE = 1.0
+"""Of Adam, whose steps do not depend on how large the weights of a data set are."""
+START = 16.0
+"""Of what is trained: what an item of age 0 counts at first. In other buckets it is this times 2^(-bucket / 2)."""
 
 
 class Questions(NamedTuple):

@@ -18,6 +18,7 @@ from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.codec import header
+from cgfedrec.wire.sums import whole_sum
 from cgfedrec.wire.values import Field
 
 AT_ONCE = 1024
@@ -79,7 +80,7 @@ def first_of(server: SumsInTurn, data: FederatedDataModule) -> Tensor | None:
     first, known = server.tallies[0], _unknown(server)
     counts = torch.zeros(known.num_items, first.bounds(known).shape[1], dtype=torch.int64)
     for users in server.enrolled.nonzero().squeeze(1).split(AT_ONCE):
-        counts += first.of(data.histories(users), users, known, 0).to_dense().sum(0)
+        counts.add_(whole_sum(first.of(data.histories(users), users, known, 0)))  # which may be sparse
     return counts
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.data.changes import Changes
+from cgfedrec.structure.columns import Columns, LabelColumns
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
 from cgfedrec.structure.counting import CountingServer
 from cgfedrec.structure.discover import candidates, closed_form
@@ -20,7 +21,7 @@ from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.quality import quality, theta
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import LEVELS, Found, Structure
-from cgfedrec.structure.tallies import SHARES, Columns, Known, LabelColumns, PairCounts
+from cgfedrec.structure.tallies import SHARES, Known, PairCounts
 from cgfedrec.structure.updating import with_new_labels
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin

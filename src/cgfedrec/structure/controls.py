@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cgfedrec.data.histories import History
 from cgfedrec.random import Stream, bits
-from cgfedrec.structure.tallies import Columns, Known, SignColumns, Tally, own_rows, signs, table
+from cgfedrec.structure.columns import Columns, SignColumns, signs
+from cgfedrec.structure.tallies import Known, Tally, own_rows, table
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.values import Field
 
@@ -34,10 +35,10 @@ class PowerColumns(Columns):
     def field(self, known: Known) -> Field:
         return Field((len(known.the_rows), self.width(known)), self.dtype)
 
-    def columns(self, known: Known) -> Tensor:
+    def columns(self, known: Known, rows: Tensor | None = None) -> Tensor:
         """C, `[rows, columns]`, float32."""
         assert known.directions is not None
-        return known.directions
+        return known.directions if rows is None else known.directions[rows]
 
     def width(self, known: Known) -> int:
         return self.columns(known).shape[1]

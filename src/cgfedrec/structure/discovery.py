@@ -12,10 +12,11 @@ from torch import Tensor
 from cgfedrec.errors import no_count, not_positive
 from cgfedrec.forgetting import HalfLife, fixed, not_half_life
 from cgfedrec.privacy.budget import Privacy
+from cgfedrec.structure.columns import LabelColumns, SignColumns
 from cgfedrec.structure.controls import Heads, MoreSigns, PowerColumns
 from cgfedrec.structure.private import CHOOSE, PrivateCounts, PrivateLabels, PrivatePairs, PrivateSigns
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.tallies import ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
+from cgfedrec.structure.tallies import ItemCounts, Known, PairCounts, Tally
 from cgfedrec.wire.values import Counts, IdLayout, Value
 
 Packing = Literal["tight", "plain"]

@@ -9,10 +9,11 @@ from torch import Tensor
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.random import Stream, bits, shared_seed
 from cgfedrec.structure.clusters import clustered, merged
+from cgfedrec.structure.columns import SignColumns
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.tallies import Known, SignColumns
+from cgfedrec.structure.tallies import Known
 
 
 def labels_by(factor: Tensor, rows: Rows, discovery: Discovery, seed: int) -> Tensor:

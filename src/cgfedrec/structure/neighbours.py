@@ -15,25 +15,22 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
+from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.errors import InputError, no_count, not_positive
+from cgfedrec.evaluation.ranking import gains
 from cgfedrec.forgetting import RECENTS
 from cgfedrec.serving.neighbours import NeighbourReader
-from cgfedrec.structure.ages import BUCKETS, bucket, questions
+from cgfedrec.structure.ages import BUCKETS, START, STEP_SIZE, STEPS, TRAIN_ROUNDS, bucket, questions
 from cgfedrec.structure.discover import closed_form, pair_weights, quantised, verified
 from cgfedrec.structure.discovery import Discovery
+from cgfedrec.structure.judging import JUDGED_BY
 from cgfedrec.structure.options import ALONE, Option, options_with
+from cgfedrec.structure.sparseranks import Beside, gained
 from cgfedrec.structure.structure import LEVELS, Found, Structure, SumsClient
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.values import Field, Value, WeightLayout, Weights
 
 Reading = Literal["chosen", "flat", "trained"]
-TRAIN_ROUNDS = 8
-STEPS = 5
-"""That a client takes in a round of training."""
-STEP_SIZE = 1.0
-"""Of Adam, whose steps do not depend on how large the weights of a data set are."""
-START = 16.0
-"""Of what is trained: what an item of age 0 counts at first. In other buckets it is this times 2^(-bucket / 2)."""
 NUDGE = 1e-6
 """Weight of the popularity that only decides between items with equal scores, such as those without neighbours."""
 
@@ -142,6 +139,7 @@ class NeighboursClient(SumsClient):
     serves_newcomers = True
 
     def changed(self) -> None:
+        self._sorted: dict[Option, Beside] = {}
         if not self.structured:
             return
         weights, rows = self.kept["structure"]["weights"], self.known.the_rows
@@ -182,13 +180,18 @@ class NeighboursClient(SumsClient):
         recent = levels[:, column].to(self.added.device).float() / LEVELS
         return option.weight * recent + NUDGE * self.popularity
 
-    def read_all(self) -> Iterator[Tensor]:
-        """As any client's, `[clients, items]` each."""
-        # Readings that differ in popularity alone follow one another, and share what takes the time.
+    def gained(self, held_out: RankingCohort) -> Iterator[Tensor]:
+        """As any client's. In a large catalogue it does not look at every item (`SparseRanks`)."""
+        yield from gained(JUDGED_BY, self._readings(), held_out)
+
+    def _readings(self) -> Iterator[tuple[csr_array, Sequence[Beside]]]:
+        """What neighbours score, and what is added: readings that differ in popularity alone follow one another."""
         for decay, options in groupby(self.structure.options, key=itemgetter(0)):
-            near = self.scores(self._counts(decay))
-            for option in options:
-                yield near + self._beside(option)
+            alike = list(options)
+            for option in alike:
+                if option not in self._sorted:
+                    self._sorted[option] = Beside.of(self._beside(option))
+            yield self._near(self._counts(decay)), [self._sorted[option] for option in alike]
 
     def _counts(self, decay: float) -> Tensor:
         """How much each entry of the histories counts, `[entries]`: (1 + age)^-decay."""
@@ -197,9 +200,13 @@ class NeighboursClient(SumsClient):
 
     def scores(self, counts: Tensor) -> Tensor:
         """The sums over neighbours, `[clients, items]`, by how much each entry of the histories counts, `[entries]`."""
+        return torch.from_numpy(self._near(counts).toarray()).to(self.added.device)
+
+    def _near(self, counts: Tensor) -> csr_array:
+        """`scores`, sparse."""
         clients, items, _ = self.own.history.entries()
         history = csr_array((counts.numpy(), (clients.numpy(), items.numpy())), shape=(len(self.users), self.num_items))
-        return torch.from_numpy((history @ self.weights).toarray()).to(self.added.device)
+        return history @ self.weights
 
     def reader(self) -> NeighbourReader:
         if not self.structured:
@@ -284,8 +291,8 @@ class TrainedClient(NeighboursClient):
         counts = self.shared
         return (counts[-1] + NUDGE) * self.popularity, {"buckets": counts[:-1].cpu().numpy()}
 
-    def read_all(self) -> Iterator[Tensor]:
-        """Those of before, and the trained ones, `[clients, items]` each."""
-        yield from super().read_all()
+    def gained(self, held_out: RankingCohort) -> Iterator[Tensor]:
+        """Those of before, and the trained ones, `[clients]` each."""
+        yield from super().gained(held_out)
         for reading in range(len(self.structure.options), len(self.structure.readings)):
-            yield self.read(reading)
+            yield gains(JUDGED_BY, self.read(reading).cpu(), held_out)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cgfedrec.errors import RunError
-from cgfedrec.structure.tallies import Columns, ItemCounts, PairCounts, Tally
+from cgfedrec.structure.columns import Columns
+from cgfedrec.structure.tallies import ItemCounts, PairCounts, Tally
 from cgfedrec.wire.bounds import Bounds
 
 

@@ -22,8 +22,9 @@ from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
 from cgfedrec.privacy.clipping import clipped
 from cgfedrec.privacy.discrete import of_each
 from cgfedrec.random import Stream, keys
+from cgfedrec.structure.columns import Columns, LabelColumns, SignColumns
 from cgfedrec.structure.tallies import SHARES as PARTS
-from cgfedrec.structure.tallies import Columns, ItemCounts, Known, LabelColumns, PairCounts, SignColumns, Tally
+from cgfedrec.structure.tallies import ItemCounts, Known, PairCounts, Tally
 from cgfedrec.wire.bounds import Bounds
 
 BEYOND = 9

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.client import Batch
+from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.errors import RunError
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
@@ -111,6 +112,9 @@ class SumsClient(AddingClient):
     A subclass says what its trained parameters are, how it trains in a round of the phase ``train`` (`train_batches`,
     `training_step`), and how it scores (`read`).
 
+    Attributes:
+        wary: Whether it refuses what looks aimed at somebody. What follows from a sample's sums often does.
+
     Args:
         structure: The kind.
         discovery: How it is found.
@@ -129,7 +133,9 @@ class SumsClient(AddingClient):
         self.step: Step | None = None
         self.past: Past | None = None
         self.kept: Mapping[str, Mapping[str, Value]] = {}
+        self.wary = True
         self.refused: str | None = None  # why nothing is added to the sum that is asked for
+        self._asked: tuple[Tally, Known, Field] | None = None  # the last `_field`, and of what
         self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
         self.average: Tensor | None = None
         self.chosen = place_of(structure, discovery)
@@ -150,7 +156,7 @@ class SumsClient(AddingClient):
             first = self.timeline[0].tally
             assert first is not None
             self.known = known_from(self.nothing_known, self.kept, self.discovery.least_clients, first.unit)
-            self.refused = refusal(self.known, self.discovery)
+            self.refused = refusal(self.known, self.discovery) if self.wary else None
             self.changed()
         values = broadcast.values
         self.step = None
@@ -227,7 +233,13 @@ class SumsClient(AddingClient):
             added = change_of(tally, history, before, users, known, self.past, self.seed)
             return Upload.of_fields(users, {tally.name: added}, {tally.name: change_field(tally, known, self.past)})
         added = tally.of(history, users, known, self.seed)
-        return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
+        return Upload.of_fields(users, {tally.name: added}, {tally.name: self._field(tally, known)})
+
+    def _field(self, tally: Tally, known: Known) -> Field:
+        """What one client sends. The bounds of many pairs take long to make, and are the same for all cohorts."""
+        if self._asked is None or self._asked[0] is not tally or self._asked[1] is not known:
+            self._asked = (tally, known, tally.field(known))
+        return self._asked[2]
 
     def _judgement(self, due: Tensor) -> Upload:
         """How well each reading ranks what those hold out who are due `[clients]`, in units of `UNIT`."""
@@ -236,7 +248,7 @@ class SumsClient(AddingClient):
         if held_out is None:  # nobody can judge, and the first reading stays
             gained = torch.zeros(len(self.users), number)
         else:
-            gained = torch.stack([gains(JUDGED_BY, scores.cpu(), held_out) for scores in self.read_all()], dim=1)
+            gained = torch.stack(list(self.gained(held_out)), dim=1)
         bounds = judgement(number, self.discovery, self.known.num_clients).bounds
         assert bounds is not None
         told = (gained * UNIT).round().long()
@@ -270,13 +282,10 @@ class SumsClient(AddingClient):
         left = (counts.values[:, 2].to(self.added.device).float() / SHARES).log1p()
         return left / left.max().clamp_min(1e-12)
 
-    def read_all(self) -> Iterator[Tensor]:
-        """Scores by each reading, `[clients, items]`, in order.
-
-        They are those of `read`, but may come faster where readings have something in common.
-        """
+    def gained(self, held_out: RankingCohort) -> Iterator[Tensor]:
+        """How well each reading ranks what is held out, in order: `[clients]` each, by `JUDGED_BY`."""
         for reading in range(len(self.structure.readings)):
-            yield self.read(reading)
+            yield gains(JUDGED_BY, self.read(reading).cpu(), held_out)
 
     @abstractmethod
     def read(self, reading: int) -> Tensor:

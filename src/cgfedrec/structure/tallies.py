@@ -10,14 +10,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cgfedrec.data.histories import History
 from cgfedrec.forgetting import kept
-from cgfedrec.random import Stream, bits
 from cgfedrec.structure.rows import Rows
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.values import Field
@@ -194,82 +191,6 @@ class ItemCounts(Tally):
         return table(clients, items, torch.stack(columns, dim=1), (len(users), known.num_items, len(columns)))
 
 
-def signs(random_bits: NDArray[np.uint64]) -> Tensor:
-    """-1 or 1 by the first bit of each number, `[...]`, int64."""
-    return torch.from_numpy(2 * (random_bits >> np.uint64(63)).astype(np.int64) - 1)
-
-
-class Columns(Tally):
-    """G C for some columns C `[rows, columns]`: the row of an own item is the client's profile C^T x.
-
-    The sum's row of item i adds up the profiles of those who have it: how item i goes together with each column.
-    """
-
-    signed: ClassVar[bool] = False
-
-    @abstractmethod
-    def columns(self, known: Known) -> Tensor:
-        """C, `[rows, columns]`, int64, of numbers between -1 and 1."""
-
-    @abstractmethod
-    def width(self, known: Known) -> int:
-        """How many columns."""
-
-    def bounds(self, known: Known) -> Bounds:
-        rows = known.the_rows
-        reach = rows.reach * rows.open  # a row that is not open is not sent
-        return self.packed(reach[:, None].expand(-1, self.width(known)), self.signed)
-
-    def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
-        clients, rows, weights = own_rows(history, known, self.half_life)
-        columns = self.columns(known)
-        own = weights[:, None] * columns[rows]  # [entries, columns]
-        profiles = own.new_zeros(len(users), columns.shape[1]).index_add_(0, clients, own)
-        values = self.told(weights[:, None] * profiles[clients])
-        return table(clients, rows, values, (len(users), *columns.shape))
-
-
-@dataclass(frozen=True)
-class SignColumns(Columns):
-    """Columns of random signs, which everybody draws from the shared seed.
-
-    Args:
-        number: How many.
-        first: Which one is the first: columns of other numbers have other signs.
-    """
-
-    number: int = 32
-    first: int = 0
-
-    name: ClassVar[str] = "sketch"
-    signed: ClassVar[bool] = True
-
-    def columns(self, known: Known) -> Tensor:
-        items = known.the_rows.items
-        if known.keys is not None:
-            items = known.keys[items]
-        columns = np.arange(self.first, self.first + self.number)
-        return signs(bits(known.seed, Stream.SIGNS, items.numpy()[:, None], columns))
-
-    def width(self, known: Known) -> int:
-        return self.number
-
-
-@dataclass(frozen=True)
-class LabelColumns(Columns):
-    """A column for each cluster, 1 where an item has its label: a profile is a histogram of the client's own items."""
-
-    name: ClassVar[str] = "labels"
-
-    def columns(self, known: Known) -> Tensor:
-        assert known.labels is not None
-        return torch.nn.functional.one_hot(known.labels)
-
-    def width(self, known: Known) -> int:
-        assert known.labels is not None
-        return int(known.labels.max()) + 1
-
-
 class PairCounts(Tally):
     """How many clients have both an item and each of its candidates, each as much as it still counts."""
 
@@ -290,8 +211,15 @@ class PairCounts(Tally):
     def of(self, history: History, users: Tensor, known: Known, seed: int) -> Tensor:
         assert known.pairs is not None
         clients, rows, weights = own_rows(history, known, self.half_life)
-        counts = weights.new_zeros(len(users), len(known.the_rows))
-        counts[clients, rows] = weights
+        number = len(known.the_rows)
+        keys = clients * number + rows  # [entries], ascending
+        own = torch.zeros(len(users) * number, dtype=torch.bool)
+        own[keys] = True
         pairs = known.pairs[rows]  # [entries, most]
-        both = weights[:, None] * counts[clients[:, None], pairs.clamp_min(0)] * (pairs >= 0)
-        return table(clients, rows, self.told(both), (len(users), *known.pairs.shape))
+        wanted = (clients * number)[:, None] + pairs.clamp_min(0)
+        both = own[wanted] & (pairs >= 0)
+        counts = both.long()
+        if self.half_life is not None:
+            entries, _ = both.nonzero(as_tuple=True)
+            counts[both] = self.told(weights[entries] * weights[torch.searchsorted(keys, wanted[both])])
+        return table(clients, rows, counts, (len(users), *known.pairs.shape))

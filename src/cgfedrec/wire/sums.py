@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -27,12 +28,14 @@ class Sum:
 
     Args:
         values: Named sums over clients, `[...]`: of whole numbers with bounds exact, in int64; of all others float64,
-            multiples of 1 / `GRID`, and so exact as well up to `EXACT` of them.
+            multiples of 1 / `GRID`, and so exact as well up to `EXACT` of them. A cohort's may be sparse, of those
+            `[rows, ...]` that are not all zero.
         clients: Over how many.
         told: What is worth logging of how it was made, by name.
 
     >>> two, one = Sum({"table": torch.tensor([1.0, 5.0])}, clients=2), Sum({"table": torch.tensor([2.0, 0.0])}, 1)
-    >>> both = two + one
+    >>> both = two.dense()
+    >>> both += one
     >>> both.values["table"] / both.clients
     tensor([1.0000, 1.6667])
     """
@@ -41,9 +44,18 @@ class Sum:
     clients: int
     told: Mapping[str, float] = field(default_factory=dict)
 
-    def __add__(self, other: Sum) -> Sum:
-        """The sum over the clients of both."""
-        return Sum({name: self.values[name] + other.values[name] for name in self.values}, self.clients + other.clients)
+    def dense(self) -> Sum:
+        """The same, laid out in full in memory of its own."""
+        values = {}
+        for name, value in self.values.items():
+            values[name] = value.clone() if value.layout == torch.strided else value.to_dense()
+        return Sum(values, self.clients, self.told)
+
+    def __iadd__(self, other: Sum) -> Self:
+        """As the sum over the clients of both, in the memory of this one, which is `dense`."""
+        for name, value in self.values.items():
+            value.add_(other.values[name])
+        return replace(self, clients=self.clients + other.clients)
 
     def over_processes(self, processes: Processes) -> Sum:
         """The sum over the clients of all processes that train together.
@@ -67,10 +79,16 @@ class Sum:
 
 
 def whole_sum(value: Tensor) -> Tensor:
-    """The exact sum over clients in int64, `[clients, rows, ...]` to `[rows, ...]`."""
+    """The exact sum over clients in int64, `[clients, rows, ...]` to `[rows, ...]`.
+
+    It is sparse where clients have so few rows that laying out all would take longer than adding them.
+    """
     if value.layout == torch.strided:
         return value.sum(0, dtype=torch.int64)
     rows, entries = value.indices()[1], value.values()  # [entries], [entries, columns]
+    if len(rows) < value.shape[1]:
+        # A row stands there as often as clients have it: whoever adds it up counts it so often.
+        return torch.sparse_coo_tensor(rows[None], entries, value.shape[1:], check_invariants=False)
     return entries.new_zeros(value.shape[1:]).index_add_(0, rows, entries)
 
 
