@@ -17,6 +17,11 @@ from cgfedrec.serving.top import LAST
 SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
 
+AT_ONCE = 2**22
+"""Scores of a cohort. Beyond some 16 MB memory comes anew from the system each time, and that takes most of the time."""
+FEWEST = 16
+"""Users of a cohort, however large the catalogue."""
+
 Scorer = Callable[[Tensor], Tensor]
 """Users `[users]` to their scores of all items `[users, items]`."""
 
@@ -43,7 +48,7 @@ def evaluate(
         data: Set up.
         stage: ``val`` or ``test``; the data must hold something out for it.
         scorer: Users `[users]` to scores `[users, items]`, on any device.
-        cohort_size: How many users are scored in one call.
+        cohort_size: How many users are scored in one call, at most; fewer of a large catalogue.
         each: Applies a function to every cohort; like ``map``, but may work in parallel.
     """
     return summarise(data, stage, ranked(data, stage, scorer, cohort_size, each))
@@ -74,8 +79,14 @@ def ranked(
         values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
         return users, ranks, _best_first(scores, cohort.relevant), items.masked_fill(~values.isfinite(), -1)
 
-    users, ranks, relevant, shown = zip(*each(rank_cohort, data.ranked(stage, cohort_size, among)), strict=True)
+    cohorts = data.ranked(stage, at_once(cohort_size, data.num_items), among)
+    users, ranks, relevant, shown = zip(*each(rank_cohort, cohorts), strict=True)
     return Ranked(torch.cat(users), _stacked(ranks, NO_RANK), _stacked(relevant, -1), torch.cat(shown))
+
+
+def at_once(cohort_size: int, num_items: int) -> int:
+    """How many users are ranked together, where so many are scored in one call at most."""
+    return min(cohort_size, max(FEWEST, AT_ONCE // num_items))
 
 
 def _ranks(scores: Tensor, cohort: RankingCohort) -> Tensor:

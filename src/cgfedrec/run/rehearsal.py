@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cgfedrec.evaluation.ranking import ranked
+from cgfedrec.evaluation.ranking import at_once, ranked
 from cgfedrec.failures import NONE
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.loop import FederatedLoop
@@ -125,11 +125,18 @@ def _evaluated(loop: FederatedLoop, users: Tensor) -> tuple[float, float]:
     clients, before = loop.clients, loop.clients.bytes_scoring
     among = torch.zeros(loop.data.num_users, dtype=torch.bool)
     among[users] = True
-    started = time.perf_counter()
-    ranked(loop.data, "val", partial(clients.score, round=1), clients.cohort_size, clients.workers.map, among)
-    seconds = time.perf_counter() - started
+
+    def evaluate() -> None:
+        ranked(loop.data, "val", partial(clients.score, round=1), clients.cohort_size, clients.workers.map, among)
+
+    evaluate()  # the first time each worker takes in what has come down
     downloaded = (clients.bytes_scoring - before) / len(users)
-    return seconds * loop.data.num_users / len(users) / clients.workers.number, downloaded
+    started = time.perf_counter()
+    evaluate()
+    seconds = time.perf_counter() - started
+    cohorts, workers = -(-len(users) // at_once(clients.cohort_size, loop.data.num_items)), clients.workers.number
+    busy = min(workers, cohorts)  # of the workers, where all will be
+    return seconds * loop.data.num_users / len(users) * busy / workers, downloaded
 
 
 def _rehearsed(

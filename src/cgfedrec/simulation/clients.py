@@ -261,8 +261,8 @@ class Clients:
                 if newcomers is not None:
                     without = client.own.history.lengths.eq(0).to(scores.device)
                     scores = torch.where(without[:, None], client.popular_now, scores)
-        finite = scores.isfinite().all(1)
-        if not finite.all():
+        finite = scores.sum(1).isfinite()  # a hundredth of the time of looking at each
+        if not finite.all() and not (finite := scores.isfinite().all(1)).all():
             raise NotFiniteError("score", users[~finite.cpu()].tolist())
         return scores, broadcast, nbytes
 
