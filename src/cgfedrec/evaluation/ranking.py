@@ -18,7 +18,7 @@ SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
 
 AT_ONCE = 2**22
-"""Scores of a cohort. Beyond some 16 MB memory comes anew from the system each time, which takes longer than the work."""
+"""Scores of a cohort. Beyond some 16 MB memory comes anew from the system each time, and that takes longest."""
 FEWEST = 16
 """Users of a cohort, however large the catalogue."""
 
