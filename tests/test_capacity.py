@@ -16,10 +16,12 @@ from lightning import Fabric
 from cgfedrec.data.synthetic import Synthetic
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.methods import CGFedCo
 from cgfedrec.methods.fedmf import FedMF
 from cgfedrec.simulation import capacity
 from cgfedrec.simulation.capacity import cohort_size, plan
 from cgfedrec.simulation.demand import Demand
+from cgfedrec.simulation.example import Example
 from cgfedrec.simulation.machine import available_memory
 from tests.commands import cgfedrec
 
@@ -141,6 +143,20 @@ def test_sparse_uploads_count_as_the_rows_that_clients_have() -> None:
     rows = torch.zeros(0, 41_000, 64, dtype=torch.int64).to_sparse(2)
     demand = replace(LARGE, users=1000, interactions=30_000, upload={"rows": rows, "bias": torch.zeros(1, 2)})
     assert demand.sent == 30 * 64 * 8 + 8
+
+
+def test_interactions_count_where_samples_are_drawn_of_them() -> None:
+    draws, adds = (replace(LARGE, interactions=20_000_000, draws=draws) for draws in (True, False))
+    more = plan(draws, "disk", "auto", CPU, Path()).memory - plan(adds, "disk", "auto", CPU, Path()).memory
+    assert more == capacity.INTERACTION * 20_000_000
+
+
+@pytest.mark.parametrize(("method", "draws"), [(CGFedCo(), False), (FedMF(dim=4), True)])
+def test_a_client_that_only_adds_draws_nothing(method: Any, draws: bool, make_data: Any) -> None:
+    loop = FederatedLoop(rounds=1)
+    loop.setup(Fabric(accelerator="cpu", devices=1), make_data(), method)
+    with loop.clients.workers.one() as worker:
+        assert Example.of(worker).trains == draws
 
 
 def test_few_participants_of_many_users_fit_in_memory(machine: Any) -> None:

@@ -145,7 +145,8 @@ def _working(demand: Demand, size: int) -> int:
         client += 2 * demand.kept  # the rows are converted, when they are read and when they are written
     client += 2 * max(0, demand.sent - demand.client)  # what is sent beyond the parameters as they are
     client += 6 * 4 * demand.items  # scores, and what ranks them
-    return demand.processes * (demand.workers * size * client + INTERACTION * demand.interactions)
+    drawn = INTERACTION * demand.interactions if demand.draws else 0
+    return demand.processes * (demand.workers * size * client + drawn)
 
 
 def _lacks(demand: Demand, store: str, memory: int, available: int, disk: int, folder: Path) -> Iterator[str]:

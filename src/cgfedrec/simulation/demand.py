@@ -65,6 +65,7 @@ class Demand:
         follows: Tables of which a client has all rows as they came down, but those of its own batches.
         touched: How many rows these are, in the mean over all users.
         fails: Whether clients may fail, and then have to be what they were before the round.
+        draws: Whether samples are drawn in each round: clients train.
     """
 
     users: int
@@ -87,6 +88,7 @@ class Demand:
     follows: frozenset[str] = frozenset()
     touched: float = 0
     fails: bool = False
+    draws: bool = True
 
     @property
     def client(self) -> int:

@@ -26,6 +26,8 @@ class Example(NamedTuple):
     """How many tensors as large as a client's its optimisers work with."""
     follows: frozenset[str]
     """Tables of which training moves the rows of its batches alone (`Client.follows`)."""
+    trains: bool
+    """Whether it has anything to train."""
 
     @classmethod
     def of(cls, worker: Worker) -> Example:
@@ -35,7 +37,7 @@ class Example(NamedTuple):
         if any(group.get("weight_decay") for one in optimizers for group in one.param_groups):
             follows = frozenset()  # decay moves every row
         copies = max(map(dense_copies, optimizers), default=0)
-        return cls(client.private(), client.upload().values, copies, follows)
+        return cls(client.private(), client.upload().values, copies, follows, bool(optimizers))
 
     def demand(
         self,
@@ -78,5 +80,6 @@ class Example(NamedTuple):
             processes=processes,
             follows=self.follows,
             fails=fails,
+            draws=self.trains,
             touched=float(data.batches.counts.clip(max=data.num_items).mean()),
         )
