@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 import yaml
@@ -412,6 +414,62 @@ def test_deploy_writes_all_or_nothing() -> None:
     assert not list(Path().glob(".new*"))
 
 
+class Killed(BaseException):
+    """A server that is killed cannot say anything."""
+
+
+def killed_at(terms: Terms, what: str, round: int, node: int) -> None:
+    """Run ``r``, whose server is killed as it sends a message to a node."""
+    here = Here(terms)
+
+    def before(to: int, asked: Parcel) -> None:
+        if (asked.text("what"), asked.whole("round"), to) == (what, round, node):
+            raise Killed
+
+    here.before = before
+    with pytest.raises(Killed):
+        federate(terms, "r", here.exchange())
+
+
+@pytest.mark.parametrize(("what", "node"), [("train", 0), ("train", 1), ("evaluate", 0)])
+@pytest.mark.parametrize("method", [PFEDREC, CGFEDCO], ids=["PFedRec", "CGFedCo"])
+def test_a_server_that_is_killed_goes_on_to_the_same_end(method: Mapping[str, Any], what: str, node: int) -> None:
+    terms = deployed(method, {"rounds": 12, "participation": 0.6})
+    killed_at(terms, what, 10 if what == "evaluate" else 3, node)
+    said: list[str] = []
+    summary = federate(replace(terms, resume="r"), "r", Here(terms).exchange(said))
+    wanted, found = simulated(), ended()
+    check_same(found, wanted)
+    assert found["bytes"] == wanted["bytes"]
+    assert summary["round"] == wanted["round"]
+    assert any("the run goes on after round" in line for line in said)
+    assert not any("begin anew" in line for line in said)
+    rounds = pl.read_csv("runs/flower/r/metrics.csv")["round"].to_list()
+    assert rounds == sorted(set(rounds))
+
+
+def test_a_masked_run_goes_on_to_the_same_end() -> None:
+    terms = deployed(PFEDREC, {"rounds": 4}, steps=[{"class_path": "cgfedrec.wire.secure.SecureSums"}])
+    killed_at(terms, "unmask", 2, 1)
+    federate(replace(terms, resume="r"), "r", Here(terms).exchange())
+    check_same(ended(), simulated())
+
+
+def test_a_run_goes_on_with_what_is_its_own_alone() -> None:
+    terms = deployed(PFEDREC)
+    with pytest.raises(InputError, match=r"there is no .*last\.ckpt to go on from"):
+        federate(replace(terms, resume="r"), "r", Here(terms).exchange())
+    killed_at(terms, "train", 2, 0)
+    others = replace(terms, resume="r", settings=terms.settings.replace("seed_everything: 7", "seed_everything: 8"))
+    assert others.settings != terms.settings
+    with pytest.raises(InputError, match="of another config"):
+        federate(others, "r", Here(terms).exchange())
+    told = Node(Path("fed/nodes/node-0"), others, "r").answer(ask(others, "who"))
+    assert "the settings of the run have changed" in told.text("why")
+    with pytest.raises(InputError, match=r"resume: .* is no run"):
+        replace(terms, resume="../r")
+
+
 # On Flower.
 
 
@@ -440,7 +498,15 @@ def test_on_flower_with_tls_and_authentication(tmp_path: Path) -> None:
         check_same(last[0], wanted)
         assert last[0]["bytes"] == wanted["bytes"]
         flower.wait_for("the end", lambda: list(tmp_path.glob("runs/flower/*/summary.json")), 300)
-    (summary,) = (yaml.safe_load(path.read_text()) for path in tmp_path.glob("runs/flower/*/summary.json"))
+        (run,) = tmp_path.glob("runs/flower/*")
+        first = (run / "summary.json").rename(tmp_path / "first.json")
+        # It goes on for another round, with the node that is left.
+        flower.run(tmp_path / "fed/app", {"rounds": 4, "absent": 20.0, "start": 1.0, "resume": f'"{run.name}"'})
+        flower.wait_for("the end of what goes on", lambda: (run / "summary.json").exists(), 240)
+    assert list(tmp_path.glob("runs/flower/*")) == [run]
+    assert yaml.safe_load((run / "summary.json").read_text())["round"] == 4
+    assert pl.read_csv(run / "metrics.csv")["round"].to_list() == [3, 4]
+    summary = yaml.safe_load(first.read_text())
     assert (summary["round"], summary["nodes/gone"], summary["clients/gone"]) == (3, 1, 20)
     # Six messages went down to nodes in two rounds and were answered, and one came twice, to the node that was
     # stopped. A broadcast that is the same for all comes down once for a node, and not once for each of its clients.

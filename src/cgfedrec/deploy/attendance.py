@@ -25,12 +25,14 @@ class Attendance:
     Attributes:
         known: The nodes that have said who lives there.
         away: Those of them that nobody waits for, until they come back.
+        taken: `[clients]`, int64: the last round of each that the server had taken in, where the run goes on.
     """
 
     def __init__(self, exchange: Exchange, terms: Terms) -> None:
         self.exchange, self.terms = exchange, terms
         self.known: dict[int, Known] = {}
         self.away: set[int] = set()
+        self.taken = torch.zeros(terms.clients, dtype=torch.int64)
 
     def meet(self) -> None:
         """Wait for as many nodes as there are to be, and learn who lives there.
@@ -59,13 +61,17 @@ class Attendance:
                 both = torch.isin(clients, one.clients)
                 if other not in self.away and other in self.exchange.connected() and both.any():
                     raise InputError(f"nodes {other} and {node} both have client {int(clients[both][0])}")
-            taken = 0
+            taken = self._taken(clients)
             for other in [one for one in self.known if torch.isin(clients, self.known[one].clients).any()]:
                 taken = self.known.pop(other).taken  # it has come back under another name
                 self.away.discard(other)
             holds_out = {stage: bool(reply.head.get(stage)) for stage in ("val", "test")}
             self.known[node] = Known(clients, holds_out, set(reply.texts("kept")), taken)
             self.exchange.say(f"node {node} is here, with {len(clients)} clients")
+
+    def _taken(self, clients: Tensor) -> int:
+        """The last round of a node with these clients `[clients]` that the server had taken in."""
+        return int(self.taken[clients].max()) if len(clients) else 0
 
     def refresh(self) -> None:
         """Take in nodes that have come, or come back, since."""

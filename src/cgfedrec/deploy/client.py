@@ -34,7 +34,7 @@ def answer(message: Message, context: Context) -> Message:
         trusted = tuple(filter(None, str(context.node_config.get("trust", "")).split(",")))
         if "folder" not in context.node_config:
             raise InputError("this node has no folder: start flower-supernode with --node-config \"folder='...'\"")
-        node = Node(Path(str(context.node_config["folder"])), terms, str(context.run_id), trusted)
+        node = Node(Path(str(context.node_config["folder"])), terms, terms.run(context.run_id), trusted)
         answered = node.answer(Parcel.of(message.content))
     except (InputError, ValueError) as error:
         answered = declined(FAILED, str(error))

@@ -26,7 +26,7 @@ from cgfedrec.processes import Processes
 from cgfedrec.protocol import Protocol
 from cgfedrec.random import shared_seed
 from cgfedrec.run.callbacks import EarlyStopping
-from cgfedrec.run.checkpoint import BEST, LAST, Header, link_or_copy, write_checkpoint
+from cgfedrec.run.checkpoint import BEST, LAST, Header, link_or_copy, read_checkpoint, write_checkpoint
 from cgfedrec.run.engine import alone, engine
 from cgfedrec.run.folder import CONFIG, METRICS
 from cgfedrec.run.records import Forgiving, History
@@ -237,13 +237,18 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
         raise InputError(f"method: {type(parts.method).__name__} is a reference that sees everyone's data")
     folder = Path(terms.folder) / run
     method = f"{type(parts.method).__module__}.{type(parts.method).__qualname__}"
-    saved = Saved(folder / "checkpoints", Header(run, terms.settings, method, terms.catalogue))
+    header = Header(run, terms.settings, method, terms.catalogue)
+    before = _before(folder / "checkpoints", header) if terms.resume else None
+    saved = Saved(folder / "checkpoints", header)
     hooks = [History(folder / METRICS, Forgiving(None)), EarlyStopping(), saved, Told(exchange.say)]
     arguments = dict(vars(settings.loop)) | {"rounds": terms.rounds, "failures": parts.loop.failures}
     loop = NetworkLoop(**arguments)
     catalogue = Catalogue(terms.clients, terms.items, settings.seed_everything, parts.protocol)
     fabric, _ = engine(alone(vars(parts.fabric)), hooks)
     loop.join(fabric, catalogue, parts.method, parts.wire, terms, exchange)
+    if before is not None:
+        loop.load_state_dict(before)
+        exchange.say(f"the run goes on after round {loop.round}")
     write_atomically(folder / CONFIG, terms.settings)
     loop.fit()
     summary: dict[str, Any] = {"run": run, "method": method, "round": loop.round, "clients": terms.clients}
@@ -255,3 +260,15 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
     write_json(folder / "summary.json", summary)
     exchange.say(f"the run has ended after round {loop.round}; see {folder.absolute()}")
     return summary
+
+
+def _before(checkpoints: Path, header: Header) -> dict[str, Any]:
+    """The state of the server with which a run goes on. Raises `InputError` where there is none, or one of another."""
+    path = checkpoints / LAST
+    check(None if path.exists() else f"resume: there is no {path.absolute()} to go on from")
+    state = read_checkpoint(path)
+    found = Header(state["run"], state["config"], state["method"], state["fingerprint"])
+    if found != header:
+        other = ", ".join(name for name in header._fields if getattr(found, name) != getattr(header, name))
+        check(f"resume: {path} is of a run of another {other}; a run goes on with its own settings and items")
+    return state["loop"]

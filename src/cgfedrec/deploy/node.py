@@ -200,12 +200,14 @@ class Node:
     def _state(self) -> NodeState:
         header, state = NodeState.read(self.file)
         if header is not None and header != self._header():
-            raise InputError(f"{self.file}: the data of this node have changed since the run began; begin another")
+            what = "settings of the run" if header.config != self.terms.settings else "data of this node"
+            raise InputError(f"{self.file}: the {what} have changed since the run began; begin another")
         return state
 
     def _header(self) -> Header:
-        method = type(self._parts.method)
-        return Header(self.run, "", f"{method.__module__}.{method.__qualname__}", self.data.fingerprint())
+        kind = type(self._parts.method)
+        method = f"{kind.__module__}.{kind.__qualname__}"
+        return Header(self.run, self.terms.settings, method, self.data.fingerprint())
 
     def _kept(self, asked: Parcel, state: NodeState) -> dict[str, tuple[bytes, bytes]]:
         """All bulletins that have come, those in the parcel included."""

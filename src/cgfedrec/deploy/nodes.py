@@ -264,8 +264,28 @@ class Nodes(Attendance):
         """Nothing: nodes look at their scores when they rank."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the state of clients is on their nodes."""
-        return {}
+        """What a run needs to go on: which rounds of clients have been taken in. Their state is on their nodes."""
+        taken = self.taken.clone()
+        for one in self.known.values():
+            taken[one.clients] = one.taken
+        return {"taken": taken}
+
+    def load_state_dict(self, state: Mapping[str, Any], bytes_scoring: int) -> None:
+        """Go back to where `state_dict` was taken.
+
+        Args:
+            state: Of the nodes, `[clients]` and more.
+            bytes_scoring: That had come down to score with by then.
+
+        Raises:
+            ValueError: if it is of other clients.
+        """
+        taken = state["taken"]
+        if taken.shape != self.taken.shape or taken.dtype != torch.int64:
+            raise ValueError(f"it is of {len(taken)} clients, and this run has {len(self.taken)}")
+        self.taken, self.bytes_scoring = taken.clone(), bytes_scoring
+        for one in self.known.values():
+            one.taken = self._taken(one.clients)
 
 
 def without(told: Told, refused: Mapping[int, str]) -> Told:

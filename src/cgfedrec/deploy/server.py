@@ -22,7 +22,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Train over a network, as the configuration of the run says."""
     torch.set_num_threads(1)
-    terms, run = Terms.of(context.run_config), str(context.run_id)
+    terms = Terms.of(context.run_config)
+    run = terms.run(context.run_id)
     exchange = Exchange(grid, run, terms.wait, terms.absent, say)
     # Whoever starts the run wrote its settings.
     federate(terms, run, exchange, tuple(import_paths(terms.settings)))

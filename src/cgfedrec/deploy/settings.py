@@ -33,6 +33,7 @@ class Terms:
             answered by then is not part of it.
         absent: Seconds that a node may be gone before a round goes on without it.
         folder: Where the server writes, below the directory that the SuperLink was started in.
+        resume: The run that this one goes on with, as its folder is called; empty for one that begins.
     """
 
     settings: str
@@ -45,11 +46,13 @@ class Terms:
     wait: float = 3600.0
     absent: float = 300.0
     folder: str = "runs/flower"
+    resume: str = ""
 
     def __post_init__(self) -> None:
         check(
             *(no_count(name, getattr(self, name)) for name in ("rounds", "nodes", "clients", "items")),
             *(not_positive(name, getattr(self, name)) for name in ("start", "wait", "absent")),
+            no_run(self.resume),
         )
 
     @classmethod
@@ -60,6 +63,10 @@ class Terms:
             return cls(**given)
         except TypeError as error:
             raise InputError(f"pyproject.toml, [tool.flwr.app.config]: {error}") from error
+
+    def run(self, id: object) -> str:
+        """Which run it is, where Flower has started one of this id: that one, or the one that it goes on with."""
+        return self.resume or str(id)
 
     def parsed(self, trusted: Collection[str] = ()) -> Namespace:
         """The settings of the run, read as data.
@@ -83,6 +90,13 @@ class Terms:
         parts = instantiate(settings)
         check(no_split(parts.data.split))
         return parts
+
+
+def no_run(name: str) -> str | None:
+    """The problem with the name of a run to go on with, if it is none: files are called by it."""
+    if not name or (name.isascii() and name.isalnum()):
+        return None
+    return f"resume: {name!r} is no run; give the number by which its folder is called, of letters and digits alone"
 
 
 def no_split(split: str) -> str | None:

@@ -133,6 +133,7 @@ def _tool(text: str, data: FederatedDataModule, nodes: int) -> Mapping[str, Any]
         "wait": 3600.0,
         "absent": 300.0,
         "folder": "runs/flower",
+        "resume": "",
         "settings": text,
     }
     components = {"serverapp": "cgfedrec.deploy.server:app", "clientapp": "cgfedrec.deploy.client:app"}
