@@ -220,7 +220,8 @@ def test_with_next_to_no_noise_and_no_clip_a_run_is_the_plain_one() -> None:
             assert (noised[name] - value).abs().max() < 2e-3, name
 
 
-def test_secure_sums_behind_change_nothing_and_sums_do_not_depend_on_cohorts() -> None:
+def test_secure_sums_behind_change_nothing_and_sums_do_not_depend_on_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgfedrec.run.run.made_of", lambda config: "the same run")
     base = {**SMALL, "loop.rounds": 2}
     runs = [
         cgfedrec.fit(base, {"run_dir": "a", "wire.steps": steps(epsilon=8.0)}),

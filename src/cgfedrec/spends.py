@@ -83,7 +83,7 @@ class Spends(Account):
             spent = "update_from: what the run before has spent is not counted on with wire.steps: Noised; start again"
         check(several, fails, spent)
         users = self.data.num_users
-        step = step.among(Among(users, self.sampling.number(users), self._turns()))
+        step = step.among(Among(users, self.sampling.number(users), self._turns(), self.data.mark))
         numbers = sum(math.prod(field.shape) for field in fields.values())
         self.spending = Spending(step.price(numbers), step.noise, step.epsilon, step.at, users)
         if not self.spending.affords(torch.arange(users)):

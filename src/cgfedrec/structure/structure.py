@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from cgfedrec.client import Batch
 from cgfedrec.errors import RunError
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
+from cgfedrec.random import mark
 from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of, known_from
 from cgfedrec.structure.judging import JUDGED_BY, UNIT, judgement
 from cgfedrec.structure.private import CHOOSE, judged
@@ -23,6 +25,7 @@ from cgfedrec.structure.refusing import refusal
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import SHARES, Known, Tally
 from cgfedrec.structure.updating import Past, change_field, change_of
+from cgfedrec.wire.codec import encode
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Counts, Field, Value
 
@@ -131,6 +134,7 @@ class SumsClient(AddingClient):
         self.kept: Mapping[str, Mapping[str, Value]] = {}
         self.refused: str | None = None  # why nothing is added to the sum that is asked for
         self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
+        self._came = b""  # their mark, once it was needed
         self.average: Tensor | None = None
         self.chosen = place_of(structure, discovery)
 
@@ -150,11 +154,10 @@ class SumsClient(AddingClient):
             first = self.timeline[0].tally
             assert first is not None
             self.known = known_from(self.nothing_known, self.kept, self.discovery.least_clients, first.unit)
-            self.refused = refusal(self.known, self.discovery)
+            self.refused, self._came = refusal(self.known, self.discovery), b""
             self.changed()
         values = broadcast.values
-        self.step = None
-        self.past = None
+        self.step = self.past = None
         if "step" in values:
             timeline = self.timeline
             if "days" in values:  # only what has changed is asked for
@@ -162,8 +165,7 @@ class SumsClient(AddingClient):
                 self.past = self._past(float(values["days"]))  # type: ignore[arg-type]
             self.step = timeline[int(values["step"])]  # type: ignore[arg-type]
         if "reading" in self.kept:
-            values = self.kept["reading"]
-            self.chosen = int(values["chosen"])  # type: ignore[arg-type]
+            self.chosen = int(self.kept["reading"]["chosen"])  # type: ignore[arg-type]
         self.average = values.get("average")  # type: ignore[assignment]
 
     def _past(self, days: float) -> Past:
@@ -212,7 +214,7 @@ class SumsClient(AddingClient):
 
     def _addition(self, step: Step) -> Upload:
         """What those clients add to a sum who have not added to it yet."""
-        tally, known = step.tally, self.known
+        tally, known = step.tally, self._marked()
         assert tally is not None
         due = self.due(self.phases.index(tally.name))
         if step.late and known.rows is not None and "late" in self.kept:
@@ -229,6 +231,14 @@ class SumsClient(AddingClient):
         added = tally.of(history, users, known, self.seed)
         return Upload.of_fields(users, {tally.name: added}, {tally.name: tally.field(known)})
 
+    def _marked(self) -> Known:
+        """What is known, with the mark that noise is drawn of. Only under privacy: otherwise there is no noise."""
+        if self.discovery.privacy is None:
+            return self.known
+        if not self._came:
+            self._came = mark(*(part for name in sorted(self.kept) for part in (name, encode(self.kept[name]))))
+        return replace(self.known, mark=mark(self.own.mark, self._came))
+
     def _judgement(self, due: Tensor) -> Upload:
         """How well each reading ranks what those hold out who are due `[clients]`, in units of `UNIT`."""
         held_out = self.own.validation()
@@ -241,7 +251,7 @@ class SumsClient(AddingClient):
         assert bounds is not None
         told = (gained * UNIT).round().long()
         if self.discovery.privacy is not None and held_out is not None:
-            told = judged(gained, self.discovery.privacy, self.known, self.users, self.seed)
+            told = judged(gained, self.discovery.privacy, self._marked(), self.users, self.seed)
         return Upload(self.users[due], {CHOOSE: told[due]}, bounds={CHOOSE: bounds})
 
     def score(self) -> Tensor:

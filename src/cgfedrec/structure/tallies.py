@@ -40,6 +40,7 @@ class Known:
         directions: `[rows, columns]`, float32: columns in place of labels, once found.
         keys: `[items]`, int64: the number by which the signs of each item are drawn, where that is not its own: an item
             keeps its signs when others come and numbers change.
+        mark: Of the run, its data and all that has come down to a client: what it draws noise of. No server knows it.
     """
 
     num_items: int
@@ -50,6 +51,7 @@ class Known:
     pairs: Tensor | None = None
     directions: Tensor | None = None
     keys: Tensor | None = None
+    mark: bytes = b""
 
     @property
     def the_rows(self) -> Rows:

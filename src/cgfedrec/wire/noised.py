@@ -21,7 +21,7 @@ from cgfedrec.privacy.accountant import rho_of_sum
 from cgfedrec.privacy.budget import MOST_DELTA, rho_within
 from cgfedrec.privacy.clipping import clipped
 from cgfedrec.privacy.discrete import WIDEST, of_each
-from cgfedrec.random import Stream, keys
+from cgfedrec.random import Stream, keys, mark
 from cgfedrec.wire.bounds import LARGEST, Bounds
 from cgfedrec.wire.messages import NotFiniteError, Upload
 from cgfedrec.wire.sums import Sum
@@ -41,11 +41,13 @@ class Among:
         clients: How many there are.
         participants: How many take part in a round.
         turns: In how many of the planned rounds one client takes part at most.
+        mark: Of the run and its data: what clients draw noise of.
     """
 
     clients: int
     participants: int
     turns: int
+    mark: bytes = b""
 
 
 class Noised(Step):
@@ -210,7 +212,9 @@ class Noised(Step):
         if not finite.all():
             raise NotFiniteError("upload", upload.clients[~finite.to(upload.clients.device)].tolist())
         whole = (clipped(change, self.norm) * self.parts).trunc().long()
-        own_keys = keys(seed, Stream.UPLOADS, upload.clients.cpu().numpy(), round)
+        # Where anything else was asked of clients, or of others, noise is other noise: it would cancel in a difference.
+        asked = mark(self._among.mark, self.sigma.hex(), *(base.numpy().tobytes() for base in bases.values()))
+        own_keys = keys(seed, Stream.UPLOADS, upload.clients.cpu().numpy(), round, of=asked)
         whole += torch.from_numpy(of_each(self.sigma * self.parts, own_keys, whole.shape[1]))
         values: dict[str, Tensor] = {}
         sizes = [one.shape[1] for one in changes]
