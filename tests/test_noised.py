@@ -292,6 +292,15 @@ def test_what_cannot_be_hidden_is_refused_before_anything_is_written(given: dict
     assert not Path("no").exists()
 
 
+@pytest.mark.parametrize("cut", [{}, {"data.rolling.cut": 2}], ids=["all cuts", "one cut"])
+def test_a_rolling_evaluation_is_refused(cut: dict[str, int], capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--method", "PFedRec", "--data.split", "rolling", "--wire.steps", steps(epsilon=8.0), "--run_dir", "no"]
+    more = [text for name, value in cut.items() for text in (f"--{name}", str(value))]
+    assert main(["fit", *given, *more, "--logger", "null"]) == 2
+    assert "data.split: rolling trains at every cut and chooses by what it has seen" in capsys.readouterr().err
+    assert not Path("no").exists()
+
+
 def test_it_is_the_first_step_and_there_is_one() -> None:
     behind: list[list[Step]] = [[Clipped(), Noised(1.0, 8.0)], [Noised(1.0, 8.0), Noised(1.0, 8.0)]]
     for wrong in behind:

@@ -66,7 +66,7 @@ class Spends(Account):
             return wire
         step = wire.steps[0]
         kind, fields = type(method).__name__, self.server.expects
-        several = fails = spent = None
+        several = fails = spent = rolling = None
         if places != [0] or not isinstance(step, Noised):
             check("wire.steps: Noised clips and hides what clients send: it is the first step, and there is one")
         assert isinstance(step, Noised)
@@ -81,7 +81,12 @@ class Spends(Account):
             )
         if update:
             spent = "update_from: what the run before has spent is not counted on with wire.steps: Noised; start again"
-        check(several, fails, spent)
+        if self.data.split == "rolling":
+            rolling = (
+                "data.split: rolling trains at every cut and chooses by what it has seen, and no budget of wire.steps: "
+                "Noised pays for that; choose another split"
+            )
+        check(several, fails, spent, rolling)
         users = self.data.num_users
         step = step.among(Among(users, self.sampling.number(users), self._turns(), self.data.mark))
         numbers = sum(math.prod(field.shape) for field in fields.values())
