@@ -210,11 +210,19 @@ def test_who_is_drawn_less_often_needs_less_noise() -> None:
 # Runs
 
 
-def test_with_next_to_no_noise_and_no_clip_a_run_is_the_plain_one() -> None:
+@pytest.mark.parametrize(
+    ("method", "norm"),
+    [
+        ({"method": "FedMF", "method.init_scale": 2.0}, 20.0),  # a table of norm 80
+        ({"method": "FedNCF"}, 2.0),  # a network of norm 10
+    ],
+    ids=["FedMF", "FedNCF"],
+)
+def test_with_next_to_no_noise_and_no_clip_a_run_is_the_plain_one(method: dict[str, Any], norm: float) -> None:
     """What is public is put in again: no start and no table that came down is missing."""
-    base = {**SMALL, "method": "FedMF", "method.init_scale": 2.0, "loop.rounds": 2}  # a table of norm 80
+    base = {**SMALL, **method, "loop.rounds": 2}
     plain = cgfedrec.fit(base, {"run_dir": "plain"}).server.state_dict()
-    noised = cgfedrec.fit(base, {"run_dir": "noised", "wire.steps": steps(norm=20, noise=1e-5)}).server.state_dict()
+    noised = cgfedrec.fit(base, {"run_dir": "noised", "wire.steps": steps(norm=norm, noise=1e-5)}).server.state_dict()
     for name, value in plain.items():
         if name.startswith("means."):
             assert (noised[name] - value).abs().max() < 2e-3, name
@@ -326,6 +334,12 @@ def test_over_a_network_it_is_refused() -> None:
     server = Server({"x": Field((3,))})
     server.wire = Wire([Noised(1.0, 8.0)])
     assert list(server.no_sum(5)) == ["wire.steps: Noised works in a simulation, and not over a network as yet"]
+
+
+def test_what_everybody_knows_has_the_shape_of_what_is_sent() -> None:
+    """Were it nothing instead, the whole table would be clipped, and not its change."""
+    with pytest.raises(RunError, match=r"'table' is sent in the shape \[2, 3\].* everybody knows \[2, 4\] of it"):
+        step().forward(uploads(torch.zeros(2, 2, 3), torch.zeros(2, 4)), 1, 7)
 
 
 def test_what_appears_later_and_cannot_be_hidden_stops_a_run() -> None:

@@ -195,7 +195,7 @@ class Noised(Step):
 
         Raises:
             NotFiniteError: for numbers that are not finite, which have no norm.
-            RunError: for an upload of something else than at the start.
+            RunError: for an upload of something else than at the start, and for known values of another shape.
         """
         fields, known = upload.fields, upload.public()
         for name, field in fields.items():
@@ -204,7 +204,7 @@ class Noised(Step):
         bases: dict[str, Tensor] = {}
         changes: list[Tensor] = []
         for name, value in upload.values.items():
-            bases[name] = self._whole(known.get(name), fields[name])
+            bases[name] = self._whole(name, known.get(name), fields[name])
             change = value.detach().cpu().double() - bases[name] / self.parts
             changes.append(change.flatten(1))
         change = torch.cat(changes, 1)  # [clients, numbers]
@@ -222,10 +222,15 @@ class Noised(Step):
             values[name] = own.reshape(-1, *field.shape) + bases[name]
         return Upload.of_fields(upload.clients, values, self.fields(fields))
 
-    def _whole(self, known: Tensor | None, field: Field) -> Tensor:
+    def _whole(self, name: str, known: Tensor | None, field: Field) -> Tensor:
         """What everybody knows of a value, `[...]`, int64; zeros where that is nothing."""
-        if known is None or tuple(known.shape) != field.shape:
+        if known is None:
             return torch.zeros(field.shape, dtype=torch.int64)
+        if tuple(known.shape) != field.shape:  # without it all of the value would be clipped, and not its change
+            raise RunError(
+                f"wire.steps: Noised: {name!r} is sent in the shape {list(field.shape)}, and Client.public says that "
+                f"everybody knows {list(known.shape)} of it"
+            )
         within = known.detach().cpu().double().clamp(-self.largest, self.largest)
         return (within * self.parts).round().long()
 
