@@ -20,6 +20,7 @@ from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.privacy.accountant import epsilon_of
 from cgfedrec.privacy.spending import Spending
+from cgfedrec.run.checkpoint import read_checkpoint
 from cgfedrec.server import Server
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.clipped import Clipped
@@ -186,6 +187,35 @@ def test_a_run_stops_before_its_budget_is_exceeded_and_goes_on_counting() -> Non
         resumed = cgfedrec.fit({"ckpt_path": "half/checkpoints/last.ckpt", "loop.rounds": 7, "logger": None})
     assert resumed.summary["privacy/epsilon"] == whole.summary["privacy/epsilon"]
     assert resumed.server.state_dict()["means.table"].equal(whole.server.state_dict()["means.table"])
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_attempts_spend_too_and_a_run_whose_budget_they_end_ends_as_any_other(every: int) -> None:
+    """Before, it was an error. Nobody knows before how often nobody comes through."""
+    few = {"loop.failures.before": 0.8, "loop.participants": 2, "loop.rounds": 40, "loop.evaluate_every": every}
+    # With this seed there were two more attempts at the round that could not be afforded in the end.
+    base = {**SMALL, **QUIET, **few, "seed_everything": 1, "wire.steps": steps(epsilon=8.0, local=True)}
+    with pytest.warns(Notice) as said:
+        run = cgfedrec.fit(base, {"run_dir": "run"})
+    told = [str(one.message) for one in said if "the run ends after round" in str(one.message)]
+    rounds = run.summary["rounds"]
+    assert 1 < rounds < 40
+    assert len(told) == 1
+    assert f"ends after round {rounds} of 40, since the next one would spend more than epsilon 8 " in told[0]
+    spending = run.loop.spending
+    assert spending is not None
+    assert spending.spent.max() <= spending.limit
+    assert spending.spent.max() + spending.price > spending.limit
+    last = run.training.history[-1]
+    assert last["round"] == rounds
+    assert "val/ndcg@10" in last
+    assert last["privacy/epsilon"] == run.summary["privacy/epsilon"] == spending.epsilon
+    written = pl.read_csv("run/metrics.csv")
+    assert written["round"].is_unique().all()
+    assert written["privacy/epsilon"].to_list()[-1] == pytest.approx(spending.epsilon)
+    saved = read_checkpoint(Path("run/checkpoints/last.ckpt"))["loop"]
+    assert (saved["round"], saved["spending"]["spent"].equal(spending.spent)) == (rounds, True)
+    assert last["clients/failed"] == saved["failures"][0] == written["clients/failed"][-1]
 
 
 def test_noise_that_follows_from_the_rounds_cannot_change_with_them() -> None:
