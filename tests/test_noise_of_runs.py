@@ -138,18 +138,20 @@ def test_noise_of_another_size_and_around_another_table_is_other_noise(drawn: Dr
 
 
 def test_a_sum_that_is_asked_for_otherwise_has_other_noise(drawn: Drawn) -> None:
-    """A server that undoes a round and asks once more with other labels learns no difference without noise."""
+    """A server that undoes a round and asks once more, with other labels or without somebody, learns a difference with
+    the noise of both sums.
+    """
     data = prepared(synthetic=Synthetic(users=150, items=40, groups=4, interactions=12))
     loop = trained(CGFedCo(privacy=Privacy(epsilon=60.0), columns=8), data, 150, rounds=2)
     users = torch.arange(9)
     sent, _ = loop.clients.sent(users, 3)
     assert sent is not None
 
-    def asked(broadcast: Broadcast) -> set[bytes]:
+    def asked(broadcast: Broadcast, round: int = 3) -> set[bytes]:
         with loop.clients.workers.one() as worker:
             loop.clients.store.load(worker.client, users)
-            worker.client.own = Own(data, users, 3, 1)
-            worker.client.receive(broadcast, 3)
+            worker.client.own = Own(data, users, round, 1)
+            worker.client.receive(broadcast, round)
             worker.client.upload()
         return drawn()
 
@@ -159,6 +161,7 @@ def test_a_sum_that_is_asked_for_otherwise_has_other_noise(drawn: Drawn) -> None
     assert isinstance(labels, Labels)
     others = Bulletin.of({"labels": replace(labels, values=labels.values.flip(0))})
     assert asked(sent) == asked(sent) != set()
+    assert not asked(sent) & asked(sent, 4)
     assert not asked(sent) & asked(replace(sent, kept={**sent.kept, name: others}))
 
 

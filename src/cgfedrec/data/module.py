@@ -111,7 +111,7 @@ class FederatedDataModule(LightningDataModule):
             seed: Of the run: of embedded data, split and candidates. The private seed of the clients follows from it.
             track: Tells the user how far long work is.
             before: What clients had in a run that goes on with other data. Its users and items stay.
-            run: What makes the run, as a text; by default nothing else does that again.
+            run: What makes the run, as a text, by default a new one: all that trains after one call has one noise.
         """
         self.before = before
         check(no_count("seed_everything", seed, 0, 2**63 - 1))

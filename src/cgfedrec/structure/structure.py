@@ -237,7 +237,7 @@ class SumsClient(AddingClient):
             return self.known
         if not self._came:
             self._came = mark(*(part for name in sorted(self.kept) for part in (name, encode(self.kept[name]))))
-        return replace(self.known, mark=mark(self.own.mark, self._came))
+        return replace(self.known, mark=mark(self.own.mark, self._came, str(self.own.round)))
 
     def _judgement(self, due: Tensor) -> Upload:
         """How well each reading ranks what those hold out who are due `[clients]`, in units of `UNIT`."""

@@ -40,7 +40,7 @@ class Known:
         directions: `[rows, columns]`, float32: columns in place of labels, once found.
         keys: `[items]`, int64: the number by which the signs of each item are drawn, where that is not its own: an item
             keeps its signs when others come and numbers change.
-        mark: Of the run, its data and all that has come down to a client: what it draws noise of. No server knows it.
+        mark: Of the run, its data, the round and all that has come down: what a client draws noise of.
     """
 
     num_items: int
