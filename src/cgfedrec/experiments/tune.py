@@ -124,7 +124,7 @@ def _search(
         soft_wrap=True,
     )
     if getattr(run.method, "privacy", None) or getattr(run.training, "spending", None):
-        told = "warning: privacy: each trial spends a budget of its own, these add up, and the choice is in none of them"
+        told = "warning: privacy: each trial spends a budget of its own, these add up, and no budget has the choice"
         console.print(told, highlight=False, soft_wrap=True)
     values = {option: value_of(own, option) for option in spec}
     # The config's own settings come first: a search should not end below what one had.
