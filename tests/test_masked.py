@@ -86,6 +86,31 @@ def test_a_sum_without_shares_enough_stays_closed_and_the_run_goes_on_with_the_n
     assert (last.whole("round"), last.whole("taken")) == (3, 1), "what was trained in vain is undone"
 
 
+def test_a_node_that_goes_once_it_has_sent_goes_on_from_what_was_added_up() -> None:
+    """Were the round undone on it, its clients would have trained otherwise than the sum says."""
+    step = STEP | {"init_args": {"least_clients": 5, "neighbours": 20}}  # of whom a third is not too many
+    terms = deployed(PFEDREC, {"rounds": 3}, 3, [step])
+    grid, away = Here(terms, 3), dict[int, Any]()
+
+    def goes(node: int, asked: Parcel) -> None:
+        if asked.text("what") == "unmask" and asked.whole("round") == 1 and node == 2:
+            away[2] = grid.nodes.pop(2)
+        if asked.text("what") == "evaluate" and away:
+            grid.nodes[2] = away.pop(2)
+
+    grid.before = goes
+    said = list[str]()
+    federate(terms, "r", grid.exchange(said))
+    assert "node 2, with 13 clients, has gone: the run goes on without it" in said
+    found = [
+        (asked.whole("round"), asked.whole("taken"))
+        for node, asked in grid.asked
+        if node == 2 and asked.text("what") == "train"
+    ]
+    assert found == [(1, 0), (2, 1), (3, 2)]
+    check_same(ended(), simulated())
+
+
 def test_too_few_for_a_sum_end_a_run_of_tables() -> None:
     terms, said = deployed(PFEDREC, steps=[STEP | {"init_args": {"least_clients": 25}}]), list[str]()
     grid = Here(terms)

@@ -260,9 +260,19 @@ def test_a_run_says_what_it_spent_sum_by_sum() -> None:
     assert loop.history[-1]["privacy/delta"] == pytest.approx(800**-1.1)
 
 
-def test_any_cohorts_and_participation_end_the_same() -> None:
+@pytest.mark.parametrize("noise", [True, False])
+def test_any_cohorts_end_the_same_and_so_does_participation_but_for_the_noise(
+    monkeypatch: pytest.MonkeyPatch, noise: bool
+) -> None:
+    """Noise is of the round in which a client is asked."""
+    options: dict[str, Any] = {"rounds": 10}
+    if not noise:
+        monkeypatch.setattr(
+            "cgfedrec.structure.private.of_each", lambda sigma, keys, number: np.zeros((len(keys), number), np.int64)
+        )
+        options = {"rounds": 99, "participants": 240}
     one = trained(private(), crowd(), 800, rounds=10)
-    other = trained(private(), crowd(), 70, rounds=99, participants=240)
+    other = trained(private(), crowd(), 70, **options)
     for name in ("counts", "total_sketch", "total_verify", "chosen", "found"):
         assert server_of(one).get_buffer(name).equal(server_of(other).get_buffer(name)), name
 

@@ -82,6 +82,14 @@ def test_the_best_is_a_config_of_fit_and_no_test_item_is_ranked(monkeypatch: pyt
     assert not Path("out/trial").exists()
 
 
+@pytest.mark.parametrize(
+    "noise", [[], ["--wire.steps", "[{class_path: Noised, init_args: {norm: 2.0, epsilon: 8.0}}]"]]
+)
+def test_under_a_budget_it_says_that_trials_add_up(noise: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(1, "out", *noise) == 0
+    assert ("each trial spends a budget of its own, these add up" in capsys.readouterr().out) == bool(noise)
+
+
 def test_a_study_goes_on_to_the_same_trials_after_it_was_killed() -> None:
     assert tune(7, "whole") == 0
     process = begin(7)

@@ -114,8 +114,9 @@ class FederatedLoop(Spends, Evaluations):
         Raises:
             InputError: for settings that do not fit the data, or a federation that does not fit the machine.
         """
-        too_many = self.sampling.too_many(data.num_users, "users of the data")
-        check(no_metric("loop.monitor", self.monitor, data), too_many)
+        check(
+            no_metric("loop.monitor", self.monitor, data), self.sampling.too_many(data.num_users, "users of the data")
+        )
         self.fabric, self.data, self.processes = fabric, data, processes or Processes()
         method.check(data)
 
@@ -130,10 +131,10 @@ class FederatedLoop(Spends, Evaluations):
         # 2. The clients, and room for their state. For so many rounds the best one can stay the best, and needs its
         #    rows. Then training stops.
         self.clients = clients_of(fabric, data, method, self.server, self.processes, self.failures)
-        kept_rounds = self.rounds
-        if self.patience is not None:
-            kept_rounds = min(self.rounds, (self.patience + 1) * self.evaluate_every)
-        plans = Plans(self.num_participants, self.rounds, self.sampling.resample, kept_rounds, self.checkpoint_every)
+        at_most = self.rounds if self.patience is None else (self.patience + 1) * self.evaluate_every
+        plans = Plans(
+            self.num_participants, self.rounds, self.sampling.resample, min(self.rounds, at_most), self.checkpoint_every
+        )
         self.clients.settle(plans, self._place, self._cohort_size, self.state_dtype, folder, to_train)
 
     @property
@@ -155,6 +156,8 @@ class FederatedLoop(Spends, Evaluations):
 
                 # 1. Draw the participants, and train those who are at home in this process, cohort by cohort.
                 participants = self.clients.in_order(self.sample())
+                if not self.pays(participants):
+                    break
                 cohorts = []
                 with self.processes.agreed():
                     for trained in self.clients.train(participants, self.round, self.attempt):
@@ -203,9 +206,7 @@ class FederatedLoop(Spends, Evaluations):
     def _ever_there(self) -> Tensor:
         """Who can take part in any round, `[clients]`: everybody, or those who are drawn once for all."""
         everyone = torch.arange(self.data.num_users)
-        if self.sampling.resample:
-            return everyone
-        return self._drawn(everyone)
+        return everyone if self.sampling.resample else self._drawn(everyone)
 
     def nobody_came(self) -> None:
         """Try the same round again, with other draws: to server and clients a round without anybody is none."""

@@ -81,14 +81,30 @@ def bits(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.uint64]:
     return state
 
 
-def keys(seed: int, stream: Stream, *counters: ArrayLike) -> list[bytes]:
+def mark(*parts: bytes | str) -> bytes:
+    """32 bytes by which these parts are told from any others (BLAKE2b)."""
+    hashed = hashlib.blake2b(digest_size=32)
+    for part in parts:
+        held = part.encode() if isinstance(part, str) else part
+        hashed.update(len(held).to_bytes(8, "little"))
+        hashed.update(held)
+    return hashed.digest()
+
+
+def keys(seed: int, stream: Stream, *counters: ArrayLike, of: bytes = b"") -> list[bytes]:
     """A key for each position of the broadcast ``counters``: for draws that must not tell of others of the same seed.
 
     Whoever knows some of the bits above can compute the seed from them. What is drawn with a key goes through a hash
     that nobody can run backwards.
+
+    Args:
+        seed: As of `bits`.
+        stream: As of `bits`.
+        counters: As of `bits`.
+        of: A `mark`: what is drawn of something else has other keys.
     """
     parts = np.broadcast_arrays(*(np.asarray(one).astype(np.uint64) for one in (stream, *counters, seed)))
-    return [row.tobytes() for row in np.stack(parts, axis=-1).astype("<u8").reshape(-1, len(parts))]
+    return [row.tobytes() + of for row in np.stack(parts, axis=-1).astype("<u8").reshape(-1, len(parts))]
 
 
 def uniform(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.float64]:

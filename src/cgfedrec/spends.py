@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from lightning import Fabric
 from torch import Tensor
 
 from cgfedrec.account import Account
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.errors import Notice, RunError, check
-from cgfedrec.failures import Failures
+from cgfedrec.errors import Notice, check
+from cgfedrec.failures import NONE, Failures
 from cgfedrec.history import Row
 from cgfedrec.method import Method
 from cgfedrec.privacy.accountant import delta_of_drawing
@@ -23,7 +24,7 @@ from cgfedrec.processes import Processes
 from cgfedrec.random import shared_seed
 from cgfedrec.sampling import Sampling
 from cgfedrec.server import SPENT, Server
-from cgfedrec.simulation.together import Told
+from cgfedrec.simulation.clients import Clients
 from cgfedrec.wire.noised import Among, Noised
 from cgfedrec.wire.wire import Wire
 
@@ -45,6 +46,11 @@ class Spends(Account):
     processes: Processes
     round: int
     rounds: int
+    attempt: int
+    fabric: Fabric
+    history: list[Row]
+    clients: Clients
+    _record: Callable[[Tensor, Row, float], None]
     spending: Spending | None = None
     drawn = 0
     told_of_noise = ""
@@ -66,7 +72,7 @@ class Spends(Account):
             return wire
         step = wire.steps[0]
         kind, fields = type(method).__name__, self.server.expects
-        several = fails = spent = None
+        several = fails = spent = rolling = None
         if places != [0] or not isinstance(step, Noised):
             check("wire.steps: Noised clips and hides what clients send: it is the first step, and there is one")
         assert isinstance(step, Noised)
@@ -81,9 +87,14 @@ class Spends(Account):
             )
         if update:
             spent = "update_from: what the run before has spent is not counted on with wire.steps: Noised; start again"
-        check(several, fails, spent)
+        if self.data.split == "rolling":
+            rolling = (
+                "data.split: rolling trains at every cut and chooses by what it has seen, and no budget of wire.steps: "
+                "Noised pays for that; choose another split"
+            )
+        check(several, fails, spent, rolling)
         users = self.data.num_users
-        step = step.among(Among(users, self.sampling.number(users), self._turns()))
+        step = step.among(Among(users, self.sampling.number(users), self._turns(), self.data.mark))
         numbers = sum(math.prod(field.shape) for field in fields.values())
         self.spending = Spending(step.price(numbers), step.noise, step.epsilon, step.at, users)
         if not self.spending.affords(torch.arange(users)):
@@ -114,28 +125,49 @@ class Spends(Account):
         return int(times.max())
 
     def keep_to_budget(self) -> None:
-        """End with the last round that the budget bears, and say so."""
+        """End with the last round that the budget bears where everybody comes through, and say so."""
         if self.spending is None:
             return
         last = self.spending.last_round(self.round, self.rounds, self._drawn_in)
-        if last == self.rounds:
-            return
+        if last < self.rounds:
+            self._say_last(self.spending, last)
+            self.rounds = last
+
+    def pays(self, participants: Tensor) -> bool:
+        """Count a round, or an attempt at it, of `[participants]`, before they are asked for anything.
+
+        Returns:
+            Whether the budget bears it. Attempts at rounds in which nobody came through spend too, and nobody knows
+            before how many there will be. Where it does not, nothing is counted, and the round before is said to be the
+            last.
+        """
+        if self.spending is None:
+            return True
+        if not self.spending.affords(participants):
+            self._say_last(self.spending, self.round - 1)
+            self._end_before()
+            return False
+        self.spending.charge(participants)
+        return True
+
+    def _end_before(self) -> None:
+        """Make the round before this one the last, evaluate it if it was not, and tell what was spent since."""
+        self.round, self.attempt = self.round - 1, 0
+        self.rounds = self.round
+        if self.history and self.history[-1]["round"] == self.round:
+            self.history[-1] |= self.row(self.clients.bytes_scoring, self.failures != NONE)
+        elif self.round:
+            self._record(torch.empty(0, 0), {}, 0.0)
+        if self.round:
+            self.fabric.call("on_round_end", self)
+
+    def _say_last(self, spending: Spending, last: int) -> None:
         self.cut_short = (
             f"privacy: the run ends after round {last} of {self.rounds}, since the next one would spend more than "
-            f"epsilon {self.spending.budget:g} at delta {self.spending.delta:.2g} (wire.steps: Noised)"
+            f"epsilon {spending.budget:g} at delta {spending.delta:.2g} (wire.steps: Noised)"
         )
         if self.processes.first:
-            warnings.warn(self.cut_short, Notice, stacklevel=3)
-        self.rounds = last
-
-    def add(self, told: Told, participants: Tensor) -> None:
-        """As `Account.add`. Raises `RunError` for a round that the budget does not bear, before its sum is opened."""
-        super().add(told, participants)
-        if self.spending is None:
-            return
-        if not self.spending.affords(participants):
-            raise RunError(f"round {self.round} would spend more than wire.steps: Noised allows; its sum is not opened")
-        self.spending.charge(participants)
+            warnings.warn(self.cut_short, Notice, stacklevel=4)
 
     def row(self, bytes_scoring: int, failures: bool) -> Row:
         row = super().row(bytes_scoring, failures)

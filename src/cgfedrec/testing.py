@@ -64,7 +64,7 @@ def prepared(protocol: Protocol | None = None, seed: int = 0, **arguments: Any) 
     """A small data set, split and ready to train on; ``arguments`` are those of `FederatedDataModule`."""
     arguments.setdefault("synthetic", Synthetic(users=30, items=60, groups=6, interactions=12))
     data = FederatedDataModule(**arguments)
-    data.attach(protocol or Protocol(), seed)
+    data.attach(protocol or Protocol(), seed, run="a test")  # whose noise is the same each time
     data.setup()
     return data
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgfedrec.data.lists import Lists
+from cgfedrec.random import mark
 
 
 class History(NamedTuple):
@@ -70,6 +71,12 @@ class Histories:
         # `lexsort` takes the most important key last. Backwards, so that the newest come first within a user; the users
         # are then in descending order, which their negative numbers undo.
         return Lists(starts, np.lexsort((*reversed(self.lateness), -users))[::-1])
+
+    @property
+    def mark(self) -> bytes:
+        """What tells these histories from others of the same items: their order, and their days."""
+        days = b"" if self.days is None else self.days.astype("<f8").tobytes()
+        return mark(self._places.items.astype("<i8").tobytes(), days)
 
     def of(self, users: Tensor) -> History:
         """The histories of a cohort, `[clients]`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from cgfedrec.data.split import Part, SplitName, assign, lateness
 from cgfedrec.data.synthetic import Synthetic, Track, untold
 from cgfedrec.errors import check, no_count
 from cgfedrec.protocol import Protocol
-from cgfedrec.random import private_seed
+from cgfedrec.random import mark, private_seed
 
 Stage = Literal["val", "test"]
 
@@ -86,16 +87,12 @@ class FederatedDataModule(LightningDataModule):
         super().__init__()
         counts = {"min_users": min_users, "negatives": negatives, "batch_size": batch_size}
         check(*argument_problems(path, format, split, temporal_fractions, min_interactions, counts))
-        self.path = path
-        self.format = format
-        self.synthetic = synthetic
+        self.path, self.format, self.synthetic = path, format, synthetic
         self.split: SplitName = split
-        self.temporal_fractions = temporal_fractions
-        self.rolling = rolling
+        self.temporal_fractions, self.rolling = temporal_fractions, rolling
         self.min_interactions, self.min_users = min_interactions, min_users
-        self.negatives = negatives
-        self.batch_size, self.items = batch_size, items
-        self.protocol = Protocol()
+        self.negatives, self.batch_size, self.items = negatives, batch_size, items
+        self.protocol, self.run = Protocol(), ""
         self.seed = self.private_seed = 0
         self.track: Track = untold
         self.cut: Cut | None = None
@@ -104,20 +101,21 @@ class FederatedDataModule(LightningDataModule):
         self.before: Before | None = None
         self.changes: Changes | None = None
 
-    def attach(self, protocol: Protocol, seed: int, track: Track = untold, before: Before | None = None) -> None:
-        """Say how results are measured, which seeds are drawn from, and who tells how far long work is.
-
-        It must come before `setup`.
+    def attach(
+        self, protocol: Protocol, seed: int, track: Track = untold, before: Before | None = None, run: str = ""
+    ) -> None:
+        """Say how results are measured, what is drawn from, and who tells how far long work is; before `setup`.
 
         Args:
             protocol: How results are measured.
             seed: Of the run: of embedded data, split and candidates. The private seed of the clients follows from it.
             track: Tells the user how far long work is.
             before: What clients had in a run that goes on with other data. Its users and items stay.
+            run: What makes the run, as a text, by default a new one: all that trains after one call has one noise.
         """
         self.before = before
         check(no_count("seed_everything", seed, 0, 2**63 - 1))
-        self.protocol, self.seed, self.track = protocol, int(seed), track
+        self.protocol, self.seed, self.track, self.run = protocol, int(seed), track, run or secrets.token_hex()
         # Negatives and the order of samples are a client's own business: they have a seed of their own.
         self.private_seed = private_seed(seed)
 
@@ -166,9 +164,7 @@ class FederatedDataModule(LightningDataModule):
             self.changes = changes(self.before, self.user_ids, self.item_ids, self._train, self.days, self.now or 0.0)
         self._disliked = lists(~positive)
         touched = Lists.of(users, items, self.num_users)
-        no_negatives = self._train
-        if self.protocol.leaks:
-            no_negatives = lists(positive)
+        no_negatives = lists(positive) if self.protocol.leaks else self._train
         check(*pool_problems(self.user_ids, self.num_items, self.negatives, no_negatives, touched, self.protocol))
         self.batches = Batches(self._train, no_negatives, self.num_items, self.negatives, self.batch_size)
         num_sampled = self.protocol.num_candidates if self.protocol.ranking == "sampled" else None
@@ -242,6 +238,11 @@ class FederatedDataModule(LightningDataModule):
         Items below the rating threshold count too: they decide what is ranked and recommended.
         """
         return fingerprint((*self._parts, self._disliked), (self.user_ids, self.item_ids))
+
+    @cached_property
+    def mark(self) -> bytes:
+        """Of the run and all data: noise is drawn of it. If either differs it is other noise, and nothing cancels."""
+        return mark(self.run, self.fingerprint(), self._histories.mark)
 
     def cohorts(self, participants: Tensor, cohort_size: int) -> Iterator[Tensor]:
         """Share out participants, `[participants]`, into cohorts of at most ``cohort_size``, `[clients]` each.

@@ -35,6 +35,11 @@ class Own:
         """Their training items, the newest first. What is held out for validation or test is not among them."""
         return self.data.histories(self.users)
 
+    @property
+    def mark(self) -> bytes:
+        """Of the run and of the data: what noise is drawn of."""
+        return self.data.mark
+
     @cached_property
     def before(self) -> History:
         """What they had when they last added to sums that go on with other data."""

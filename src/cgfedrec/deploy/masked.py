@@ -106,8 +106,9 @@ class Round:
         self._check(total.clients, "have sent something")
         sent = set(told.users.tolist())
         opened = collector.opened(total, sent, self._shares(collector, sent), self._fields)
-        for node in self.nodes.homes(told.users):
-            self.nodes.known[node].taken = self.number
+        for one in self.nodes.known.values():  # those too that have gone since they sent: it is in the sum
+            if torch.isin(one.clients, told.users).any():
+                one.taken = self.number
         return opened, told
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -80,7 +81,9 @@ class Node:
     @cached_property
     def data(self) -> NodeData:
         """Of the clients who live here."""
-        return NodeData.ready(self.folder, self._parts.data, self.terms.clients, self._parts.protocol)
+        # Noise is drawn of it: that of another run, or of the same name with other settings, is other noise.
+        made = json.dumps([__version__, self.run, self.terms.settings])
+        return NodeData.ready(self.folder, self._parts.data, self.terms.clients, self._parts.protocol, made)
 
     @property
     def file(self) -> Path:

@@ -101,10 +101,12 @@ class NodeData(FederatedDataModule):
         self.folder, self.clients = folder, clients
 
     @classmethod
-    def ready(cls, folder: NodeFolder, like: FederatedDataModule, clients: int, protocol: Protocol) -> NodeData:
+    def ready(
+        cls, folder: NodeFolder, like: FederatedDataModule, clients: int, protocol: Protocol, run: str
+    ) -> NodeData:
         """Set up with the node's own seed; arguments as of the class, and of `attach`."""
         data = cls(folder, like, clients)
-        data.attach(protocol, folder.secret())
+        data.attach(protocol, folder.secret(), run=run)
         data.setup()
         return data
 

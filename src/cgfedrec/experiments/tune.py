@@ -123,6 +123,9 @@ def _search(
         highlight=False,
         soft_wrap=True,
     )
+    if getattr(run.method, "privacy", None) or getattr(run.training, "spending", None):
+        told = "warning: privacy: each trial spends a budget of its own, these add up, and no budget has the choice"
+        console.print(told, highlight=False, soft_wrap=True)
     values = {option: value_of(own, option) for option in spec}
     # The config's own settings come first: a search should not end below what one had.
     if not study.trials and all(holds(entry, values[option]) for option, entry in spec.items()):

@@ -82,6 +82,10 @@ class FedNCFClient(FactorClient):
         network = self.network.detach()[:, : num_weights(self.shapes)]
         return Upload(self.users, {"table": self.table.detach(), "network": network})
 
+    def public(self, broadcast: Broadcast | None) -> dict[str, Tensor]:
+        public = super().public(broadcast)
+        return public | {"network": public["network"][: num_weights(self.shapes)]}
+
     def score(self) -> Tensor:
         return score_in_chunks(self._logits, self.table)
 

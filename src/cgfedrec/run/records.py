@@ -98,6 +98,7 @@ class History:
         self.path = path
         self.logger = logger
         self.columns: list[str] = []
+        self._round = 0
 
     def on_federation_start(self, training: Training) -> None:
         """Write anew what a resumed run had before: a killed part may have left a row too many, or half of one."""
@@ -108,11 +109,12 @@ class History:
         """Add the row of this round, if it was evaluated. Raises `RunError` where the disk is full."""
         if not training.history or training.history[-1]["round"] != training.round:
             return
-        row = training.history[-1]
-        if row.keys() <= set(self.columns):
+        row, before = training.history[-1], self._round
+        self._round = training.round
+        if row.keys() <= set(self.columns) and before != training.round:
             cells = pl.DataFrame([{name: row.get(name) for name in self.columns}])
             append(self.path, cells.write_csv(include_header=False))
-        else:  # the first row, or one with a new column: the header changes, so all is written
+        else:  # the first row, one with a new column, or the same round told anew: all is written
             self._write(training.history)
         self.logger.call("log_metrics", row, step=training.round)
         self.logger.call("log_histograms", training.histograms(), training.round)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cgfedrec import __version__
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.failures import NONE
 from cgfedrec.loop import FederatedLoop
@@ -177,6 +179,29 @@ def changed(before: dict[str, Any], now: dict[str, Any], resume: bool) -> list[s
         for key in was | becomes
         if was.get(key) != becomes.get(key)
     ]
+
+
+def made_of(config: str) -> str:
+    """What makes a run, as a text: its settings, but for those that may change as it goes on.
+
+    Noise is drawn of it. So a run that goes on, to more rounds say, has the noise that it would have had, and a run
+    with other settings has other noise. Another version may compute otherwise, and is another run too.
+
+    Args:
+        config: The settings, as YAML.
+    """
+    held = yaml.safe_load(config)
+    classes = [held[name]["class_path"] for name in ("method", "data")]
+    return json.dumps([__version__, classes, _whole(_identity(held, resume=True))], sort_keys=True, default=str)
+
+
+def _whole(value: object) -> object:
+    """The same settings with 2 for 2.0: nothing of a run depends on that."""
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _identity(config: dict[str, Any], resume: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from cgfedrec.run.page import PAGE, page_of
 from cgfedrec.run.recommend import write
 from cgfedrec.run.records import History, Loggers
 from cgfedrec.run.reference import ReferenceFit
-from cgfedrec.run.resume import Checkpoints
+from cgfedrec.run.resume import Checkpoints, made_of
 from cgfedrec.run.structure import Shown, shown
 from cgfedrec.run.summary import popular_ranks, summary_of, tested
 from cgfedrec.run.trained import Trained
@@ -88,7 +88,8 @@ class Run(Trained):
         self.structure: Shown | None = None
         self._update = update
         before = update.before if update else before_beside(clients.parent if clients else self.checkpoints)
-        self.data.attach(parts.protocol, settings.seed_everything, tracker(self.console), before)
+        track, made = tracker(self.console), made_of(self.config)
+        self.data.attach(parts.protocol, settings.seed_everything, track, before, made)
         self.data.setup()
         if to_train and self.data.cut is None:
             _ = self.data.titles  # what is wrong with them is said now, and not after training

@@ -21,9 +21,10 @@ from cgfedrec.method import MOST_EPOCHS
 from cgfedrec.random import Stream, bits
 from cgfedrec.structure.alignment import AlignedClient, AlignmentSettings
 from cgfedrec.structure.clusters import clustered
+from cgfedrec.structure.discover import Found
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.nystroem import coordinates
-from cgfedrec.structure.structure import Found, Structure, SumsClient
+from cgfedrec.structure.structure import Structure, SumsClient
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, Labels, Value

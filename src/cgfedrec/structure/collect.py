@@ -13,14 +13,15 @@ from cgfedrec.data.changes import Changes
 from cgfedrec.structure.columns import Columns, LabelColumns
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
 from cgfedrec.structure.counting import CountingServer
-from cgfedrec.structure.discover import candidates, closed_form
+from cgfedrec.structure.discover import Found, candidates, closed_form, spread
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.labelling import labels_by
 from cgfedrec.structure.nystroem import coordinates, factor
 from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.quality import quality, theta
+from cgfedrec.structure.refusing import AIMED
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.structure import LEVELS, Found, Structure
+from cgfedrec.structure.structure import LEVELS, Structure
 from cgfedrec.structure.tallies import SHARES, Known, PairCounts
 from cgfedrec.structure.updating import with_new_labels
 from cgfedrec.wire.bounds import Bounds
@@ -148,12 +149,13 @@ class SumsServer(CountingServer):
         half, _ = closed_form(self.factor(), self.known.the_rows.diagonal, self.penalty)
         found = candidates(half, self.discovery.sizes(self.known.the_rows))
         if not self.pairs.numel():
-            return found
+            return spread(found, AIMED)
         # Of an earlier time: they stay, and those of new rows stand behind them.
         before = self.pairs.cpu()
         wider = max(before.shape[1], found.shape[1])
         parts = (before, found[len(before) :])
-        return torch.cat([torch.nn.functional.pad(one, (0, wider - one.shape[1]), value=-1) for one in parts])
+        together = torch.cat([torch.nn.functional.pad(one, (0, wider - one.shape[1]), value=-1) for one in parts])
+        return spread(together, AIMED, len(before))
 
     def _find_structure(self) -> None:
         pairs = counts = None

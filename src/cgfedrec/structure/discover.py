@@ -5,13 +5,31 @@ Both are EASE's (Steck 2019, arXiv 1905.03375). Nothing here is `[items, items]`
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from cgfedrec.structure.rows import Rows
 from cgfedrec.wire.values import Weights
 
 CELLS = 2**22
 """Numbers that a block of rows may hold at a time."""
+
+
+class Found(NamedTuple):
+    """What the sums have told the server."""
+
+    factor: Tensor
+    """F, `[rows, rank]`, float64, with G about F F^T."""
+    rows: Rows
+    """The items, with the clients of all who have been counted."""
+    pairs: Tensor | None
+    """`[rows, most]`: candidates, where the structure needs any."""
+    counts: Tensor | None
+    """`[rows, most]`: how many clients have both, as much as that still counts, where it was counted."""
+    seed: int
+    """The shared one."""
 
 
 def closed_form(factor: Tensor, clients: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
@@ -58,6 +76,38 @@ def candidates(half: Tensor, sizes: Tensor) -> Tensor:
     # Ids beyond a list's size sort to its end, where they become -1.
     found = found.masked_fill(beyond, len(half)).sort(dim=1).values
     return found.masked_fill(found == len(half), -1)
+
+
+def spread(pairs: Tensor, most: int, before: int = 0) -> Tensor:
+    """Candidates none of which stands in too many lists: clients would take such lists to be aimed at it.
+
+    An item may be a candidate of ``most`` times as many items as it has candidates itself. In a large catalogue a few
+    stand in more. They leave the lists of the rarest items, whose factors say least.
+
+    Args:
+        pairs: `[rows, longest]`, int64: the rows of each target's candidates, ascending, then -1.
+        most: As above.
+        before: The lists of so many rows stay as they are, since their pairs have been counted already.
+
+    Returns:
+        `[rows, longest]`, as ``pairs``.
+    """
+    rows = len(pairs)
+    found = pairs.clone()
+    while True:
+        sizes = (found >= 0).sum(1)
+        lists = torch.bincount(found[found >= 0], minlength=rows)
+        beyond = lists - most * sizes.clamp_min(1)
+        shorter = False
+        for row in (beyond > 0).nonzero().squeeze(1).tolist():
+            targets, places = (found[before:] == row).nonzero(as_tuple=True)
+            dropped = slice(max(0, len(targets) - int(beyond[row])), None)
+            found[before + targets[dropped], places[dropped]] = -1
+            shorter |= bool(len(targets))
+        if not shorter:
+            break
+    found = found.masked_fill(found < 0, rows).sort(dim=1).values  # what has left sorts to the end
+    return found.masked_fill(found == rows, -1)
 
 
 def pair_weights(half: Tensor, diagonal: Tensor, pairs: Tensor) -> Tensor:

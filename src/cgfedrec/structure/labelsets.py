@@ -20,9 +20,10 @@ from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import no_count, not_between, not_positive
 from cgfedrec.random import Stream, bits, normal
 from cgfedrec.structure.clusters import clustered
+from cgfedrec.structure.discover import Found
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.nystroem import coordinates
-from cgfedrec.structure.structure import Found, Structure, SumsClient
+from cgfedrec.structure.structure import Structure, SumsClient
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.values import Field, Labels, Value
 

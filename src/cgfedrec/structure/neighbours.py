@@ -21,12 +21,12 @@ from cgfedrec.evaluation.ranking import gains
 from cgfedrec.forgetting import RECENTS
 from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.structure.ages import BUCKETS, START, STEP_SIZE, STEPS, TRAIN_ROUNDS, bucket, questions
-from cgfedrec.structure.discover import closed_form, pair_weights, quantised, verified
+from cgfedrec.structure.discover import Found, closed_form, pair_weights, quantised, verified
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.judging import JUDGED_BY
 from cgfedrec.structure.options import ALONE, Option, options_with
 from cgfedrec.structure.sparseranks import Beside, gained
-from cgfedrec.structure.structure import LEVELS, Found, Structure, SumsClient
+from cgfedrec.structure.structure import LEVELS, Structure, SumsClient
 from cgfedrec.structure.tallies import Known
 from cgfedrec.wire.values import Field, Value, WeightLayout, Weights
 

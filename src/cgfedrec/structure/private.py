@@ -21,7 +21,7 @@ from cgfedrec.data.histories import History
 from cgfedrec.privacy.budget import FRACTION, SHARES, Privacy
 from cgfedrec.privacy.clipping import clipped
 from cgfedrec.privacy.discrete import of_each
-from cgfedrec.random import Stream, keys
+from cgfedrec.random import Stream, keys, mark
 from cgfedrec.structure.columns import Columns, LabelColumns, SignColumns
 from cgfedrec.structure.tallies import SHARES as PARTS
 from cgfedrec.structure.tallies import ItemCounts, Known, PairCounts, Tally
@@ -79,10 +79,10 @@ class NoisyTally(Tally):
         added = self.without_noise(history, known)
         own = self.privacy.own_sigma(self.name, self.norm(known), known.num_clients)
         sent = self.bounds(known).largest > 0
-        return (added + noise(added.shape, own, self.name, users, seed)) * sent
+        return (added + noise(added.shape, own, self.name, users, seed, known.mark)) * sent
 
 
-def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: int) -> Tensor:
+def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: int, of: bytes) -> Tensor:
     """Discrete noise of each client's own, `[clients, ...]` as ``shape`` says, int64.
 
     Args:
@@ -91,8 +91,10 @@ def noise(shape: Sequence[int], sigma: float, name: str, users: Tensor, seed: in
         name: Of the sum: each has noise of its own.
         users: `[clients]`: who they are.
         seed: Their private one.
+        of: The mark of what they are asked, in which run and on which data (`Known.mark`). Two sums of different things
+            with the same noise would differ by these alone, and there would be no noise.
     """
-    own = keys(seed, Stream.PRIVACY, list(SHARES).index(name), users.numpy())
+    own = keys(seed, Stream.PRIVACY, list(SHARES).index(name), users.numpy(), of=mark(of, sigma.hex()))
     return torch.from_numpy(of_each(sigma, own, math.prod(shape[1:]))).view(*shape)
 
 
@@ -190,7 +192,7 @@ def judged(gained: Tensor, privacy: Privacy, known: Known, users: Tensor, seed: 
     Args:
         gained: `[clients, readings]`: the validation metric by each.
         privacy: The budget.
-        known: Says how many clients there are.
+        known: Says how many clients there are, and what noise is drawn of.
         users: `[clients]`: who they are.
         seed: Their private one.
 
@@ -199,7 +201,7 @@ def judged(gained: Tensor, privacy: Privacy, known: Known, users: Tensor, seed: 
     """
     better = clipped(gained.double() - gained[:, -1:].double(), JUDGED_NORM)
     own = privacy.own_sigma(CHOOSE, JUDGED_NORM, known.num_clients)
-    return (FRACTION * better).trunc().long() + noise(better.shape, own, CHOOSE, users, seed)
+    return (FRACTION * better).trunc().long() + noise(better.shape, own, CHOOSE, users, seed, known.mark)
 
 
 def judged_bounds(readings: int, privacy: Privacy, clients: int) -> Bounds:

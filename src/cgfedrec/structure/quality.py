@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from cgfedrec.structure.discover import Found
 from cgfedrec.structure.neighbours import Neighbours
-from cgfedrec.structure.structure import Found, Structure
+from cgfedrec.structure.structure import Structure
 from cgfedrec.wire.values import Value, Weights
 
 MEASURED, THETA = "structure/", "theta/"

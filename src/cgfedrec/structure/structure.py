@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,33 +18,20 @@ from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.errors import RunError
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.sums import AddingClient
+from cgfedrec.random import mark
+from cgfedrec.structure.discover import Found
 from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of, known_from
 from cgfedrec.structure.judging import JUDGED_BY, UNIT, judgement
 from cgfedrec.structure.private import CHOOSE, judged
 from cgfedrec.structure.refusing import refusal
-from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import SHARES, Known, Tally
 from cgfedrec.structure.updating import Past, change_field, change_of
+from cgfedrec.wire.codec import encode
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Counts, Field, Value
 
 LEVELS = 255
 """Popularities of late are sent in so many steps: 8 bits an item."""
-
-
-class Found(NamedTuple):
-    """What the sums have told the server."""
-
-    factor: Tensor
-    """F, `[rows, rank]`, float64, with G about F F^T."""
-    rows: Rows
-    """The items, with the clients of all who have been counted."""
-    pairs: Tensor | None
-    """`[rows, most]`: candidates, where the structure needs any."""
-    counts: Tensor | None
-    """`[rows, most]`: how many clients have both, as much as that still counts, where it was counted."""
-    seed: int
-    """The shared one."""
 
 
 class Structure(ABC):
@@ -137,6 +125,7 @@ class SumsClient(AddingClient):
         self.refused: str | None = None  # why nothing is added to the sum that is asked for
         self._asked: tuple[Tally, Known, Field] | None = None  # the last `_field`, and of what
         self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
+        self._came = b""  # their mark, once it was needed
         self.average: Tensor | None = None
         self.chosen = place_of(structure, discovery)
 
@@ -157,10 +146,10 @@ class SumsClient(AddingClient):
             assert first is not None
             self.known = known_from(self.nothing_known, self.kept, self.discovery.least_clients, first.unit)
             self.refused = refusal(self.known, self.discovery) if self.wary else None
+            self._came = b""
             self.changed()
         values = broadcast.values
-        self.step = None
-        self.past = None
+        self.step = self.past = None
         if "step" in values:
             timeline = self.timeline
             if "days" in values:  # only what has changed is asked for
@@ -168,8 +157,7 @@ class SumsClient(AddingClient):
                 self.past = self._past(float(values["days"]))  # type: ignore[arg-type]
             self.step = timeline[int(values["step"])]  # type: ignore[arg-type]
         if "reading" in self.kept:
-            values = self.kept["reading"]
-            self.chosen = int(values["chosen"])  # type: ignore[arg-type]
+            self.chosen = int(self.kept["reading"]["chosen"])  # type: ignore[arg-type]
         self.average = values.get("average")  # type: ignore[assignment]
 
     def _past(self, days: float) -> Past:
@@ -218,7 +206,7 @@ class SumsClient(AddingClient):
 
     def _addition(self, step: Step) -> Upload:
         """What those clients add to a sum who have not added to it yet."""
-        tally, known = step.tally, self.known
+        tally, known = step.tally, self._marked()
         assert tally is not None
         due = self.due(self.phases.index(tally.name))
         if step.late and known.rows is not None and "late" in self.kept:
@@ -241,6 +229,14 @@ class SumsClient(AddingClient):
             self._asked = (tally, known, tally.field(known))
         return self._asked[2]
 
+    def _marked(self) -> Known:
+        """What is known, with the mark that noise is drawn of. Only under privacy: otherwise there is no noise."""
+        if self.discovery.privacy is None:
+            return self.known
+        if not self._came:
+            self._came = mark(*(part for name in sorted(self.kept) for part in (name, encode(self.kept[name]))))
+        return replace(self.known, mark=mark(self.own.mark, self._came, str(self.own.round)))
+
     def _judgement(self, due: Tensor) -> Upload:
         """How well each reading ranks what those hold out who are due `[clients]`, in units of `UNIT`."""
         held_out = self.own.validation()
@@ -253,7 +249,7 @@ class SumsClient(AddingClient):
         assert bounds is not None
         told = (gained * UNIT).round().long()
         if self.discovery.privacy is not None and held_out is not None:
-            told = judged(gained, self.discovery.privacy, self.known, self.users, self.seed)
+            told = judged(gained, self.discovery.privacy, self._marked(), self.users, self.seed)
         return Upload(self.users[due], {CHOOSE: told[due]}, bounds={CHOOSE: bounds})
 
     def score(self) -> Tensor:

@@ -37,6 +37,7 @@ class Known:
         directions: `[rows, columns]`, float32: columns in place of labels, once found.
         keys: `[items]`, int64: the number by which the signs of each item are drawn, where that is not its own: an item
             keeps its signs when others come and numbers change.
+        mark: Of the run, its data, the round and all that has come down: what a client draws noise of.
     """
 
     num_items: int
@@ -47,6 +48,7 @@ class Known:
     pairs: Tensor | None = None
     directions: Tensor | None = None
     keys: Tensor | None = None
+    mark: bytes = b""
 
     @property
     def the_rows(self) -> Rows:

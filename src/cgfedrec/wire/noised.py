@@ -21,7 +21,7 @@ from cgfedrec.privacy.accountant import rho_of_sum
 from cgfedrec.privacy.budget import MOST_DELTA, rho_within
 from cgfedrec.privacy.clipping import clipped
 from cgfedrec.privacy.discrete import WIDEST, of_each
-from cgfedrec.random import Stream, keys
+from cgfedrec.random import Stream, keys, mark
 from cgfedrec.wire.bounds import LARGEST, Bounds
 from cgfedrec.wire.messages import NotFiniteError, Upload
 from cgfedrec.wire.sums import Sum
@@ -41,11 +41,13 @@ class Among:
         clients: How many there are.
         participants: How many take part in a round.
         turns: In how many of the planned rounds one client takes part at most.
+        mark: Of the run and its data: what clients draw noise of.
     """
 
     clients: int
     participants: int
     turns: int
+    mark: bytes = b""
 
 
 class Noised(Step):
@@ -193,7 +195,7 @@ class Noised(Step):
 
         Raises:
             NotFiniteError: for numbers that are not finite, which have no norm.
-            RunError: for an upload of something else than at the start.
+            RunError: for an upload of something else than at the start, and for known values of another shape.
         """
         fields, known = upload.fields, upload.public()
         for name, field in fields.items():
@@ -202,7 +204,7 @@ class Noised(Step):
         bases: dict[str, Tensor] = {}
         changes: list[Tensor] = []
         for name, value in upload.values.items():
-            bases[name] = self._whole(known.get(name), fields[name])
+            bases[name] = self._whole(name, known.get(name), fields[name])
             change = value.detach().cpu().double() - bases[name] / self.parts
             changes.append(change.flatten(1))
         change = torch.cat(changes, 1)  # [clients, numbers]
@@ -210,7 +212,9 @@ class Noised(Step):
         if not finite.all():
             raise NotFiniteError("upload", upload.clients[~finite.to(upload.clients.device)].tolist())
         whole = (clipped(change, self.norm) * self.parts).trunc().long()
-        own_keys = keys(seed, Stream.UPLOADS, upload.clients.cpu().numpy(), round)
+        # Where anything else was asked of clients, or of others, noise is other noise: it would cancel in a difference.
+        asked = mark(self._among.mark, self.sigma.hex(), *(base.numpy().tobytes() for base in bases.values()))
+        own_keys = keys(seed, Stream.UPLOADS, upload.clients.cpu().numpy(), round, of=asked)
         whole += torch.from_numpy(of_each(self.sigma * self.parts, own_keys, whole.shape[1]))
         values: dict[str, Tensor] = {}
         sizes = [one.shape[1] for one in changes]
@@ -218,10 +222,15 @@ class Noised(Step):
             values[name] = own.reshape(-1, *field.shape) + bases[name]
         return Upload.of_fields(upload.clients, values, self.fields(fields))
 
-    def _whole(self, known: Tensor | None, field: Field) -> Tensor:
+    def _whole(self, name: str, known: Tensor | None, field: Field) -> Tensor:
         """What everybody knows of a value, `[...]`, int64; zeros where that is nothing."""
-        if known is None or tuple(known.shape) != field.shape:
+        if known is None:
             return torch.zeros(field.shape, dtype=torch.int64)
+        if tuple(known.shape) != field.shape:  # without it all of the value would be clipped, and not its change
+            raise RunError(
+                f"wire.steps: Noised: {name!r} is sent in the shape {list(field.shape)}, and Client.public says that "
+                f"everybody knows {list(known.shape)} of it"
+            )
         within = known.detach().cpu().double().clamp(-self.largest, self.largest)
         return (within * self.parts).round().long()
 
