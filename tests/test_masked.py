@@ -209,6 +209,20 @@ def test_a_node_that_comes_back_answers_alike_and_never_tells_both_kinds_of_shar
         node_of(terms).answer(Parcel(plain | {"what": "keys"}, {}))
 
 
+def test_keys_of_a_run_are_gone_when_another_begins() -> None:
+    terms = deployed(PFEDREC, {"rounds": 1}, steps=[STEP])
+    federate(terms, "r", Here(terms).exchange())
+    state = SECRETS.parent
+    (state / ".r.secrets.part").write_text("of a killed process")
+    who = Parcel({"what": "who", "run": "r"}, {})
+    assert node_of(terms).answer(who).text("status") == DONE
+    assert SECRETS.exists(), "a node that comes back answers alike"
+    other = Node(Path("fed/nodes/node-0"), terms, "other")
+    (state / "other.secrets").write_text('{"round": 0, "members": {}}')
+    assert other.answer(Parcel(who.head | {"run": "other"}, {})).text("status") == DONE
+    assert sorted(path.name for path in state.iterdir()) == ["other.secrets", "r.ckpt"]
+
+
 def test_what_travels_without_masks_is_not_like_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     for half in ("member", "collector"):
         monkeypatch.setattr(f"cgfedrec.wire.secure.{half}.mask", lambda seed, fields: {})
