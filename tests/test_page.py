@@ -9,6 +9,7 @@ import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
@@ -131,6 +132,25 @@ def test_titles_are_shown_and_go_with_the_run() -> None:
     with pytest.warns(Notice, match=r"no titles: items\.csv of the run is not there"):
         assert "title" not in cgfedrec.load("run/checkpoints/best.ckpt").recommend([1]).columns
     assert main([*line, "--items", "items.csv"]) == 2
+
+
+def test_titles_that_are_empty_hide_no_id_and_control_characters_are_spelt_out() -> None:
+    odd = {1: "", 2: "  \t ", 3: "\x1b[31mred\x00\x07\u202e", 4: "  Four "}
+    text = "".join(f'{item},"{odd.get(item, f"Film {item}")}"\n' for item in range(1, 51))
+    Path("items.csv").write_text(f'id,title\n{text}1,"One, again"\n2,\n')
+    page_of(TINY, {"method": "CGFedCo", "loop.rounds": 12, "data.items.path": "items.csv"})
+    page = Path("run/report.html").read_text()
+    shown = set(re.findall(r"<title>(.*?): cluster", page))
+    usual = {f"Film {item}" for item in range(5, 51)}
+    assert shown - usual == {"One, again", "2", r"\x1b[31mred\x00\x07\u202e", "Four"}
+    assert not set(page) & set("\x00\x07\x1b\u202e")
+    found = cgfedrec.load("run/checkpoints/best.ckpt").export("served")
+    assert dict(zip(found.ids, found.titles, strict=True))[2] is None
+
+
+def test_a_chart_for_a_paper_is_xml_whatever_a_name_holds() -> None:
+    drawn = alone(chart([Line("noisy\x1b[31m", 0, [1, 2], [0.1, 0.2])], "x", "y", "<title>"))
+    assert r"noisy\x1b[31m" in "".join(ElementTree.fromstring(drawn).itertext())
 
 
 @pytest.mark.parametrize(
