@@ -78,6 +78,11 @@ def test_it_says_what_the_summary_says(method: Any) -> None:
     assert ("is shown above all" in page.text) == (named == "CGFedCo")
     charts = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
     assert all(one["aria-label"] for one in charts)
+    drawn = {path.name: ElementTree.fromstring(path.read_text()) for path in Path("run").glob("*.svg")}
+    assert sorted(drawn) == (
+        ["bytes.svg", "rounds.svg"] if named in ("CGFedRec", "PFedRec") else []
+    )  # others have no curve
+    assert all("validation NDCG@10" in "".join(one.itertext()) for one in drawn.values())
     assert len(charts) == {"CGFedRec": 3, "PFedRec": 2, "CGFedCo": 2}.get(named, 0)
 
 
@@ -172,6 +177,7 @@ def test_a_rolling_evaluation_has_one_page_with_its_cuts() -> None:
     assert "at each cut in time" in page.text
     assert f"{summary['test/ndcg@10']:.4f}" in page.text
     assert "cases" in page.text
+    assert [path.name for path in Path("run").rglob("*.svg")] == ["cuts.svg"]
     assert not list(Path("run").glob("cuts/*/report.html"))
 
 
