@@ -218,7 +218,7 @@ def test_methods_that_differ_in_their_budget_alone_are_one_line() -> None:
     assert budgeted(runs_of(("plain", None, [0.5])), settings, "test/ndcg@10") == []
 
 
-def noised(norm: float, **settings: float) -> dict[str, object]:
+def noised(norm: float, **settings: float) -> Any:
     step = {"class_path": "Noised", "init_args": {"norm": norm, **settings}}
     return SMALL["methods"]["PFedRec"] | {"wire": {"steps": [step, "Quantised"]}}
 

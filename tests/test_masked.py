@@ -219,7 +219,7 @@ def test_keys_of_a_run_are_gone_when_another_begins() -> None:
     assert SECRETS.exists(), "a node that comes back answers alike"
     other = Node(Path("fed/nodes/node-0"), terms, "other")
     (state / "other.secrets").write_text('{"round": 0, "members": {}}')
-    assert other.answer(Parcel(who.head | {"run": "other"}, {})).text("status") == DONE
+    assert other.answer(Parcel(dict(who.head) | {"run": "other"}, {})).text("status") == DONE
     assert sorted(path.name for path in state.iterdir()) == ["other.secrets", "r.ckpt"]
 
 
