@@ -209,6 +209,18 @@ def test_a_node_that_comes_back_answers_alike_and_never_tells_both_kinds_of_shar
         node_of(terms).answer(Parcel(plain | {"what": "keys"}, {}))
 
 
+def test_a_message_whose_keys_are_gone_is_not_sent_again_under_other_keys() -> None:
+    """As where another run has begun on the node in between: new shares would take no mask off an old message."""
+    terms = deployed(PFEDREC, {"rounds": 1}, steps=[STEP])
+    asked = last_round(terms)
+    assert node_of(terms).answer(asked["train"]).text("status") == DONE
+    SECRETS.unlink()
+    assert node_of(terms).answer(asked["keys"]).text("status") == DONE
+    answer = node_of(terms).answer(asked["train"])
+    assert (answer.text("status"), answer.body) == (REFUSED, {})
+    assert "the keys of what was sent are gone" in answer.text("why")
+
+
 def test_keys_of_a_run_are_gone_when_another_begins() -> None:
     terms = deployed(PFEDREC, {"rounds": 1}, steps=[STEP])
     federate(terms, "r", Here(terms).exchange())

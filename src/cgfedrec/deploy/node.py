@@ -146,6 +146,9 @@ class Node:
         if state.round > round:
             return declined(REFUSED, f"round {round} is closed: round {state.round} has been trained since")
         if state.round == round and state.reply is not None:
+            members = self._members()
+            if members is not None and "senders" in asked.head and not members.has_masked(round):
+                return declined(REFUSED, f"round {round}: the keys of what was sent are gone")
             return state.reply  # the same message once more
         kept = self._kept(asked, state)
         if missing := [name for name in asked.texts("broadcast/kept") if name not in kept]:
