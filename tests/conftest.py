@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,12 @@ TINY: dict[str, Any] = {
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is written into the repository, and no login of the person who runs the tests is used.
 
+    Modules that a test has written, and ways to them, end with it: the next one may have others of these names.
+
     What a test or a library sets in the environment ends with the test. Lightning's `WandbLogger` sets `WANDB_MODE`,
     and Weights & Biases where its service is; a run of it that a test leaves open would be taken for the next one's.
     """
-    before = dict(os.environ)
+    before, path = dict(os.environ), list(sys.path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
@@ -58,6 +61,16 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         wandb.finish()
     os.environ.clear()
     os.environ.update(before)
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request: pytest.FixtureRequest) -> None:
+    """What a test draws depends on its name, and not on the tests before it."""
+    torch.manual_seed(zlib.crc32(request.node.name.encode()))
 
 
 @pytest.fixture

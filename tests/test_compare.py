@@ -218,6 +218,37 @@ def test_methods_that_differ_in_their_budget_alone_are_one_line() -> None:
     assert budgeted(runs_of(("plain", None, [0.5])), settings, "test/ndcg@10") == []
 
 
+def noised(norm: float, **settings: float) -> Any:
+    step = {"class_path": "Noised", "init_args": {"norm": norm, **settings}}
+    return SMALL["methods"]["PFedRec"] | {"wire": {"steps": [step, "Quantised"]}}
+
+
+def test_noise_within_another_norm_or_place_is_another_line(tmp_path: Path) -> None:
+    methods = {
+        "8": noised(30, epsilon=8),
+        "100": noised(100, epsilon=4),
+        "local": noised(30, epsilon=2, local=True),
+        "1": noised(30, epsilon=1, delta=0.001, noise=9.0),
+        "none": SMALL["methods"]["PFedRec"] | {"wire": {"steps": ["Quantised"]}},
+        "plain": SMALL["methods"]["PFedRec"],
+    }
+    plan = read_plan(write(tmp_path / "small.yaml", methods=methods, data={"one": {}}), tmp_path / "out")
+    settings = {method: shown for (_, method), shown in plan.settings.items()}
+    assert "noised.Noised" in settings["local"]
+    assert "wire" not in settings["plain"]
+    budgets: dict[str, float | None] = {"8": 8.0, "100": 4.0, "local": 2.0, "1": 1.0, "none": None, "plain": None}
+
+    def lines(*without: str) -> dict[str, list[float | None]]:
+        runs = runs_of(*((name, epsilon, [0.5]) for name, epsilon in budgets.items() if name not in without))
+        found = budgeted(runs, settings, "test/ndcg@10")
+        assert all(bool(line.kept) == (line.epsilons[-1] is None and len(line.epsilons) > 1) for line in found)
+        return {line.name: line.epsilons for line in found}
+
+    assert lines() == {"8": [1, 8, None], "100": [4, None], "local": [2, None], "plain": [None]}
+    assert lines("none") == {"8": [1, 8], "100": [4], "local": [2], "plain": [None]}
+    assert lines("100", "local", "plain") == {"none": [1, 8, None]}
+
+
 def test_an_axis_of_epsilons_ends_where_there_is_no_noise() -> None:
     ticks, none = at_ticks([8.0, 1.0, 4.0, 4.0])
     assert ticks == pytest.approx([1, 4, 8, 16])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -111,6 +112,29 @@ def test_a_write_that_fails_leaves_no_part() -> None:
     with pytest.raises(ValueError):  # noqa: PT011, there is no message
         files.write_atomically(Path("target"), fails)
     assert (Path("target").read_text(), list(Path().glob(".*"))) == ("before", [])
+
+
+def test_nobody_else_can_open_a_private_file_at_any_moment() -> None:
+    path = Path("secret")
+    files.partial_of(path).write_text("of a killed writer")
+    with files.partial_of(path).open() as opened_before:
+        modes = []
+
+        def writes(file: BinaryIO) -> None:
+            modes.append(os.fstat(file.fileno()).st_mode & 0o777)
+            file.write(b"1234")
+
+        before = os.umask(0)
+        try:
+            with pytest.MonkeyPatch.context() as patch:  # the mode is that of its first moment
+                patch.setattr(os, "fchmod", lambda *_: None)
+                patch.setattr(os, "chmod", lambda *_: None)
+                files.write_atomically(path, writes, private=True)
+        finally:
+            os.umask(before)
+        assert modes == [0o600]
+        assert (path.read_text(), path.stat().st_mode & 0o777) == ("1234", 0o600)
+        assert "1234" not in opened_before.read()
 
 
 def test_damaged_checkpoints_are_refused_by_every_verb() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cgfedrec.cli import main
+from cgfedrec.cli import COMMANDS, main
 from tests.commands import cgfedrec, launch
 from tests.conftest import ROOT
 from tests.documents import PAGES, blocks, fewer, lay_out, lines
@@ -103,14 +103,15 @@ def test_files_that_a_page_names_are_there(page: str) -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
-def test_links_from_outside_the_site_lead_somewhere(page: str) -> None:
-    """Those within it are looked at when it is built."""
-    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]*))?\)", (ROOT / page).read_text())
-    assert links
-    assert not [path for path, _ in links if not (ROOT / path).exists()]
-    targets = [(ROOT / path, place) for path, place in links if place]
-    assert not [place for path, place in targets if place not in map(anchor, path.read_text().splitlines())]
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_and_pictures_lead_somewhere(page: str) -> None:
+    """Those within the site are looked at when it is built too, but for pictures."""
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", (ROOT / page).read_text())
+    assert links or page.startswith("docs/")
+    targets = [((ROOT / page).parent / path if path else ROOT / page, place) for path, place in links]
+    assert not [path for path, _ in targets if not path.exists()]
+    places = [(path, place) for path, place in targets if place]
+    assert not [place for path, place in places if place not in map(anchor, path.read_text().splitlines())]
 
 
 def anchor(line: str) -> str:
@@ -126,9 +127,22 @@ def test_pictures_say_what_they_show(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_options_that_a_page_names_are_there(page: str) -> None:
     """In the text too, where nothing is run."""
+    for option in re.findall(r"`(--(?:data|loop|protocol|wire|fabric)\.[a-z_.]+)", PAGES[page]):
+        assert is_option(option), option
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_the_text_of_a_page_are_there(page: str) -> None:
+    for told in re.findall(r"`cgfedrec ([^`]*)`", PAGES[page]):
+        words = told.split()
+        assert (words[0],) in COMMANDS or tuple(words[:2]) in COMMANDS, told
+        assert all(is_option(word.partition("=")[0]) for word in words if word.startswith("--")), told
+
+
+def is_option(name: str) -> bool:
+    """Whether some command has this option, or some that begin with it."""
     known = (ROOT / "src" / "cgfedrec" / "texts" / "completion.zsh").read_text()
-    for option in re.findall(r"`--((?:data|loop|protocol|wire|fabric)\.[a-z_.]+)", PAGES[page]):
-        assert f"--{option}[" in known or f"--{option}." in known, option
+    return f"{name}[" in known or f"{name}." in known
 
 
 def test_the_readme_is_read_in_two_minutes() -> None:

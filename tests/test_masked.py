@@ -234,6 +234,32 @@ def test_a_node_that_comes_back_answers_alike_and_never_tells_both_kinds_of_shar
         node_of(terms).answer(Parcel(plain | {"what": "keys"}, {}))
 
 
+def test_a_message_whose_keys_are_gone_is_not_sent_again_under_other_keys() -> None:
+    """As where another run has begun on the node in between: new shares would take no mask off an old message."""
+    terms = deployed(PFEDREC, {"rounds": 1}, steps=[STEP])
+    asked = last_round(terms)
+    assert node_of(terms).answer(asked["train"]).text("status") == DONE
+    SECRETS.unlink()
+    assert node_of(terms).answer(asked["keys"]).text("status") == DONE
+    answer = node_of(terms).answer(asked["train"])
+    assert (answer.text("status"), answer.body) == (REFUSED, {})
+    assert "the keys of what was sent are gone" in answer.text("why")
+
+
+def test_keys_of_a_run_are_gone_when_another_begins() -> None:
+    terms = deployed(PFEDREC, {"rounds": 1}, steps=[STEP])
+    federate(terms, "r", Here(terms).exchange())
+    state = SECRETS.parent
+    (state / ".r.secrets.part").write_text("of a killed process")
+    who = Parcel({"what": "who", "run": "r"}, {})
+    assert node_of(terms).answer(who).text("status") == DONE
+    assert SECRETS.exists(), "a node that comes back answers alike"
+    other = Node(Path("fed/nodes/node-0"), terms, "other")
+    (state / "other.secrets").write_text('{"round": 0, "members": {}}')
+    assert other.answer(Parcel(dict(who.head) | {"run": "other"}, {})).text("status") == DONE
+    assert sorted(path.name for path in state.iterdir()) == ["other.secrets", "r.ckpt"]
+
+
 def test_what_travels_without_masks_is_not_like_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     for half in ("member", "collector"):
         monkeypatch.setattr(f"cgfedrec.wire.secure.{half}.mask", lambda seed, fields: {})

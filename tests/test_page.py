@@ -9,6 +9,7 @@ import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
@@ -77,6 +78,10 @@ def test_it_says_what_the_summary_says(method: Any) -> None:
     assert ("is shown above all" in page.text) == (named == "CGFedCo")
     charts = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
     assert all(one["aria-label"] for one in charts)
+    drawn = {path.name: ElementTree.fromstring(path.read_text()) for path in Path("run").glob("*.svg")}
+    curved = named in ("CGFedRec", "PFedRec")  # of more than one evaluated round
+    assert sorted(drawn) == (["bytes.svg", "rounds.svg"] if curved else [])
+    assert all("validation NDCG@10" in "".join(one.itertext()) for one in drawn.values())
     assert len(charts) == {"CGFedRec": 3, "PFedRec": 2, "CGFedCo": 2}.get(named, 0)
 
 
@@ -133,6 +138,25 @@ def test_titles_are_shown_and_go_with_the_run() -> None:
     assert main([*line, "--items", "items.csv"]) == 2
 
 
+def test_titles_that_are_empty_hide_no_id_and_control_characters_are_spelt_out() -> None:
+    odd = {1: "", 2: "  \t ", 3: "\x1b[31mred\x00\x07\u202e", 4: "  Four "}
+    text = "".join(f'{item},"{odd.get(item, f"Film {item}")}"\n' for item in range(1, 51))
+    Path("items.csv").write_text(f'id,title\n{text}1,"One, again"\n2,\n')
+    page_of(TINY, {"method": "CGFedCo", "loop.rounds": 12, "data.items.path": "items.csv"})
+    page = Path("run/report.html").read_text()
+    shown = set(re.findall(r"<title>(.*?): cluster", page))
+    usual = {f"Film {item}" for item in range(5, 51)}
+    assert shown - usual == {"One, again", "2", r"\x1b[31mred\x00\x07\u202e", "Four"}
+    assert not set(page) & set("\x00\x07\x1b\u202e")
+    found = cgfedrec.load("run/checkpoints/best.ckpt").export("served")
+    assert dict(zip(found.ids, found.titles, strict=True))[2] is None
+
+
+def test_a_chart_for_a_paper_is_xml_whatever_a_name_holds() -> None:
+    drawn = alone(chart([Line("noisy\x1b[31m", 0, [1, 2], [0.1, 0.2])], "x", "y", "<title>"))
+    assert r"noisy\x1b[31m" in "".join(ElementTree.fromstring(drawn).itertext())
+
+
 @pytest.mark.parametrize(
     ("text", "problem"), [("id\n1\n", r"items\.csv: no column at position 1"), (None, r"data\.items\.path: no file")]
 )
@@ -152,6 +176,7 @@ def test_a_rolling_evaluation_has_one_page_with_its_cuts() -> None:
     assert "at each cut in time" in page.text
     assert f"{summary['test/ndcg@10']:.4f}" in page.text
     assert "cases" in page.text
+    assert [path.name for path in Path("run").rglob("*.svg")] == ["cuts.svg"]
     assert not list(Path("run").glob("cuts/*/report.html"))
 
 

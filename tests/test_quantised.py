@@ -28,12 +28,14 @@ def tables(clients: int = 3, *shape: int) -> Upload:
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])
 def test_a_number_comes_within_one_level_and_its_mean_is_right(bits: int) -> None:
     upload = tables(1)
-    exact = upload.values["table"]
-    step = exact.abs().max() / (2 ** (bits - 1) - 1)
-    arrived = torch.stack([sent(upload, bits, round).values["table"] for round in range(1, 2001)])
-    assert ((arrived - exact).abs() <= step * 1.0001).all()
+    exact, most = upload.values["table"].double(), 2 ** (bits - 1) - 1
+    step = exact.abs().max() / most
+    arrived = torch.stack([sent(upload, bits, round).values["table"] for round in range(1, 2001)]).double()
+    # Three float32 operations on numbers of up to `most` steps lead to a level, and two back. Each is off by at most
+    # 2^-24 of its result: less than six times that many steps together, which no bits but many feel.
+    assert ((arrived - exact).abs() <= step * (1 + 6 * most * 2**-24)).all()
     # The deviation of a mean of 2,000 roundings is at most step / 2 / sqrt(2000).
-    assert ((arrived.double().mean(0) - exact).abs() < 5 * step / 2 / 2000**0.5).all()
+    assert ((arrived.mean(0) - exact).abs() < 5 * step / 2 / 2000**0.5).all()
     if bits < 16:
         smallest = arrived.flatten(1)[:, exact.abs().flatten().argmin()]  # the largest number is a level itself
         assert len(smallest.unique()) == 2  # a level above and one below

@@ -57,9 +57,7 @@ def write_atomically(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
-        with partial.open("wb") as file:
-            if private:
-                os.fchmod(file.fileno(), 0o600)
+        with _opened(partial, private) as file:
             if callable(content):
                 content(file)
             else:
@@ -78,6 +76,14 @@ def write_atomically(
             raise RunError(problem) from full
         raise
     sync_folder(path.parent)
+
+
+def _opened(path: Path, private: bool) -> BinaryIO:
+    """A new file, to be written."""
+    if not private:
+        return path.open("wb")
+    path.unlink(missing_ok=True)  # what a killed writer left may be open to others
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
 
 
 def _size(path: Path) -> int:

@@ -50,6 +50,8 @@ class Items:
     def titles(self, items: pl.Series) -> dict[str, str]:
         """The title of each item of the file that has one, by its id as text; a `Notice` (a warning) if it has none.
 
+        White space around a title is left out, and a title of nothing else is none.
+
         Args:
             items: `[items]`: the ids that are looked for; where they are whole numbers, so are the file's.
 
@@ -66,7 +68,8 @@ class Items:
         _refuse_lost_item(given, self, items)
         if titles.dtype.is_nested():
             raise InputError(f"{self.path}: the title is of type {titles.dtype}, expected text")
-        found = pl.DataFrame({"key": keys, "title": titles.cast(pl.String, strict=False)}).drop_nulls()
+        texts = titles.cast(pl.String, strict=False).str.strip_chars()
+        found = pl.DataFrame({"key": keys, "title": texts.set(texts == "", None)}).drop_nulls()
         if found["key"].is_in(items.cast(pl.String).implode()).sum() == 0:
             warnings.warn(f"data.items.path: no id in {self.path} is among the items", Notice, stacklevel=2)
         return dict(found.unique("key", keep="first").iter_rows())

@@ -147,6 +147,10 @@ class Members:
             member.take(dict(islice(messages, number)))
         return ""
 
+    def has_masked(self, round: int) -> bool:
+        """Whether what has been sent in a round is under the masks that are here."""
+        return round == self.round and any(member.spent for member in self.members.values())
+
     def masked(self, uploads: Sequence[Upload], round: int) -> list[Upload]:
         """What clients send, `[clients, ...]` by name, under their masks; from here on the file knows what they hold.
 

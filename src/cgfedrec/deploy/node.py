@@ -90,6 +90,11 @@ class Node:
         """Of private state."""
         return self.folder.path / STATE / f"{self.run}.ckpt"
 
+    @property
+    def secrets(self) -> Path:
+        """Of a round whose sum is masked."""
+        return self.file.with_suffix(".secrets")
+
     def answer(self, asked: Parcel) -> Parcel:
         """Do what is asked; an answer in any case."""
         try:
@@ -114,6 +119,10 @@ class Node:
         """Who lives here, by their numbers, and what has come already."""
         self._parts.method.check(self.data)
         self._members()  # which says what is missing
+        if not self.file.exists():  # the run begins here, and runs before it need their keys no more
+            for left in self.file.parent.glob("*.secrets*"):
+                if left != self.secrets:
+                    left.unlink()
         state = self._state()
         head = {"status": DONE, "clients": self.data.here.tolist(), "kept": list(state.kept), "version": __version__}
         head |= {name: self.data.holds_out(name) for name in ("val", "test")}
@@ -140,6 +149,9 @@ class Node:
         if state.round > round:
             return declined(REFUSED, f"round {round} is closed: round {state.round} has been trained since")
         if state.round == round and state.reply is not None:
+            members = self._members()
+            if members is not None and "senders" in asked.head and not members.has_masked(round):
+                return declined(REFUSED, f"round {round}: the keys of what was sent are gone")
             return state.reply  # the same message once more
         kept = self._kept(asked, state)
         if missing := [name for name in asked.texts("broadcast/kept") if name not in kept]:
@@ -243,7 +255,7 @@ class Node:
             return None
         from cgfedrec.deploy.members import Members  # which needs what not every node has
 
-        return Members(self.file.with_suffix(".secrets"), self.run, step)
+        return Members(self.secrets, self.run, step)
 
     def _reply(self, trained: list[Trained], uploads: list[Upload], note: str) -> Parcel:
         """What a round's participants send."""

@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 WIDTH, HEIGHT = 600, 360
 LEFT, RIGHT, TOP, BOTTOM = 58, 192, 14, 46
@@ -42,6 +45,15 @@ class Line:
     high: Sequence[float] = ()
     mark: int | None = None
     dots: bool = False
+
+
+class Figure(NamedTuple):
+    """A chart and what is said below it."""
+
+    name: str
+    """Of the file that holds it alone."""
+    svg: Markup
+    caption: str
 
 
 def chart(

@@ -9,17 +9,18 @@ from typing import Any
 import jinja2
 
 from cgfedrec import __version__
+from cgfedrec.errors import printable
 from cgfedrec.units import nbytes
 
 
 def page(template: str, **values: Any) -> str:
-    """Render a template of this package. Whatever is no `Markup` is escaped.
+    """Render a template of this package. Whatever is no `Markup` is escaped, and control characters are spelt out.
 
     Args:
         template: Its file.
         **values: What it shows.
     """
-    return _templates().get_template(template).render(version=__version__, nbytes=nbytes, **values)
+    return printable(_templates().get_template(template).render(version=__version__, nbytes=nbytes, **values))
 
 
 def alone(svg: str) -> str:
@@ -33,7 +34,8 @@ def alone(svg: str) -> str:
     rules = _templates().get_template("chart.css.j2").render()
     style = re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], rules)
     start, rest = svg.split(">", 1)
-    return f'{start} xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"><style>\n{style}</style>{rest}\n'
+    drawn = f'{start} xmlns="http://www.w3.org/2000/svg" font-family="sans-serif"><style>\n{style}</style>{rest}\n'
+    return printable(drawn)  # XML allows few control characters
 
 
 def _templates() -> jinja2.Environment:

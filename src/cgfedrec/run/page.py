@@ -11,8 +11,8 @@ from markupsafe import Markup
 from cgfedrec.evaluation.beyond import GROUPS
 from cgfedrec.history import Row
 from cgfedrec.loop import FederatedLoop
-from cgfedrec.pages.plot import Line, chart
-from cgfedrec.pages.render import page
+from cgfedrec.pages.plot import Figure, Line, chart
+from cgfedrec.pages.render import alone, page
 from cgfedrec.protocol import Protocol
 from cgfedrec.run.beyond import groups_told, titled, within
 from cgfedrec.run.console import METRICS, TITLES, metric_name
@@ -64,7 +64,7 @@ def page_of(
         beyond=beyond,
         groups=groups_told(sizes) if sizes and beyond else "",
         summary=summary,
-        charts=_charts(training, metric),
+        charts=_figures(training),
         bytes=_bytes(summary),
         phases=_phases(training.history),
         structure=structure,
@@ -118,8 +118,14 @@ def _budget(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _charts(training: Training, metric: str) -> list[tuple[Markup, str]]:
-    """Accuracy against rounds and bytes, or cuts, each with its caption; nothing of a single point."""
+def pictures(training: Training) -> dict[str, str]:
+    """Each chart of the page of a run that has ended, alone and for a paper: SVG by the name of its file."""
+    return {f"{one.name}.svg": alone(one.svg) for one in _figures(training)}
+
+
+def _figures(training: Training) -> list[Figure]:
+    """Accuracy against rounds and bytes, or cuts, of what came to its end; nothing of a single point."""
+    metric = training.monitor.removeprefix("val/")
     name = metric_name(metric)
     at_cuts = f"test/{metric}"
     cuts = [row for row in training.history if at_cuts in row]
@@ -130,7 +136,7 @@ def _charts(training: Training, metric: str) -> list[tuple[Markup, str]]:
             for told, style, key in (("this run", 0, at_cuts), ("popularity", -1, f"popularity/{at_cuts}"))
         ]
         drawn = chart(lines, "cut in time", f"test {name}", f"test {name} at each cut in time")
-        return [(Markup(drawn), f"Test {name} at each cut that asked anybody.")]
+        return [Figure("cuts", Markup(drawn), f"Test {name} at each cut that asked anybody.")]
     rows = [row for row in training.history if training.monitor in row]
     if len(rows) < 2:
         return []
@@ -139,14 +145,14 @@ def _charts(training: Training, metric: str) -> list[tuple[Markup, str]]:
     y = f"validation {name}"
     line = Line("this run", 0, [float(row["round"]) for row in rows], values, mark=best)
     caption = f"{y[0].upper()}{y[1:]} after each evaluated round; the mark is the best, which was tested."
-    figures = [(Markup(chart([line], "round", y, f"{y} against rounds")), caption)]
+    found = [Figure("rounds", Markup(chart([line], "round", y, f"{y} against rounds")), caption)]
     sent = [float(row.get("bytes/total", 0)) for row in rows]
     if min(sent) > 0:
         line = Line("this run", 0, sent, values, mark=best)
         x = "bytes up and down, all clients together"
         drawn = chart([line], x, y, f"{y} against bytes", x_format=lambda value: nbytes(value, 0))
-        figures.append((Markup(drawn), "The same against the packed length of all messages."))
-    return figures
+        found.append(Figure("bytes", Markup(drawn), "The same against the packed length of all messages."))
+    return found
 
 
 def _worth(history: Sequence[Row]) -> list[tuple[int, Row]]:

@@ -30,7 +30,7 @@ from cgfedrec.run.engine import alone, engine, rank_of
 from cgfedrec.run.explained import explained
 from cgfedrec.run.folder import CLIENTS, CONFIG, METRICS, RANKS
 from cgfedrec.run.interrupt import Interrupt
-from cgfedrec.run.page import PAGE, page_of
+from cgfedrec.run.page import PAGE, page_of, pictures
 from cgfedrec.run.recommend import write
 from cgfedrec.run.records import History, Loggers
 from cgfedrec.run.reference import ReferenceFit
@@ -251,13 +251,15 @@ class Run(Trained):
         return f"{name}, a reference that sees everyone's data, in {self.directory}"
 
     def _write_page(self) -> None:
-        """Write ``report.html``; not for a cut of a rolling evaluation, which has one page for all."""
+        """Write ``report.html``, and each chart as an SVG for a paper; not for a cut of a rolling evaluation."""
         if self.data.cut is None:
             named = Path(self.data.path).name if self.data.path else "the embedded data"
             if isinstance(self.training, FederatedLoop):
                 self.structure = shown(self.training)
             known = self.data.protocol, named, self.config, self.directory, self.structure
             write_atomically(self.directory / PAGE, page_of(self.summary, self.training, *known))
+            for name, text in pictures(self.training).items():
+                write_atomically(self.directory / name, text)
 
     def _finish(self, started: float) -> None:
         """Go to the best round, test it, and write what was found."""

@@ -107,9 +107,12 @@ def _size(facts: Facts) -> tuple[int, int, int]:
 
 
 def shown(config: Mapping[str, Any]) -> str:
-    """What the report shows of a config, as YAML: all that belongs to the method."""
+    """What the report shows of a config, as YAML: all that belongs to the method, and what is done to its messages."""
     training = {name: config["data"]["init_args"].get(name) for name in OF_TRAINING}
-    return yaml.safe_dump({"method": config["method"], "loop": config["loop"], "data": training}, sort_keys=False)
+    told = {"method": config["method"], "loop": config["loop"], "data": training}
+    if config["wire"]["steps"]:
+        told["wire"] = config["wire"]
+    return yaml.safe_dump(told, sort_keys=False)
 
 
 def places_named(places: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 
@@ -25,22 +25,13 @@ from cgfedrec.experiments.compare.words import (
     spent,
     with_epsilon,
 )
-from cgfedrec.pages.plot import Line, chart
+from cgfedrec.pages.plot import Figure, Line, chart
 from cgfedrec.pages.render import page
 from cgfedrec.run.console import metric_name
 from cgfedrec.units import nbytes
 
 MUTED = -1
 """The style of controls."""
-
-
-class Figure(NamedTuple):
-    """A chart and what is said below it."""
-
-    name: str
-    """Of the file that holds it alone."""
-    svg: Markup
-    caption: str
 
 
 def html(results: Results) -> str:
@@ -74,7 +65,7 @@ def _section(results: Results, table: Table) -> dict[str, Any]:
         "protocol": protocol_name(facts),
         "leak": leak,
         "finding": finding(plan, table),
-        "charts": [(one.svg, one.caption) for one in figures(plan, table)],
+        "charts": figures(plan, table),
         "settings": {row.method: plan.settings.get((table.data, row.method)) for row in table.rows},
     }
 
