@@ -15,6 +15,7 @@ from cgfedrec.errors import RunError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo
 from cgfedrec.structure.collect import SumsServer
+from cgfedrec.structure.discover import spread
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.refusing import refusal
 from cgfedrec.structure.rows import Rows
@@ -144,3 +145,27 @@ def test_the_same_sum_asked_again_with_one_client_less_gets_nothing(data: Federa
     loop.rounds = 4
     with pytest.raises(RunError, match="0 clients have added to the sum 'labels', where 39 were asked"):
         loop.fit()
+
+
+@pytest.mark.parametrize("before", [0, 500])
+def test_a_server_keeps_to_what_clients_take(before: int) -> None:
+    """Item 3 would be a candidate of 90 others, item 4 of 70; of the first rows nothing may be taken away."""
+    rows, most = 600, 16
+    pairs = (torch.arange(rows)[:, None] + torch.arange(1, 5)).remainder(rows)
+    pairs[510:600, 0], pairs[520:590, 1] = 3, 4
+    pairs = pairs.sort(1).values
+    found = spread(pairs, most, before)
+    there = found >= 0
+    lists = torch.bincount(found[there], minlength=rows)
+    assert (lists <= most * there.sum(1)).all()
+    assert found[:510].equal(pairs[:510])
+    assert int(lists[3]) == int(lists[4]) == most * 4
+    assert (found[599] == 3).sum() == 0  # the rarest item's list is the first to lose it
+    for one, other in zip(found, pairs, strict=True):
+        assert one[one >= 0].tolist() == [item for item in other.tolist() if item in one.tolist()]
+        assert (one[(one >= 0).sum() :] == -1).all()
+
+
+def test_candidates_that_clients_take_stay_as_they_are() -> None:
+    pairs = torch.tensor([[1, 2], [0, 2], [0, -1]])
+    assert spread(pairs, 16).equal(pairs)
