@@ -29,7 +29,8 @@ from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo
 from cgfedrec.protocol import Protocol
-from cgfedrec.run.rehearsal import InTurn, tried_out
+from cgfedrec.run.estimates import InTurn
+from cgfedrec.run.rehearsal import tried_out
 
 BASE: dict[str, int] = {"users": 4000, "items": 4000, "columns": 64, "interactions": 25}
 POINTS = 3

@@ -15,10 +15,10 @@ from cgfedrec.data.own import Own
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo
 from cgfedrec.structure import Neighbours
-from cgfedrec.structure.ages import BUCKETS, OTHERS, QUESTIONS, SHARE, bucket, questions
+from cgfedrec.structure.ages import BUCKETS, OTHERS, QUESTIONS, SHARE, START, TRAIN_ROUNDS, bucket, questions
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.discovery import TRAIN
-from cgfedrec.structure.neighbours import START, TRAIN_ROUNDS, TrainedClient
+from cgfedrec.structure.neighbours import TrainedClient
 from cgfedrec.testing import prepared, same, trained
 
 ITEMS = 30
