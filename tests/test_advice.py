@@ -55,6 +55,16 @@ def test_a_best_round_that_is_the_last_may_be_followed_by_better_ones() -> None:
     assert not any("more may help" in line for line in fit("phases", method={"class_path": "CGFedCo", "columns": 8}))
 
 
+@pytest.mark.parametrize("spends", [False, True])
+def test_nothing_that_spends_a_budget_is_told_to_be_tried_many_times(spends: bool) -> None:
+    noised = {"class_path": "cgfedrec.wire.noised.Noised", "init_args": {"norm": 1.0, "epsilon": 1.0}}
+    settings = {"method": {"class_path": "PFedRec"}, "wire": {"steps": [noised] if spends else []}}
+    run = cgfedrec.fit(TINY, {"run_dir": "run", **settings})
+    run.summary |= OVER | {"best_round": 0}  # below popularity, and not by too few rounds
+    (told,) = [line for line in advice(run) if line.startswith("next: ")]
+    assert ("cgfedrec tune" in told) != spends
+
+
 def test_whoever_recommends_is_warned_of_a_model_below_popularity(capsys: pytest.CaptureFixture[str]) -> None:
     run = cgfedrec.fit(TINY, {"run_dir": "run"})
     path = Path("run/summary.json")

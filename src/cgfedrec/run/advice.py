@@ -53,7 +53,9 @@ def advice(run: Run) -> Iterator[str]:
                 "everyone's data, shows whether these data hold anything beyond popularity"
             )
         elif not at_the_end:
-            yield f"next: try the default, --method CGFedCo, or other settings of {name}: cgfedrec tune"
+            spends = isinstance(training, FederatedLoop) and training.spending is not None
+            settings = "" if spends else f", or other settings of {name}: cgfedrec tune"  # whose trials spend as well
+            yield f"next: try the default, --method CGFedCo{settings}"
 
 
 def below_popularity(told: Mapping[str, Any]) -> bool:
