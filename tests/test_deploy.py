@@ -431,8 +431,11 @@ def killed_at(terms: Terms, what: str, round: int, node: int) -> None:
         federate(terms, "r", here.exchange())
 
 
-@pytest.mark.parametrize(("what", "node"), [("train", 0), ("train", 1), ("evaluate", 0)])
-@pytest.mark.parametrize("method", [PFEDREC, CGFEDCO], ids=["PFedRec", "CGFedCo"])
+@pytest.mark.parametrize(
+    ("method", "what", "node"),
+    [(PFEDREC, "train", 0), (PFEDREC, "evaluate", 0), (CGFEDCO, "train", 1), (CGFEDCO, "evaluate", 0)],
+    ids=["PFedRec, train", "PFedRec, evaluate", "CGFedCo, train", "CGFedCo, evaluate"],
+)
 def test_a_server_that_is_killed_goes_on_to_the_same_end(method: Mapping[str, Any], what: str, node: int) -> None:
     terms = deployed(method, {"rounds": 12, "participation": 0.6})
     killed_at(terms, what, 10 if what == "evaluate" else 3, node)
@@ -449,7 +452,7 @@ def test_a_server_that_is_killed_goes_on_to_the_same_end(method: Mapping[str, An
 
 
 def test_a_masked_run_goes_on_to_the_same_end() -> None:
-    terms = deployed(PFEDREC, {"rounds": 4}, steps=[{"class_path": "cgfedrec.wire.secure.SecureSums"}])
+    terms = deployed(PFEDREC, {"rounds": 2}, steps=[{"class_path": "cgfedrec.wire.secure.SecureSums"}])
     killed_at(terms, "unmask", 2, 1)
     federate(replace(terms, resume="r"), "r", Here(terms).exchange())
     check_same(ended(), simulated())

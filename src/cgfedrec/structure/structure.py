@@ -157,7 +157,8 @@ class SumsClient(AddingClient):
                 self.past = self._past(float(values["days"]))  # type: ignore[arg-type]
             self.step = timeline[int(values["step"])]  # type: ignore[arg-type]
         if "reading" in self.kept:
-            self.chosen = int(self.kept["reading"]["chosen"])  # type: ignore[arg-type]
+            values = self.kept["reading"]
+            self.chosen = int(values["chosen"])  # type: ignore[arg-type]
         self.average = values.get("average")  # type: ignore[assignment]
 
     def _past(self, days: float) -> Past:
