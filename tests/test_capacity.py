@@ -145,6 +145,11 @@ def test_sparse_uploads_count_as_the_rows_that_clients_have() -> None:
     assert demand.sent == 30 * 64 * 8 + 8
 
 
+def test_a_few_numbers_that_are_not_trained_are_kept_as_records() -> None:
+    marks = {"added": torch.zeros(1, 5, dtype=torch.uint8)}
+    assert plan(replace(ML_100K, example=marks, upload={}), "auto", "auto", CPU, Path()).store == "memory"
+
+
 def test_interactions_count_where_samples_are_drawn_of_them() -> None:
     draws, adds = (replace(LARGE, interactions=20_000_000, draws=draws) for draws in (True, False))
     more = plan(draws, "disk", "auto", CPU, Path()).memory - plan(adds, "disk", "auto", CPU, Path()).memory

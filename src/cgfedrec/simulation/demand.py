@@ -131,9 +131,12 @@ class Demand:
 
     @property
     def in_place(self) -> bool:
-        """Whether clients can train where their state lies: as it is kept, and with nobody to be put back."""
-        floats = (value.dtype for value in self.example.values() if value.is_floating_point())
-        return not self.fails and all(dtype == getattr(torch, self.dtype) for dtype in floats)
+        """Whether clients can train where their state lies: as it is kept, and with nobody to be put back.
+
+        A few numbers that are not trained are no reason: a checkpoint would have to look at everybody's anew.
+        """
+        floats = [value.dtype for value in self.example.values() if value.is_floating_point()]
+        return bool(floats) and not self.fails and all(dtype == getattr(torch, self.dtype) for dtype in floats)
 
     @property
     def bases(self) -> int:
