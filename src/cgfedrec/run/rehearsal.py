@@ -161,7 +161,7 @@ def _rehearsed(
     while not server.finished:
         round += 1
         phase, wanted = ahead[int(server.at)], server.wanted()
-        there = sample[torch.isin(sample, wanted)]
+        there, once = sample[torch.isin(sample, wanted)], 0.0
         if not (phase.name == TRAIN and TRAIN in measured):  # rounds of training are alike: one is measured
             started = time.perf_counter()
             list(loop.clients.train(others, round))

@@ -123,7 +123,7 @@ class SumsClient(AddingClient):
         self.kept: Mapping[str, Mapping[str, Value]] = {}
         self.wary = True
         self.refused: str | None = None  # why nothing is added to the sum that is asked for
-        self._asked: tuple[Tally, Known, Field] | None = None  # the last `_field`, and of what
+        self._asked: tuple[Step, Known, Field] | None = None  # the last `_field`, and of what
         self._read: dict[str, int] = {}  # which bulletins `kept` and `known` were made from
         self._came = b""  # their mark, once it was needed
         self.average: Tensor | None = None
@@ -222,12 +222,14 @@ class SumsClient(AddingClient):
             added = change_of(tally, history, before, users, known, self.past, self.seed)
             return Upload.of_fields(users, {tally.name: added}, {tally.name: change_field(tally, known, self.past)})
         added = tally.of(history, users, known, self.seed)
-        return Upload.of_fields(users, {tally.name: added}, {tally.name: self._field(tally, known)})
+        return Upload.of_fields(users, {tally.name: added}, {tally.name: self._field(step, known)})
 
-    def _field(self, tally: Tally, known: Known) -> Field:
+    def _field(self, step: Step, known: Known) -> Field:
         """What one client sends. The bounds of many pairs take long to make, and are the same for all cohorts."""
-        if self._asked is None or self._asked[0] is not tally or self._asked[1] is not known:
-            self._asked = (tally, known, tally.field(known))
+        assert step.tally is not None
+        # What is known in a step follows from what has come down: marks and late clients make it anew each time.
+        if self._asked is None or self._asked[0] is not step or self._asked[1] is not self.known:
+            self._asked = (step, self.known, step.tally.field(known))
         return self._asked[2]
 
     def _marked(self) -> Known:
