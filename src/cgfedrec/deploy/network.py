@@ -267,7 +267,7 @@ def _before(checkpoints: Path, header: Header) -> dict[str, Any]:
     path = checkpoints / LAST
     check(None if path.exists() else f"resume: there is no {path.absolute()} to go on from")
     state = read_checkpoint(path)
-    found = Header(state["run"], state["config"], state["method"], state["fingerprint"])
+    found = Header.of(state)
     if found != header:
         other = ", ".join(name for name in header._fields if getattr(found, name) != getattr(header, name))
         check(f"resume: {path} is of a run of another {other}; a run goes on with its own settings and items")

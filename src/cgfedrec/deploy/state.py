@@ -80,8 +80,7 @@ class NodeState:
         if reply is not None:
             reply = Parcel(reply["head"], _bytes(reply["body"]))
         kept = {name: (_bytes(one)["data"], _bytes(one)["layout"]) for name, one in loop["kept"].items()}
-        header = Header(state["run"], state["config"], state["method"], state["fingerprint"])
-        return header, cls(loop["round"], loop["now"], loop["before_round"], loop["before"], reply, kept)
+        return Header.of(state), cls(loop["round"], loop["now"], loop["before_round"], loop["before"], reply, kept)
 
 
 def _tensors(body: Mapping[str, bytes]) -> dict[str, Tensor]:

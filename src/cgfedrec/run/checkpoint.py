@@ -56,6 +56,11 @@ class Header(NamedTuple):
     fingerprint: str
     """Of the data (`FederatedDataModule.fingerprint`)."""
 
+    @classmethod
+    def of(cls, state: State) -> Header:
+        """What a checkpoint that was read says."""
+        return cls(state["run"], state["config"], state["method"], state["fingerprint"])
+
 
 def write_checkpoint(path: Path, header: Header, loop: Mapping[str, Any], compress: bool = False) -> None:
     """Write one without building it in memory.
