@@ -118,9 +118,14 @@ def _budget(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def pictures(training: Training) -> dict[str, str]:
-    """Each chart of the page of a run that has ended, alone and for a paper: SVG by the name of its file."""
-    return {f"{one.name}.svg": alone(one.svg) for one in _figures(training)}
+def pictures(training: Training, structure: Shown | None) -> dict[str, str]:
+    """Each picture of the page of a run that has ended, alone and for a paper: SVG by the name of its file."""
+    found = {f"{one.name}.svg": alone(one.svg) for one in _figures(training)}
+    if structure is not None:
+        found["items.svg"] = alone(structure.map)
+        if structure.theta is not None:
+            found["ages.svg"] = alone(structure.theta)
+    return found
 
 
 def _figures(training: Training) -> list[Figure]:

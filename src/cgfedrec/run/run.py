@@ -258,7 +258,7 @@ class Run(Trained):
                 self.structure = shown(self.training)
             known = self.data.protocol, named, self.config, self.directory, self.structure
             write_atomically(self.directory / PAGE, page_of(self.summary, self.training, *known))
-            for name, text in pictures(self.training).items():
+            for name, text in pictures(self.training, self.structure).items():
                 write_atomically(self.directory / name, text)
 
     def _finish(self, started: float) -> None:
