@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -82,7 +83,7 @@ class Lists:
         """
         return cls(np.append(0, np.bincount(users, minlength=num_users).cumsum()), items)
 
-    @property
+    @cached_property  # of all users, and asked for with every cohort
     def lengths(self) -> NDArray[np.int64]:
         """`[users]`: how many items each list has."""
         return np.diff(self.starts)
