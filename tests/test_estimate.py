@@ -210,15 +210,15 @@ def told(**settings: Any) -> list[str]:
 def test_a_run_says_after_its_first_round_how_far_off_it_was() -> None:
     (line,) = told(**{"method": "FedMF", "loop.rounds": 3})
     assert line.startswith("round 1 took ")
-    assert " of training; 2 more: about " in line
+    assert " of training were expected; 2 more: about " in line
     assert line.endswith(" were expected")
 
 
-def test_what_a_round_lets_expect_follows_from_its_first_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_expected_of_a_round_follows_from_its_first_cohorts(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(step=5)
     monkeypatch.setattr("cgfedrec.run.callbacks.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     (line,) = told(**{"method": "FedMF", "loop.rounds": 1})
-    assert "where its first cohorts let expect 20 s of training; " in line  # four cohorts, one after another
+    assert "; by its first cohorts, 20 s of training were expected" in line  # four cohorts, one after another
     assert "more" not in line
 
 

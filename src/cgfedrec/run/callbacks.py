@@ -62,7 +62,7 @@ class Pace:
         what = f"round {loop.round}"
         if self._phase:
             what += f" ({self._phase})"
-        told = f"{what} took {duration(took)}, where its first cohorts let expect {duration(training)} of training"
+        told = f"{what} took {duration(took)}; by its first cohorts, {duration(training)} of training were expected"
         left = loop.rounds - loop.round
         if left > 0 and not self._phase:  # rounds of a phase tell nothing of others
             told += f"; {left:,} more: about {duration(left * took)}"
