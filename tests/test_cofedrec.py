@@ -9,6 +9,7 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.method import Method
 from cgfedrec.methods import CoFedRec
 from cgfedrec.methods.cofedrec import GroupServer, before_elbow, similar
+from cgfedrec.processes import Processes
 from cgfedrec.structure.clusters import Clustering
 from cgfedrec.structure.contrast import contrast
 from cgfedrec.testing import Conformance, trained
@@ -88,6 +89,7 @@ def test_a_group_s_table_waits_until_its_client_takes_part() -> None:
     waiting = []
     for round, (start, end) in enumerate([(0, 4), (3, 7), (0, 2), (2, 3)], 1):
         server.aggregate(Upload(users[start:end], {"table": round * base.expand(end - start, -1, -1)}))
+        server.gather(Processes())
         assert server.update(users[start:end], round)["group/clients"] == end - start
         broadcast = server.broadcast(users, round + 1)
         assert broadcast is not None

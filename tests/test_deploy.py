@@ -35,7 +35,7 @@ from cgfedrec.deploy.parcels import (
 )
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import InputError, Notice, RunError
-from cgfedrec.run.checkpoint import read_checkpoint
+from cgfedrec.run.checkpoint import Header, read_checkpoint, write_checkpoint
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Counts, Field, IdLists, Labels, Value
@@ -230,8 +230,17 @@ def test_a_secret_is_drawn_once_and_is_for_its_owner_alone() -> None:
 
 @pytest.mark.parametrize(
     ("method", "loop"),
-    [(PFEDREC, {}), (PFEDREC, {"participation": 0.6}), (CGFEDCO, {"rounds": 20})],
-    ids=["PFedRec", "PFedRec, some", "CGFedCo"],
+    [
+        (PFEDREC, {}),
+        (PFEDREC, {"participation": 0.6}),
+        (CGFEDCO, {"rounds": 20}),
+        # Servers that look at single uploads have them in the same order, whichever node answers first.
+        ({"class_path": "cgfedrec.methods.GPFedRec", "init_args": {"dim": 8}}, {}),
+        ({"class_path": "cgfedrec.methods.CoFedRec", "init_args": {"dim": 8}}, {}),
+        ({"class_path": "cgfedrec.methods.FedCA", "init_args": {"dim": 8}}, {}),
+        ({"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": 8, "aggregation": "multi_krum"}}, {}),
+    ],
+    ids=["PFedRec", "PFedRec, some", "CGFedCo", "GPFedRec", "CoFedRec", "FedCA", "PFedRec, Krum"],
 )
 def test_a_network_ends_where_the_simulator_ends(method: Mapping[str, Any], loop: Mapping[str, Any]) -> None:
     terms = deployed(method, loop)
@@ -449,6 +458,24 @@ def test_a_server_that_is_killed_goes_on_to_the_same_end(method: Mapping[str, An
     assert not any("begin anew" in line for line in said)
     rounds = pl.read_csv("runs/flower/r/metrics.csv")["round"].to_list()
     assert rounds == sorted(set(rounds))
+
+
+def test_a_checkpoint_that_holds_something_else_is_refused() -> None:
+    terms = deployed(PFEDREC)
+    killed_at(terms, "train", 3, 0)
+    path = Path("runs/flower/r/checkpoints/last.ckpt")
+    state = read_checkpoint(path)
+    loop = state["loop"]
+    for wrong in (
+        {},
+        loop | {"round": -1},
+        loop | {"taken": [2] * 40},
+        loop | {"taken": loop["taken"][:39]},
+        loop | {"server": {}},
+    ):
+        write_checkpoint(path, Header.of(state), wrong)
+        with pytest.raises(InputError, match=r"resume: .*last\.ckpt holds no state of"):
+            federate(replace(terms, resume="r"), "r", Here(terms).exchange())
 
 
 def test_a_masked_run_goes_on_to_the_same_end() -> None:

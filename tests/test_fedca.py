@@ -23,6 +23,7 @@ from cgfedrec.methods.fedca import (
     project_to_simplex,
     similarity,
 )
+from cgfedrec.processes import Processes
 from cgfedrec.testing import OPTIMIZERS, Conformance, trained
 from cgfedrec.wire.messages import Upload
 
@@ -82,6 +83,7 @@ def test_nobody_or_one_alone_has_nothing_to_mix_with(clients: int) -> None:
     turn = (torch.arange(2) < clients).float()[:, None, None]
     values = {"table": table * turn, "directions": torch.eye(3)[:2] * turn, "samples": 9 * turn}
     server.aggregate(server.reduce(Upload(torch.arange(2), values)))
+    server.gather(Processes())
     server.update(torch.arange(2), 1)
     torch.testing.assert_close(server.mixes.rows, table[:clients])
 
@@ -93,7 +95,8 @@ def test_mixes_go_to_those_whose_turn_it_was_and_wait_for_them() -> None:
     directions = torch.linalg.qr(torch.randn(4, 3, 2, generator=generator)).Q.mT
     values = {"table": table, "directions": directions, "samples": samples[:, None, None]}
     server.aggregate(server.reduce(Upload(torch.tensor([5, 1, 7, 3]), values)))
-    assert server.update(torch.tensor([5, 1, 7, 3]), 1)["mixes/clients"] == 3
+    server.gather(Processes())
+    assert server.update(torch.tensor([1, 3, 5, 7]), 1)["mixes/clients"] == 3
     sent = torch.tensor([0, 2, 3])
     weights = mix_weights(table[sent], directions[sent], samples[sent], 0.3, 0.3)
     assert weights.sum(1).tolist() == pytest.approx([1, 1, 1])
@@ -106,6 +109,7 @@ def test_mixes_go_to_those_whose_turn_it_was_and_wait_for_them() -> None:
         torch.testing.assert_close(broadcast.own.values["table"][0], mixes[2])
     none = {name: value[:1] * 0 for name, value in values.items()}
     server.aggregate(server.reduce(Upload(torch.tensor([3]), none)))
+    server.gather(Processes())
     server.update(torch.tensor([3]), 2)
     assert server.mixes.clients.tolist() == [5, 7]
 

@@ -15,6 +15,7 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import GPFedRec, gpfedrec
 from cgfedrec.methods.gpfedrec import GraphServer
+from cgfedrec.processes import Processes
 from cgfedrec.testing import Conformance, trained
 from cgfedrec.train import train
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
@@ -138,7 +139,8 @@ def updated(server: GraphServer, round: int, users: list[int], tables: Tensor) -
     """A round in which these users upload these tables, in cohorts of three: how many neighbours they have."""
     for some, rows in zip(torch.tensor(users).split(3), tables.split(3), strict=True):
         server.aggregate(server.reduce(Upload(some, {"table": rows})))
-    return server.update(torch.tensor(users), round)["graph/neighbours"]
+    server.gather(Processes())
+    return server.update(torch.tensor(users).sort().values, round)["graph/neighbours"]
 
 
 @pytest.mark.parametrize("at_once", [1, 2**22])

@@ -16,6 +16,7 @@ from cgfedrec.kit.factors import FactorClient
 from cgfedrec.kit.gather import GatherServer
 from cgfedrec.kit.means import MeanServer, TableServer
 from cgfedrec.methods.fedmf import FedMF, FedMFClient
+from cgfedrec.processes import Processes
 from cgfedrec.testing import Conformance
 from cgfedrec.wire.bounds import LARGEST, Bounds
 from cgfedrec.wire.frames import Frames
@@ -262,10 +263,18 @@ def test_a_server_of_means_rounds_those_of_whole_numbers_once() -> None:
 
 def test_a_server_that_gathers_keeps_the_bounds() -> None:
     numbers = Drawn(Bounds(torch.tensor([3, 3])), DENSE)
-    kept = GatherServer(COUNT).reduce(numbers.upload(numbers.sparse))
+    server = GatherServer(COUNT)
+    kept = server.reduce(numbers.upload(numbers.sparse))
     assert kept.fields == COUNT
     assert dense(kept.values["count"]).equal(DENSE)
     assert kept.values["count"] is not numbers.values
+    for client in kept.clients.flip(0):
+        server.aggregate(kept.only(client[None]))
+    server.gather(Processes())
+    upload = server.take_upload()
+    assert upload.fields == COUNT
+    assert upload.clients.equal(kept.clients)
+    assert upload.values["count"].equal(DENSE)
 
 
 def test_one_client_alone_is_sent_whole_numbers_too() -> None:

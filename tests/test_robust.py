@@ -13,6 +13,7 @@ from cgfedrec.errors import InputError, RunError
 from cgfedrec.kit.robust import Aggregation, RobustTableServer, krum_scores, trimmed_mean
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedRec, FedMF, PFedRec
+from cgfedrec.processes import Processes
 from cgfedrec.testing import Conformance, trained
 from cgfedrec.wire.messages import NotFiniteError, Upload
 from cgfedrec.wire.quantised import Quantised
@@ -26,6 +27,7 @@ def aggregated(kind: Aggregation, tables: torch.Tensor, hostile: float = 0.1, co
     users = torch.arange(len(tables))
     for some in users.split(cohort):
         server.aggregate(server.reduce(Upload(some, {"table": tables[some]})))
+    server.gather(Processes())
     server.update(users, 1)
     return server.mean("table")
 

@@ -95,7 +95,7 @@ def test_the_loop_adds_sums_up_over_processes_before_the_server_sees_them(make_d
     doubling.number = 2  # the server asks for the sum of both; whatever else there is, is here
     server = loop.server
     assert isinstance(server, SumServer)
-    with patch.object(server, "gather", lambda *_: SumServer.gather(server, doubling, data.order())):
+    with patch.object(server, "gather", lambda *_: SumServer.gather(server, doubling)):
         loop.fit()
     assert doubling.calls == 3 * 2  # whether a table is too large, the table and the clients, in each round
     # Twice the sum over twice the clients: the same means, where either alone would have changed them.

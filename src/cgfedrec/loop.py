@@ -166,7 +166,7 @@ class FederatedLoop(Spends, Evaluations):
                         self.fabric.call("on_cohort_end", self, trained.told.users)
 
                 # 2. Add up what all processes have. From here on they do the same.
-                self.server.gather(self.processes, self.data.order())
+                self.server.gather(self.processes)
                 told = self.clients.together(cohorts)
                 self.add(told, participants)
                 self.failures.tell(

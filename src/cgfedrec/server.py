@@ -180,19 +180,18 @@ class Server(Growing):
     def aggregate(self, part: Upload | Sum) -> None:
         """Take in what `reduce` left of a cohort. Cohorts come one after another, always in the same order."""
 
-    def gather(self, processes: Processes, order: Tensor) -> None:
-        """Take in what the servers of other processes have aggregated in this round, so that all have the same.
+    def gather(self, processes: Processes) -> None:
+        """All cohorts of a round have been taken in; with several processes, take in what the other servers have too.
 
         Args:
-            processes: That train together; with one there is nothing to do.
-            order: All users, `[users]`, in the order in which their uploads come.
+            processes: That train together.
         """
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         """End a round. With several processes each does it, and all with the same result.
 
         Args:
-            users: `[participants]`, int64: who took part, in the order in which their uploads came.
+            users: `[participants]`, int64: who took part, in ascending order.
             round: From 1.
 
         Returns:

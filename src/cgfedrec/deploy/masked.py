@@ -69,7 +69,7 @@ class MaskedNodes(Nodes):
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """As of `Nodes`. What the protocol sends has been counted as it was sent."""
-        return together.told(Processes(), cohorts, NOBODY, Wire())
+        return together.told(Processes(), cohorts, Wire())
 
 
 class Round:

@@ -57,10 +57,6 @@ class Catalogue:
         """Whether there is anything to rank for this stage."""
         return stage in self.held_out
 
-    def order(self) -> Tensor:
-        """All clients, `[clients]`, in the order in which they are named."""
-        return torch.arange(self.num_users)
-
 
 class NetworkLoop(FederatedLoop):
     """The rounds of a federation whose clients are on nodes. Arguments are those of `FederatedLoop`."""
@@ -247,7 +243,11 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
     fabric, _ = engine(alone(vars(parts.fabric)), hooks)
     loop.join(fabric, catalogue, parts.method, parts.wire, terms, exchange)
     if before is not None:
-        loop.load_state_dict(before)
+        try:
+            loop.load_state_dict(before)
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            path = (folder / "checkpoints" / LAST).absolute()
+            raise InputError(f"resume: {path} holds no state of this run ({error!r})") from error
         exchange.say(f"the run goes on after round {loop.round}")
     write_atomically(folder / CONFIG, terms.settings)
     loop.fit()

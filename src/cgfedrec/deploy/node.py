@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jsonargparse import Namespace
 
 from cgfedrec import __version__
@@ -260,8 +259,7 @@ class Node:
     def _reply(self, trained: list[Trained], uploads: list[Upload], note: str) -> Parcel:
         """What a round's participants send."""
         sent = pack_uploads(uploads)
-        place = torch.arange(self.terms.clients)
-        all_told = told(Processes(), [one.told for one in trained], place, Wire())
+        all_told = told(Processes(), [one.told for one in trained], Wire())
         head = {
             "status": DONE,
             "users": all_told.users.tolist(),

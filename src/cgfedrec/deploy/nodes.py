@@ -161,8 +161,8 @@ class Nodes(Attendance):
         return upload, without(Told(users, up, down, rows), refused)
 
     def together(self, cohorts: Sequence[Told]) -> Told:
-        """What all nodes have to tell, clients in the order in which their uploads came."""
-        return together.told(Processes(), cohorts, torch.empty(0, dtype=torch.int64), self.wire)
+        """What all nodes have to tell."""
+        return together.told(Processes(), cohorts, self.wire)
 
     def metrics(self, stage: Stage, round: int) -> Row:
         """Metrics of all clients' present state, named like ``val/ndcg@10``, from the nodes' sums.
@@ -281,8 +281,8 @@ class Nodes(Attendance):
             ValueError: if it is of other clients.
         """
         taken = state["taken"]
-        if taken.shape != self.taken.shape or taken.dtype != torch.int64:
-            raise ValueError(f"it is of {len(taken)} clients, and this run has {len(self.taken)}")
+        if not isinstance(taken, Tensor) or taken.shape != self.taken.shape or taken.dtype != torch.int64:
+            raise ValueError(f"rounds taken in are not those of {len(self.taken)} clients")
         self.taken, self.bytes_scoring = taken.clone(), bytes_scoring
         for one in self.known.values():
             one.taken = self._taken(one.clients)

@@ -11,12 +11,14 @@ from torch import Tensor
 from cgfedrec.growing import Growing
 from cgfedrec.processes import Processes
 from cgfedrec.server import Server
-from cgfedrec.wire.messages import Upload
+from cgfedrec.wire.messages import Upload, dense
 from cgfedrec.wire.sums import Sum
 
 
 class GatherServer(Server):
-    """Keeps what each client sends until its round ends.
+    """Keeps what each client sends until its round ends, and has it in ascending order of clients then.
+
+    So what it makes of them does not depend on cohorts, nor on which process or node answers first.
 
     The few published methods whose server compares or groups clients derive from it: GPFedRec, CoFedRec and FedCA. What
     works on sums alone refuses them by ``sees_single_uploads``. Beside another server it comes first, as in
@@ -41,26 +43,41 @@ class GatherServer(Server):
         assert isinstance(part, Upload)
         self.uploads.append(part)
 
-    def gather(self, processes: Processes, order: Tensor) -> None:
-        if processes.number == 1:
-            return
+    def gather(self, processes: Processes) -> None:
         nobody = self.of_nobody()
         assert isinstance(nobody, Upload)
-        uploads = [nobody, *self.take_uploads()]
+        uploads = [nobody, *self.uploads]
         clients = torch.cat(processes.together(torch.cat([upload.clients for upload in uploads])))
-        # [clients]: in the order in which a process alone would have had them.
-        place = order.argsort()  # [users]
-        in_order = place[clients].argsort()
+        ascending, order = clients.sort()
+        place = order.argsort()  # [clients]: where each one's row belongs
+        by_cohort = [dict(upload.values) for upload in uploads]
+        self.uploads = uploads = []  # so that nothing but `by_cohort` holds the rows
         values = {}
         for name in nobody.values:
-            ours = torch.cat([upload.values[name].cpu() for upload in uploads])
-            values[name] = torch.cat(processes.together(ours))[in_order]
-        self.uploads = [replace(nobody, clients=clients[in_order], values=values)]
+            pieces = [dense(one.pop(name)) for one in by_cohort]
+            if processes.number > 1:
+                pieces = processes.together(torch.cat([piece.cpu() for piece in pieces]))
+            values[name] = _placed(pieces, place)
+        self.uploads = [replace(nobody, clients=ascending, values=values)]
 
-    def take_uploads(self) -> list[Upload]:
-        """This round's uploads, cohort by cohort. From here on those of the next round are gathered."""
-        gathered, self.uploads = self.uploads, []
+    def take_upload(self) -> Upload:
+        """This round's uploads, clients in ascending order. From here on those of the next round are gathered."""
+        (gathered,), self.uploads = self.uploads, []
         return gathered
+
+
+def _placed(pieces: list[Tensor], place: Tensor) -> Tensor:
+    """Rows of several pieces, each `[any, *shape]`, at their places `[rows]`. Pieces are dropped as they are copied.
+
+    They may be the tables of all clients, and are not to lie in memory twice.
+    """
+    rows = pieces[-1].new_empty(len(place), *pieces[-1].shape[1:])
+    begin = 0
+    while pieces:
+        piece = pieces.pop(0)
+        rows[place[begin : begin + len(piece)].to(rows.device)] = piece.to(rows.device)
+        begin += len(piece)
+    return rows
 
 
 class Mailbox(Growing):

@@ -31,7 +31,7 @@ class SumServer(Server):
         else:
             self.sum += part
 
-    def gather(self, processes: Processes, order: Tensor) -> None:
+    def gather(self, processes: Processes) -> None:
         if processes.number > 1:
             ours = self.sum or self.of_nobody()
             assert isinstance(ours, Sum)

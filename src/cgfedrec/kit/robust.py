@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,11 +79,10 @@ class Robust(GatherServer):
             NotFiniteError: naming the clients, if a value is not finite.
             RunError: where so few took part that the hostile ones cannot be told from the others.
         """
-        uploads = self.take_uploads()
-        for upload in uploads:
-            for name, value in upload.values.items():
-                if not value.isfinite().all():
-                    raise NotFiniteError(f"uploaded {name}", list(unsound(upload)))
+        upload = self.take_upload()
+        for name, value in upload.values.items():
+            if not value.isfinite().all():
+                raise NotFiniteError(f"uploaded {name}", list(unsound(upload)))
         number, hostile = len(users), math.ceil(self.hostile * len(users))
         needed = 2 * hostile + 1
         if "krum" in self.aggregation:
@@ -93,27 +92,28 @@ class Robust(GatherServer):
                 f"round {round}: {number} uploads of which {hostile} may be hostile are too few for the "
                 f"{self.aggregation}; it needs {needed} (method.aggregation, method.hostile)"
             )
-        self.sum = Sum(self._aggregated(uploads, number, hostile), clients=1)
+        self.sum = Sum(self._aggregated(upload, hostile), clients=1)
         return super().update(users, round)
 
-    def _aggregated(self, uploads: Sequence[Upload], number: int, hostile: int) -> dict[str, Tensor]:
+    def _aggregated(self, upload: Upload, hostile: int) -> dict[str, Tensor]:
         """What stands for the mean of each value, `[...]`, float64."""
         if "krum" in self.aggregation:
-            return self._nearest(uploads, number, hostile)
+            return self._nearest(upload, hostile)
         cut = hostile
         if self.aggregation == "median":
-            cut = (number - 1) // 2
+            cut = (len(upload.clients) - 1) // 2
         found = {}
         for name, field in self.expects.items():
-            parts = [trimmed_mean(rows, cut) for rows in _slices(uploads, name, number)]
+            parts = [trimmed_mean(rows, cut) for rows in _slices(upload, name)]
             found[name] = torch.cat(parts).view(field.shape)
         return found
 
-    def _nearest(self, uploads: Sequence[Upload], number: int, hostile: int) -> dict[str, Tensor]:
+    def _nearest(self, upload: Upload, hostile: int) -> dict[str, Tensor]:
         """The upload nearest to its neighbours; of ``multi_krum`` the mean of all that are not left out as hostile."""
+        number = len(upload.clients)
         distances = torch.zeros(number, number, dtype=torch.float64)
         for name in self.expects:
-            for rows in _slices(uploads, name, number):
+            for rows in _slices(upload, name):
                 rows = rows.double()
                 squares = rows.square().sum(1)
                 distances += (squares[:, None] + squares - 2 * (rows @ rows.T)).cpu()  # |x - y|^2
@@ -123,18 +123,15 @@ class Robust(GatherServer):
         best = krum_scores(distances, hostile).argsort(stable=True)[:chosen]
         found = {}
         for name, field in self.expects.items():
-            parts = [rows[best.to(rows.device)].double().mean(0) for rows in _slices(uploads, name, number)]
+            parts = [rows[best.to(rows.device)].double().mean(0) for rows in _slices(upload, name)]
             found[name] = torch.cat(parts).view(field.shape)
         return found
 
 
-def _slices(uploads: Sequence[Upload], name: str, number: int) -> Iterator[Tensor]:
+def _slices(upload: Upload, name: str) -> Iterator[Tensor]:
     """All clients' numbers of one value, some of the numbers at a time, `[clients, some]`."""
-    flat = [upload.values[name].flatten(1) for upload in uploads]
-    width = flat[0].shape[1]
-    step = max(1, AT_ONCE // number)
-    for start in range(0, width, step):
-        yield torch.cat([rows[:, start : start + step] for rows in flat])
+    flat = upload.values[name].flatten(1)
+    yield from flat.split(max(1, AT_ONCE // len(flat)), 1)
 
 
 class RobustTableServer(Robust, TableServer):

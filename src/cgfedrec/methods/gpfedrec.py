@@ -147,7 +147,7 @@ class GraphServer(GatherServer, TableServer):
         for items, tables in self._tables():
             targets[:, items] = (weights @ tables.flatten(1)).view_as(tables)  # [clients, some items, dim]
         self.averages.put(users, targets)
-        self.take_uploads()
+        self.take_upload()
         # The global table is the mean of the r_u. From here they are summed as a `TableServer` sums uploads.
         TableServer.aggregate(self, Upload(users, {"table": targets}))
         return super().update(users, round) | {"graph/neighbours": graph.sum(1).double().mean().item()}
@@ -173,14 +173,15 @@ class GraphServer(GatherServer, TableServer):
     def _tables(self) -> Iterator[tuple[slice, Tensor]]:
         """All items, some at a time, with their rows in all participants' tables, `[clients, some items, dim]`.
 
-        All tables side by side would be a second copy of everything that was uploaded.
+        What is made of all at once, in float64, would take much more memory than what was uploaded.
         """
-        tables = [upload.values["table"] for upload in self.uploads]
-        num_items, dim = tables[0].shape[1:]
-        at_once = max(1, COMPARED_AT_ONCE // (sum(map(len, tables)) * dim))
+        (upload,) = self.uploads
+        tables = upload.values["table"]
+        clients, num_items, dim = tables.shape
+        at_once = max(1, COMPARED_AT_ONCE // (clients * dim))
         for first in range(0, num_items, at_once):
             items = slice(first, first + at_once)
-            yield items, torch.cat([table[:, items] for table in tables])
+            yield items, tables[:, items]
 
 
 def neighbours(similarity: Tensor, threshold: float) -> Tensor:

@@ -182,7 +182,7 @@ class Clients:
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """What the cohorts of all processes have to tell, clients in the order in which their uploads come."""
-        return together.told(self.processes, cohorts, self._place, self.wire)
+        return together.told(self.processes, cohorts, self.wire)
 
     def ranked(self, stage: Stage, round: int) -> Ranked:
         """Where all clients' state after a round ranks what is held out."""

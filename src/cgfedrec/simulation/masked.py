@@ -125,7 +125,7 @@ class MaskedClients(Clients):
             assert isinstance(trained.part, Sum)
             parts.append(trained.part)
             cohorts.append(trained.told)
-        told = together.told(Processes(), cohorts, torch.empty(0, dtype=torch.int64), Wire())
+        told = together.told(Processes(), cohorts, Wire())
         if not len(told.users):
             yield Trained(parts[0], told)
             return

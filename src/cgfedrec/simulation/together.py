@@ -41,13 +41,12 @@ class Trained(NamedTuple):
     told: Told
 
 
-def told(processes: Processes, cohorts: Sequence[Told], place: Tensor, wire: Wire) -> Told:
-    """What cohorts have to tell, those of all processes.
+def told(processes: Processes, cohorts: Sequence[Told], wire: Wire) -> Told:
+    """What cohorts have to tell, those of all processes, clients in ascending order.
 
     Args:
         processes: That train together.
         cohorts: Of this one.
-        place: `[users]`: where each client stands in the order of uploads, in which they are returned.
         wire: Whose steps may send something besides.
     """
     nobody = torch.empty(0, dtype=torch.int64)
@@ -60,13 +59,13 @@ def told(processes: Processes, cohorts: Sequence[Told], place: Tensor, wire: Wir
     sent = torch.tensor([sum(one.bytes_up for one in cohorts), sum(one.bytes_down for one in cohorts)])
     if processes.number > 1:
         users, means = torch.cat(processes.together(users)), torch.cat(processes.together(means))
-        in_order = place[users].argsort()
-        users, means, sent = users[in_order], means[in_order], processes.sum(sent)
+        sent = processes.sum(sent)
         for theirs in processes.texts(json.dumps(refused)):
             refused |= {int(client): why for client, why in json.loads(theirs).items()}
         refused = dict(sorted(refused.items()))
     bytes_up, bytes_down = (sent + torch.tensor(wire.traffic(len(users)))).tolist()
-    return Told(users, bytes_up, bytes_down, means, refused)
+    users, ascending = users.sort()
+    return Told(users, bytes_up, bytes_down, means[ascending], refused)
 
 
 def ranks(processes: Processes, found: Ranked, place: Tensor) -> Ranked:
@@ -75,7 +74,7 @@ def ranks(processes: Processes, found: Ranked, place: Tensor) -> Ranked:
     Args:
         processes: That train together.
         found: Of the users of this one.
-        place: `[users]`, as of `told`.
+        place: `[users]`: where each stands in the order in which one process alone ranks them.
     """
     if processes.number == 1:
         return found
