@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgfedrec.data.lists import USERS_AT_ONCE, Lists
+from cgfedrec.data.lists import USERS_AT_ONCE, Flat, Lists
 from cgfedrec.data.split import Part
 from cgfedrec.random import Stream, bits, distinct
 
@@ -57,14 +57,22 @@ class Candidates:
         it in time.
         """
         numbers = users.numpy()
-        known = self.parts[Part.TRAIN].mask(numbers, self.num_items) | self.disliked.mask(numbers, self.num_items)
-        if part == Part.TEST:
-            known |= self.parts[Part.VAL].mask(numbers, self.num_items)
+        known = self.known(numbers, part)
+        candidates = np.ones((len(numbers), self.num_items), bool)
+        candidates[known.row, known.items] = False
         sampled = None
         if self.num_sampled is not None:
             sampled = torch.from_numpy(self._sampled(part, self.num_sampled)[numbers]).long()
         relevant = torch.from_numpy(self.parts[part].padded(numbers, -1))
-        return RankingCohort(users, relevant, torch.from_numpy(~known), sampled)
+        return RankingCohort(users, relevant, torch.from_numpy(candidates), sampled)
+
+    def known(self, users: NDArray[np.int64], part: Part) -> Flat:
+        """What is no candidate of ``users`` `[users]` when ``part`` is held out. An item may stand there twice."""
+        parts = [self.parts[Part.TRAIN], self.disliked]
+        if part == Part.TEST:
+            parts.append(self.parts[Part.VAL])
+        lists = [one.flat(users) for one in parts]
+        return Flat(*(np.concatenate(columns) for columns in zip(*lists, strict=True)))
 
     def _sampled(self, part: Part, number: int) -> NDArray[np.int32]:
         """Every user's sample, `[users, number]`: drawn once, and the same in every round, so that rounds compare."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.evaluation.metrics import METRICS, NO_RANK, Recommended, each_users, rank, rank_sampled
-from cgfedrec.serving.top import LAST
 
 SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
@@ -21,9 +20,15 @@ AT_ONCE = 2**22
 """Scores of a cohort. Beyond some 16 MB memory comes anew from the system each time, and that takes longest."""
 FEWEST = 16
 """Users of a cohort, however large the catalogue."""
+USERS_AT_ONCE = 1024
+"""Users of a cohort where nothing is trained or kept for them."""
 
 Scorer = Callable[[Tensor], Tensor]
 """Users `[users]` to their scores of all items `[users, items]`."""
+
+
+Cohort = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of some users what `Ranked` has of all, in its order."""
 
 
 class Ranked(NamedTuple):
@@ -73,14 +78,18 @@ def ranked(
         among: Of these users alone, `[all users]`, bool; by default of all.
     """
 
-    def rank_cohort(users: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def rank_cohort(users: Tensor) -> Cohort:
         scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
         ranks = _ranks(scores, cohort)
         values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
-        return users, ranks, _best_first(scores, cohort.relevant), items.masked_fill(~values.isfinite(), -1)
+        return users, ranks, best_first(scores, cohort.relevant), items.masked_fill(~values.isfinite(), -1)
 
-    cohorts = data.ranked(stage, at_once(cohort_size, data.num_items), among)
-    users, ranks, relevant, shown = zip(*each(rank_cohort, cohorts), strict=True)
+    return stacked(each(rank_cohort, data.ranked(stage, at_once(cohort_size, data.num_items), among)))
+
+
+def stacked(cohorts: Iterable[Cohort]) -> Ranked:
+    """Several cohorts as one."""
+    users, ranks, relevant, shown = zip(*cohorts, strict=True)
     return Ranked(torch.cat(users), _stacked(ranks, NO_RANK), _stacked(relevant, -1), torch.cat(shown))
 
 
@@ -115,7 +124,7 @@ def gains_of(metric: str, ranks: Tensor) -> Tensor:
     return each_users(metric, ranks).masked_fill((ranks == NO_RANK).all(1), 0)
 
 
-def _best_first(scores: Tensor, relevant: Tensor) -> Tensor:
+def best_first(scores: Tensor, relevant: Tensor) -> Tensor:
     """Each user's relevant items in the order in which `rank` gives their ranks, the -1 of those with fewer last."""
     own = scores.gather(1, relevant.clamp_min(0)).masked_fill(relevant < 0, -torch.inf)  # [users, relevant]
     own = own.where(~own.isnan(), -torch.inf)
@@ -199,19 +208,22 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     # Which of equals come first is left open by `topk`. For users who have some among their best it is asked again.
     tied = (top.values.diff(dim=1) == 0).any(1)  # -inf less -inf is no number, and not 0
     if tied.any():
-        if masked.dtype == torch.float32:
-            items[tied] = LAST - (_keys(masked[tied]).topk(k).values & LAST)
-        else:  # some references score in float64, for which there is no such key
-            items[tied] = masked[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+        items[tied] = _first_of_equals(masked[tied], k, values[tied][:, -1:])
         values[tied] = masked[tied].gather(1, items[tied])
     return values, items
 
 
-def _keys(scores: Tensor) -> Tensor:
-    """Whole numbers in the order of float32 scores, `[users, items]`; of equal ones the lower item's is larger.
+def _first_of_equals(scores: Tensor, k: int, least: Tensor) -> Tensor:
+    """The ``k`` best items of users by scores `[users, items]`, `[users, k]`; of equal ones the lower number first.
 
-    `cgfedrec.serving.top` says how they are made.
+    Args:
+        scores: None is no number.
+        k: How many.
+        least: `[users, 1]`: each one's k-th best.
     """
-    bits = (scores + 0).view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & LAST)
-    return (ordered.long() << 32) | (LAST - torch.arange(scores.shape[1], device=scores.device))
+    equal = scores == least
+    above = scores > least
+    left = k - above.sum(1, keepdim=True)  # [users, 1]: how many of the equal ones are among the best
+    chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))
+    items = chosen.nonzero()[:, 1].view(len(scores), -1)  # [users, k], in ascending order
+    return items.gather(1, scores.gather(1, items).argsort(dim=1, descending=True, stable=True))

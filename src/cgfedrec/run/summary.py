@@ -13,12 +13,12 @@ import torch
 
 from cgfedrec import __version__
 from cgfedrec.centralized import Popularity
-from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.evaluation.alike import ranked_alike
 from cgfedrec.evaluation.beyond import Asked, beyond_accuracy, group_sizes
 from cgfedrec.evaluation.intervals import Values, paired_interval
 from cgfedrec.evaluation.metrics import each_users
-from cgfedrec.evaluation.ranking import Ranked, ranked, summarise
+from cgfedrec.evaluation.ranking import Ranked, summarise
 from cgfedrec.files import file_digest
 from cgfedrec.method import Recommender
 from cgfedrec.run.checkpoint import Header
@@ -36,7 +36,7 @@ def popular_ranks(data: FederatedDataModule) -> Ranked | None:
     """Where showing everybody what is popular ranks the test items; ``None`` where nothing is held out."""
     if not data.holds_out("test"):
         return None
-    return ranked(data, "test", Popularity().fit(data).score, SCORED_AT_ONCE)
+    return ranked_alike(data, "test", Popularity().fit(data).popularity)
 
 
 def tested(
