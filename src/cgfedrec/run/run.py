@@ -274,7 +274,8 @@ class Run(Trained):
             if training.server.updates != "never" and self.processes.first:
                 keep(self.data.to_keep(), self.checkpoints, HISTORIES)
         before = training.bytes_scoring
-        found, popular = self.ranked(), popular_ranks(self.data)
+        with self.console.status(f"testing round {training.round}"):  # on a terminal: it may take minutes
+            found, popular = self.ranked(), popular_ranks(self.data)
         if not self.processes.first:
             return
         if found is not None and popular is not None:
