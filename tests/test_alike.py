@@ -14,7 +14,7 @@ from cgfedrec.data.layout import Format
 from cgfedrec.evaluation.alike import ranked_alike
 from cgfedrec.evaluation.ranking import ranked
 from cgfedrec.protocol import Protocol
-from tests.conftest import prepared
+from cgfedrec.testing import prepared
 
 
 def rated(path: Path, split: str, protocol: Protocol) -> FederatedDataModule:

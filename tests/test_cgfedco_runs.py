@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import cgfedrec as package
 from cgfedrec.data import FederatedDataModule, Format
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.methods import CGFedCo
 from cgfedrec.protocol import Protocol
+from cgfedrec.run.checkpoint import read_checkpoint, write_checkpoint
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.structure import SumsClient
 from cgfedrec.testing import prepared, trained
@@ -227,3 +229,24 @@ def test_movielens() -> None:
     assert loop.server.finished
     assert loop.evaluate("test")["test/ndcg@10"] >= 0.085
     assert (loop.bytes_up + loop.bytes_down) / data.num_users <= 350_000
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "none"])
+def test_while_nothing_is_judged_checkpoints_come_as_often_as_asked(
+    split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sum of a large federation takes seconds to write, and rounds that count are many and short."""
+    written: list[int] = []
+
+    def noted(path: Path, header: Any, loop: dict[str, Any], *others: Any) -> None:
+        written.append(loop["round"])
+        write_checkpoint(path, header, loop, *others)
+
+    monkeypatch.setattr("cgfedrec.run.resume.write_checkpoint", noted)
+    settings = {"method": "CGFedCo", "data.split": split, "loop.participation": 0.25, "loop.rounds": 40}
+    run = package.fit(settings | {"loop.checkpoint_every": 7, "run_dir": "run", "logger": None})
+    end = run.training.round
+    assert 14 < end < 40
+    assert written == [*range(7, end, 7), end]
+    for name in ("last", "best"):
+        assert read_checkpoint(Path(f"run/checkpoints/{name}.ckpt"))["loop"]["round"] == end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -32,6 +32,9 @@ from cgfedrec.run.reference import ReferenceFit
 class Checkpoints:
     """Writes ``last.ckpt`` every so many rounds and ``best.ckpt`` at every best round, each in one atomic step.
 
+    As long as nothing has judged any round, the last one is the best: while a server prepares, or where nothing is held
+    out. Then both are written together.
+
     Args:
         directory: Where they lie, with the files of clients' state beside them.
         header: What a checkpoint says beside the state of the loop.
@@ -48,12 +51,14 @@ class Checkpoints:
             RunError: where there is no room for a checkpoint, the one before being still there, or where the best
                 round's is no longer there.
         """
-        best = loop.best is not None and loop.best["round"] == loop.round
-        last = loop.should_stop or loop.round == loop.rounds or loop.round % loop.checkpoint_every == 0
+        best_round, judged = _best_round(loop), loop.best is not None and loop.monitor in loop.best
+        best = best_round == loop.round
+        ended = loop.should_stop or loop.round == loop.rounds or loop.server.finished
+        last = ended or loop.round % loop.checkpoint_every == 0
         with loop.processes.agreed():
-            if loop.processes.first and not best and loop.best is not None:
-                self._check_there(int(loop.best["round"]))
-        if not (best or last):
+            if loop.processes.first and judged and not best:
+                self._check_there(cast(int, best_round))
+        if not (last or (judged and best)):
             return
         # The store writes clients' state in place: what a checkpoint refers to must not be overwritten.
         loop.clients.store.pin("last")
@@ -130,13 +135,13 @@ class Checkpoints:
         Raises:
             InputError: if the best round's is nowhere.
         """
-        best = loop.best
+        best = _best_round(loop)
         adopted = {LAST: checkpoint}
         if best is not None:
             source = checkpoint
-            if best["round"] != loop.round:
+            if best != loop.round:
                 source = checkpoint.with_name(BEST)
-            self._read_best(source, int(best["round"]))
+            self._read_best(source, best)
             adopted = {BEST: source, LAST: checkpoint}
         for name, source in adopted.items():
             target = self.directory / name
@@ -150,10 +155,10 @@ class Checkpoints:
         Raises:
             InputError: if its checkpoint is gone, or is another run's.
         """
-        best, history = loop.best, loop.history
-        if best is None or best["round"] == loop.round:
+        best, history = _best_round(loop), loop.history
+        if best is None or best == loop.round:
             return
-        loop.open_state_dict(self._read_best(self.directory / BEST, int(best["round"]))["loop"])
+        loop.open_state_dict(self._read_best(self.directory / BEST, best)["loop"])
         loop.history = history
 
     def _read_best(self, path: Path, round: int) -> State:
@@ -163,6 +168,15 @@ class Checkpoints:
         if (state["run"], state["fingerprint"], state["loop"].get("round")) != ours:
             raise InputError(f"ckpt_path: {path} is not round {round} of this run, the best so far")
         return state
+
+
+def _best_round(loop: FederatedLoop) -> int | None:
+    """The round that is the best: by what judges rounds, or the last one where nothing has. None before any."""
+    if loop.best is None:
+        return None
+    if loop.monitor not in loop.best:
+        return loop.round
+    return int(loop.best["round"])
 
 
 def changed(before: dict[str, Any], now: dict[str, Any], resume: bool) -> list[str]:
