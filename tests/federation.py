@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -178,10 +179,11 @@ class Loopback:
                 raise AssertionError(f"{what} has not come{' within its time' if not ended else ''}\n{logs}")
             time.sleep(0.2)
 
-    def run(self, app: Path, config: Mapping[str, object]) -> None:
-        """Start a run of an app, with other settings."""
+    def run(self, app: Path, config: Mapping[str, object]) -> str:
+        """Start a run of an app, with other settings; returns its number."""
         given = " ".join(f"{name}={value}" for name, value in config.items())
-        self.flwr("run", app, "here", "--run-config", given)
+        told = json.loads(self.flwr("run", app, "here", "--run-config", given, "--format", "json"))
+        return str(told["run-id"])
 
 
 def free_port() -> int:
