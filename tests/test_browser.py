@@ -1,4 +1,4 @@
-"""The pages of a run and of a comparison in a browser: at two widths, in light and dark, by keyboard."""
+"""The pages of a run, of a comparison and of the documentation in a browser: at two widths, in light and dark."""
 
 from __future__ import annotations
 
@@ -92,3 +92,15 @@ def test_a_point_of_the_map_tells_its_name(pages: list[Path], browser: Any) -> N
     names = page.evaluate("[...document.querySelectorAll('.map .point title')].map(one => one.textContent)")
     assert len(names) > 50
     assert all(names)
+
+
+def test_no_page_of_the_documentation_is_cut_off(tmp_path: Path, browser: Any) -> None:
+    pytest.importorskip("zensical", reason="the extra docs is not installed")
+    from tools.site import build
+
+    page = browser.new_page(viewport={"width": 390, "height": 900}, color_scheme="dark")
+    pages = list(build(tmp_path).rglob("index.html"))
+    assert len(pages) > 20
+    for path in pages:
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
