@@ -250,3 +250,19 @@ def test_while_nothing_is_judged_checkpoints_come_as_often_as_asked(
     assert written == [*range(7, end, 7), end]
     for name in ("last", "best"):
         assert read_checkpoint(Path(f"run/checkpoints/{name}.ckpt"))["loop"]["round"] == end
+
+
+def test_a_run_that_a_callback_stops_between_evaluations_tells_of_the_round_that_it_keeps() -> None:
+    """Nothing is held out, so nothing has judged a round, and the last one is what the run leaves."""
+
+    class Stop:
+        def on_round_end(self, loop: FederatedLoop) -> None:
+            loop.should_stop = loop.round >= 4
+
+    settings = {"method": "FedMF", "data.split": "none", "loop.evaluate_every": 3, "loop.checkpoint_every": 100}
+    run = package.fit(settings | {"loop.rounds": 9, "run_dir": "run", "logger": None}, callbacks=[Stop()])
+    assert run.summary["best_round"] == run.summary["rounds"] == run.training.round == 4
+    for name in ("last", "best"):
+        assert read_checkpoint(Path(f"run/checkpoints/{name}.ckpt"))["loop"]["round"] == 4
+    assert pl.read_csv("run/metrics.csv")["round"].to_list() == [3, 4]
+    assert run.summary["bytes/total"] == run.loop.bytes_up + run.loop.bytes_down

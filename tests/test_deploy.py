@@ -470,6 +470,7 @@ def test_a_checkpoint_that_holds_something_else_is_refused() -> None:
         {},
         loop | {"round": -1},
         loop | {"taken": [2] * 40},
+        loop | {"history": {"columns": [], "whole": [], "values": []}},
         loop | {"taken": loop["taken"][:39]},
         loop | {"server": {}},
     ):
@@ -506,11 +507,11 @@ def test_a_run_goes_on_with_what_is_its_own_alone() -> None:
 def test_on_flower_with_tls_and_authentication(tmp_path: Path) -> None:
     """A node is stopped politely and comes back; the run is stopped and goes on; then the other node is killed."""
     method = {"class_path": "cgfedrec.methods.PFedRec", "init_args": {"dim": 256}}
-    deployed(method, {"rounds": 2, "evaluate_every": 4})
+    deployed(method, {"rounds": 2, "evaluate_every": 9})
     wanted = simulated()
     folders = [tmp_path / f"fed/nodes/node-{number}" for number in range(2)]
     with Loopback(tmp_path, folders) as flower:
-        begun = flower.run(tmp_path / "fed/app", {"rounds": 4, "absent": 15.0})
+        begun = flower.run(tmp_path / "fed/app", {"rounds": 9, "absent": 15.0})
         last: list[dict[str, Any]] = []
 
         def reached(round: int) -> bool:
@@ -528,13 +529,16 @@ def test_on_flower_with_tls_and_authentication(tmp_path: Path) -> None:
         check_same(last[0], wanted)
         assert last[0]["bytes"] == wanted["bytes"]
         (run,) = tmp_path.glob("runs/flower/*")
-        flower.run(tmp_path / "fed/app", {"rounds": 4, "absent": 5.0, "resume": f'"{run.name}"'})
-        flower.wait_for("the third round", lambda: reached(3), 240)
+        reached(0)  # it may have ended another round before it was stopped
+        stopped = last[0]["round"]
+        others = {"rounds": stopped + 2, "absent": 5.0, "start": 60.0, "resume": f'"{run.name}"'}
+        flower.run(tmp_path / "fed/app", others)
+        flower.wait_for("the next round", lambda: reached(stopped + 1), 240)
         flower.kill_node(1)
         flower.wait_for("the end", (run / "summary.json").exists, 300)
     assert list(tmp_path.glob("runs/flower/*")) == [run]
     summary = yaml.safe_load((run / "summary.json").read_text())
-    assert (summary["round"], summary["nodes/gone"], summary["clients/gone"]) == (4, 1, 20)
+    assert (summary["round"], summary["nodes/gone"], summary["clients/gone"]) == (stopped + 2, 1, 20)
     # Six messages went down to nodes in two rounds and were answered, and one came twice, to the node that was
     # stopped. A broadcast that is the same for all comes down once for a node, and not once for each of its clients.
     bytes_up, bytes_down, _ = wanted["bytes"]

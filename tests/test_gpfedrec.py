@@ -13,7 +13,7 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
-from cgfedrec.methods import GPFedRec, gpfedrec
+from cgfedrec.methods import GPFedRec
 from cgfedrec.methods.gpfedrec import GraphServer
 from cgfedrec.processes import Processes
 from cgfedrec.testing import Conformance, trained
@@ -148,7 +148,7 @@ def updated(server: GraphServer, round: int, users: list[int], tables: Tensor) -
 def test_averages_are_over_those_more_similar_than_the_mean(
     threshold: float, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpfedrec, "COMPARED_AT_ONCE", at_once)
+    monkeypatch.setattr("cgfedrec.kit.gather.AT_ONCE", at_once)
     tables = torch.randn(8, 5, 4) + 2 * torch.randn(2, 5, 4).repeat(4, 1, 1)
     server = GraphServer(GPFedRec(dim=4, threshold=threshold), 5, seed=0)
     degree = updated(server, 1, list(range(8)), tables)

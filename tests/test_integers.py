@@ -271,10 +271,10 @@ def test_a_server_that_gathers_keeps_the_bounds() -> None:
     for client in kept.clients.flip(0):
         server.aggregate(kept.only(client[None]))
     server.gather(Processes())
-    upload = server.take_upload()
-    assert upload.fields == COUNT
-    assert upload.clients.equal(kept.clients)
-    assert upload.values["count"].equal(DENSE)
+    gathered = server.take_uploads()
+    assert all(piece.fields == COUNT for piece in gathered.pieces)
+    assert gathered.clients.equal(kept.clients)
+    assert gathered.of("count").equal(DENSE)
 
 
 def test_one_client_alone_is_sent_whole_numbers_too() -> None:

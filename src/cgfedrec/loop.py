@@ -186,7 +186,7 @@ class FederatedLoop(Spends, Evaluations):
                 self.attempt = 0
 
                 # 4. Evaluate; then callbacks log, write the checkpoint and may stop.
-                self._record(told.means, report, time.perf_counter() - started)
+                self.record(told.means, report, time.perf_counter() - started)
                 self.seconds += time.perf_counter() - started
                 self.fabric.call("on_round_end", self)
         finally:
@@ -214,8 +214,8 @@ class FederatedLoop(Spends, Evaluations):
         check_attempt(self.round, self.attempt, self.processes.first)
         self.round -= 1
 
-    def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
-        """Evaluate if this round is to be, and add a row to the history."""
+    def record(self, seen: Tensor, report: Row, seconds: float) -> None:
+        """Evaluate if this round is to be, and add a row to the history; ``seen`` are `Told.means`, `[clients, any]`."""
         last = self.round == self.rounds or self.server.finished
         if self.round % self.evaluate_every and not last and not self.server.preparing:
             return

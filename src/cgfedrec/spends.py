@@ -50,7 +50,7 @@ class Spends(Account):
     fabric: Fabric
     history: list[Row]
     clients: Clients
-    _record: Callable[[Tensor, Row, float], None]
+    record: Callable[[Tensor, Row, float], None]
     spending: Spending | None = None
     drawn = 0
     told_of_noise = ""
@@ -157,7 +157,7 @@ class Spends(Account):
         if self.history and self.history[-1]["round"] == self.round:
             self.history[-1] |= self.row(self.clients.bytes_scoring, self.failures != NONE)
         elif self.round:
-            self._record(torch.empty(0, 0), {}, 0.0)
+            self.record(torch.empty(0, 0), {}, 0.0)
         if self.round:
             self.fabric.call("on_round_end", self)
 

@@ -122,7 +122,7 @@ class NetworkLoop(FederatedLoop):
         """Train as `FederatedLoop` does; and evaluate at the end, where the last round had nobody."""
         super().fit()
         if not self.history or self.history[-1]["round"] != self.round:
-            self._record(torch.empty(0, 0), {}, 0.0)
+            self.record(torch.empty(0, 0), {}, 0.0)
             self.fabric.call("on_round_end", self)
 
     def nobody_came(self) -> None:
@@ -245,7 +245,7 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
     if before is not None:
         try:
             loop.load_state_dict(before)
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
             path = (folder / "checkpoints" / LAST).absolute()
             raise InputError(f"resume: {path} holds no state of this run ({error!r})") from error
         exchange.say(f"the run goes on after round {loop.round}")

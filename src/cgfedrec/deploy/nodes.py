@@ -151,8 +151,10 @@ class Nodes(Attendance):
         refused: dict[int, str] = {}
         upload = unpack_uploads(reply, "uploads", expected, refused if self.refusing else None)
         users = reply.wholes("users", self.terms.clients)
-        if not users.sort().values.equal(asked.sort().values) or not torch.isin(upload.clients, users).all():
+        if not users.sort().values.equal(asked.sort().values):
             raise ValueError("it is not of the clients who were asked")
+        if expected and {*upload.clients.tolist(), *refused} != set(users.tolist()):
+            raise ValueError("it has not one upload of each client who was asked")
         up, down = reply.wholes("bytes").tolist()
         means = reply.head["means"]
         if not isinstance(means, list) or not all(type(mean) is float for mean in means):

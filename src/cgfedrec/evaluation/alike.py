@@ -17,7 +17,7 @@ from cgfedrec.data.lists import Flat
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.data.split import Part
 from cgfedrec.evaluation.metrics import ranks_behind
-from cgfedrec.evaluation.ranking import SHOWN, USERS_AT_ONCE, Ranked, best_first, ranked, stacked
+from cgfedrec.evaluation.ranking import SHOWN, USERS_AT_ONCE, Ranked, at_once, best_first, ranked, stacked
 
 Numbers = NDArray[Any]
 
@@ -39,7 +39,8 @@ def ranked_alike(data: FederatedDataModule, stage: Stage, scores: Tensor) -> Ran
     place[order] = np.arange(len(order))
     part = Part[stage.upper()]
     found = []
-    for users in data.ranked(stage, USERS_AT_ONCE):
+    # Somebody may have nearly all items: the lists of a cohort are to stay small then too.
+    for users in data.ranked(stage, at_once(USERS_AT_ONCE, data.num_items // 4)):
         held = data.candidates.parts[part].flat(users.numpy())
         known = data.candidates.known(users.numpy(), part)
         relevant = torch.from_numpy(data.candidates.parts[part].padded(users.numpy(), -1))

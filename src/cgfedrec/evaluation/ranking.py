@@ -95,7 +95,7 @@ def stacked(cohorts: Iterable[Cohort]) -> Ranked:
 
 def at_once(cohort_size: int, num_items: int) -> int:
     """How many users are ranked together, where so many are scored in one call at most."""
-    return min(cohort_size, max(FEWEST, AT_ONCE // num_items))
+    return min(cohort_size, max(FEWEST, AT_ONCE // max(1, num_items)))
 
 
 def _ranks(scores: Tensor, cohort: RankingCohort) -> Tensor:
@@ -125,7 +125,12 @@ def gains_of(metric: str, ranks: Tensor) -> Tensor:
 
 
 def best_first(scores: Tensor, relevant: Tensor) -> Tensor:
-    """Each user's relevant items in the order in which `rank` gives their ranks, the -1 of those with fewer last."""
+    """Each user's relevant items in the order in which `rank` gives their ranks, the -1 of those with fewer last.
+
+    Args:
+        scores: `[users, items]`.
+        relevant: `[users, relevant]`, as the result.
+    """
     own = scores.gather(1, relevant.clamp_min(0)).masked_fill(relevant < 0, -torch.inf)  # [users, relevant]
     own = own.where(~own.isnan(), -torch.inf)
     return relevant.gather(1, own.argsort(dim=1, descending=True, stable=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,47 @@ from cgfedrec.server import Server
 from cgfedrec.wire.messages import Upload, dense
 from cgfedrec.wire.sums import Sum
 
+AT_ONCE = 2**22
+"""Numbers of all clients together that are copied, sorted or compared at a time."""
+
+
+class Gathered:
+    """A round's uploads: they lie in pieces, as they came, and are read in ascending order of clients.
+
+    All of them side by side would take as much memory again.
+
+    Args:
+        pieces: At least one; of others without clients nothing is kept.
+
+    Attributes:
+        clients: `[clients]`, ascending.
+    """
+
+    def __init__(self, pieces: Sequence[Upload]) -> None:
+        self.pieces = [piece for piece in pieces if len(piece.clients)] or [pieces[0]]
+        self.clients, self._order = torch.cat([piece.clients for piece in self.pieces]).sort()
+
+    def of(self, name: str, which: slice | Tensor = slice(None)) -> Tensor:
+        """Of each client's value the places `which` along its first axis, such as some items, `[clients, some, ...]`.
+
+        Args:
+            name: Of the value.
+            which: A slice, or a mask `[items]`; by default all.
+        """
+        rows = torch.cat([dense(piece.values[name])[:, which] for piece in self.pieces])
+        return rows[self._order.to(rows.device)]
+
+    def slices(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """Some places along a value's first axis after others, with `of` them, `[clients, some, ...]`."""
+        _, length, *others = self.pieces[0].values[name].shape
+        step = max(1, AT_ONCE // max(1, len(self.clients) * torch.Size(others).numel()))
+        for first in range(0, length, step):
+            which = slice(first, first + step)
+            yield which, self.of(name, which)
+
 
 class GatherServer(Server):
-    """Keeps what each client sends until its round ends, and has it in ascending order of clients then.
+    """Keeps what each client sends until its round ends, and reads it in ascending order of clients then.
 
     So what it makes of them does not depend on cohorts, nor on which process or node answers first.
 
@@ -44,40 +83,23 @@ class GatherServer(Server):
         self.uploads.append(part)
 
     def gather(self, processes: Processes) -> None:
+        if processes.number == 1:
+            return
         nobody = self.of_nobody()
         assert isinstance(nobody, Upload)
         uploads = [nobody, *self.uploads]
+        self.uploads = []
         clients = torch.cat(processes.together(torch.cat([upload.clients for upload in uploads])))
-        ascending, order = clients.sort()
-        place = order.argsort()  # [clients]: where each one's row belongs
-        by_cohort = [dict(upload.values) for upload in uploads]
-        self.uploads = uploads = []  # so that nothing but `by_cohort` holds the rows
         values = {}
         for name in nobody.values:
-            pieces = [dense(one.pop(name)) for one in by_cohort]
-            if processes.number > 1:
-                pieces = processes.together(torch.cat([piece.cpu() for piece in pieces]))
-            values[name] = _placed(pieces, place)
-        self.uploads = [replace(nobody, clients=ascending, values=values)]
+            ours = torch.cat([dense(upload.values[name]).cpu() for upload in uploads])
+            values[name] = torch.cat(processes.together(ours))
+        self.uploads = [replace(nobody, clients=clients, values=values)]
 
-    def take_upload(self) -> Upload:
-        """This round's uploads, clients in ascending order. From here on those of the next round are gathered."""
-        (gathered,), self.uploads = self.uploads, []
+    def take_uploads(self) -> Gathered:
+        """This round's uploads. From here on those of the next round are gathered."""
+        gathered, self.uploads = Gathered(self.uploads), []
         return gathered
-
-
-def _placed(pieces: list[Tensor], place: Tensor) -> Tensor:
-    """Rows of several pieces, each `[any, *shape]`, at their places `[rows]`. Pieces are dropped as they are copied.
-
-    They may be the tables of all clients, and are not to lie in memory twice.
-    """
-    rows = pieces[-1].new_empty(len(place), *pieces[-1].shape[1:])
-    begin = 0
-    while pieces:
-        piece = pieces.pop(0)
-        rows[place[begin : begin + len(piece)].to(rows.device)] = piece.to(rows.device)
-        begin += len(piece)
-    return rows
 
 
 class Mailbox(Growing):

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from cgfedrec.errors import RunError, not_between
-from cgfedrec.kit.gather import GatherServer
+from cgfedrec.kit.gather import Gathered, GatherServer
 from cgfedrec.kit.means import MeanServer, TableServer
 from cgfedrec.method import Recommender
 from cgfedrec.server import Server
-from cgfedrec.wire.messages import NotFiniteError, Upload
+from cgfedrec.wire.messages import NotFiniteError
 from cgfedrec.wire.refusals import unsound
 from cgfedrec.wire.sums import Sum
 
 Aggregation = Literal["mean", "median", "trimmed_mean", "krum", "multi_krum"]
-AT_ONCE = 2**22
-"""Numbers of all clients together that are sorted, or compared, at a time."""
 
 
 def trimmed_mean(rows: Tensor, cut: int) -> Tensor:
@@ -79,10 +77,11 @@ class Robust(GatherServer):
             NotFiniteError: naming the clients, if a value is not finite.
             RunError: where so few took part that the hostile ones cannot be told from the others.
         """
-        upload = self.take_upload()
-        for name, value in upload.values.items():
-            if not value.isfinite().all():
-                raise NotFiniteError(f"uploaded {name}", list(unsound(upload)))
+        uploads = self.take_uploads()
+        for piece in uploads.pieces:
+            for name, value in piece.values.items():
+                if not value.isfinite().all():
+                    raise NotFiniteError(f"uploaded {name}", list(unsound(piece)))
         number, hostile = len(users), math.ceil(self.hostile * len(users))
         needed = 2 * hostile + 1
         if "krum" in self.aggregation:
@@ -92,29 +91,29 @@ class Robust(GatherServer):
                 f"round {round}: {number} uploads of which {hostile} may be hostile are too few for the "
                 f"{self.aggregation}; it needs {needed} (method.aggregation, method.hostile)"
             )
-        self.sum = Sum(self._aggregated(upload, hostile), clients=1)
+        self.sum = Sum(self._aggregated(uploads, hostile), clients=1)
         return super().update(users, round)
 
-    def _aggregated(self, upload: Upload, hostile: int) -> dict[str, Tensor]:
+    def _aggregated(self, uploads: Gathered, hostile: int) -> dict[str, Tensor]:
         """What stands for the mean of each value, `[...]`, float64."""
         if "krum" in self.aggregation:
-            return self._nearest(upload, hostile)
+            return self._nearest(uploads, hostile)
         cut = hostile
         if self.aggregation == "median":
-            cut = (len(upload.clients) - 1) // 2
+            cut = (len(uploads.clients) - 1) // 2
         found = {}
         for name, field in self.expects.items():
-            parts = [trimmed_mean(rows, cut) for rows in _slices(upload, name)]
+            parts = [trimmed_mean(rows, cut) for _, rows in uploads.slices(name)]
             found[name] = torch.cat(parts).view(field.shape)
         return found
 
-    def _nearest(self, upload: Upload, hostile: int) -> dict[str, Tensor]:
+    def _nearest(self, uploads: Gathered, hostile: int) -> dict[str, Tensor]:
         """The upload nearest to its neighbours; of ``multi_krum`` the mean of all that are not left out as hostile."""
-        number = len(upload.clients)
+        number = len(uploads.clients)
         distances = torch.zeros(number, number, dtype=torch.float64)
         for name in self.expects:
-            for rows in _slices(upload, name):
-                rows = rows.double()
+            for _, some in uploads.slices(name):
+                rows = some.flatten(1).double()
                 squares = rows.square().sum(1)
                 distances += (squares[:, None] + squares - 2 * (rows @ rows.T)).cpu()  # |x - y|^2
         chosen = 1
@@ -123,15 +122,9 @@ class Robust(GatherServer):
         best = krum_scores(distances, hostile).argsort(stable=True)[:chosen]
         found = {}
         for name, field in self.expects.items():
-            parts = [rows[best.to(rows.device)].double().mean(0) for rows in _slices(upload, name)]
+            parts = [rows[best.to(rows.device)].double().mean(0) for _, rows in uploads.slices(name)]
             found[name] = torch.cat(parts).view(field.shape)
         return found
-
-
-def _slices(upload: Upload, name: str) -> Iterator[Tensor]:
-    """All clients' numbers of one value, some of the numbers at a time, `[clients, some]`."""
-    flat = upload.values[name].flatten(1)
-    yield from flat.split(max(1, AT_ONCE // len(flat)), 1)
 
 
 class RobustTableServer(Robust, TableServer):

@@ -57,26 +57,24 @@ class GroupServer(GatherServer, ClusterServer):
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Average, cluster, and find the group. Report also how large the group is."""
         # 1. The mean of all tables and its clusters, as if the uploads had been added up one after another.
-        upload = self.take_upload()
-        ClusterServer.aggregate(self, upload)
+        uploads = self.take_uploads()
+        for piece in uploads.pieces:
+            ClusterServer.aggregate(self, piece)
         report = super().update(users, round)
-        tables = upload.values["table"]
 
         # 2. One client and one cluster. Only clusters that have items are drawn.
         used = self.labels.unique()
         one, cluster = integers(bits(self.seed, Stream.GROUPS, round, [0, 1]), [len(users), len(used)]).tolist()
 
         # 3. Who agrees with that client on the items of that cluster, `[participants]`.
-        group = similar(tables[:, self.labels == used[cluster]], one)
+        group = similar(uploads.of("table", self.labels == used[cluster]), one)
 
-        # 4. The group's mean table, one after another: all their rows at once would take as much memory again.
+        # 4. The group's mean table, some items at a time: all tables at once would take as much memory again.
         members = users[group.to(users.device)]
-        total = torch.zeros_like(tables[0], dtype=torch.float64)
-        for number in group.nonzero().flatten().tolist():
-            total += tables[number]
+        parts = [tables[group].mean(0, dtype=torch.float64) for _, tables in uploads.slices("table")]
         self.groups.discard(users)  # who took part has received what waited
         # One row, which waits for all members: place 0 for each.
-        self.groups.put(members, (total / len(members)).float()[None], torch.zeros_like(members))
+        self.groups.put(members, torch.cat(parts).float()[None], torch.zeros_like(members))
         return report | {"group/clients": float(group.sum())}
 
 

@@ -164,9 +164,9 @@ class MixServer(GatherServer):
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Mix. Report how many tables were mixed, and how much a client's own weighs in its mix on average."""
-        sent = self.take_upload()
+        sent = self.take_uploads()
         clients = sent.clients
-        table, directions, samples = (sent.values[name] for name in ("table", "directions", "samples"))
+        table, directions, samples = (sent.of(name) for name in ("table", "directions", "samples"))
         weights = mix_weights(table - self.start, directions, samples.flatten(), self.method.alpha, self.method.beta)
         self.mixes.discard(users)  # who took part has received what waited
         self.mixes.put(clients, (weights.to(table.dtype) @ table.flatten(1)).view_as(table))

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from cgfedrec.client import Batch, StepOutput, check_elementwise, empty_parameter
 from cgfedrec.errors import check, not_between, not_positive
 from cgfedrec.kit.factors import FactorClient, FactorMethod
-from cgfedrec.kit.gather import GatherServer, Mailbox
+from cgfedrec.kit.gather import Gathered, GatherServer, Mailbox
 from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.network import filled, layers_of, not_layers, perceptron, row_length, score_in_chunks
 from cgfedrec.kit.optimisers import OptimizerCallable, TableSGD
@@ -29,9 +29,6 @@ from cgfedrec.kit.rows import by_rows, rows_of
 from cgfedrec.random import Stream, laplace
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from cgfedrec.wire.values import Field
-
-COMPARED_AT_ONCE = 2**22
-"""Numbers of all clients' tables together that the server copies at a time."""
 
 
 class GPFedRecClient(FactorClient):
@@ -139,49 +136,39 @@ class GraphServer(GatherServer, TableServer):
 
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         """Find the graph and average over it. Report how many neighbours a participant has, itself included."""
-        similarity = self._similarity(users)
+        uploads = self.take_uploads()
+        similarity = _similarity(uploads)
         graph = neighbours(similarity, self.method.threshold)
         # One hop over the graph: r_u = sum_v W_uv E_v, each row of W the same share for every neighbour.
         weights = (graph / graph.sum(1, keepdim=True)).float()  # [clients, clients]
         targets = self.mean("table").new_empty(len(users), *self.mean("table").shape)
-        for items, tables in self._tables():
+        for items, tables in uploads.slices("table"):
             targets[:, items] = (weights @ tables.flatten(1)).view_as(tables)  # [clients, some items, dim]
+        del uploads
         self.averages.put(users, targets)
-        self.take_upload()
         # The global table is the mean of the r_u. From here they are summed as a `TableServer` sums uploads.
         TableServer.aggregate(self, Upload(users, {"table": targets}))
         return super().update(users, round) | {"graph/neighbours": graph.sum(1).double().mean().item()}
 
-    def _similarity(self, users: Tensor) -> Tensor:
-        """The cosine of any two participants' tables, `[clients, clients]`.
 
-        It is float64, since rounding could move a pair across the threshold and change the graph.
+def _similarity(uploads: Gathered) -> Tensor:
+    """The cosine of any two participants' tables, `[clients, clients]`.
 
-        Raises:
-            NotFiniteError: naming the clients whose table is not finite.
-        """
-        products = torch.zeros(len(users), len(users), dtype=torch.float64, device=self.mean("table").device)
-        for _, tables in self._tables():
-            rows = tables.flatten(1).double()  # [clients, some items * dim]
-            products.addmm_(rows, rows.T)
-        norms = products.diagonal().sqrt()
-        if not norms.isfinite().all():
-            raise NotFiniteError("uploaded table", users[~norms.isfinite().cpu()].tolist())
-        # A table of zeros has no direction. It gets the cosine 0 in place of nan.
-        return products / (norms[:, None] * norms).clamp_min(1e-300)
+    It is float64, since rounding could move a pair across the threshold and change the graph.
 
-    def _tables(self) -> Iterator[tuple[slice, Tensor]]:
-        """All items, some at a time, with their rows in all participants' tables, `[clients, some items, dim]`.
-
-        What is made of all at once, in float64, would take much more memory than what was uploaded.
-        """
-        (upload,) = self.uploads
-        tables = upload.values["table"]
-        clients, num_items, dim = tables.shape
-        at_once = max(1, COMPARED_AT_ONCE // (clients * dim))
-        for first in range(0, num_items, at_once):
-            items = slice(first, first + at_once)
-            yield items, tables[:, items]
+    Raises:
+        NotFiniteError: naming the clients whose table is not finite.
+    """
+    clients = uploads.clients
+    products = torch.zeros(len(clients), len(clients), dtype=torch.float64)
+    for _, tables in uploads.slices("table"):
+        rows = tables.flatten(1).double()  # [clients, some items * dim]
+        products = products.to(rows.device).addmm_(rows, rows.T)
+    norms = products.diagonal().sqrt()
+    if not norms.isfinite().all():
+        raise NotFiniteError("uploaded table", clients[~norms.isfinite().cpu()].tolist())
+    # A table of zeros has no direction. It gets the cosine 0 in place of nan.
+    return products / (norms[:, None] * norms).clamp_min(1e-300)
 
 
 def neighbours(similarity: Tensor, threshold: float) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import yaml
 
 from cgfedrec import __version__
@@ -117,7 +118,7 @@ class Checkpoints:
             loop.load_state_dict(state["loop"])
         except FileNotFoundError as error:
             raise InputError(f"ckpt_path: the clients' state is not beside it: no file {error.filename}") from error
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise InputError(f"ckpt_path: holds no state of this run ({error})") from error
 
     def _adopt_clients(self, checkpoint: Path) -> None:
@@ -156,10 +157,20 @@ class Checkpoints:
             InputError: if its checkpoint is gone, or is another run's.
         """
         best, history = _best_round(loop), loop.history
-        if best is None or best == loop.round:
+        if best is None:
+            return
+        if best == loop.round:
+            self._tell_last(loop)
             return
         loop.open_state_dict(self._read_best(self.directory / BEST, best)["loop"])
         loop.history = history
+
+    def _tell_last(self, loop: FederatedLoop) -> None:
+        """Have a row of the last round too, where that is the best one because nothing has judged any."""
+        if loop.history[-1]["round"] != loop.round:
+            loop.rounds = loop.round  # a callback has made it the last
+            loop.record(torch.empty(0, 0), {}, 0.0)
+            loop.fabric.call("on_round_end", loop)
 
     def _read_best(self, path: Path, round: int) -> State:
         """The checkpoint of the best round. Raises `InputError` if it is another, or another run's."""

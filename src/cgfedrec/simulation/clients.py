@@ -181,7 +181,7 @@ class Clients:
         return self.wire.down(self.server.broadcast(users, round), len(users), round, shared_seed(self.data.seed))
 
     def together(self, cohorts: Sequence[Told]) -> Told:
-        """What the cohorts of all processes have to tell, clients in the order in which their uploads come."""
+        """What the cohorts of all processes have to tell, clients in ascending order."""
         return together.told(self.processes, cohorts, self.wire)
 
     def ranked(self, stage: Stage, round: int) -> Ranked:

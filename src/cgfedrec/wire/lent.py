@@ -37,7 +37,7 @@ class Lent:
         self._free: list[NDArray[np.int64]] = []
 
     def integers(self, shape: Sequence[int]) -> Tensor:
-        """Whole numbers of any value, int64, of a shape."""
+        """Whole numbers of any value, int64, `[*shape]`."""
         number = torch.Size(shape).numel()
         try:
             memory = self._free.pop()

@@ -15,7 +15,6 @@ from cgfedrec.wire.lent import Lent
 from cgfedrec.wire.messages import NotFiniteError
 from cgfedrec.wire.values import Field
 
-
 _MEMORY = Lent()
 """A cohort's numbers are as many bytes as its tables, twice."""
 
@@ -89,7 +88,7 @@ class FixedPoint:
                 finite[row] = math.isfinite(low) and math.isfinite(high)
                 torch.clamp(scaled, -limit, limit, out=within)
                 # numpy compares and counts in a fifth of torch's time.
-                clipped[row] = np.count_nonzero(within.cpu().numpy() != scaled.cpu().numpy())
+                clipped[row] = int(np.count_nonzero(within.cpu().numpy() != scaled.cpu().numpy()))
                 scaled, within = within, scaled
             whole[row] = scaled.round_()
         if not finite.all():
