@@ -215,7 +215,7 @@ class FederatedLoop(Spends, Evaluations):
         self.round -= 1
 
     def record(self, seen: Tensor, report: Row, seconds: float) -> None:
-        """Evaluate if this round is to be, and add a row to the history; ``seen`` are `Told.means`, `[clients, any]`."""
+        """Evaluate if this round is to be, and add a row; ``seen`` is `Told.means`, `[clients, any]`."""
         last = self.round == self.rounds or self.server.finished
         if self.round % self.evaluate_every and not last and not self.server.preparing:
             return
