@@ -68,7 +68,7 @@ class Work:
 class Timed(FederatedLoop):
     """Notes what a round takes, when the process had been busy for how long, and mean tables; evaluates nothing."""
 
-    def _record(self, seen: Tensor, report: Row, seconds: float) -> None:
+    def record(self, seen: Tensor, report: Row, seconds: float) -> None:
         self.times.append(seconds)
         self.busy.append(time.process_time())
         assert isinstance(self.server, MeanServer)

@@ -195,6 +195,8 @@ def show_result(
         console.print(told, highlight=False)
         show_scoring(console, summary["bytes/scoring"])
     left = [name for name in LEFT_BY_A_RUN if (directory / name).exists()]
+    if any(directory.glob("*.svg")):
+        left.insert(1, "its pictures (*.svg)")
     console.print(
         f"{summary['seconds']:.1f} s; {', '.join(left)} are in {directory}",
         highlight=False,
