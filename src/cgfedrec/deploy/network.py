@@ -26,7 +26,7 @@ from cgfedrec.processes import Processes
 from cgfedrec.protocol import Protocol
 from cgfedrec.random import shared_seed
 from cgfedrec.run.callbacks import EarlyStopping
-from cgfedrec.run.checkpoint import BEST, LAST, Header, link_or_copy, read_checkpoint, write_checkpoint
+from cgfedrec.run.checkpoint import BEST, LAST, NO_STATE, Header, link_or_copy, read_checkpoint, write_checkpoint
 from cgfedrec.run.engine import alone, engine
 from cgfedrec.run.folder import CONFIG, METRICS
 from cgfedrec.run.records import Forgiving, History
@@ -245,7 +245,7 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
     if before is not None:
         try:
             loop.load_state_dict(before)
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except NO_STATE as error:
             path = (folder / "checkpoints" / LAST).absolute()
             raise InputError(f"resume: {path} holds no state of this run ({error!r})") from error
         exchange.say(f"the run goes on after round {loop.round}")

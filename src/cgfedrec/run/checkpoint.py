@@ -26,6 +26,8 @@ from cgfedrec.run.packed import packed, unpacked
 FORMAT = 6
 """Of checkpoints, raised whenever what they hold changes: one of another format is refused, whatever its version."""
 LAST, BEST = "last.ckpt", "best.ckpt"
+NO_STATE = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError)
+"""What loading a state may raise that was taken of something else: a file may hold anything."""
 _TRAILER = struct.Struct("<16sQ8s")
 _MARK = b"CGFEDREC"
 _CHUNK = 2**20

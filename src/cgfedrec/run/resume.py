@@ -18,6 +18,7 @@ from cgfedrec.protocol import Protocol
 from cgfedrec.run.checkpoint import (
     BEST,
     LAST,
+    NO_STATE,
     Header,
     State,
     copy,
@@ -118,7 +119,7 @@ class Checkpoints:
             loop.load_state_dict(state["loop"])
         except FileNotFoundError as error:
             raise InputError(f"ckpt_path: the clients' state is not beside it: no file {error.filename}") from error
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except NO_STATE as error:
             raise InputError(f"ckpt_path: holds no state of this run ({error})") from error
 
     def _adopt_clients(self, checkpoint: Path) -> None:
