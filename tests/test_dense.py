@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adagrad, Adam, AdamW, Optimizer
 
-from cgfedrec.client import empty_parameter, forget
+from cgfedrec.client import empty_parameter
 from cgfedrec.kit.optimisers import FactorAdam, TableSGD
 from cgfedrec.kit.rows import by_rows, rows_of
+from cgfedrec.train import forget
 
 ITEMS, DIM = 50, 16
 COHORTS = ((6, 6, 4), (6, 2, 2), (7, 7, 7), (3, 3, 1))

@@ -19,6 +19,7 @@ from cgfedrec.client import Batch
 from cgfedrec.kit.means import MeanServer
 from cgfedrec.methods.cgfedrec import CGFedRec
 from cgfedrec.structure.alignment import AlignedClient
+from cgfedrec.touched import Memory
 from cgfedrec.train import Worker, train
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, Labels
@@ -114,7 +115,7 @@ def test_every_round_ends_where_the_published_code_ends(
     tolerance = CHAINED if chained else RESTARTED
     client = reference.client()
     module, *optimizers = fabric.setup(client, *client.configure_optimizers())
-    worker = Worker(client, module, optimizers)
+    worker = Worker(client, module, optimizers, Memory())
     server = MeanServer({"table": Field((reference.config["items"], reference.config["latent_dim"]))}, seed=0)
     state = reference.state(0)
     for round in range(reference.rounds):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -50,20 +50,32 @@ class Client(LightningModule, ABC):
     """Whether a client that never takes part can score by what comes down and its own history alone."""
     reports: ClassVar[tuple[str, ...]] = ()
     """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
-    follows: ClassVar[frozenset[str]] = frozenset()
-    """Private tables that come down whole in each round, and of which training moves the rows of its batches alone. For
-    a plan they take as many rows."""
+    follows: frozenset[str] = frozenset()
+    """Private tables that come down whole in each round (`replace`), and of which training moves the rows of its batches
+    alone. In `training_step` they have these rows and no others, and ``batch.items`` counts among them; afterwards
+    `private` has them as sparse tensors (`cgfedrec.touched`). A subclass with a `training_step`, `receive` or `upload`
+    of its own says anew what follows. Nothing does where an optimiser moves rows without a gradient, as decay does."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     own: Own
     """What lies on the clients' own devices: their training items in the order of time, and samples drawn from them."""
+    moved: dict[str, Tensor]
+    """Tables that follow, once they are trained, `[clients, items, dim]` sparse by name: see `cgfedrec.touched`."""
+    bases: dict[str, Tensor]
+    """What their other rows are, `[items, dim]` by name."""
     seed: int
     """The seed of what only clients may know: noise, private heads, and the user vectors with which they start."""
 
     def __init__(self) -> None:
         super().__init__()
         self.users = torch.empty(0, dtype=torch.int64)
+        self.moved, self.bases = {}, {}
         self._welcomed: int | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "follows" not in vars(cls) and vars(cls).keys() & {"training_step", "receive", "upload"}:
+            cls.follows = frozenset()  # what was said of the base class need not be true any more
 
     @abstractmethod
     def start(self, users: Tensor) -> dict[str, Tensor]:
@@ -101,6 +113,14 @@ class Client(LightningModule, ABC):
         later has a row for each client of the cohort. A batch may be of the first clients alone: `training_step` then
         takes as many of these rows as the batch has.
         """
+
+    def replace(self, name: str, table: Tensor) -> None:
+        """Let all of the cohort have one table `[items, dim]` in place of their own: what `receive` does with it."""
+        parameter = self.get_parameter(name)
+        if name in self.follows:
+            parameter.data = shared_by(table.to(parameter), len(self.users))
+        else:
+            parameter.data.copy_(table)
 
     def alike(self, broadcast: Broadcast | None) -> Mapping[str, Tensor]:
         """Private tables that `receive` has just made the same for most of the cohort, `[items, dim]` each by name.
@@ -163,8 +183,12 @@ class Client(LightningModule, ABC):
         raise NotImplementedError
 
     def private(self) -> dict[str, Tensor]:
-        """The cohort's private state: for every parameter, `[clients, ...]`."""
-        return {name: parameter.data for name, parameter in self.named_parameters()}
+        """The cohort's private state: for every parameter, `[clients, ...]`.
+
+        After training, a table that follows is sparse: it holds the rows that were trained, and the others are those of
+        its base (`bases`).
+        """
+        return {name: parameter.data for name, parameter in self.named_parameters()} | self.moved
 
     def load(self, users: Tensor, private: Mapping[str, Tensor]) -> None:
         """Become another cohort. Training changes its private state in place.
@@ -174,7 +198,7 @@ class Client(LightningModule, ABC):
             private: For every parameter, `[clients, ...]`. It is copied only where it does not lie as a new tensor
                 would (`aligned`).
         """
-        self.users = users
+        self.users, self.moved, self.bases = users, {}, {}
         for name, parameter in self.named_parameters():
             parameter.grad = None
             parameter.data = aligned(private[name].to(parameter.device))
@@ -193,10 +217,20 @@ def aligned(value: Tensor) -> Tensor:
     Returns:
         `[...]`
     """
-    shared = value.ndim > 0 and len(value) > 1 and value.stride(0) == 0
-    if shared or value.data_ptr() % ALIGNMENT == 0:
+    if is_shared(value) or value.data_ptr() % ALIGNMENT == 0:
         return value
     return value.clone()
+
+
+def shared_by(value: Tensor, clients: int) -> Tensor:
+    """One value `[...]` for each of some clients, in the memory of one, `[clients, ...]`: whoever changes it copies it."""
+    value = aligned(value)
+    return value.as_strided((clients, *value.shape), (0, *value.stride()))
+
+
+def is_shared(value: Tensor) -> bool:
+    """Whether the rows of `[clients, ...]` lie in the memory of one."""
+    return value.ndim > 0 and value.stride(0) == 0
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:
@@ -251,20 +285,3 @@ def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], 
             "treats every element alone, such as SGD, Adam, AdamW or Adagrad"
         )
     return made
-
-
-def narrow(client: Client, optimizers: Iterable[Optimizer], clients: int) -> None:
-    """Go on with the first ``clients`` of a cohort alone. The others take no more steps."""
-    for optimizer in optimizers:
-        for state in optimizer.state.values():
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.ndim:  # one without axes counts steps, which all share
-                    state[name] = value[:clients]
-    for parameter in client.parameters():
-        parameter.data = parameter.data[:clients]
-
-
-def forget(optimizers: Iterable[Optimizer]) -> None:
-    """Clear the optimisers' state, since they start afresh in every round and for every cohort."""
-    for optimizer in optimizers:
-        optimizer.state.clear()

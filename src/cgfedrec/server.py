@@ -167,6 +167,8 @@ class Server(Growing):
         """As `reduce`; but where nothing makes sense but a sum, no method's server sees the uploads before it."""
         if self.wire.sums_only:
             return upload.sum()
+        if type(self).reduce is not Server.reduce:
+            upload = upload.whole()
         return self.reduce(upload)
 
     def most_added(self, participants: int) -> int:

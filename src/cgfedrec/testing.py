@@ -291,7 +291,8 @@ class Conformance:
             client.receive(loop.server.broadcast(users, round), round)
             train(loop.fabric, worker, client.batches())
             with torch.no_grad():
-                return {name: dense(value[row]).clone() for name, value in client.upload().values.items()}
+                sent = client.upload().whole()
+                return {name: dense(value[row]).clone() for name, value in sent.values.items()}
 
     def test_what_leaves_a_client_is_what_may(self, data: FederatedDataModule) -> None:
         """Clients send what `uploads` names and nothing else: everything else is private and stays where it is."""
@@ -314,7 +315,7 @@ class Conformance:
         """The same of the messages that a cohort would send and receive next."""
         with loop.clients.workers.one() as worker:
             client = worker.client
-        upload = client.upload()
+        upload = client.upload().whole()
         arrived_up, nbytes_up = Wire().up(upload, loop.server.expects, 4, client.seed)
         assert nbytes_up == sum(map(len, upload.pack())) or not upload.values
         for received in (arrived_up, Upload.unpack(upload.clients, upload.pack(), loop.server.expects)):
@@ -340,7 +341,7 @@ class Conformance:
         """Values arrive in the memory of their clients, who go on to train in it."""
         loop = trained(self.method(), data, 5)
         with loop.clients.workers.one() as worker:
-            arrived, _ = Wire().up(worker.client.upload(), loop.server.expects, 4, worker.client.seed)
+            arrived, _ = Wire().up(worker.client.upload().whole(), loop.server.expects, 4, worker.client.seed)
         before = {name: dense(value).clone() for name, value in arrived.values.items()}
         loop.server.aggregate(loop.server.reduce(arrived))
         loop.server.update(arrived.clients, loop.round + 1)
@@ -355,7 +356,7 @@ class Conformance:
         for before in range(1, self.rounds):
             loop = trained(self.method(), data, 100, before)
             with loop.clients.workers.one() as worker:
-                upload = worker.client.upload()
+                upload = worker.client.upload().whole()
             if loop.server.sees_single_uploads or not upload.values:
                 pytest.skip("looks at single uploads, or at none")
             whole = {name: dense(value) for name, value in upload.values.items()}

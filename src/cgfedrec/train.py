@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning import Fabric
 from torch import Tensor
+from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput, forget, narrow
+from cgfedrec.client import Batch, Client, StepOutput
 from cgfedrec.errors import RunError
+from cgfedrec.touched import Memory, Touched
 from cgfedrec.wire.messages import NotFiniteError
 
 
@@ -29,6 +31,8 @@ class Worker(NamedTuple):
     """The client as set up by Fabric, which owns device and precision."""
     optimizers: Sequence[Any]
     """Its optimisers, likewise."""
+    memory: Memory
+    """For tables of which it trains some rows."""
 
 
 def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
@@ -51,6 +55,9 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
     if not batches:
         return torch.empty(len(worker.client.users), 0)
     forget(worker.optimizers)
+    touched = Touched.by(worker.client, batches, worker.memory)
+    if touched is not None:
+        batches = touched.batches
     cohort = worker.client.private()
     # [clients]: sums over all batches, and how many samples they had
     losses, seen = torch.zeros(2, len(worker.client.users), device=fabric.device)
@@ -67,6 +74,8 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
                 output = worker.module.training_step(batch, step)
             _check(worker.client, output, active)
             fabric.backward(output.loss.sum())  # a sum, so that each client's gradient is as if it were alone
+            if touched is not None:
+                touched.check_gradients()
             optimizer.step()
             optimizer.zero_grad()
         seen[:active] += batch.sizes
@@ -76,6 +85,8 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         del output  # the last name of it: else its graph would hold on to the shapes that parameters have now
     # Those who left come back: what they had when they did is in these tensors, which training changed in place.
     worker.client.load(worker.client.users, cohort)
+    if touched is not None:
+        touched.leave()
     means: Tensor = (torch.stack((losses, *reported.values()), dim=1) / seen[:, None]).cpu()
     if not means.isfinite().all():
         raise NotFiniteError("training loss", worker.client.users[~means.isfinite().all(1)].tolist())
@@ -93,3 +104,20 @@ def _check(client: Client, output: StepOutput, clients: int) -> None:
     for reported in output.reported:
         if reported not in client.reports:
             raise RunError(f"{name}.training_step reports {reported!r}, which {name}.reports does not name")
+
+
+def narrow(client: Client, optimizers: Iterable[Optimizer], clients: int) -> None:
+    """Go on with the first ``clients`` of a cohort alone. The others take no more steps."""
+    for optimizer in optimizers:
+        for state in optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.ndim:  # one without axes counts steps, which all share
+                    state[name] = value[:clients]
+    for parameter in client.parameters():
+        parameter.data = parameter.data[:clients]
+
+
+def forget(optimizers: Iterable[Optimizer]) -> None:
+    """Clear the optimisers' state, since they start afresh in every round and for every cohort."""
+    for optimizer in optimizers:
+        optimizer.state.clear()

@@ -13,25 +13,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.kit.optimisers import FactorAdam
+from cgfedrec.lent import Scratch
 
 AVERAGES = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each parameter, by its own names."""
-
-
-class Zeros:
-    """Memory that is lent as zeros. Whoever lent it before must not need it any more."""
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0)
-
-    def like(self, example: Tensor) -> Tensor:
-        """Zeros of the shape, type and device of an example, `[clients, ...]`."""
-        memory = self._memory
-        fits = memory.shape[1:] == example.shape[1:] and len(memory) >= len(example)
-        if fits and (memory.dtype, memory.device) == (example.dtype, example.device):
-            return memory[: len(example)].zero_()
-        self._memory = torch.zeros(example.shape, dtype=example.dtype, device=example.device)
-        return self._memory
 
 
 class Dense:
@@ -43,15 +28,15 @@ class Dense:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self._gradients: dict[nn.Parameter, Zeros] = {}
-        self._averages: dict[nn.Parameter, tuple[Zeros, Zeros]] = {}
+        self._gradients: dict[nn.Parameter, Scratch] = {}
+        self._averages: dict[nn.Parameter, tuple[Scratch, Scratch]] = {}
 
     def __call__(self, *_: Any) -> None:
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is not None and gradient.is_sparse:
-                    dense = self._gradients.setdefault(parameter, Zeros()).like(parameter.data)
+                    dense = _zeros(self._gradients.setdefault(parameter, Scratch()), parameter)
                     add_rows(dense, gradient)
                     parameter.grad = dense
                     if _is_plain_adam(self._optimizer, group) and not self._optimizer.state[parameter]:
@@ -59,13 +44,18 @@ class Dense:
 
     def _begin(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         """Give Adam its averages at 0, as it would make them itself."""
-        lent = self._averages.setdefault(parameter, (Zeros(), Zeros()))
+        lent = self._averages.setdefault(parameter, (Scratch(), Scratch()))
         # A fused step wants its count where the parameter is.
         device = parameter.device if group["fused"] or group["capturable"] else torch.device("cpu")
         self._optimizer.state[parameter] = {
             "step": torch.zeros((), device=device),
-            **{name: zeros.like(parameter.data) for name, zeros in zip(AVERAGES, lent, strict=True)},
+            **{name: _zeros(scratch, parameter) for name, scratch in zip(AVERAGES, lent, strict=True)},
         }
+
+
+def _zeros(scratch: Scratch, example: Tensor) -> Tensor:
+    """Zeros of the shape, type and device of an example, `[clients, ...]`."""
+    return scratch.tensor(example.shape, example.dtype, example.device).zero_()
 
 
 def _is_plain_adam(optimizer: Optimizer, group: dict[str, Any]) -> bool:

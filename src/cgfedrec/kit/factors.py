@@ -54,10 +54,10 @@ class FactorClient(Client):
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
         """The server's table replaces the client's."""
         if broadcast is not None:
-            self.table.data.copy_(broadcast.values["table"])  # type: ignore[arg-type]
+            self.replace("table", broadcast.values["table"])  # type: ignore[arg-type]
 
     def upload(self) -> Upload:
-        return Upload(self.users, {"table": self.table.detach()})
+        return Upload(self.users, {"table": self.private()["table"]}, bases=self.bases)
 
     def score(self) -> Tensor:
         # [clients, 1, dim] @ [clients, dim, items]

@@ -171,6 +171,26 @@ def dense_copies(optimizer: Optimizer) -> int:
     return 2 + sum(isinstance(value, Tensor) and value.shape == parameter.shape for value in own)
 
 
+def leaves_alone(optimizer: Optimizer) -> bool:
+    """Whether an optimiser leaves rows where they are that have had no gradient yet. With decay it does not.
+
+    One that cannot be made anew to be tried is taken not to.
+    """
+    for group in optimizer.param_groups:
+        parameter = nn.Parameter(torch.ones(2))
+        settings = {name: value for name, value in group.items() if name != "params"}
+        try:
+            trial = type(optimizer)([{**settings, "params": [parameter]}], **optimizer.defaults)
+            for _ in range(3):
+                parameter.grad = torch.tensor([1.0, 0.0])
+                trial.step()
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        if parameter[1] != 1:
+            return False
+    return True
+
+
 def _fuse(groups: list[dict[str, Any]]) -> None:
     """Let Adam do its step in one pass on the parameters for which that changes no result.
 

@@ -77,7 +77,7 @@ class TableClient(Client):
         return StepOutput(linear_loss(rows, self.head_weight.detach(), self.head_bias.detach(), batch))
 
     def upload(self) -> Upload:
-        return Upload(self.users, {"table": self.table.detach()})
+        return Upload(self.users, {"table": self.private()["table"]}, bases=self.bases)
 
     def score(self) -> Tensor:
         # [clients, 1, dim] @ [clients, dim, items]; the bias is left out, which changes no client's order

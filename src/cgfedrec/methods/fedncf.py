@@ -80,7 +80,7 @@ class FedNCFClient(FactorClient):
     def upload(self) -> Upload:
         # Without the zeros at the end of each row, which are there for the place in memory alone.
         network = self.network.detach()[:, : num_weights(self.shapes)]
-        return Upload(self.users, {"table": self.table.detach(), "network": network})
+        return Upload(self.users, {"table": self.private()["table"], "network": network}, bases=self.bases)
 
     def public(self, broadcast: Broadcast | None) -> dict[str, Tensor]:
         public = super().public(broadcast)

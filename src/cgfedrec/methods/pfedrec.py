@@ -24,7 +24,7 @@ class PFedRecClient(TableClient):
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
         if broadcast is not None:
-            self.table.data.copy_(broadcast.values["table"])  # type: ignore[arg-type]
+            self.replace("table", broadcast.values["table"])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

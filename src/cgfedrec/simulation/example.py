@@ -33,11 +33,8 @@ class Example(NamedTuple):
     def of(cls, worker: Worker) -> Example:
         """Of a worker's client, and of its optimisers, which Fabric has wrapped."""
         client, optimizers = worker.client, [wrapped.optimizer for wrapped in worker.optimizers]
-        follows = client.follows
-        if any(group.get("weight_decay") for one in optimizers for group in one.param_groups):
-            follows = frozenset()  # decay moves every row
         copies = max(map(dense_copies, optimizers), default=0)
-        return cls(client.private(), client.upload().values, copies, follows, bool(optimizers))
+        return cls(client.private(), client.upload().values, copies, client.follows, bool(optimizers))
 
     def demand(
         self,

@@ -20,8 +20,10 @@ from lightning import Fabric
 
 from cgfedrec.client import Client
 from cgfedrec.data.module import FederatedDataModule
+from cgfedrec.kit.rows import leaves_alone
 from cgfedrec.method import Method
 from cgfedrec.random import private_seed
+from cgfedrec.touched import Memory
 from cgfedrec.train import Worker
 from cgfedrec.wire.messages import Broadcast
 
@@ -44,12 +46,14 @@ class Workers:
         for _ in range(self.number):
             one = client()
             made = one.configure_optimizers()
+            if not all(leaves_alone(optimizer) for optimizer in made):
+                one.follows = frozenset()  # rows move that no batch touches
             if made:
                 module, *optimizers = fabric.setup(one, *made)
             else:
                 # Nothing is trained. Fabric returns the module alone then, and no tuple.
                 module, optimizers = fabric.setup(one), []
-            self._idle.put(Worker(one, module, optimizers))
+            self._idle.put(Worker(one, module, optimizers, Memory()))
         self._pool = ThreadPoolExecutor(self.number, "worker", initializer=lambda: torch.set_num_threads(1))
 
     @contextmanager

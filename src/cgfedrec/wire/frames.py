@@ -4,12 +4,13 @@ Joining and splitting the messages of a cohort would copy every number twice. In
 message is the same message whether its bytes are in one piece or not. So only the headers are made anew, and the items
 of sparse rows. The values stay where the clients hold them, seen as bytes. Whole numbers of known bounds have bytes of
 another layout than their memory: these are counted and not made, and the numbers are checked as if they had been read.
+Nor are the rows made that a table shares with a base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,25 +45,28 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class IntegerFrame:
-    """One field of whole numbers of every message of a cohort.
+class CountedFrame:
+    """One field of every message of a cohort, whose bytes are counted and not made.
 
     Args:
         name: As the messages call it.
         headers: One for all clients.
-        values: `[clients, rows, columns]` or `[clients, rows]`, dense or sparse. The clients' own memory.
-        bounds: With which the clients would make bytes of them.
+        values: Whole numbers `[clients, rows, columns]` or `[clients, rows]`, dense or sparse; or tables
+            `[clients, items, dim]` beside a base. The clients' own memory.
+        each: Bytes of one client's: each sends all its numbers.
+        bounds: Of whole numbers, with which the clients would make bytes of them.
     """
 
     name: str
     headers: Sequence[bytes]
     values: Tensor
-    bounds: Bounds
+    each: int
+    bounds: Bounds | None = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values of all clients: each sends all its numbers, zeros too."""
-        return len(self.values) * self.bounds.nbytes
+        """Bytes of the values of all clients."""
+        return len(self.values) * self.each
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,12 @@ class Frames:
     Args:
         clients: `[clients]`, who sends or receives.
         fields: In the order of the message.
+        bases: As of `Upload`.
     """
 
     clients: Tensor
-    fields: Sequence[Frame | IntegerFrame]
+    fields: Sequence[Frame | CountedFrame]
+    bases: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, upload: Upload) -> Frames:
@@ -90,7 +96,7 @@ class Frames:
         for name, value in upload.values.items():
             upload.check_layout(name)
             frames.append(_frame(name, declared[name], value, clients))
-        return cls(upload.clients, frames)
+        return cls(upload.clients, frames, upload.bases)
 
     @property
     def nbytes(self) -> int:
@@ -122,20 +128,22 @@ class Frames:
             name: _read(name, field, frame, len(self.clients))
             for (name, field), frame in zip(expected.items(), self.fields, strict=True)
         }
-        return Upload.of_fields(self.clients, values, expected)
+        return replace(Upload.of_fields(self.clients, values, expected), bases=self.bases)
 
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names) or "nothing"
 
 
-def _frame(name: str, field: Field, value: Tensor, clients: int) -> Frame | IntegerFrame:
+def _frame(name: str, field: Field, value: Tensor, clients: int) -> Frame | CountedFrame:
     """One field of a cohort, from its values `[clients, ...]`."""
     check(name, field)
     if len(value) != clients:
         raise ValueError(f"field {name!r} has {len(value)} rows for {clients} clients")
     if field.bounds is not None:
-        return IntegerFrame(name, [header(name, field)], value, field.bounds)
+        return CountedFrame(name, [header(name, field)], value, field.bounds.nbytes, field.bounds)
+    if value.is_sparse:
+        return CountedFrame(name, [header(name, field)], value, kind_of(field).size(field, 0))
     if not field.sparse:
         return Frame(name, [header(name, field)], [raw(value)])
     touched = value.ne(0).any(-1)  # [clients, items]
@@ -144,7 +152,7 @@ def _frame(name: str, field: Field, value: Tensor, clients: int) -> Frame | Inte
     return Frame(name, [header(name, field, count) for count in counts], [raw(items), raw(value[touched])])
 
 
-def _read(name: str, field: Field, frame: Frame | IntegerFrame, clients: int) -> Tensor:
+def _read(name: str, field: Field, frame: Frame | CountedFrame, clients: int) -> Tensor:
     """The values of one field, `[clients, ...]`."""
     wanted = header(name, field)
     fixed = fixed_length(wanted, field)
@@ -153,8 +161,8 @@ def _read(name: str, field: Field, frame: Frame | IntegerFrame, clients: int) ->
             raise ValueError(f"field {name!r} is not {field}")
     if len(frame.headers) != (clients if field.sparse else 1):
         raise ValueError(f"field {name!r} has {len(frame.headers)} headers for {clients} clients")
-    if isinstance(frame, IntegerFrame):
-        return _read_integers(name, field, frame)
+    if isinstance(frame, CountedFrame):
+        return _read_counted(name, field, frame)
     if field.sparse:
         return _read_sparse(name, field, frame, clients)
     (buffer,) = frame.buffers
@@ -163,10 +171,12 @@ def _read(name: str, field: Field, frame: Frame | IntegerFrame, clients: int) ->
     return buffer.view(field.dtype).view(clients, *field.shape)
 
 
-def _read_integers(name: str, field: Field, frame: IntegerFrame) -> Tensor:
-    """The numbers as they are, `[clients, rows, ...]`, once they are known to be what their bytes can hold."""
+def _read_counted(name: str, field: Field, frame: CountedFrame) -> Tensor:
+    """The values as they are, `[clients, ...]`; whole numbers once they are known to be what their bytes can hold."""
     if frame.bounds != field.bounds:  # bytes made with others would be read as other numbers
         raise ValueError(f"field {name!r} has other bounds than are expected")
+    if frame.bounds is None:
+        return frame.values
     problem = frame.bounds.problem(frame.values)
     if problem is not None:
         raise ValueError(f"field {name!r}: {problem}")

@@ -16,6 +16,7 @@ from cgfedrec.errors import RunError
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
+from cgfedrec.wire.moved import laid_out, sum_beside
 from cgfedrec.wire.sums import GRID, Sum, rounded_sum, whole_sum
 from cgfedrec.wire.values import Counts, Field, SparseRows, Value
 
@@ -89,6 +90,8 @@ class Upload:
             `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a client are zero, it may be a coalesced
             sparse tensor with entries for `[clients, rows]`: that saves memory. Its bytes are the same, since all rows
             travel, and none tells whether it is zero.
+        bases: By name, `[items, dim]`. Such a table `[clients, items, dim]` may be a coalesced sparse tensor whose entries
+            are rows `[clients, items]`: the others are those of the base. All rows travel even so.
         public: Tells what everybody knows beforehand of one client's value, `[...]` by name. It does not travel.
 
     Examples:
@@ -118,6 +121,7 @@ class Upload:
     values: Mapping[str, Tensor] = field(default_factory=dict)
     sparse: frozenset[str] = frozenset()
     bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    bases: Mapping[str, Tensor] = field(default_factory=dict)
     public: Callable[[], Mapping[str, Tensor]] = dict
 
     @property
@@ -130,7 +134,8 @@ class Upload:
 
     def pack(self) -> list[bytes]:
         """The bytes that each client would send, in the order of ``clients``. A message holds nothing of the others."""
-        return [encode(self._row(row)) for row in range(len(self.clients))]
+        whole = self.whole()
+        return [encode(whole._row(row)) for row in range(len(self.clients))]
 
     @classmethod
     def unpack(
@@ -190,10 +195,23 @@ class Upload:
         """The same upload, beside what everybody knows of it."""
         return replace(self, public=public)
 
+    def whole(self) -> Upload:
+        """The same upload; tables that lie beside a base are laid out in full."""
+        beside = {name for name, value in self.values.items() if name in self.bases and value.is_sparse}
+        if not beside:
+            return self
+        values = {
+            name: laid_out(value, self.bases[name]) if name in beside else value for name, value in self.values.items()
+        }
+        return replace(self, values=values)
+
     def check_layout(self, name: str) -> None:
-        """Refuse a sparse tensor of anything but whole numbers with bounds, by a ValueError that names it."""
-        if self.values[name].layout != torch.strided and name not in self.bounds:
-            raise ValueError(f"field {name!r} is a sparse tensor, and only whole numbers with bounds travel as one")
+        """Refuse a sparse tensor without bounds or a base, by a ValueError that names it."""
+        if self.values[name].layout != torch.strided and name not in self.bounds and name not in self.bases:
+            raise ValueError(
+                f"field {name!r} is a sparse tensor, and only whole numbers with bounds and tables with a base are sent "
+                "as one"
+            )
 
     def _row(self, row: int) -> dict[str, Value]:
         """One client's values, as they travel."""
@@ -218,11 +236,13 @@ class Upload:
         for name, value in self.values.items():
             if name in self.bounds:
                 sums[name] = whole_sum(value)
+            elif value.is_sparse:
+                sums[name] = sum_beside(value, self.bases[name])
             else:
                 sums[name] = rounded_sum(value)
         for name, total in sums.items():
             if name not in self.bounds and not total.isfinite().all():
-                finite = (self.values[name] * GRID).flatten(1).isfinite().all(1).cpu()
+                finite = (self.whole().values[name] * GRID).flatten(1).isfinite().all(1).cpu()
                 bad = self.clients[~finite].tolist()
                 raise NotFiniteError(f"uploaded {name}", bad or self.clients.tolist())
         return Sum(sums, len(self.clients))

@@ -40,6 +40,7 @@ def carried(
     refused: dict[int, str] = {}
     if not refusing:
         return *take(upload), refused
+    upload = upload.whole()  # each client's is looked at
     try:
         arrived, nbytes = take(upload)
     except (WireError, NotFiniteError):

@@ -155,6 +155,8 @@ class Wire:
 
     def sent(self, upload: Upload, round: int, seed: int) -> Upload:
         """The clients' half of `up`: what travels in place of this upload. Arguments as there."""
+        if self.steps:
+            upload = upload.whole()
         for step in self.steps:
             changed = step.forward(upload, round, seed)
             if not changed.clients.equal(upload.clients):

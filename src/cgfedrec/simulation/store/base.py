@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.client import Client
+from cgfedrec.client import Client, shared_by
 from cgfedrec.files import DamagedError
 from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBlocks, checked, checksums
 from cgfedrec.simulation.store.index import Index
@@ -90,7 +90,9 @@ class ClientStore(ABC):
             self._read_into(users, private, without)
         else:
             for name, value in client.start(users).items():
-                if name not in without:
+                if name in client.follows and not known.any():
+                    private[name] = shared_by(value[0], len(users))
+                elif name not in without:
                     private[name].copy_(value)
         if known.any() and not known.all():
             for name, rows in self.read(users[known]).items():
@@ -129,8 +131,9 @@ class ClientStore(ABC):
         if only is not None:
             if not only.any():
                 return
-            users, private = users[only], {name: rows[only.to(rows.device)] for name, rows in private.items()}
-        bases = dict(alike)
+            places = only.nonzero().squeeze(1)
+            users, private = users[only], {name: some(rows, places) for name, rows in private.items()}
+        bases = {**alike, **client.bases}
         for name, start in self._starts_of(client).items():
             # A table that has moved away from its start does not come back: it is not compared again.
             whole = self.index.bases[users, self.layout.tables.index(name)] < 0
@@ -177,13 +180,13 @@ class ClientStore(ABC):
 
         Args:
             users: `[clients]`, int64.
-            rows: `[clients, ...]` of each tensor.
+            rows: `[clients, ...]` of each tensor, a sparse one beside its base.
             bases: Of tables, `[items, dim]` by name: what many of the clients may have in most rows.
 
         Raises:
             RunError: if the disk is full.
         """
-        here = {name: value.to("cpu", self.dtypes[name]) for name, value in rows.items()}
+        here = {name: kept_as(value, self.dtypes[name]) for name, value in rows.items()}
         near = {name: bases[name].to("cpu", self.dtypes[name]) for name in self.layout.tables if name in bases}
         packed = self.layout.pack(len(users), here, near)
         lengths = self.layout.lengths(packed.on_base, packed.numbers)
@@ -275,3 +278,18 @@ class ClientStore(ABC):
                 self.blocks.write(new[-1], content)
             copied[blocks] = torch.cat([torch.empty(0, dtype=torch.int64), *new])
         return copied
+
+
+def some(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows at some places `[places]` of `[clients, ...]`, dense or sparse: `[places, ...]`."""
+    chosen = rows.index_select(0, places.to(rows.device))
+    return chosen.coalesce() if chosen.is_sparse else chosen
+
+
+def kept_as(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows `[clients, ...]`, dense or sparse, in memory that is no accelerator's and in the type that is kept."""
+    if not rows.is_sparse:
+        return rows.to("cpu", dtype)
+    values = rows.values().to("cpu", dtype)
+    indices = rows.indices().to("cpu")
+    return torch.sparse_coo_tensor(indices, values, rows.shape, is_coalesced=True, check_invariants=False)

@@ -8,6 +8,7 @@ is its bytes. What differs is found by comparing bits, so that nothing is lost w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,7 +92,8 @@ class Layout:
 
         Args:
             clients: How many.
-            rows: `[clients, ...]` of each tensor, in the types in which they are kept.
+            rows: `[clients, ...]` of each tensor, in the types in which they are kept. A table may be sparse: it has
+                entries for rows `[clients, items]`, and its other rows are the base's.
             bases: `[items, dim]`, likewise, by the name of the table. A table that it would not make smaller stays
                 whole.
         """
@@ -99,7 +101,7 @@ class Layout:
         numbers = self.items.repeat(clients, 1)
         most = int(self.lengths(on_base[:1], numbers[:1]).sum())  # blocks of a whole record
         content = np.empty((clients * most, self.block), np.uint8)
-        here = {name: raw(rows[name]).reshape(clients, -1) for name in self._order}
+        here = {name: raw(rows[name]).reshape(clients, -1) for name in self._order if not rows[name].is_sparse}
         if not bases:
             lines = content.reshape(clients, -1)
             for name, part in self._parts():
@@ -107,23 +109,27 @@ class Layout:
             lines[:, self.whole :] = 0
             return Packed(content, on_base, numbers)
         flat, block = content.reshape(-1), 0
-        differs = {name: differing(rows[name], bases[name]) for name in bases}
+        changed = {name: _changed(rows[name], bases[name]) for name in bases}
         for client in range(clients):
             at = block * self.block
             for name in self._order:
-                one = here[name][client]
                 if name in bases:
-                    table, width = self.tables.index(name), len(one) // self.shapes[name][0]
-                    items = differs[name][client].nonzero()[0].astype(np.int32)
-                    if len(items) * (width + ITEM) < len(one):
+                    table, width = self.tables.index(name), self._nbytes[name] // self.shapes[name][0]
+                    items, lines, places = changed[name][client]
+                    if len(items) * (width + ITEM) < self._nbytes[name]:
                         on_base[client, table], numbers[client, table] = True, len(items)
                         flat[at : at + ITEM * len(items)] = items.view(np.uint8)
                         at += ITEM * len(items)
                         picked = flat[at : at + width * len(items)]
-                        # Checked above, so "clip" changes nothing; without it numpy would take a detour.
-                        np.take(_lines(one, width), items, 0, _lines(picked, width), "clip")
+                        # They are there, so "clip" changes nothing; without it numpy would take a detour.
+                        np.take(lines, places, 0, _lines(picked, width), "clip")
                         at += len(picked)
                         continue
+                if name in here:
+                    one = here[name][client]
+                else:
+                    one = raw(bases[name]).copy()
+                    _lines(one, width)[items] = lines[places]
                 flat[at : at + len(one)] = one
                 at += len(one)
             block = max(-(-at // self.block), block + 1)
@@ -197,6 +203,36 @@ class Layout:
         for name in self._order:
             yield name, slice(at, at + self._nbytes[name])
             at += self._nbytes[name]
+
+
+class Changed(NamedTuple):
+    """What of one client's table is not as in a base, bit for bit."""
+
+    items: NDArray[np.int32]
+    """`[rows]`, ascending: the items of these rows."""
+    lines: NDArray[Any]
+    """Bytes of rows, as `_lines`."""
+    places: NDArray[np.int64]
+    """`[rows]`: where these rows stand among them."""
+
+
+def _changed(tables: Tensor, base: Tensor) -> list[Changed]:
+    """What of each client's table, `[clients, items, dim]`, dense or sparse, is not as in a base `[items, dim]`."""
+    width, found = base.shape[1] * base.itemsize, []
+    if not tables.is_sparse:
+        mask = differing(tables, base)  # [clients, items]
+        for table, differs in zip(raw(tables).reshape(len(tables), -1), mask, strict=True):
+            places = differs.nonzero()[0]
+            found.append(Changed(places.astype(np.int32), _lines(table, width), places))
+        return found
+    owners, items = tables.indices().numpy()
+    lines = _lines(raw(tables.values()), width)
+    differs = (lines != _lines(raw(base), width)[items]).any(1).nonzero()[0]  # [rows]
+    ends = np.searchsorted(owners[differs], np.arange(len(tables) + 1))
+    for begin, end in pairwise(ends):
+        places = differs[begin:end]
+        found.append(Changed(items[places].astype(np.int32), lines, places))
+    return found
 
 
 def _lines(content: Bytes, width: int) -> NDArray[Any]:

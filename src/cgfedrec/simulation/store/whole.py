@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cgfedrec.client import Client
-from cgfedrec.simulation.store.base import COPIED_AT_ONCE, NONE, ClientStore
+from cgfedrec.client import Client, shared_by
+from cgfedrec.simulation.store.base import COPIED_AT_ONCE, NONE, ClientStore, kept_as, some
 from cgfedrec.simulation.store.blocks import Blocks, MemoryBlocks
 from cgfedrec.simulation.store.layout import Rows
 from cgfedrec.simulation.store.memory import MemoryStore
+
+
+class Trained(NamedTuple):
+    """Tables of a cohort that it has trained by their rows (`cgfedrec.touched`)."""
+
+    users: Tensor
+    """`[clients]`, int64: whose."""
+    rows: Rows
+    """`[clients, items, dim]` each, sparse, by the name of the table."""
+    bases: Mapping[str, Tensor]
+    """`[items, dim]` each, likewise: the other rows."""
 
 
 class WholeStore(ClientStore):
@@ -45,6 +56,10 @@ class WholeStore(ClientStore):
         # What was alike when a cohort began to train, by numbers; and [users]: whose it was, -1 for none.
         self._alike: dict[int, Mapping[str, Tensor]] = {}
         self._number = torch.full((self.num_users,), -1)
+        # Tables that were trained by their rows: they are laid out once somebody reads them. By numbers; and [users]:
+        # among which each user's are, -1 for none.
+        self._trained: dict[int, Trained] = {}
+        self._waiting = torch.full((self.num_users,), -1)
         # [users, tables], bool: which tables have moved away from the start, and do not come back to it.
         self._moved = torch.zeros(self.num_users, len(self.layout.tables), dtype=torch.bool)
 
@@ -53,6 +68,8 @@ class WholeStore(ClientStore):
         if not (to_train or known.any()):
             client.load(users, client.start(users))
             return
+        if not client.follows.issubset(without):
+            self._lay_out(users)
         private = self._in_place(users)
         # What comes down to score with may change a client's private state, which must not stay here.
         changes = not to_train and (client.scores_after == "aggregation" or not known.all())
@@ -63,7 +80,9 @@ class WholeStore(ClientStore):
                     torch.index_select(self._rows[name], 0, self._place[users], out=rows)
         if not known.all():
             for name, start in client.start(users).items():
-                if name not in without:
+                if name in client.follows and not known.any():
+                    private[name] = shared_by(start[0], len(users))
+                elif name not in without:
                     private[name][~known] = start[~known]
         client.load(users, private)
 
@@ -80,21 +99,53 @@ class WholeStore(ClientStore):
         if only is not None:
             raise RuntimeError("clients have trained in place: what some of them were before is gone")
         self._starts_of(client)
-        self.write(client.users, client.private(), alike)
+        self.write(client.users, client.private(), {**alike, **client.bases})
         self.known[client.users] = True
 
+    def _lay_out(self, users: Tensor) -> None:
+        """Lay out tables of users `[clients]` that are kept by the rows that were trained."""
+        with self._lock:
+            for number in self._waiting[users].unique().tolist():
+                if number < 0:
+                    continue
+                trained = self._trained[number]
+                theirs = torch.isin(trained.users, users)
+                places = self._place[trained.users[theirs]]
+                for name, rows in trained.rows.items():
+                    owners, items = (chosen := some(rows, theirs.nonzero().squeeze(1))).indices()
+                    self._rows[name][places] = trained.bases[name]
+                    self._rows[name][places[owners], items] = chosen.values()
+                self._wait(trained.users[theirs], -1)
+
+    def _wait(self, users: Tensor, number: int) -> None:
+        """Note where tables of users `[clients]` wait, -1 for nowhere, and drop what nobody waits for any more."""
+        self._waiting[users] = number
+        needed = set(self._waiting.unique().tolist())
+        self._trained = {number: one for number, one in self._trained.items() if number in needed}
+
     def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
+        self._lay_out(users)
         return {name: rows[self._place[users]] for name, rows in self._rows.items()}
+
+    def _as_it_lies(self, users: Tensor) -> Rows:
+        """The rows of users `[clients]`, `[clients, ...]` of each tensor: of tables that wait anything."""
+        return self._in_place(users) or {name: rows[self._place[users]] for name, rows in self._rows.items()}
 
     def write(self, users: Tensor, rows: Mapping[str, Tensor], bases: Mapping[str, Tensor] = NONE) -> None:
         places = self._place[users]
+        trained = {name: kept_as(value, self.dtypes[name]) for name, value in rows.items() if value.is_sparse}
         for name, value in rows.items():
             here = self._rows[name]
-            if value.data_ptr() != here[places[0]].data_ptr():  # else it has changed where it lies
+            if name not in trained and value.data_ptr() != here[places[0]].data_ptr():  # else it lies here already
                 here[places] = value.to("cpu", here.dtype)
         near = {name: bases[name].to("cpu", self.dtypes[name]) for name in self.layout.tables if name in bases}
         with self._lock:
             self._number[users] = self._number_of(near)
+            waiting = -1
+            if trained:
+                waiting = max(self._trained, default=-1) + 1
+                self._trained[waiting] = Trained(users, trained, near)
+            self._wait(users, waiting)
 
     def _number_of(self, alike: Mapping[str, Tensor]) -> int:
         """The number of what was alike. All cohorts of a round have the same one, as a rule."""
@@ -113,10 +164,17 @@ class WholeStore(ClientStore):
         made = MemoryStore(self.order, self._rows)
         known = self.order[self.known[self.order]]
         for users in known.split(COPIED_AT_ONCE):
-            numbers = self._number[users]
-            for number in numbers.unique().tolist():
-                some = users[numbers == number]
-                made.write(some, self._in_place(some) or self.read(some), self._near(some, number))
+            kinds = torch.stack((self._number[users], self._waiting[users]), dim=1)
+            for kind in kinds.unique(dim=0):
+                theirs = users[(kinds == kind).all(1)]
+                number, waiting = kind.tolist()
+                rows, near = self._as_it_lies(theirs), self._near(theirs, number)
+                if waiting >= 0:
+                    trained = self._trained[waiting]
+                    places = (theirs[:, None] == trained.users).nonzero()[:, 1]
+                    rows |= {name: some(value, places) for name, value in trained.rows.items()}
+                    near |= {name: trained.bases[name] for name in trained.rows}
+                made.write(theirs, rows, near)
         # What came down anew in each round may be near again; the start is not.
         self._moved[known] = made.index.bases[known] < 0
         return made.state_dict()

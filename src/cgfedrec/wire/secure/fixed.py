@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.wire.bounds import Bounds
-from cgfedrec.wire.lent import Lent
+from cgfedrec.lent import Lent
 from cgfedrec.wire.messages import NotFiniteError
 from cgfedrec.wire.values import Field
 
@@ -72,7 +72,7 @@ class FixedPoint:
             NotFiniteError: naming the clients, for numbers that are not finite.
         """
         if value.is_cpu:
-            whole = _MEMORY.integers(value.shape)
+            whole = _MEMORY.tensor(value.shape, torch.int64)
         else:
             whole = torch.empty(value.shape, dtype=torch.int64, device=value.device)
         clipped = torch.zeros(len(value), dtype=torch.int64, device=value.device)

@@ -1,0 +1,60 @@
+"""Tables of some clients that are one table but for some rows: sparse tensors `[clients, items, dim]` beside a base.
+
+A table that a cohort has trained by its rows is such a one (`cgfedrec.touched`). Entries are whole rows, one for each
+client and item at most, clients after one another and items in ascending order: the tensor is coalesced.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cgfedrec.wire.sums import GRID
+
+
+def laid_out(moved: Tensor, base: Tensor) -> Tensor:
+    """The tables in full, `[clients, items, dim]`.
+
+    Args:
+        moved: `[clients, items, dim]`, sparse: the rows that are not those of the base, or need not be.
+        base: `[items, dim]`.
+    """
+    tables = base.to(moved.device, moved.dtype).repeat(len(moved), 1, 1)
+    owners, items = moved.indices()
+    tables[owners, items] = moved.values()
+    return tables
+
+
+def sum_beside(moved: Tensor, base: Tensor) -> Tensor:
+    """What `cgfedrec.wire.sums.rounded_sum` is of the tables in full, `[items, dim]`, float64.
+
+    Each of its rows is the base's as often as clients have it, and the rows of the others. Since all of these are
+    multiples of 1 / `GRID`, it is the same number whatever is added up first.
+
+    Args:
+        moved: `[clients, items, dim]`, sparse.
+        base: `[items, dim]`.
+    """
+    owners, items = moved.indices()
+    rows, number = moved.values(), len(base)
+    without = len(moved) - items.bincount(minlength=number)  # [items]: how many clients have the base's row
+    whole_base = (base.to(moved.device).float() * GRID).round_().double()
+    total = without[:, None] * whole_base
+    if rows.is_cuda or rows.dtype == torch.bfloat16:  # which numpy does not know
+        return total.index_add_(0, items, (rows.float() * GRID).round_().double()) / GRID
+    added, ours, places = total.numpy(), rows.float().numpy(), items.numpy()
+    counts = owners.bincount(minlength=len(moved)).tolist()
+    most = max(counts, default=0)
+    whole, found = np.empty((most, base.shape[1]), np.float32), np.empty((most, base.shape[1]))
+    end = 0
+    with np.errstate(all="ignore"):  # what is not finite is found in the sum
+        for count in counts:  # client by client: a client's items differ, and what is rounded stays in the cache
+            begin, end = end, end + count
+            at, sums = places[begin:end], found[:count]
+            np.multiply(ours[begin:end], np.float32(GRID), out=whole[:count])
+            np.rint(whole[:count], out=whole[:count])
+            np.take(added, at, 0, sums, "clip")  # items are there: "clip" only takes the shorter way
+            sums += whole[:count]
+            added[at] = sums
+    return torch.from_numpy(added) / GRID
