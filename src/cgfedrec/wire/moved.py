@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse import csc_array
 from torch import Tensor
 
 from cgfedrec.wire.sums import GRID
+
+ROWS_AT_ONCE = 8192
+"""Of sums: what is rounded then stays in the cache."""
 
 
 def laid_out(moved: Tensor, base: Tensor) -> Tensor:
@@ -36,25 +40,18 @@ def sum_beside(moved: Tensor, base: Tensor) -> Tensor:
         moved: `[clients, items, dim]`, sparse.
         base: `[items, dim]`.
     """
-    owners, items = moved.indices()
-    rows, number = moved.values(), len(base)
+    items, rows, number = moved.indices()[1], moved.values(), len(base)
     without = len(moved) - items.bincount(minlength=number)  # [items]: how many clients have the base's row
     whole_base = (base.to(moved.device).float() * GRID).round_().double()
     total = without[:, None] * whole_base
     if rows.is_cuda or rows.dtype == torch.bfloat16:  # which numpy does not know
         return total.index_add_(0, items, (rows.float() * GRID).round_().double()) / GRID
     added, ours, places = total.numpy(), rows.float().numpy(), items.numpy()
-    counts = owners.bincount(minlength=len(moved)).tolist()
-    most = max(counts, default=0)
-    whole, found = np.empty((most, base.shape[1]), np.float32), np.empty((most, base.shape[1]))
-    end = 0
-    with np.errstate(all="ignore"):  # what is not finite is found in the sum
-        for count in counts:  # client by client: a client's items differ, and what is rounded stays in the cache
-            begin, end = end, end + count
-            at, sums = places[begin:end], found[:count]
-            np.multiply(ours[begin:end], np.float32(GRID), out=whole[:count])
-            np.rint(whole[:count], out=whole[:count])
-            np.take(added, at, 0, sums, "clip")  # items are there: "clip" only takes the shorter way
-            sums += whole[:count]
-            added[at] = sums
+    for begin in range(0, len(ours), ROWS_AT_ONCE):
+        some = ours[begin : begin + ROWS_AT_ONCE]
+        with np.errstate(all="ignore"):  # what is not finite is found in the sum
+            whole = np.rint(some * np.float32(GRID)).astype(np.float64)
+        # [items, rows]: where each row is added, and that is once
+        once = csc_array((np.ones(len(some)), places[begin : begin + len(some)], np.arange(len(some) + 1)), (number, len(some)))
+        added += once @ whole
     return torch.from_numpy(added) / GRID

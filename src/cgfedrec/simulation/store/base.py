@@ -20,6 +20,7 @@ from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBl
 from cgfedrec.simulation.store.index import Index
 from cgfedrec.simulation.store.layout import Bytes, Layout, Rows, raw
 from cgfedrec.simulation.store.states import check_state, some_of
+from cgfedrec.wire.moved import laid_out
 
 COPIED_AT_ONCE = 64
 """Records that are copied at a time from one kind of store to another: all at once would take twice the memory."""
@@ -186,7 +187,14 @@ class ClientStore(ABC):
         Raises:
             RunError: if the disk is full.
         """
-        here = {name: kept_as(value, self.dtypes[name]) for name, value in rows.items()}
+        # Small tables are always kept whole.
+        here = {
+            name: kept_as(
+                laid_out(value, bases[name]) if value.is_sparse and name not in self.layout.tables else value,
+                self.dtypes[name],
+            )
+            for name, value in rows.items()
+        }
         near = {name: bases[name].to("cpu", self.dtypes[name]) for name in self.layout.tables if name in bases}
         packed = self.layout.pack(len(users), here, near)
         lengths = self.layout.lengths(packed.on_base, packed.numbers)

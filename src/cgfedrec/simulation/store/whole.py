@@ -144,7 +144,7 @@ class WholeStore(ClientStore):
             waiting = -1
             if trained:
                 waiting = max(self._trained, default=-1) + 1
-                self._trained[waiting] = Trained(users, trained, near)
+                self._trained[waiting] = Trained(users, trained, {name: bases[name].to("cpu", self.dtypes[name]) for name in trained})
             self._wait(users, waiting)
 
     def _number_of(self, alike: Mapping[str, Tensor]) -> int:
