@@ -51,10 +51,11 @@ class Client(LightningModule, ABC):
     reports: ClassVar[tuple[str, ...]] = ()
     """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
     follows: frozenset[str] = frozenset()
-    """Private tables that come down whole in each round (`replace`), and of which training moves the rows of its batches
-    alone. In `training_step` they have these rows and no others, and ``batch.items`` counts among them; afterwards
-    `private` has them as sparse tensors (`cgfedrec.touched`). A subclass with a `training_step`, `receive` or `upload`
-    of its own says anew what follows. Nothing does where an optimiser moves rows without a gradient, as decay does."""
+    """Private tables that come down whole in each round (`replace`), and of which training moves the rows of its
+    batches alone. In `training_step` they have these rows and no others, and ``batch.items`` counts among them.
+    Afterwards `private` has them as sparse tensors (`cgfedrec.touched`). A subclass with a `training_step`, `receive`
+    or `upload` of its own says anew what follows. Nothing does where an optimiser moves rows that had no gradient, as
+    decay does."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     own: Own
@@ -223,7 +224,7 @@ def aligned(value: Tensor) -> Tensor:
 
 
 def shared_by(value: Tensor, clients: int) -> Tensor:
-    """One value `[...]` for each of some clients, in the memory of one, `[clients, ...]`: whoever changes it copies it."""
+    """One value `[...]` for each of some clients, in the memory of one, `[clients, ...]`. Nobody may change it."""
     value = aligned(value)
     return value.as_strided((clients, *value.shape), (0, *value.stride()))
 

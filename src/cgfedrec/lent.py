@@ -12,7 +12,6 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-
 SLACK = 8
 """New memory has room for a so many-th part more than is asked for: the next round may need a little more. What nobody
 writes to costs nothing."""

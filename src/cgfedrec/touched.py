@@ -106,8 +106,9 @@ class Touched:
             parameter = self.client.get_parameter(name)
             rows = self._trained(parameter.data.flatten(0, 1))
             shape = (len(parameter), *base.shape)
-            self.client.bases[name], self.client.moved[name] = base, torch.sparse_coo_tensor(
-                self._indices, rows, shape, is_coalesced=True, check_invariants=False
+            self.client.bases[name], self.client.moved[name] = (
+                base,
+                torch.sparse_coo_tensor(self._indices, rows, shape, is_coalesced=True, check_invariants=False),
             )
             parameter.data = parameter.data.new_empty(0, *base.shape)  # whoever looks for all rows here finds none
 

@@ -90,8 +90,8 @@ class Upload:
             `[clients, rows, columns]` or `[clients, rows]`. Where most rows of a client are zero, it may be a coalesced
             sparse tensor with entries for `[clients, rows]`: that saves memory. Its bytes are the same, since all rows
             travel, and none tells whether it is zero.
-        bases: By name, `[items, dim]`. Such a table `[clients, items, dim]` may be a coalesced sparse tensor whose entries
-            are rows `[clients, items]`: the others are those of the base. All rows travel even so.
+        bases: By name, `[items, dim]`. A table `[clients, items, dim]` of such a name may be a coalesced sparse tensor,
+            whose entries are rows `[clients, items]`: the others are those of the base. All rows travel even so.
         public: Tells what everybody knows beforehand of one client's value, `[...]` by name. It does not travel.
 
     Examples:
@@ -209,7 +209,7 @@ class Upload:
         """Refuse a sparse tensor without bounds or a base, by a ValueError that names it."""
         if self.values[name].layout != torch.strided and name not in self.bounds and name not in self.bases:
             raise ValueError(
-                f"field {name!r} is a sparse tensor, and only whole numbers with bounds and tables with a base are sent "
+                f"field {name!r} is a sparse tensor, and only whole numbers with bounds and tables with a base travel "
                 "as one"
             )
 

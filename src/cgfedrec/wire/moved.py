@@ -48,10 +48,10 @@ def sum_beside(moved: Tensor, base: Tensor) -> Tensor:
         return total.index_add_(0, items, (rows.float() * GRID).round_().double()) / GRID
     added, ours, places = total.numpy(), rows.float().numpy(), items.numpy()
     for begin in range(0, len(ours), ROWS_AT_ONCE):
-        some = ours[begin : begin + ROWS_AT_ONCE]
+        end = min(begin + ROWS_AT_ONCE, len(ours))
         with np.errstate(all="ignore"):  # what is not finite is found in the sum
-            whole = np.rint(some * np.float32(GRID)).astype(np.float64)
-        # [items, rows]: where each row is added, and that is once
-        once = csc_array((np.ones(len(some)), places[begin : begin + len(some)], np.arange(len(some) + 1)), (number, len(some)))
-        added += once @ whole
+            whole = np.rint(ours[begin:end] * np.float32(GRID)).astype(np.float64)  # [rows, dim]
+        # [items, rows]: a one where each row is added
+        ones = csc_array((np.ones(len(whole)), places[begin:end], np.arange(len(whole) + 1)), (number, len(whole)))
+        added += ones @ whole
     return torch.from_numpy(added) / GRID

@@ -138,13 +138,14 @@ class WholeStore(ClientStore):
             here = self._rows[name]
             if name not in trained and value.data_ptr() != here[places[0]].data_ptr():  # else it lies here already
                 here[places] = value.to("cpu", here.dtype)
-        near = {name: bases[name].to("cpu", self.dtypes[name]) for name in self.layout.tables if name in bases}
+        beside = {name: base.to("cpu", self.dtypes[name]) for name, base in bases.items() if name in self.dtypes}
+        near = {name: beside[name] for name in self.layout.tables if name in beside}
         with self._lock:
             self._number[users] = self._number_of(near)
             waiting = -1
             if trained:
                 waiting = max(self._trained, default=-1) + 1
-                self._trained[waiting] = Trained(users, trained, {name: bases[name].to("cpu", self.dtypes[name]) for name in trained})
+                self._trained[waiting] = Trained(users, trained, beside)
             self._wait(users, waiting)
 
     def _number_of(self, alike: Mapping[str, Tensor]) -> int:

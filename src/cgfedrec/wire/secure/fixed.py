@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.wire.bounds import Bounds
 from cgfedrec.lent import Lent
+from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import NotFiniteError
 from cgfedrec.wire.values import Field
 
