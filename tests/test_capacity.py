@@ -99,6 +99,18 @@ def test_tables_that_follow_what_comes_down_count_as_the_rows_of_batches() -> No
     assert str(small).startswith("clients' state: at most ")
 
 
+def test_clients_that_train_some_rows_are_more_in_a_cohort_and_score_as_before() -> None:
+    """Of 20,000 rows of 64 bytes a client trains and sends 500 at most; it scores with all of them."""
+    few = replace(LARGE, follows=frozenset({"table"}), touched=100.0, most_touched=500, sends_rows=True)
+    assert (few.client, few.sent) == (500 * 64, 500 * 64)
+    assert replace(few, sends_rows=False).sent == LARGE.sent
+    small, large = (plan(demand, "disk", "auto", CPU, Path()) for demand in (few, LARGE))
+    assert small.cohort_size > 4 * large.cohort_size
+    assert small.scored == large.scored == large.cohort_size
+    given = plan(few, "disk", 7, CPU, Path())
+    assert (given.cohort_size, given.scored) == (7, 7)
+
+
 @pytest.mark.parametrize(("decay", "follows"), [(0.0, True), (0.1, False)])
 def test_a_table_that_decays_follows_nothing(decay: float, follows: bool, make_data: Any) -> None:
     method = FedMF(dim=8, optimizer=partial(torch.optim.SGD, lr=0.1, weight_decay=decay))

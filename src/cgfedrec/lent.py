@@ -46,7 +46,8 @@ class Lent:
     >>> lent.tensor([2, 3], torch.int64).data_ptr() == where  # and so is a row of it
     False
     >>> del row
-    >>> where in {lent.tensor([2, 2], torch.float64).data_ptr(), lent.tensor([2, 2], torch.float32).data_ptr()}
+    >>> again = [lent.tensor([3, 2], torch.float64) for _ in range(3)]
+    >>> where in {one.data_ptr() for one in again}
     True
     """
 

@@ -48,6 +48,7 @@ class Capacity:
         memory: Bytes that it needs in memory at most, with those of the process and its data. A run that goes on from a
             checkpoint may map that much of it besides, and gives it back when memory is short.
         cohort_size: How many clients train together.
+        scored: How many score together: tables of which they train some rows are then whole.
     """
 
     store: Literal["memory", "whole", "disk", "checkpoint"]
@@ -55,6 +56,7 @@ class Capacity:
     disk: int
     memory: int
     cohort_size: int
+    scored: int
 
     @property
     def place(self) -> str:
@@ -104,15 +106,18 @@ def plan(
     """
     if size == "auto":
         size = cohort_size(demand, device)
+        scored = min(size, cohort_size(demand.whole_tables, device))
+    else:
+        scored = size
     state = round(demand.clients * demand.kept) + demand.bases
-    working = _working(demand, size)
+    working = _working(demand, size, scored)
     # Each process has code, data and a server of its own.
     base = demand.processes * (resident() + MODULES + demand.server) + working
     if demand.sees_single_uploads:
         # Every upload of the round, and as much again for what the server makes of them.
         base += 2 * demand.participants * demand.sent * demand.processes
     if not to_train:
-        return Capacity("checkpoint", state, 0, base, size)
+        return Capacity("checkpoint", state, 0, base, size, scored)
     available = available_memory()
     if demand.processes > 1:
         # The first one gathers all rows for a checkpoint.
@@ -135,18 +140,21 @@ def plan(
         memory, disk = base, round(GROWTH * (state + replaced * demand.kept))
     disk += CHECKPOINTS * demand.saved
     check(*_lacks(demand, store, memory, available, disk, folder))
-    return Capacity(kind, state, disk, memory, size)
+    return Capacity(kind, state, disk, memory, size, scored)
 
 
-def _working(demand: Demand, size: int) -> int:
-    """Bytes that training takes at a time, beside the state of the clients who wait: cohorts of ``size`` clients."""
+def _working(demand: Demand, size: int, scored: int) -> int:
+    """Bytes that work takes at a time, beside the state of the clients who wait: cohorts of ``size`` clients train, and
+    of ``scored`` clients score.
+    """
     client = demand.copies * demand.client
     if demand.dtype != "float32":
         client += 2 * demand.kept  # the rows are converted, when they are read and when they are written
     client += 2 * max(0, demand.sent - demand.client)  # what is sent beyond the parameters as they are
-    client += 6 * 4 * demand.items  # scores, and what ranks them
+    ranked = 6 * 4 * demand.items  # scores, and what ranks them; in training, which items are touched
     drawn = INTERACTION * demand.interactions if demand.draws else 0
-    return demand.processes * (demand.workers * size * client + drawn)
+    most = max(size * (client + ranked), scored * (2 * demand.whole_tables.client + ranked))
+    return demand.processes * (demand.workers * most + drawn)
 
 
 def _lacks(demand: Demand, store: str, memory: int, available: int, disk: int, folder: Path) -> Iterator[str]:

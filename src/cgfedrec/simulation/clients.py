@@ -114,7 +114,7 @@ class Clients:
         self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
         self._store_of = (self.data.order(), self._example.private, dtype, folder)
         self.store = STORES[self.capacity.store](*self._store_of)
-        self.cohort_size = self.capacity.cohort_size
+        self.cohort_size, self.scored = self.capacity.cohort_size, self.capacity.scored
 
     def named(self, told: Mapping[int, str]) -> dict[str, str]:
         """What is told of clients, by what they are called in the data."""
@@ -189,7 +189,7 @@ class Clients:
         before = self.bytes_scoring
         with self.processes.agreed():
             found = ranked(
-                self.data, stage, partial(self.score, round=round), self.cohort_size, self.workers.map, self.at_home
+                self.data, stage, partial(self.score, round=round), self.scored, self.workers.map, self.at_home
             )
         self.bytes_scoring = before + int(self.processes.sum(torch.tensor(self.bytes_scoring - before)))
         return together.ranks(self.processes, found, self._place)
@@ -273,7 +273,7 @@ class Clients:
             NotFiniteError: as `score`.
         """
         there = (self.store.known & self.at_home).nonzero().squeeze(1)
-        for _ in self.workers.map(partial(self._score, round=round), there.split(self.cohort_size)):
+        for _ in self.workers.map(partial(self._score, round=round), there.split(self.scored)):
             pass
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,8 +62,11 @@ class Demand:
         server: Bytes that the server itself takes (`cgfedrec.server.Server.working`).
         saved: Bytes of its state in a checkpoint.
         processes: How many share the clients, all of them on this machine.
-        follows: Tables of which a client has all rows as they came down, but those of its own batches.
+        follows: Tables of which a client has all rows as they came down, but those of its own batches. It trains the
+            rows of these alone.
         touched: How many rows these are, in the mean over all users.
+        most_touched: How many they are at most.
+        sends_rows: Whether its upload is no more than these rows until it is added up.
         fails: Whether clients may fail, and then have to be what they were before the round.
         draws: Whether samples are drawn in each round: clients train.
     """
@@ -87,13 +90,26 @@ class Demand:
     processes: int = 1
     follows: frozenset[str] = frozenset()
     touched: float = 0
+    most_touched: int = 0
+    sends_rows: bool = False
     fails: bool = False
     draws: bool = True
 
     @property
     def client(self) -> int:
         """Bytes of one client in training."""
-        return _row_nbytes(self.example)
+        return self._nbytes_of_rows(self.example)
+
+    @property
+    def whole_tables(self) -> Demand:
+        """The same for clients all of whose tables are whole, as they are where clients score."""
+        return replace(self, follows=frozenset())
+
+    def _nbytes_of_rows(self, tensors: Mapping[str, Tensor]) -> int:
+        """Bytes of one client's tensors `[clients, ...]`, of tables that follow those of the rows that it touches."""
+        beside = {name: value for name, value in tensors.items() if name not in self.follows}
+        followed = {name: value[:, : self.most_touched] for name, value in tensors.items() if name in self.follows}
+        return _row_nbytes(beside) + _row_nbytes(followed)
 
     @property
     def copies(self) -> int:
@@ -109,7 +125,8 @@ class Demand:
                 dense[name] = value
             else:
                 entries += value.shape[value.sparse_dim() :].numel() * value.itemsize
-        return _row_nbytes(dense) + round(entries * self.interactions / self.users)
+        nbytes = self._nbytes_of_rows(dense) if self.sends_rows else _row_nbytes(dense)
+        return nbytes + round(entries * self.interactions / self.users)
 
     @property
     def kept(self) -> int:

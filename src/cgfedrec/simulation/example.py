@@ -57,6 +57,7 @@ class Example(NamedTuple):
             processes: How many share the clients.
             fails: Whether clients may fail.
         """
+        touched = data.batches.counts.clip(max=data.num_items)  # [users]: at most, in a round
         return Demand(
             data.num_users,
             plans.participants,
@@ -78,5 +79,7 @@ class Example(NamedTuple):
             follows=self.follows,
             fails=fails,
             draws=self.trains,
-            touched=float(data.batches.counts.clip(max=data.num_items).mean()),
+            touched=float(touched.mean()),
+            most_touched=int(touched.max()),
+            sends_rows=not (server.wire.steps or server.sees_single_uploads or fails),
         )

@@ -16,7 +16,7 @@ from cgfedrec.errors import RunError
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
-from cgfedrec.wire.moved import laid_out, sum_beside
+from cgfedrec.wire.moved import laid_out, some, sum_beside
 from cgfedrec.wire.sums import GRID, Sum, rounded_sum, whole_sum
 from cgfedrec.wire.values import Counts, Field, SparseRows, Value
 
@@ -250,12 +250,7 @@ class Upload:
     def only(self, users: Tensor) -> Upload:
         """What those clients sent that are among ``users`` `[users]`."""
         rows = torch.isin(self.clients, users).nonzero().squeeze(1)
-        values = {}
-        for name, value in self.values.items():
-            chosen = value.index_select(0, rows.to(value.device))
-            if value.layout != torch.strided:
-                chosen = chosen.coalesce()
-            values[name] = chosen
+        values = {name: some(value, rows) for name, value in self.values.items()}
         return replace(self, clients=self.clients[rows], values=values)
 
     def of(self, users: Tensor, name: str) -> tuple[Tensor, Tensor]:

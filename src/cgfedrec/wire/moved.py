@@ -30,6 +30,12 @@ def laid_out(moved: Tensor, base: Tensor) -> Tensor:
     return tables
 
 
+def some(rows: Tensor, places: Tensor) -> Tensor:
+    """The rows at some places `[places]` of `[clients, ...]`, dense or sparse: `[places, ...]`."""
+    chosen = rows.index_select(0, places.to(rows.device))
+    return chosen.coalesce() if chosen.is_sparse else chosen
+
+
 def sum_beside(moved: Tensor, base: Tensor) -> Tensor:
     """What `cgfedrec.wire.sums.rounded_sum` is of the tables in full, `[items, dim]`, float64.
 

@@ -18,9 +18,9 @@ from cgfedrec.client import Client, shared_by
 from cgfedrec.files import DamagedError
 from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBlocks, checked, checksums
 from cgfedrec.simulation.store.index import Index
-from cgfedrec.simulation.store.layout import Bytes, Layout, Rows, raw
+from cgfedrec.simulation.store.layout import Bytes, Layout, Rows, kept_as, raw
 from cgfedrec.simulation.store.states import check_state, some_of
-from cgfedrec.wire.moved import laid_out
+from cgfedrec.wire.moved import laid_out, some
 
 COPIED_AT_ONCE = 64
 """Records that are copied at a time from one kind of store to another: all at once would take twice the memory."""
@@ -286,18 +286,3 @@ class ClientStore(ABC):
                 self.blocks.write(new[-1], content)
             copied[blocks] = torch.cat([torch.empty(0, dtype=torch.int64), *new])
         return copied
-
-
-def some(rows: Tensor, places: Tensor) -> Tensor:
-    """The rows at some places `[places]` of `[clients, ...]`, dense or sparse: `[places, ...]`."""
-    chosen = rows.index_select(0, places.to(rows.device))
-    return chosen.coalesce() if chosen.is_sparse else chosen
-
-
-def kept_as(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows `[clients, ...]`, dense or sparse, in memory that is no accelerator's and in the type that is kept."""
-    if not rows.is_sparse:
-        return rows.to("cpu", dtype)
-    values = rows.values().to("cpu", dtype)
-    indices = rows.indices().to("cpu")
-    return torch.sparse_coo_tensor(indices, values, rows.shape, is_coalesced=True, check_invariants=False)

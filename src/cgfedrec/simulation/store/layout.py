@@ -274,3 +274,12 @@ def raw(rows: Tensor) -> Bytes:
     flat = there.as_strided((there.numel(),), (1,), there.storage_offset())
     content: Bytes = flat.view(torch.uint8).numpy()
     return content
+
+
+def kept_as(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows `[clients, ...]`, dense or sparse, in memory that is no accelerator's and in the type that is kept."""
+    if not rows.is_sparse:
+        return rows.to("cpu", dtype)
+    values = rows.values().to("cpu", dtype)
+    indices = rows.indices().to("cpu")
+    return torch.sparse_coo_tensor(indices, values, rows.shape, is_coalesced=True, check_invariants=False)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from cgfedrec.client import Client, shared_by
-from cgfedrec.simulation.store.base import COPIED_AT_ONCE, NONE, ClientStore, kept_as, some
+from cgfedrec.simulation.store.base import COPIED_AT_ONCE, NONE, ClientStore
 from cgfedrec.simulation.store.blocks import Blocks, MemoryBlocks
-from cgfedrec.simulation.store.layout import Rows
+from cgfedrec.simulation.store.layout import Rows, kept_as
 from cgfedrec.simulation.store.memory import MemoryStore
+from cgfedrec.wire.moved import some
 
 
 class Trained(NamedTuple):
