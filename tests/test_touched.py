@@ -30,17 +30,22 @@ from cgfedrec.simulation.store import ClientStore, DiskStore, MemoryStore, Whole
 from cgfedrec.simulation.store.layout import Layout
 from cgfedrec.testing import trained
 from cgfedrec.touched import Touched
+from cgfedrec.wire.clipped import Clipped
 from cgfedrec.wire.frames import Frames
 from cgfedrec.wire.messages import NotFiniteError, Upload
+from cgfedrec.wire.quantised import Quantised
 from cgfedrec.wire.sums import rounded_sum
-from cgfedrec.wire.wire import Wire
+from cgfedrec.wire.toprows import TopRows
+from cgfedrec.wire.wire import Step, Wire
 from tests.conftest import MakeData
 
 MOMENTUM = partial(SGD, lr=0.05, momentum=0.9)
 METHODS: dict[str, tuple[type[Client], Callable[[], Method]]] = {
     "FedMF": (FedMFClient, lambda: FedMF(dim=16)),
     "FedMF, no whole vectors": (FedMFClient, lambda: FedMF(dim=5)),
+    "FedMF, narrow": (FedMFClient, lambda: FedMF(dim=4)),  # fused, and yet some rows would be no whole vector
     "FedMF, momentum": (FedMFClient, lambda: FedMF(dim=16, optimizer=MOMENTUM)),
+    "FedMF, single uploads": (FedMFClient, lambda: FedMF(dim=16, aggregation="trimmed_mean")),
     "PFedRec": (PFedRecClient, lambda: PFedRec(dim=16, local_epochs=2)),
     "FedNCF": (FedNCFClient, lambda: FedNCF(dim=8, hidden=(8,))),
 }
@@ -198,6 +203,18 @@ def test_an_upload_beside_a_base_is_the_upload_of_its_tables() -> None:
         assert chosen.sum().values["table"].equal(rounded_sum(wanted))
     with pytest.raises(ValueError, match="field 'table' is a sparse tensor"):
         replace(upload, bases={}).pack()
+
+
+@pytest.mark.parametrize("step", [Quantised(bits=4), Clipped(norm=1.0), TopRows(share=0.5)])
+def test_a_step_of_the_wire_is_given_tables_in_full(step: Step) -> None:
+    upload, tables = moved()
+    plain = Upload(upload.clients, {"table": tables})
+    ours, theirs = (
+        Wire([step]).up(one.beside(lambda: {"table": upload.bases["table"]}), plain.fields, 1, 0)
+        for one in (upload, plain)
+    )
+    assert ours[1] == theirs[1]
+    assert ours[0].sum().values["table"].equal(theirs[0].sum().values["table"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])

@@ -54,7 +54,7 @@ class Touched:
         self._bases = {name: client.get_parameter(name).data[0] for name in names}  # [items, dim]
         clients, num_items = len(client.users), len(self._bases[names[0]])
         # All tables as one, `[clients * items]`: where each sample's item stands in it, and which are touched at all.
-        places = [batch.items.numpy() + num_items * np.arange(len(batch.items))[:, None] for batch in batches]
+        places = [batch.items.cpu().numpy() + num_items * np.arange(len(batch.items))[:, None] for batch in batches]
         touched = np.zeros(clients * num_items, bool)
         for place in places:
             touched[place] = True

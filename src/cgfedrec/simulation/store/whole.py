@@ -105,18 +105,24 @@ class WholeStore(ClientStore):
 
     def _lay_out(self, users: Tensor) -> None:
         """Lay out tables of users `[clients]` that are kept by the rows that were trained."""
-        with self._lock:
-            for number in self._waiting[users].unique().tolist():
-                if number < 0:
-                    continue
-                trained = self._trained[number]
-                theirs = torch.isin(trained.users, users)
-                places = self._place[trained.users[theirs]]
-                for name, rows in trained.rows.items():
-                    owners, items = (chosen := some(rows, theirs.nonzero().squeeze(1))).indices()
+        for number in self._waiting[users].unique().tolist():
+            trained = self._trained.get(number)
+            if trained is None:
+                continue
+            theirs = torch.isin(trained.users, users).nonzero().squeeze(1)
+            mine = trained.users[theirs]
+            here, places = self._in_place(mine), self._place[mine]
+            for name, rows in trained.rows.items():
+                owners, items = (chosen := some(rows, theirs)).indices()
+                if here is not None:
+                    here[name].copy_(trained.bases[name])
+                else:
                     self._rows[name][places] = trained.bases[name]
-                    self._rows[name][places[owners], items] = chosen.values()
-                self._wait(trained.users[theirs], -1)
+                # All tables as one, [users * items, dim]
+                whole = self._rows[name].view(-1, rows.shape[2])
+                whole.index_copy_(0, places[owners] * rows.shape[1] + items, chosen.values())
+            with self._lock:
+                self._wait(mine, -1)
 
     def _wait(self, users: Tensor, number: int) -> None:
         """Note where tables of users `[clients]` wait, -1 for nowhere, and drop what nobody waits for any more."""
