@@ -55,6 +55,7 @@ STORES: dict[str, dict[str, Any]] = {
     "disk": {"store": "disk"},
     "some fail": {"failures": Failures(after=0.3)},
     "some take part": {"participants": 9},
+    "judged at the end": {"participants": 9, "evaluate_every": 6, "rounds": 6},
     "bfloat16": {"state_dtype": "bfloat16"},
 }
 
@@ -72,7 +73,7 @@ def test_results_are_those_of_whole_tables(
         folder = tmp_path / str(len(follows))
         folder.mkdir()
         monkeypatch.chdir(folder)  # where a store has its file
-        loop = trained(method(), data, 7, rounds=3, **STORES[store])
+        loop = trained(method(), data, 7, **{"rounds": 3} | STORES[store])
         found[bool(follows)] = results(loop)
         assert bool(counted.times) == bool(follows), "nobody trained by rows, or somebody who should not"
         counted.times = 0

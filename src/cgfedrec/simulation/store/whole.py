@@ -109,7 +109,9 @@ class WholeStore(ClientStore):
             trained = self._trained.get(number)
             if trained is None:
                 continue
-            theirs = torch.isin(trained.users, users).nonzero().squeeze(1)
+            # Some of them may have trained again since, in another cohort.
+            wait_here = self._waiting[trained.users] == number
+            theirs = (torch.isin(trained.users, users) & wait_here).nonzero().squeeze(1)
             mine = trained.users[theirs]
             here, places = self._in_place(mine), self._place[mine]
             for name, rows in trained.rows.items():
