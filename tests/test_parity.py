@@ -17,9 +17,9 @@ from torch import Tensor
 
 from cgfedrec.client import Batch
 from cgfedrec.kit.means import MeanServer
+from cgfedrec.lent import Lent
 from cgfedrec.methods.cgfedrec import CGFedRec
 from cgfedrec.structure.alignment import AlignedClient
-from cgfedrec.touched import Memory
 from cgfedrec.train import Worker, train
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Field, Labels
@@ -115,7 +115,7 @@ def test_every_round_ends_where_the_published_code_ends(
     tolerance = CHAINED if chained else RESTARTED
     client = reference.client()
     module, *optimizers = fabric.setup(client, *client.configure_optimizers())
-    worker = Worker(client, module, optimizers, Memory())
+    worker = Worker(client, module, optimizers, Lent())
     server = MeanServer({"table": Field((reference.config["items"], reference.config["latent_dim"]))}, seed=0)
     state = reference.state(0)
     for round in range(reference.rounds):

@@ -21,6 +21,8 @@ from cgfedrec.wire.messages import Broadcast, Upload
 
 ALIGNMENT = 64
 """Bytes: a multiple of this is where torch begins a new tensor."""
+VECTOR = 16
+"""How many float32 numbers the widest vector of a CPU holds."""
 
 
 class StepOutput(NamedTuple):
@@ -52,10 +54,10 @@ class Client(LightningModule, ABC):
     """Names of what a training step reports beside the loss. The loop averages each into a column ``train/<name>``."""
     follows: frozenset[str] = frozenset()
     """Private tables that come down whole in each round (`replace`), and of which training moves the rows of its
-    batches alone. In `training_step` they have these rows and no others, and ``batch.items`` counts among them.
-    Afterwards `private` has them as sparse tensors (`cgfedrec.touched`). A subclass with a `training_step`, `receive`
-    or `upload` of its own says anew what follows. Nothing does where an optimiser moves rows that had no gradient, as
-    decay does."""
+    batches alone. In `training_step` such a table is `[1, rows, dim]`, the rows of all clients that their batches
+    touch, and ``batch.items`` counts among them. Afterwards `private` has it as a sparse tensor (`cgfedrec.touched`).
+    A subclass with a `training_step`, `receive` or `upload` of its own says anew what follows. Nothing does where an
+    optimiser moves rows that had no gradient, as decay does."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     own: Own

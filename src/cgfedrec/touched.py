@@ -7,37 +7,23 @@ adds uploads up (`cgfedrec.wire.sums`), nor the store of clients' state. Results
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.client import Batch, Client, is_shared
+from cgfedrec.client import VECTOR, Batch, Client, is_shared
 from cgfedrec.errors import RunError
-from cgfedrec.lent import Lent, Scratch
-
-MULTIPLE = 16
-"""Tables in training have a multiple of so many rows: then each client's share of one is a whole number of vectors, of
-any processor (`cgfedrec.kit.rows.VECTOR`)."""
-
-
-class Memory:
-    """For one cohort after another. To get it anew from the system takes longer than to fill it.
-
-    Attributes:
-        tables: By name, for tables in training.
-        lent: For what has been trained, until it is trained again.
-    """
-
-    def __init__(self) -> None:
-        self.tables: defaultdict[str, Scratch] = defaultdict(Scratch)
-        self.lent = Lent()
+from cgfedrec.lent import Lent
 
 
 class Touched:
     """The rows of a cohort's tables that its batches touch. While there is one, the client has these alone.
+
+    A table is `[1, rows, dim]` then: the rows of all clients, one client after another. ``batch.items`` says which of
+    them a client's samples are, which is all that `cgfedrec.kit.rows.rows_of` asks for.
 
     Args:
         client: Holds the cohort; some of its tables follow, and are shared by all.
@@ -46,11 +32,11 @@ class Touched:
         memory: For its tables.
 
     Attributes:
-        batches: The same, whose items count among a client's rows.
+        batches: The same, whose items count among these rows.
     """
 
-    def __init__(self, client: Client, names: Sequence[str], batches: Sequence[Batch], memory: Memory) -> None:
-        self.client, self.names, self.memory = client, names, memory
+    def __init__(self, client: Client, names: Sequence[str], batches: Sequence[Batch], memory: Lent) -> None:
+        self.client, self.names = client, names
         self._bases = {name: client.get_parameter(name).data[0] for name in names}  # [items, dim]
         clients, num_items = len(client.users), len(self._bases[names[0]])
         # All tables as one, `[clients * items]`: where each sample's item stands in it, and which are touched at all.
@@ -58,33 +44,40 @@ class Touched:
         touched = np.zeros(clients * num_items, bool)
         for place in places:
             touched[place] = True
-        found = touched.nonzero()[0]  # [rows], client after client
+        found = touched.nonzero()[0]  # [touched], client after client
         counts = np.count_nonzero(touched.reshape(clients, num_items), axis=1)
+        # Each client has a whole number of vectors of any processor, and so perhaps a few rows more.
+        multiple = max(VECTOR // math.gcd(VECTOR, base.shape[1]) for base in self._bases.values())
+        room = -(-counts // multiple) * multiple
+        self._ends = room.cumsum()  # [clients]
         owners = np.arange(clients).repeat(counts)
-        numbers = np.arange(len(found)) - (counts.cumsum() - counts).repeat(counts)  # [rows], from 0 for each client
-        number_of = np.empty(len(touched), np.int64)  # of a row that is touched; of others anything
+        numbers = np.arange(len(found)) + (self._ends - room - counts.cumsum() + counts).repeat(counts)
+        number_of = np.empty(len(touched), np.int64)  # of what is touched; of all else anything
         number_of[found] = numbers
         self.batches = [
             batch._replace(items=torch.from_numpy(number_of[place]))
             for batch, place in zip(batches, places, strict=True)
         ]
-        most = -(-int(counts.max()) // MULTIPLE) * MULTIPLE
-        items, device = found - owners * num_items, client.device
-        slots = np.zeros((clients, most), np.int64)  # the items of a client's rows; behind them item 0, which stays
-        slots[owners, numbers] = items
-        # [2, rows]: whose row of which item each is; and [rows]: where it stands among all `clients * most`.
-        self._indices = torch.from_numpy(np.stack((owners, items))).to(device)
-        self._slots = torch.from_numpy(owners * most + numbers).to(device)
+        items, total = found - owners * num_items, int(self._ends[-1])
+        self._indices = torch.from_numpy(np.stack((owners, items))).to(client.device)  # [2, touched]
+        self._numbers = None if len(numbers) == total else torch.from_numpy(numbers).to(client.device)
+        of_rows = items
+        if self._numbers is not None:
+            of_rows = np.zeros(total, np.int64)  # the item of each row; of those that are too many any
+            of_rows[numbers] = items
         for name, base in self._bases.items():
-            rows = memory.tables[name].tensor((slots.size, base.shape[1]), base.dtype, device)
-            torch.index_select(base, 0, torch.from_numpy(slots).to(device).flatten(), out=rows)
-            client.get_parameter(name).data = rows.view(clients, most, -1)
+            client.get_parameter(name).data = _fetched(base, torch.from_numpy(of_rows).to(client.device), memory)[None]
+        self._memory = memory
 
     @classmethod
-    def by(cls, client: Client, batches: Sequence[Batch], memory: Memory) -> Touched | None:
+    def by(cls, client: Client, batches: Sequence[Batch], memory: Lent) -> Touched | None:
         """What ``batches`` touch of the tables that follow; ``None`` where none of them is shared by the cohort."""
         names = [name for name in sorted(client.follows) if is_shared(client.get_parameter(name).data)]
         return cls(client, names, batches, memory) if names else None
+
+    def rows(self, clients: int) -> int:
+        """How many rows the first so many clients have."""
+        return int(self._ends[clients - 1])
 
     def check_gradients(self) -> None:
         """Refuse a step whose gradient is one of all rows: what it computed saw some of them alone."""
@@ -104,17 +97,18 @@ class Touched:
         """
         for name, base in self._bases.items():
             parameter = self.client.get_parameter(name)
-            rows = self._trained(parameter.data.flatten(0, 1))
-            shape = (len(parameter), *base.shape)
-            self.client.bases[name], self.client.moved[name] = (
-                base,
-                torch.sparse_coo_tensor(self._indices, rows, shape, is_coalesced=True, check_invariants=False),
-            )
+            rows = parameter.data[0]
+            if self._numbers is not None:
+                rows = _fetched(rows, self._numbers, self._memory)
+            shape = (len(self.client.users), *base.shape)
+            moved = torch.sparse_coo_tensor(self._indices, rows, shape, is_coalesced=True, check_invariants=False)
+            self.client.bases[name], self.client.moved[name] = base, moved
             parameter.data = parameter.data.new_empty(0, *base.shape)  # whoever looks for all rows here finds none
 
-    def _trained(self, table: Tensor) -> Tensor:
-        """The rows that count, `[rows, dim]`, of a table in training, `[clients * most, dim]`."""
-        if table.device.type != "cpu":
-            return table.index_select(0, self._slots)
-        rows = self.memory.lent.tensor((len(self._slots), table.shape[1]), table.dtype)
-        return torch.index_select(table, 0, self._slots, out=rows)
+
+def _fetched(table: Tensor, places: Tensor, memory: Lent) -> Tensor:
+    """The rows at some places `[rows]` of a table `[items, dim]`, `[rows, dim]`, on a CPU in memory that is lent."""
+    if table.device.type != "cpu":
+        return table.index_select(0, places)
+    rows = memory.tensor((len(places), table.shape[1]), table.dtype)
+    return torch.index_select(table, 0, places, out=rows)

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput
 from cgfedrec.errors import RunError
-from cgfedrec.touched import Memory, Touched
+from cgfedrec.lent import Lent
+from cgfedrec.touched import Touched
 from cgfedrec.wire.messages import NotFiniteError
 
 
@@ -31,7 +32,7 @@ class Worker(NamedTuple):
     """The client as set up by Fabric, which owns device and precision."""
     optimizers: Sequence[Any]
     """Its optimisers, likewise."""
-    memory: Memory
+    memory: Lent
     """For tables of which it trains some rows."""
 
 
@@ -68,7 +69,7 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         # nor decay moves it any more.
         if len(batch.items) < active:
             active = len(batch.items)
-            narrow(worker.client, worker.optimizers, active)
+            narrow(worker.client, worker.optimizers, active, touched)
         for step, optimizer in enumerate(worker.optimizers):
             with fabric.autocast():
                 output = worker.module.training_step(batch, step)
@@ -106,15 +107,22 @@ def _check(client: Client, output: StepOutput, clients: int) -> None:
             raise RunError(f"{name}.training_step reports {reported!r}, which {name}.reports does not name")
 
 
-def narrow(client: Client, optimizers: Iterable[Optimizer], clients: int) -> None:
+def narrow(client: Client, optimizers: Iterable[Optimizer], clients: int, touched: Touched | None = None) -> None:
     """Go on with the first ``clients`` of a cohort alone. The others take no more steps."""
+    of_rows = {client.get_parameter(name) for name in touched.names} if touched is not None else set()
+
+    def first(value: Tensor, parameter: Tensor) -> Tensor:
+        if parameter in of_rows and touched is not None:  # all clients' rows, [1, rows, dim]
+            return value[:, : touched.rows(clients)]
+        return value[:clients]
+
     for optimizer in optimizers:
-        for state in optimizer.state.values():
+        for parameter, state in optimizer.state.items():
             for name, value in state.items():
                 if isinstance(value, Tensor) and value.ndim:  # one without axes counts steps, which all share
-                    state[name] = value[:clients]
+                    state[name] = first(value, parameter)
     for parameter in client.parameters():
-        parameter.data = parameter.data[:clients]
+        parameter.data = first(parameter.data, parameter)
 
 
 def forget(optimizers: Iterable[Optimizer]) -> None:

@@ -13,19 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from cgfedrec.client import Batch
+from cgfedrec.client import VECTOR, Batch
 from cgfedrec.kit.dense import Dense, add_rows
 from cgfedrec.kit.optimisers import STEPS_OF_SGD
-
-VECTOR = 16
-"""How many float32 numbers the widest vector of a CPU holds."""
 
 
 def rows_of(table: Tensor, items: Tensor, gathered: Tensor | None = None) -> Tensor:
     """Each client's rows of its own items. The table's gradient is sparse: it holds the rows of the batch, no others.
 
     Args:
-        table: `[clients, items, dim]`.
+        table: `[clients, items, dim]`; or all clients' rows one after another, `[1, rows, dim]`, among which ``items``
+            count (`cgfedrec.touched`).
         items: `[clients, batch]`.
         gathered: The same rows, where an earlier step on this batch has fetched them and the table has not changed.
 
@@ -46,12 +44,12 @@ class _RowsOf(torch.autograd.Function):
         if gathered is not None:
             return gathered.view_as(gathered)  # autograd wants a new tensor; a view costs nothing
         # All tables as one, [clients * items, dim], of which one call fetches the rows of all clients.
-        return torch.embedding(table.flatten(0, 1), _flat(items, table.shape[1]))
+        return torch.embedding(table.flatten(0, 1), _flat(items, table))
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         (items,) = ctx.saved_tensors  # [clients, batch]
-        clients = torch.arange(len(items), device=items.device)[:, None].expand_as(items)
+        clients = torch.arange(ctx.shape[0], device=items.device)[:, None].expand_as(items)
         places = torch.stack((clients.flatten(), items.flatten()))  # [2, clients * batch]
         values = upstream[0].flatten(0, 1)  # [clients * batch, dim]
         return torch.sparse_coo_tensor(places, values, ctx.shape, check_invariants=False), None, None
@@ -226,6 +224,7 @@ class _RowSGD(SGD):
                     table.add_(gradient, alpha=-group["lr"])
 
 
-def _flat(items: Tensor, num_items: int) -> Tensor:
+def _flat(items: Tensor, table: Tensor) -> Tensor:
     """Where each client's items, `[clients, batch]`, stand in all tables as one, `[clients * items, dim]`."""
-    return items + torch.arange(0, len(items) * num_items, num_items, device=items.device)[:, None]
+    clients, num_items = table.shape[:2]
+    return items + torch.arange(0, clients * num_items, num_items, device=items.device)[:, None]

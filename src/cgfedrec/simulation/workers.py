@@ -21,9 +21,9 @@ from lightning import Fabric
 from cgfedrec.client import Client
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.kit.rows import leaves_alone
+from cgfedrec.lent import Lent
 from cgfedrec.method import Method
 from cgfedrec.random import private_seed
-from cgfedrec.touched import Memory
 from cgfedrec.train import Worker
 from cgfedrec.wire.messages import Broadcast
 
@@ -53,7 +53,7 @@ class Workers:
             else:
                 # Nothing is trained. Fabric returns the module alone then, and no tuple.
                 module, optimizers = fabric.setup(one), []
-            self._idle.put(Worker(one, module, optimizers, Memory()))
+            self._idle.put(Worker(one, module, optimizers, Lent()))
         self._pool = ThreadPoolExecutor(self.number, "worker", initializer=lambda: torch.set_num_threads(1))
 
     @contextmanager
