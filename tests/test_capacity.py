@@ -99,16 +99,17 @@ def test_tables_that_follow_what_comes_down_count_as_the_rows_of_batches() -> No
     assert str(small).startswith("clients' state: at most ")
 
 
-def test_clients_that_train_some_rows_are_more_in_a_cohort_and_score_as_before() -> None:
+def test_clients_that_train_some_rows_are_more_in_a_cohort_and_score_a_few_at_a_time() -> None:
     """Of 20,000 rows of 64 bytes a client trains and sends 500 at most; it scores with all of them."""
     few = replace(LARGE, follows=frozenset({"table"}), touched=100.0, most_touched=500, sends_rows=True)
     assert (few.client, few.sent) == (500 * 64, 500 * 64)
     assert replace(few, sends_rows=False).sent == LARGE.sent
     small, large = (plan(demand, "disk", "auto", CPU, Path()) for demand in (few, LARGE))
     assert small.cohort_size > 4 * large.cohort_size
-    assert small.scored == large.scored == large.cohort_size
-    given = plan(few, "disk", 7, CPU, Path())
-    assert (given.cohort_size, given.scored) == (7, 7)
+    assert small.scored == capacity.LAID_OUT // (20_000 * 64)
+    assert large.scored == large.cohort_size
+    given = plan(few, "disk", 3, CPU, Path())
+    assert (given.cohort_size, given.scored) == (3, 3)
 
 
 @pytest.mark.parametrize(("decay", "follows"), [(0.0, True), (0.1, False)])

@@ -45,7 +45,7 @@ def tested_on(loop: FederatedLoop, newcomers: Newcomers) -> dict[str, float]:
 
     misses = torch.from_numpy(newcomers.misses)
     mine, theirs = (
-        with_misses(ranked(newcomers, "test", scorer, loop.clients.scored, loop.clients.workers.map), misses)
+        with_misses(ranked(newcomers, "test", scorer, loop.clients.cohort_size, loop.clients.workers.map), misses)
         for scorer in (scored, Popularity().fit(loop.data).score)
     )
     metric = loop.monitor.removeprefix("val/")

@@ -55,7 +55,7 @@ def recommend(
     served, at_once = torch.ones(data.num_users, dtype=torch.bool), SCORED_AT_ONCE
     if isinstance(training, FederatedLoop):
         clients = training.clients
-        at_once = clients.scored
+        at_once = clients.cohort_size
         if clients.no_newcomers():  # who never took part has nothing to score with
             served = clients.store.known
     known = _asked(data, users, top_k, "the data of this checkpoint")
@@ -118,7 +118,7 @@ def recommend_for(
         return because(why, newcomers.histories(everybody[part]), shown)
 
     source = np.where(lengths > 0, "history", "popularity")
-    table = _table(newcomers, known, source, scored, loop.clients.scored, top_k, explained if why else None)
+    table = _table(newcomers, known, source, scored, loop.clients.cohort_size, top_k, explained if why else None)
     return _titled(table, loop.data)
 
 

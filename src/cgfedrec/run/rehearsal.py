@@ -127,14 +127,14 @@ def _evaluated(loop: FederatedLoop, users: Tensor) -> tuple[float, float]:
     among[users] = True
 
     def evaluate() -> None:
-        ranked(loop.data, "val", partial(clients.score, round=1), clients.scored, clients.workers.map, among)
+        ranked(loop.data, "val", partial(clients.score, round=1), clients.cohort_size, clients.workers.map, among)
 
     evaluate()  # the first time each worker takes in what has come down
     downloaded = (clients.bytes_scoring - before) / len(users)
     started = time.perf_counter()
     evaluate()
     seconds = time.perf_counter() - started
-    cohorts, workers = -(-len(users) // at_once(clients.scored, loop.data.num_items)), clients.workers.number
+    cohorts, workers = -(-len(users) // at_once(clients.cohort_size, loop.data.num_items)), clients.workers.number
     busy = min(workers, cohorts)  # of the workers, where all will be
     return seconds * loop.data.num_users / len(users) * busy / workers, downloaded
 

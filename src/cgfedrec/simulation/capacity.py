@@ -18,6 +18,8 @@ from cgfedrec.units import nbytes
 Place = Literal["auto", "memory", "disk"]
 CACHE = 32 * 2**20
 """Bytes of a cohort's tables. That is about a last-level cache; larger cohorts gain nothing on a CPU."""
+LAID_OUT = 8 * 2**20
+"""Bytes of tables that are laid out at a time to score with: they are read while they lie in the cache."""
 SMALLEST, LARGEST = 16, 256
 """How many clients a cohort has on a CPU if nobody says. A GPU takes as many as its memory holds."""
 COHORTS = 4
@@ -48,7 +50,7 @@ class Capacity:
         memory: Bytes that it needs in memory at most, with those of the process and its data. A run that goes on from a
             checkpoint may map that much of it besides, and gives it back when memory is short.
         cohort_size: How many clients train together.
-        scored: How many score together: tables of which they train some rows are then whole.
+        scored: How many score together. Tables of which they train some rows are whole then, and laid out anew.
     """
 
     store: Literal["memory", "whole", "disk", "checkpoint"]
@@ -106,9 +108,11 @@ def plan(
     """
     if size == "auto":
         size = cohort_size(demand, device)
+    scored = size
+    if demand.follows and device.type == "cuda":
         scored = min(size, cohort_size(demand.whole_tables, device))
-    else:
-        scored = size
+    elif demand.follows:
+        scored = max(1, min(size, LAID_OUT // demand.whole_tables.client))
     state = round(demand.clients * demand.kept) + demand.bases
     working = _working(demand, size, scored)
     # Each process has code, data and a server of its own.
@@ -131,8 +135,10 @@ def plan(
     kind: Literal["memory", "whole", "disk"] = store
     if store == "memory":
         memory, disk = base + state, CHECKPOINTS * state
-        if demand.in_place and demand.whole <= MOST_WHOLE and memory + demand.whole <= available / 2:
-            kind, memory = "whole", memory + demand.whole
+        # Rows that were trained are there once more, while the next ones are.
+        whole = memory + demand.laid_out + (state if demand.follows else 0)
+        if demand.in_place and demand.whole <= MOST_WHOLE and whole <= available / 2:
+            kind, memory = "whole", whole
     else:
         # A file holds each client's latest record, and those replaced since that a checkpoint still needs.
         spans = (demand.kept_rounds, demand.checkpoint_every)

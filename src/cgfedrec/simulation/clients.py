@@ -87,8 +87,7 @@ class Clients:
             welcome = Broadcast({"seed": torch.tensor(shared_seed(data.seed))})
         self.workers = Workers(fabric, partial(welcomed, method, data, welcome))
         self.held = Held(data.num_users, nbytes)
-        # The client holds nobody yet, but its shapes are right.
-        with self.workers.one() as worker:
+        with self.workers.one() as worker:  # its client holds nobody yet, but its shapes are right
             self.reports = worker.client.reports
             self._example = Example.of(worker)
 
@@ -114,7 +113,7 @@ class Clients:
         self.capacity = plan(demand, place, size, self.fabric.device, folder, to_train)
         self._store_of = (self.data.order(), self._example.private, dtype, folder)
         self.store = STORES[self.capacity.store](*self._store_of)
-        self.cohort_size, self.scored = self.capacity.cohort_size, self.capacity.scored
+        self.cohort_size = self.capacity.cohort_size
 
     def named(self, told: Mapping[int, str]) -> dict[str, str]:
         """What is told of clients, by what they are called in the data."""
@@ -189,7 +188,7 @@ class Clients:
         before = self.bytes_scoring
         with self.processes.agreed():
             found = ranked(
-                self.data, stage, partial(self.score, round=round), self.scored, self.workers.map, self.at_home
+                self.data, stage, partial(self.score, round=round), self.cohort_size, self.workers.map, self.at_home
             )
         self.bytes_scoring = before + int(self.processes.sum(torch.tensor(self.bytes_scoring - before)))
         return together.ranks(self.processes, found, self._place)
@@ -245,22 +244,23 @@ class Clients:
     ) -> tuple[Tensor, Broadcast | None, int]:
         """Their scores, what came down for them, and its bytes."""
         broadcast, nbytes = None, 0
-        with self.workers.one() as worker:
-            client = worker.client
-            if newcomers is None:
-                self.store.load(client, users, to_train=False)
-            else:
-                client.load(users, client.start(users))
-            client.own = Own(newcomers or self.data, users, round + 1, self.epochs)
+        with self.workers.one() as worker, torch.no_grad():
+            client, found = worker.client, []
             if client.scores_after == "aggregation":
                 broadcast, nbytes = self.sent(users, round + 1)
+            for some in users.split(self.capacity.scored):
+                if newcomers is None:
+                    self.store.load(client, some, to_train=False)
+                else:
+                    client.load(some, client.start(some))
+                client.own = Own(newcomers or self.data, some, round + 1, self.epochs)
                 if broadcast is not None:
                     client.receive(broadcast, round + 1)
-            with torch.no_grad():
-                scores = client.score()
+                found.append(client.score())
                 if newcomers is not None:
-                    without = client.own.history.lengths.eq(0).to(scores.device)
-                    scores = torch.where(without[:, None], client.popular_now, scores)
+                    without = client.own.history.lengths.eq(0).to(client.device)
+                    found[-1] = torch.where(without[:, None], client.popular_now, found[-1])
+        scores = torch.cat(found) if len(found) > 1 else found[0]
         finite = scores.sum(1).isfinite()  # a hundredth of the time of looking at each
         if not finite.all() and not (finite := scores.isfinite().all(1)).all():
             raise NotFiniteError("score", users[~finite.cpu()].tolist())
@@ -273,7 +273,7 @@ class Clients:
             NotFiniteError: as `score`.
         """
         there = (self.store.known & self.at_home).nonzero().squeeze(1)
-        for _ in self.workers.map(partial(self._score, round=round), there.split(self.scored)):
+        for _ in self.workers.map(partial(self._score, round=round), there.split(self.cohort_size)):
             pass
 
     def state_dict(self) -> dict[str, Any]:

@@ -147,6 +147,12 @@ class Demand:
         return self.users * self._layout.whole
 
     @property
+    def laid_out(self) -> int:
+        """Bytes of all users' state that clients train in place: not of tables of which they train some rows."""
+        beside = {name: value for name, value in self.example.items() if name not in self.follows}
+        return self.users * Layout.of(beside, self.dtype).whole
+
+    @property
     def in_place(self) -> bool:
         """Whether clients can train where their state lies: as it is kept, and with nobody to be put back.
 

@@ -31,9 +31,18 @@ def laid_out(moved: Tensor, base: Tensor) -> Tensor:
 
 
 def some(rows: Tensor, places: Tensor) -> Tensor:
-    """The rows at some places `[places]` of `[clients, ...]`, dense or sparse: `[places, ...]`."""
-    chosen = rows.index_select(0, places.to(rows.device))
-    return chosen.coalesce() if chosen.is_sparse else chosen
+    """The rows at some places `[places]` of `[clients, ...]`, dense or sparse and coalesced: `[places, ...]`."""
+    if not rows.is_sparse:
+        return rows.index_select(0, places.to(rows.device))
+    if not len(places) or not places.equal(torch.arange(int(places[0]), int(places[0]) + len(places))):
+        return rows.index_select(0, places.to(rows.device)).coalesce()
+    # Those who stand next to each other have entries that do: nothing is searched or sorted.
+    owners, first = rows.indices()[0], int(places[0])
+    begin, end = torch.searchsorted(owners, torch.tensor([first, first + len(places)], device=rows.device)).tolist()
+    indices = rows.indices()[:, begin:end].clone()
+    indices[0] -= first
+    shape = (len(places), *rows.shape[1:])
+    return torch.sparse_coo_tensor(indices, rows.values()[begin:end], shape, is_coalesced=True, check_invariants=False)
 
 
 def sum_beside(moved: Tensor, base: Tensor) -> Tensor:

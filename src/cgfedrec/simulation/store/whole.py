@@ -11,7 +11,7 @@ from torch import Tensor
 from cgfedrec.client import Client, shared_by
 from cgfedrec.simulation.store.base import COPIED_AT_ONCE, NONE, ClientStore
 from cgfedrec.simulation.store.blocks import Blocks, MemoryBlocks
-from cgfedrec.simulation.store.layout import Rows, kept_as
+from cgfedrec.simulation.store.layout import Rows, differing, kept_as
 from cgfedrec.simulation.store.memory import MemoryStore
 from cgfedrec.wire.moved import some
 
@@ -57,8 +57,8 @@ class WholeStore(ClientStore):
         # What was alike when a cohort began to train, by numbers; and [users]: whose it was, -1 for none.
         self._alike: dict[int, Mapping[str, Tensor]] = {}
         self._number = torch.full((self.num_users,), -1)
-        # Tables that were trained by their rows: they are laid out once somebody reads them. By numbers; and [users]:
-        # among which each user's are, -1 for none.
+        # Tables that were trained by their rows are kept so, and laid out for whoever reads them. By numbers; and
+        # [users]: among which each user's are, -1 for none.
         self._trained: dict[int, Trained] = {}
         self._waiting = torch.full((self.num_users,), -1)
         # [users, tables], bool: which tables have moved away from the start, and do not come back to it.
@@ -69,16 +69,17 @@ class WholeStore(ClientStore):
         if not (to_train or known.any()):
             client.load(users, client.start(users))
             return
-        if not client.follows.issubset(without):
-            self._lay_out(users)
+        waiting = self._waiting[users] >= 0
         private = self._in_place(users)
         # What comes down to score with may change a client's private state, which must not stay here.
         changes = not to_train and (client.scores_after == "aggregation" or not known.all())
-        if private is None or changes:
+        if private is None or changes or (waiting.any() and not to_train):
             private = self._memory_of(client, len(users))
+            skipped = {*without, *client.follows} if waiting.all() else without
             for name, rows in private.items():
-                if name not in without:
+                if name not in skipped:
                     torch.index_select(self._rows[name], 0, self._place[users], out=rows)
+        self._lay_out(users, private, without)
         if not known.all():
             for name, start in client.start(users).items():
                 if name in client.follows and not known.any():
@@ -103,28 +104,25 @@ class WholeStore(ClientStore):
         self.write(client.users, client.private(), {**alike, **client.bases})
         self.known[client.users] = True
 
-    def _lay_out(self, users: Tensor) -> None:
-        """Lay out tables of users `[clients]` that are kept by the rows that were trained."""
-        for number in self._waiting[users].unique().tolist():
-            trained = self._trained.get(number)
-            if trained is None:
-                continue
-            # Some of them may have trained again since, in another cohort.
-            wait_here = self._waiting[trained.users] == number
-            theirs = (torch.isin(trained.users, users) & wait_here).nonzero().squeeze(1)
-            mine = trained.users[theirs]
-            here, places = self._in_place(mine), self._place[mine]
-            for name, rows in trained.rows.items():
-                owners, items = (chosen := some(rows, theirs)).indices()
-                if here is not None:
-                    here[name].copy_(trained.bases[name])
+    def _lay_out(self, users: Tensor, rows: Rows, without: Collection[str] = ()) -> None:
+        """Lay out, in ``rows``, tables of users `[clients]` that are kept by the rows that were trained."""
+        waiting = self._waiting[users]
+        for number in waiting[waiting >= 0].unique().tolist():
+            trained = self._trained[number]
+            here = (waiting == number).nonzero().squeeze(1)
+            there = (users[here, None] == trained.users).nonzero()[:, 1]
+            for name, kept in trained.rows.items():
+                if name in without:
+                    continue
+                chosen, tables = some(kept, there), rows[name]
+                if len(here) == len(users):
+                    tables.copy_(trained.bases[name])
                 else:
-                    self._rows[name][places] = trained.bases[name]
-                # All tables as one, [users * items, dim]
-                whole = self._rows[name].view(-1, rows.shape[2])
-                whole.index_copy_(0, places[owners] * rows.shape[1] + items, chosen.values())
-            with self._lock:
-                self._wait(mine, -1)
+                    tables[here] = trained.bases[name]
+                owners, items = chosen.indices()
+                # All tables as one, [clients * items, dim]
+                places = here[owners] * tables.shape[1] + items
+                tables.view(-1, tables.shape[2]).index_copy_(0, places, chosen.values())
 
     def _wait(self, users: Tensor, number: int) -> None:
         """Note where tables of users `[clients]` wait, -1 for nowhere, and drop what nobody waits for any more."""
@@ -133,8 +131,9 @@ class WholeStore(ClientStore):
         self._trained = {number: one for number, one in self._trained.items() if number in needed}
 
     def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
-        self._lay_out(users)
-        return {name: rows[self._place[users]] for name, rows in self._rows.items()}
+        rows = {name: rows[self._place[users]] for name, rows in self._rows.items()}
+        self._lay_out(users, rows)
+        return rows
 
     def _as_it_lies(self, users: Tensor) -> Rows:
         """The rows of users `[clients]`, `[clients, ...]` of each tensor: of tables that wait anything."""
@@ -204,14 +203,21 @@ class WholeStore(ClientStore):
         if not len(state["users"]):  # all are at their start
             return
         self.known[state["users"]] = True
-        for number, (numbers, alike) in enumerate(records.bases_of(state["users"]).items()):
-            self._alike[number] = alike
-            theirs = (records.index.bases[state["users"]] == torch.tensor(numbers)).all(1)
-            self._number[state["users"][theirs]] = number
+        for numbers, alike in records.bases_of(state["users"]).items():
+            theirs = state["users"][(records.index.bases[state["users"]] == torch.tensor(numbers)).all(1)]
+            for users in theirs.split(COPIED_AT_ONCE):
+                rows = records.read(users)
+                self.write(users, rows | {name: _beside(rows[name], base) for name, base in alike.items()}, alike)
         self._moved[state["users"]] = records.index.bases[state["users"]] < 0
-        for users in state["users"].split(COPIED_AT_ONCE):
-            for name, rows in records.read(users).items():
-                self._rows[name][self._place[users]] = rows
+
+
+def _beside(tables: Tensor, base: Tensor) -> Tensor:
+    """The rows of tables `[clients, items, dim]` that are not those of a base `[items, dim]`, a sparse tensor."""
+    differs = torch.from_numpy(differing(tables, base))
+    shape = tables.shape
+    return torch.sparse_coo_tensor(
+        differs.nonzero().T, tables[differs], shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
