@@ -257,6 +257,7 @@ def test_what_waits_is_there_for_whoever_reads_it(kind: Callable[..., ClientStor
         assert after["numbers"].equal(before["numbers"])
     later = kind(torch.arange(20).flip(0), client.private(), folder=tmp_path)
     later.load_state_dict(after)
+    assert later.state_dict()["sums"].equal(before["sums"])
     assert later.read(upload.clients)["table"].equal(tables)
 
 
