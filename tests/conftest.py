@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true", "COLUMNS": "200"}
@@ -27,6 +28,8 @@ from cgfedrec.testing import prepared  # noqa: E402, after pytest knows to rewri
 
 torch.set_num_threads(1)
 gc.set_threshold(100_000)  # as the command line does; a twelfth of the time
+settings.register_profile("any machine", deadline=None)  # no test fails by the clock
+settings.load_profile("any machine")
 
 MakeData = Callable[..., FederatedDataModule]
 """The type of the fixture `make_data`."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer
 
 from cgfedrec.client import Batch, Client, StepOutput, is_shared
+from cgfedrec.data.synthetic import Synthetic
 from cgfedrec.errors import RunError
 from cgfedrec.failures import Failures
 from cgfedrec.kit.rows import by_rows, leaves_alone
@@ -32,7 +33,7 @@ from cgfedrec.testing import trained
 from cgfedrec.touched import Touched
 from cgfedrec.wire.clipped import Clipped
 from cgfedrec.wire.frames import Frames
-from cgfedrec.wire.messages import NotFiniteError, Upload
+from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload
 from cgfedrec.wire.quantised import Quantised
 from cgfedrec.wire.sums import rounded_sum
 from cgfedrec.wire.toprows import TopRows
@@ -121,6 +122,7 @@ def results(loop: FederatedLoop) -> dict[str, Tensor]:
         (MOMENTUM, True),
         (partial(AdamW, lr=0.1), False),
         (partial(SGD, lr=0.1, weight_decay=1e-3), False),
+        (partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-8), False),
         (partial(Adam, lr=0.1, weight_decay=1e-3), False),
     ],
 )
@@ -153,6 +155,64 @@ def test_a_step_of_ones_own_says_anew_what_follows(make_data: MakeData, monkeypa
     monkeypatch.setattr(FedMF, "client_class", Wrong)
     with pytest.raises(RunError, match=r"Wrong.training_step uses all rows of 'table'.*rows_of, or let Wrong.follows"):
         trained(FedMF(dim=4), make_data(), 7, rounds=2)
+
+
+class Half:
+    """Moves half of the way to what comes down: the client's own table counts."""
+
+    def receive(self, broadcast: Broadcast | None, round: int) -> None:
+        if broadcast is not None:
+            self.table.data.lerp_(  # type: ignore[attr-defined]
+                broadcast.values["table"], 0.5
+            )
+
+
+class Mixed(Half, FedMFClient):
+    """What it receives is another's."""
+
+
+class OwnStart(FedMFClient):
+    """Each begins with a table of its own."""
+
+    def start(self, users: Tensor) -> dict[str, Tensor]:
+        start = super().start(users)
+        return start | {"table": start["table"] + users[:, None, None] * 0.01}
+
+
+def test_what_a_mixin_does_is_heeded() -> None:
+    assert Mixed.follows == frozenset()
+    assert OwnStart.follows == {"table"}
+
+
+def test_a_start_of_ones_own_is_ones_own(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FedMF, "client_class", OwnStart)
+    data, ends = make_data(), []
+    for follows in (frozenset({"table"}), frozenset[str]()):
+        monkeypatch.setattr(OwnStart, "follows", follows)
+        ends.append(results(trained(FedMF(dim=16), data, 7, rounds=2)))
+    assert all(value.equal(ends[1][what]) for what, value in ends[0].items())
+
+
+def test_a_shared_table_stays_shared_on_another_device() -> None:
+    client = FedMF(dim=4).client(10, 0)
+    start = client.start(torch.arange(3))
+    client.to("meta").load(torch.arange(3), start)
+    assert is_shared(client.table.data)
+    assert client.table.shape == (3, 10, 4)
+    assert not is_shared(client.user.data)
+
+
+def test_rows_are_dropped_once_half_of_their_clients_have_trained_again(make_data: MakeData) -> None:
+    """Whoever takes part keeps the rows of others no longer than that; and what came down is there once a round."""
+    data = make_data(synthetic=Synthetic(users=30, items=200, interactions=12))
+    loop = trained(FedMF(dim=16), data, 4, rounds=30, participants=9, evaluate_every=30)
+    store = loop.clients.store
+    assert isinstance(store, WholeStore)
+    waiting = [store._waiting[one.users] == number for number, one in store._trained.items()]
+    assert sum(int(mine.sum()) for mine in waiting) == int(store.known.sum())
+    assert all(2 * int(mine.sum()) > len(mine) for mine in waiting)
+    rounds = store._number[store.known].unique()
+    assert len({one.bases["table"].data_ptr() for one in store._trained.values()}) <= len(rounds)
 
 
 def test_a_base_is_not_trained(make_data: MakeData) -> None:
@@ -197,6 +257,9 @@ def test_an_upload_beside_a_base_is_the_upload_of_its_tables() -> None:
     assert nbytes == sum(map(len, plain.pack()))
     assert arrived.whole().values["table"].equal(tables)
     assert arrived.sum().values["table"].equal(rounded_sum(tables))
+    nearly, nobody = upload.only(torch.tensor([14])), torch.full((300, 4), -1e-14)  # of which no row differs
+    zeros = replace(nearly, bases={"table": nobody}).sum().values["table"]
+    assert not zeros.signbit().any()
     for users in ([11, 14], [14], [10, 11, 12, 13, 14], []):
         chosen = arrived.only(torch.tensor(users, dtype=torch.int64))
         wanted = plain.only(torch.tensor(users, dtype=torch.int64)).values["table"]

@@ -39,7 +39,7 @@ class Client(LightningModule, ABC):
 
     Every parameter has a leading `clients` axis, and each row of it is private to one client. Nothing here may mix rows
     of that axis. One module serves many cohorts in turn: `load` swaps in the private state of the next one. In
-    training, clients whose batches are used up leave (`narrow`), the last ones first.
+    training, clients whose batches are used up leave (`cgfedrec.train.narrow`), the last ones first.
 
     A method's client says how to start (`start`), what the loss of a step is (`training_step`), and which optimisers
     take a step on each batch, in order (`configure_optimizers`). It also has the three verbs of federation: `receive`,
@@ -77,8 +77,9 @@ class Client(LightningModule, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "follows" not in vars(cls) and vars(cls).keys() & {"training_step", "receive", "upload"}:
-            cls.follows = frozenset()  # what was said of the base class need not be true any more
+        said = next(base for base in cls.__mro__ if "follows" in vars(base))
+        if any(getattr(cls, name) != getattr(said, name) for name in ("training_step", "receive", "upload")):
+            cls.follows = frozenset()  # what was said of another need not be true
 
     @abstractmethod
     def start(self, users: Tensor) -> dict[str, Tensor]:
@@ -204,7 +205,11 @@ class Client(LightningModule, ABC):
         self.users, self.moved, self.bases = users, {}, {}
         for name, parameter in self.named_parameters():
             parameter.grad = None
-            parameter.data = aligned(private[name].to(parameter.device))
+            value = private[name]
+            if len(value) and is_shared(value):  # and so it stays, on another device too
+                parameter.data = shared_by(value[0].to(parameter.device), len(value))
+            else:
+                parameter.data = aligned(value.to(parameter.device))
 
 
 def aligned(value: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Tables that come down to all of a cohort: a client trains the rows that its batches touch, and has no others.
 
 A federation's catalogue has rows for all items, and a client's batches touch some hundreds of them. The other rows stay
-what everybody has, through training, summing and storing. So nobody goes over them: neither an optimiser, nor what
-adds uploads up (`cgfedrec.wire.sums`), nor the store of clients' state. Results are the same to the bit.
+what everybody has. So nobody goes over them: neither an optimiser, nor what adds uploads up (`cgfedrec.wire.moved`),
+nor the store of clients' state. Tables are laid out in full for clients to score with, for steps of the wire, and for a
+server that looks at single uploads. Results are the same to the bit.
 """
 
 from __future__ import annotations

@@ -174,6 +174,8 @@ def leaves_alone(optimizer: Optimizer) -> bool:
 
     One that cannot be made anew to be tried is taken not to.
     """
+    if any(group.get("weight_decay") for group in optimizer.param_groups):
+        return False  # however little that is
     for group in optimizer.param_groups:
         parameter = nn.Parameter(torch.ones(2))
         settings = {name: value for name, value in group.items() if name != "params"}

@@ -58,7 +58,7 @@ def sum_beside(moved: Tensor, base: Tensor) -> Tensor:
     items, rows, number = moved.indices()[1], moved.values(), len(base)
     without = len(moved) - items.bincount(minlength=number)  # [items]: how many clients have the base's row
     whole_base = (base.to(moved.device).float() * GRID).round_().double()
-    total = without[:, None] * whole_base
+    total = without[:, None] * whole_base + 0.0  # no negative zero, as in any sum
     if rows.is_cuda or rows.dtype == torch.bfloat16:  # which numpy does not know
         return total.index_add_(0, items, (rows.float() * GRID).round_().double()) / GRID
     added, ours, places = total.numpy(), rows.float().numpy(), items.numpy()

@@ -91,14 +91,14 @@ class ClientStore(ABC):
             self._read_into(users, private, without)
         else:
             for name, value in client.start(users).items():
-                if name in client.follows and not known.any():
+                if name in client.follows and name in self._starts_of(client) and not known.any():
                     private[name] = shared_by(value[0], len(users))
                 elif name not in without:
                     private[name].copy_(value)
         if known.any() and not known.all():
             for name, rows in self.read(users[known]).items():
                 private[name][known] = rows.to(private[name].dtype)
-        client.load(users, private)
+        client.load(users, private | {name: shared_by(private[name][0], len(users)) for name in without})
 
     def _memory_of(self, client: Client, clients: int) -> Rows:
         """Room for a cohort, `[clients, ...]` of each tensor: where the client has had the cohort before.

@@ -82,11 +82,11 @@ class WholeStore(ClientStore):
         self._lay_out(users, private, without)
         if not known.all():
             for name, start in client.start(users).items():
-                if name in client.follows and not known.any():
+                if name in client.follows and name in self._starts_of(client) and not known.any():
                     private[name] = shared_by(start[0], len(users))
                 elif name not in without:
                     private[name][~known] = start[~known]
-        client.load(users, private)
+        client.load(users, private | {name: shared_by(private[name][0], len(users)) for name in without})
 
     def _in_place(self, users: Tensor) -> Rows | None:
         """The rows of users `[clients]` where they lie, `[clients, ...]`; none where others stand between them."""
@@ -124,11 +124,17 @@ class WholeStore(ClientStore):
                 places = here[owners] * tables.shape[1] + items
                 tables.view(-1, tables.shape[2]).index_copy_(0, places, chosen.values())
 
-    def _wait(self, users: Tensor, number: int) -> None:
-        """Note where tables of users `[clients]` wait, -1 for nowhere, and drop what nobody waits for any more."""
-        self._waiting[users] = number
-        needed = set(self._waiting.unique().tolist())
-        self._trained = {number: one for number, one in self._trained.items() if number in needed}
+    def _cut(self, number: int) -> None:
+        """Drop rows whose clients have trained again since, once they are half of those that were kept together."""
+        if number < 0:
+            return
+        trained = self._trained[number]
+        left = (self._waiting[trained.users] == number).nonzero().squeeze(1)
+        if not len(left):
+            del self._trained[number]
+        elif 2 * len(left) <= len(trained.users):
+            rows = {name: some(value, left).clone() for name, value in trained.rows.items()}
+            self._trained[number] = Trained(trained.users[left], rows, trained.bases)
 
     def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
         rows = {name: rows[self._place[users]] for name, rows in self._rows.items()}
@@ -146,15 +152,17 @@ class WholeStore(ClientStore):
             here = self._rows[name]
             if name not in trained and value.data_ptr() != here[places[0]].data_ptr():  # else it lies here already
                 here[places] = value.to("cpu", here.dtype)
-        beside = {name: base.to("cpu", self.dtypes[name]) for name, base in bases.items() if name in self.dtypes}
-        near = {name: beside[name] for name in self.layout.tables if name in beside}
+        alike = {name: base.to("cpu", self.dtypes[name]) for name, base in bases.items() if name in self.dtypes}
         with self._lock:
-            self._number[users] = self._number_of(near)
-            waiting = -1
+            self._number[users] = number = self._number_of(alike)
+            before = self._waiting[users].unique().tolist()
+            self._waiting[users] = -1
             if trained:
                 waiting = max(self._trained, default=-1) + 1
-                self._trained[waiting] = Trained(users, trained, beside)
-            self._wait(users, waiting)
+                self._trained[waiting] = Trained(users, trained, self._alike[number])
+                self._waiting[users] = waiting
+            for one in before:
+                self._cut(one)
 
     def _number_of(self, alike: Mapping[str, Tensor]) -> int:
         """The number of what was alike. All cohorts of a round have the same one, as a rule."""
