@@ -16,7 +16,7 @@ from cgfedrec.simulation.store.memory import MemoryStore
 from cgfedrec.wire.moved import some
 
 
-class Trained(NamedTuple):
+class TrainedRows(NamedTuple):
     """Tables of a cohort that it has trained by their rows (`cgfedrec.touched`)."""
 
     users: Tensor
@@ -32,7 +32,8 @@ class WholeStore(ClientStore):
 
     A cohort whose users stand next to each other trains in the store's own memory: a round copies nothing and compares
     nothing. What a client was before the round is gone then. So this store is for federations in which nobody fails,
-    and whose state is kept in the types in which clients compute.
+    and whose state is kept in the types in which clients compute. Tables of which clients train some rows
+    (`cgfedrec.touched`) are kept as these rows.
 
     Args:
         order: As in `ClientStore`.
@@ -59,7 +60,7 @@ class WholeStore(ClientStore):
         self._number = torch.full((self.num_users,), -1)
         # Tables that were trained by their rows are kept so, and laid out for whoever reads them. By numbers; and
         # [users]: among which each user's are, -1 for none.
-        self._trained: dict[int, Trained] = {}
+        self._trained: dict[int, TrainedRows] = {}
         self._waiting = torch.full((self.num_users,), -1)
         # [users, tables], bool: which tables have moved away from the start, and do not come back to it.
         self._moved = torch.zeros(self.num_users, len(self.layout.tables), dtype=torch.bool)
@@ -134,7 +135,7 @@ class WholeStore(ClientStore):
             del self._trained[number]
         elif 2 * len(left) <= len(trained.users):
             rows = {name: some(value, left).clone() for name, value in trained.rows.items()}
-            self._trained[number] = Trained(trained.users[left], rows, trained.bases)
+            self._trained[number] = TrainedRows(trained.users[left], rows, trained.bases)
 
     def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
         rows = {name: rows[self._place[users]] for name, rows in self._rows.items()}
@@ -159,7 +160,7 @@ class WholeStore(ClientStore):
             self._waiting[users] = -1
             if trained:
                 waiting = max(self._trained, default=-1) + 1
-                self._trained[waiting] = Trained(users, trained, self._alike[number])
+                self._trained[waiting] = TrainedRows(users, trained, self._alike[number])
                 self._waiting[users] = waiting
             for one in before:
                 self._cut(one)
