@@ -152,8 +152,8 @@ def same(ours: FederatedLoop, theirs: FederatedLoop, exactly: bool = True) -> No
     for one, other in zip(ours.history, theirs.history, strict=True):
         for name in one.keys() - {"time/round"}:  # how long a round took is never the same twice
             near = pytest.approx(other.get(name), rel=1e-9 if exactly else 1e-4)
-            if name.startswith("val/") and not exactly:  # where scores nearly tie, their last bits decide one's rank
-                near = pytest.approx(other.get(name), abs=1.01 / len(users))
+            if name.startswith("val/") and not exactly:  # where scores nearly tie, their last bits decide a rank
+                near = pytest.approx(other.get(name), abs=1e-2)
             assert one[name] == near, f"{name} of round {one['round']} differs"
 
 

@@ -84,7 +84,7 @@ class Batches:
     @cached_property
     def order(self) -> Tensor:
         """All users, `[users]`: those with the widest batches first, and among these the ones with the most."""
-        return torch.from_numpy(np.lexsort((-self.counts, -self.widths)))
+        return torch.from_numpy(np.lexsort((-self.steps, -self.widths)))
 
     @cached_property
     def place(self) -> Tensor:
