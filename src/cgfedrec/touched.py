@@ -18,6 +18,7 @@ from torch import Tensor
 from cgfedrec.client import VECTOR, Batch, Client, is_shared
 from cgfedrec.errors import RunError
 from cgfedrec.lent import Lent
+from cgfedrec.wire.moved import of_rows
 
 
 class Touched:
@@ -102,8 +103,7 @@ class Touched:
             if self._numbers is not None:
                 rows = _fetched(rows, self._numbers, self._memory)
             shape = (len(self.client.users), *base.shape)
-            moved = torch.sparse_coo_tensor(self._indices, rows, shape, is_coalesced=True, check_invariants=False)
-            self.client.bases[name], self.client.moved[name] = base, moved
+            self.client.bases[name], self.client.moved[name] = base, of_rows(self._indices, rows, shape)
             parameter.data = parameter.data.new_empty(0, *base.shape)  # whoever looks for all rows here finds none
 
 

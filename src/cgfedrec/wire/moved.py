@@ -17,6 +17,11 @@ ROWS_AT_ONCE = 8192
 """Of sums: what is rounded then stays in the cache."""
 
 
+def of_rows(indices: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Such tables, `[*shape]`, from rows `[rows, ...]` in order, and whose they are, of which item, `[2, rows]`."""
+    return torch.sparse_coo_tensor(indices, rows, shape, is_coalesced=True, check_invariants=False)
+
+
 def laid_out(moved: Tensor, base: Tensor) -> Tensor:
     """The tables in full, `[clients, items, dim]`.
 
@@ -42,7 +47,7 @@ def some(rows: Tensor, places: Tensor) -> Tensor:
     indices = rows.indices()[:, begin:end].clone()
     indices[0] -= first
     shape = (len(places), *rows.shape[1:])
-    return torch.sparse_coo_tensor(indices, rows.values()[begin:end], shape, is_coalesced=True, check_invariants=False)
+    return of_rows(indices, rows.values()[begin:end], shape)
 
 
 def sum_beside(moved: Tensor, base: Tensor) -> Tensor:

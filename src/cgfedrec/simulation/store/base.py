@@ -89,15 +89,23 @@ class ClientStore(ABC):
         private = self._memory_of(client, len(users))
         if known.all():
             self._read_into(users, private, without)
-        else:
-            for name, value in client.start(users).items():
-                if name in client.follows and name in self._starts_of(client) and not known.any():
-                    private[name] = shared_by(value[0], len(users))
-                elif name not in without:
-                    private[name].copy_(value)
-        if known.any() and not known.all():
+        elif known.any():
             for name, rows in self.read(users[known]).items():
                 private[name][known] = rows.to(private[name].dtype)
+        self._become(client, users, private, without)
+
+    def _become(self, client: Client, users: Tensor, private: Rows, without: Collection[str]) -> None:
+        """Turn ``client`` into a cohort, of whom ``private`` has what those were left with who have taken part."""
+        new = ~self.known[users]
+        starts = client.start(users) if new.any() else {}
+        for name, start in starts.items():
+            if name in client.follows and name in self._starts_of(client) and new.all():
+                private[name] = shared_by(start[0], len(users))  # rows of it are trained, and not itself
+            elif new.all():
+                private[name].copy_(start)
+            elif name not in without:
+                private[name][new] = start[new]
+        # What is not read is one row of anything, so that nobody copies it.
         client.load(users, private | {name: shared_by(private[name][0], len(users)) for name in without})
 
     def _memory_of(self, client: Client, clients: int) -> Rows:
@@ -187,14 +195,11 @@ class ClientStore(ABC):
         Raises:
             RunError: if the disk is full.
         """
-        # Small tables are always kept whole.
-        here = {
-            name: kept_as(
-                laid_out(value, bases[name]) if value.is_sparse and name not in self.layout.tables else value,
-                self.dtypes[name],
-            )
-            for name, value in rows.items()
-        }
+        here = {}
+        for name, value in rows.items():
+            if value.is_sparse and name not in self.layout.tables:  # small tables are always kept whole
+                value = laid_out(value, bases[name])
+            here[name] = kept_as(value, self.dtypes[name])
         near = {name: bases[name].to("cpu", self.dtypes[name]) for name in self.layout.tables if name in bases}
         packed = self.layout.pack(len(users), here, near)
         lengths = self.layout.lengths(packed.on_base, packed.numbers)

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cgfedrec.wire.moved import of_rows
+
 Rows = dict[str, Tensor]
 """Rows of each private tensor, by its name: `[clients, ...]`."""
 Bytes = NDArray[np.uint8]
@@ -282,4 +284,4 @@ def kept_as(rows: Tensor, dtype: torch.dtype) -> Tensor:
         return rows.to("cpu", dtype)
     values = rows.values().to("cpu", dtype)
     indices = rows.indices().to("cpu")
-    return torch.sparse_coo_tensor(indices, values, rows.shape, is_coalesced=True, check_invariants=False)
+    return of_rows(indices, values, rows.shape)

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cgfedrec.client import Client, shared_by
+from cgfedrec.client import Client
 from cgfedrec.simulation.store.base import COPIED_AT_ONCE, NONE, ClientStore
 from cgfedrec.simulation.store.blocks import Blocks, MemoryBlocks
 from cgfedrec.simulation.store.layout import Rows, differing, kept_as
 from cgfedrec.simulation.store.memory import MemoryStore
-from cgfedrec.wire.moved import some
+from cgfedrec.wire.moved import of_rows, some
 
 
 class TrainedRows(NamedTuple):
@@ -81,13 +81,7 @@ class WholeStore(ClientStore):
                 if name not in skipped:
                     torch.index_select(self._rows[name], 0, self._place[users], out=rows)
         self._lay_out(users, private, without)
-        if not known.all():
-            for name, start in client.start(users).items():
-                if name in client.follows and name in self._starts_of(client) and not known.any():
-                    private[name] = shared_by(start[0], len(users))
-                elif name not in without:
-                    private[name][~known] = start[~known]
-        client.load(users, private | {name: shared_by(private[name][0], len(users)) for name in without})
+        self._become(client, users, private, without)
 
     def _in_place(self, users: Tensor) -> Rows | None:
         """The rows of users `[clients]` where they lie, `[clients, ...]`; none where others stand between them."""
@@ -223,10 +217,7 @@ class WholeStore(ClientStore):
 def _beside(tables: Tensor, base: Tensor) -> Tensor:
     """The rows of tables `[clients, items, dim]` that are not those of a base `[items, dim]`, a sparse tensor."""
     differs = torch.from_numpy(differing(tables, base))
-    shape = tables.shape
-    return torch.sparse_coo_tensor(
-        differs.nonzero().T, tables[differs], shape, is_coalesced=True, check_invariants=False
-    )
+    return of_rows(differs.nonzero().T, tables[differs], tables.shape)
 
 
 def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
