@@ -99,11 +99,13 @@ class ClientStore(ABC):
         new = ~self.known[users]
         starts = client.start(users) if new.any() else {}
         for name, start in starts.items():
+            if name in without:
+                continue
             if name in client.follows and name in self._starts_of(client) and new.all():
                 private[name] = shared_by(start[0], len(users))  # rows of it are trained, and not itself
             elif new.all():
                 private[name].copy_(start)
-            elif name not in without:
+            else:
                 private[name][new] = start[new]
         # What is not read is one row of anything, so that nobody copies it.
         client.load(users, private | {name: shared_by(private[name][0], len(users)) for name in without})
