@@ -13,7 +13,6 @@ from torch.utils.data import TensorDataset
 
 from cgfedrec.client import Batch
 from cgfedrec.methods import CGFedRec
-from cgfedrec.structure import clusters
 from cgfedrec.testing import distance, prepared, trained
 
 ROUNDS = 3
@@ -42,7 +41,7 @@ def test_three_rounds_of_the_framework_are_those_of_the_plain_twin(monkeypatch: 
         seeds.append(settings["random_state"])
         return MiniBatchKMeans(**settings)
 
-    monkeypatch.setattr(clusters, "MiniBatchKMeans", noted)
+    monkeypatch.setattr("sklearn.cluster.MiniBatchKMeans", noted)
     data = prepared(batch_size=16)
     method = CGFedRec(dim=8, clusters=6, reg=0.5, optimizer=partial(torch.optim.SGD, lr=0.1), table_lr=10.0)
     loop = trained(method, data, cohort_size=7, rounds=ROUNDS)

@@ -8,8 +8,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -120,6 +118,10 @@ def clustered(
     Returns:
         Labels `[items]`, int64, and centroids `[clusters, dim]`. Fewer distinct rows than clusters leave some empty.
     """
+    # Imported here: a node of a network starts a process for each message, and has nothing to cluster.
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     shared = {"n_clusters": clusters, "init": init, "n_init": 1, "random_state": seed}
     if kind == "full":
         model = KMeans(**shared)
