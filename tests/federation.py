@@ -19,6 +19,16 @@ from cgfedrec.deploy.certificates import write_certificates
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
+SUPERNODE = """
+from flwr.common import constant
+constant.HEARTBEAT_DEFAULT_INTERVAL = 10
+from flwr.supernode.cli import flower_supernode
+flower_supernode()
+"""
+"""``flower-supernode``, which says every 10 s that it is there, the least that a SuperLink takes.
+
+By itself it does so every 30 s. A node is gone for Flower once it has been silent for twice that.
+"""
 
 
 class Proxy:
@@ -133,7 +143,7 @@ class Loopback:
         keys = self.folder / "keys"
         self.start(
             f"node-{number}",
-            *("flower-supernode", "--superlink", f"127.0.0.1:{self.proxy.port}"),
+            *(sys.executable, "-c", SUPERNODE, "--superlink", f"127.0.0.1:{self.proxy.port}"),
             *("--root-certificates", keys / "ca.crt", "--auth-supernode-private-key", keys / f"node-{number}"),
             *("--port", free_port(), "--node-config", f'folder="{self.node_folders[number]}"'),
         )
