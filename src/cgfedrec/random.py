@@ -126,7 +126,9 @@ def laplace(seed: int, stream: Stream, *counters: ArrayLike) -> NDArray[np.float
 
 def integers(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int64]:
     """Whole numbers in [0, high) from 64 random bits each; ``high`` below 2^32 (bias below high / 2^32)."""
-    return (((random_bits >> np.uint64(32)) * np.asarray(high).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+    drawn = np.asarray(random_bits >> np.uint64(32)) * np.asarray(high).astype(np.uint64)
+    drawn >>= np.uint64(32)
+    return np.asarray(drawn).view(np.int64)
 
 
 def distinct(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int64]:
@@ -142,20 +144,23 @@ def distinct(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int
         `[..., k]`.
     """
     k = random_bits.shape[-1]
-    drawn = np.empty(random_bits.shape, np.int64)
+    drawn = np.empty((k, *random_bits.shape[:-1]), np.int64)  # what is compared lies in one piece
     for position in range(k):
         last = np.asarray(high) - k + position
         candidate = integers(random_bits[..., position], last + 1)
         taken = np.zeros(candidate.shape, bool)
         # A number that is taken is replaced by the last one, which no earlier position could draw.
         for earlier in range(position):
-            taken |= drawn[..., earlier] == candidate
-        drawn[..., position] = np.where(taken, last, candidate)
-    return drawn
+            taken |= drawn[earlier] == candidate
+        drawn[position] = np.where(taken, last, candidate)
+    return np.moveaxis(drawn, 0, -1)
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64: each bit of the result depends on all bits of the state."""
-    state = (state ^ (state >> np.uint64(30))) * _MIX_1
-    state = (state ^ (state >> np.uint64(27))) * _MIX_2
-    return state ^ (state >> np.uint64(31))
+    mixed = state ^ (state >> np.uint64(30))
+    mixed *= _MIX_1
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= _MIX_2
+    mixed ^= mixed >> np.uint64(31)
+    return mixed
