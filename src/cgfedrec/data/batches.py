@@ -125,13 +125,13 @@ class Batches:
         sizes = inside.reshape(shape).sum(2).astype(np.float32)
         weights = inside.reshape(shape) / np.maximum(sizes, 1)[:, :, None]
         items, targets = np.empty((epochs, *shape), np.int64), np.empty((epochs, *shape), np.float32)
+        positive = place % (1 + self.negatives) == 0  # it stands first, and its negatives behind it
         for epoch in range(epochs):
             keys = bits(seed, Stream.SHUFFLE, numbers[:, None], round, epoch, place)
             order = _shuffled(keys, counts)
             # Padding reads beyond a client's samples, and beyond all samples at the end: hence clip, and item 0.
             items[epoch] = np.where(inside, samples.take(starts[:, None] + order, mode="clip"), 0).reshape(shape)
-            # A positive stands first, and its negatives behind it.
-            targets[epoch] = (inside & (order % (1 + self.negatives) == 0)).reshape(shape)
+            targets[epoch] = (inside & positive[order]).reshape(shape)
         batches = []
         for step in range(epochs * shape[1]):
             # A client with s batches an epoch takes epochs * s steps: step t is batch t % s of its epoch t // s. Those
