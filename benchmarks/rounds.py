@@ -104,7 +104,9 @@ def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
     store.load_state_dict(copy.deepcopy(state["store"]))
     loop.server.load_state_dict(state["server"])
     loop.round = 2
-    cohorts = list(data.cohorts(torch.arange(data.num_users), loop.clients.cohort_size))
+    everyone = torch.arange(data.num_users)
+    store.write(everyone, store.read(everyone))  # in full, as a federation has it that has not just been resumed
+    cohorts = list(data.cohorts(everyone, loop.clients.cohort_size))
     drawn = {int(users[0]): data.batches.samples(users.numpy(), 2, data.private_seed) for users in cohorts}
     with patch.object(type(data.batches), "samples", lambda _, users, *__: drawn[int(users[0])]):
         started = time.perf_counter()
