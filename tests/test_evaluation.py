@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cgfedrec.data import FederatedDataModule, Synthetic
-from cgfedrec.evaluation.ranking import rank_table, ranked
+from cgfedrec.evaluation.ranking import best, rank_table, ranked
 
 
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
@@ -26,3 +28,26 @@ def test_the_table_of_ranks_names_each_held_out_item(make_data: Callable[..., Fe
     for user, item, rank in zip(users, items, table["rank"], strict=True):
         assert item in everyone.relevant[user]
         assert rank == (scores[user, everyone.candidates[user]] >= scores[user, item]).sum()
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    users=st.integers(1, 4),
+    num_items=st.integers(1, 700),
+    k=st.integers(1, 12),
+    levels=st.sampled_from([2, 40, 10**6]),
+    open_share=st.sampled_from([0.02, 0.9]),
+)
+def test_the_best_are_those_of_a_stable_sort(
+    seed: int, users: int, num_items: int, k: int, levels: int, open_share: float
+) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (users, num_items), generator=drawn) / levels
+    scores[torch.rand(users, num_items, generator=drawn) < 0.02] = torch.nan
+    candidates = torch.rand(users, num_items, generator=drawn) < open_share
+    k = min(k, num_items)
+    ordered = torch.where(candidates & ~scores.isnan(), scores, -torch.inf).sort(dim=1, descending=True, stable=True)
+    values, items = best(scores, candidates, k)
+    assert values.equal(ordered.values[:, :k])
+    there = values.isfinite()
+    assert items[there].equal(ordered.indices[:, :k][there])
