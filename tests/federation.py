@@ -20,9 +20,10 @@ from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
 SUPERNODE = """
-from flwr.common import constant
-constant.HEARTBEAT_DEFAULT_INTERVAL = 10
+from flwr.supercore import heartbeat
+from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
+heartbeat.HEARTBEAT_DEFAULT_INTERVAL = fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = 10
 flower_supernode()
 """
 """``flower-supernode``, which says every 10 s that it is there, the least that a SuperLink takes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from cgfedrec.data.module import Stage
 from cgfedrec.deploy.exchange import Exchange
 from cgfedrec.deploy.known import Known
-from cgfedrec.deploy.parcels import DONE, Parcel
+from cgfedrec.deploy.parcels import DONE, REFUSED, Parcel
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import InputError, RunError
 
@@ -33,6 +33,7 @@ class Attendance:
         self.known: dict[int, Known] = {}
         self.away: set[int] = set()
         self.taken = torch.zeros(terms.clients, dtype=torch.int64)
+        self._turned_away: set[int] = set()
 
     def meet(self) -> None:
         """Wait for as many nodes as there are to be, and learn who lives there.
@@ -43,7 +44,9 @@ class Attendance:
         """
         begun = self.exchange.clock()
         while len(self.known) < self.terms.nodes and self.exchange.clock() < begun + self.terms.start:
-            self._ask_who(self.exchange.connected() - self.known.keys())
+            left = begun + self.terms.start - self.exchange.clock()
+            for wrong in self._ask_who(left):
+                raise InputError(wrong)
             if len(self.known) < self.terms.nodes:
                 self.exchange.sleep(1.0)
         if not self.known:
@@ -52,34 +55,61 @@ class Attendance:
             self.exchange.say(f"{len(self.known)} of {self.terms.nodes} nodes have come; the run begins without others")
         self.exchange.say(f"{len(self.known)} nodes with {len(self.present())} of {self.terms.clients} clients")
 
-    def _ask_who(self, nodes: Iterable[int]) -> None:
-        for node, reply in self.exchange.ask("who", dict.fromkeys(nodes, Parcel({}, {}))):
-            if reply.text("status") != DONE:
-                raise InputError(f"node {node}: {reply.text('why')}")
-            clients = reply.wholes("clients", self.terms.clients).sort().values
-            for other, one in self.known.items():
-                both = torch.isin(clients, one.clients)
-                if other not in self.away and other in self.exchange.connected() and both.any():
-                    raise InputError(f"nodes {other} and {node} both have client {int(clients[both][0])}")
-            taken = self._taken(clients)
-            for other in [one for one in self.known if torch.isin(clients, self.known[one].clients).any()]:
-                taken = self.known.pop(other).taken  # it has come back under another name
-                self.away.discard(other)
-            holds_out = {stage: bool(reply.head.get(stage)) for stage in ("val", "test")}
-            self.known[node] = Known(clients, holds_out, set(reply.texts("kept")), taken)
-            self.exchange.say(f"node {node} is here, with {len(clients)} clients")
+    def _ask_who(self, most: float) -> Iterator[str]:
+        """Ask nodes that have come who lives there, and wait at most so many seconds for their answers.
+
+        Returns:
+            Why nodes cannot take part. They are not asked again before they have been away.
+        """
+        there = self.exchange.connected()
+        self._turned_away &= there
+        new = there - self.known.keys() - self._turned_away
+        silent = set(new)
+        for node, reply in self.exchange.ask("who", dict.fromkeys(new, Parcel({}, {})), most=most):
+            silent.discard(node)
+            try:
+                self._take_in(node, reply)
+            except ValueError as error:
+                self._turned_away.add(node)
+                yield f"node {node}: {error}"
+        for node in silent & self.exchange.connected():
+            self._turned_away.add(node)
+            self.exchange.say(f"node {node} has not said in {most:.0f} s who lives there, and is not waited for")
+
+    def _take_in(self, node: int, reply: Parcel) -> None:
+        """Know a node by its answer, from anyone. Raises ``ValueError`` where it cannot take part."""
+        status = reply.text("status")
+        if status == REFUSED:
+            self.exchange.say(f"node {node}: {reply.text('why')}")
+            return  # it is asked again
+        if status != DONE:
+            raise ValueError(reply.text("why"))
+        clients, kept = reply.wholes("clients", self.terms.clients).sort().values, set(reply.texts("kept"))
+        there = self.exchange.connected()
+        for other, one in self.known.items():
+            both = torch.isin(clients, one.clients)
+            if other not in self.away and other in there and both.any():
+                raise ValueError(f"node {other} has client {int(clients[both][0])} too")
+        taken = self._taken(clients)
+        for other in [one for one in self.known if torch.isin(clients, self.known[one].clients).any()]:
+            taken = self.known.pop(other).taken  # it has come back under another name
+            self.away.discard(other)
+        holds_out = {stage: bool(reply.head.get(stage)) for stage in ("val", "test")}
+        self.known[node] = Known(clients, holds_out, kept, taken)
+        self.exchange.say(f"node {node} is here, with {len(clients)} clients")
 
     def _taken(self, clients: Tensor) -> int:
         """The last round of a node with these clients `[clients]` that the server had taken in."""
         return int(self.taken[clients].max()) if len(clients) else 0
 
     def refresh(self) -> None:
-        """Take in nodes that have come, or come back, since."""
+        """Take in nodes that have come, or come back, since; and go on without those that cannot take part."""
         there = self.exchange.connected()
         for node in self.away & there:
             self.away.discard(node)
             self.exchange.say(f"node {node} is back, with {len(self.known[node].clients)} clients")
-        self._ask_who(there - self.known.keys())
+        for wrong in self._ask_who(self.terms.absent):
+            self.exchange.say(f"{wrong}; the run goes on without it, until it is started anew")
 
     def present(self) -> Tensor:
         """The clients of nodes that are not away, `[clients]`, ascending."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
@@ -69,7 +70,9 @@ class Exchange:
             self._gone_since.pop(node, None)
         return there
 
-    def ask(self, what: str, parcels: Mapping[int, Parcel], round: int = 0) -> Iterator[tuple[int, Parcel]]:
+    def ask(
+        self, what: str, parcels: Mapping[int, Parcel], round: int = 0, most: float = math.inf
+    ) -> Iterator[tuple[int, Parcel]]:
         """Ask nodes, each something of its own, and give their answers as they come.
 
         It ends when all have answered, or none is left to wait for: when its time is over, or a node has been gone for
@@ -79,8 +82,9 @@ class Exchange:
             what: ``who``, ``train`` or ``evaluate``.
             parcels: By node.
             round: From 1, where there is one.
+            most: Seconds that an answer may take, where that is less than ever.
         """
-        deadline = self.clock() + self.wait
+        deadline = self.clock() + min(self.wait, most)
         to_send, waiting = set(parcels), dict[str, int]()
         failures = dict.fromkeys(parcels, 0)
         while to_send or waiting:

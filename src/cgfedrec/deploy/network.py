@@ -147,7 +147,13 @@ class NetworkLoop(FederatedLoop):
             wanted = self._ever_there()
         pool = wanted[torch.isin(wanted, self.clients.present())]
         if not len(pool):
-            raise RunError(f"round {self.round}: none of the {len(wanted)} clients who are needed is there any more")
+            if self.server.wanted() is None or not len(wanted) or not len(self.clients.present()):
+                told = f"none of the {len(wanted)} clients who are needed is there any more"
+                raise RunError(f"round {self.round}: {told}")
+            told = f"the sum waits for {len(wanted)} clients alone who have not come"
+            self.clients.exchange.say(f"round {self.round}: {told}: the run goes on without them")
+            self.server.leave(wanted)
+            return self.sample()
         return self._enough(pool, self.server.wanted() is not None)
 
     def _enough(self, pool: Tensor, to_end: bool) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,8 @@ from cgfedrec.wire.wire import Wire
 if TYPE_CHECKING:
     from cgfedrec.deploy.members import Members
 
+PATIENCE = 600.0
+"""Seconds that a message waits for another process of its node."""
 STATE = "state"
 """The folder of private state, below that of the node: a file for each run."""
 
@@ -107,12 +110,30 @@ class Node:
                 "unmask": self.masks,
                 "evaluate": self.evaluate,
             }[asked.text("what")]
-            with locked(self.folder.path, f"{self.folder.path}: another process of this node is at work"):
+            with ExitStack() as stack:
+                if not self._alone(stack, asked):
+                    return declined(REFUSED, f"{self.folder.path}: another process of this node is at work")
                 return what(asked)
         except (InputError, RunError) as error:
             return declined(FAILED, str(error))
         except (ValueError, KeyError) as error:
             return declined(FAILED, f"the message of the server cannot be read: {error}")
+
+    def _alone(self, stack: ExitStack, asked: Parcel) -> bool:
+        """Wait for any other process of this node, which may be at work on the same; whether it has ended.
+
+        Flower starts another process for a message where it takes the first one for dead.
+        """
+        until = min(self.clock() + PATIENCE, asked.number("deadline"))
+        while True:
+            try:
+                stack.enter_context(locked(self.folder.path, "busy"))
+            except InputError:
+                if self.clock() >= until:
+                    return False
+                time.sleep(1.0)
+            else:
+                return True
 
     def who(self, asked: Parcel) -> Parcel:
         """Who lives here, by their numbers, and what has come already."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.data.module import Stage
+from cgfedrec.deploy.answers import evaluated, trained, without
 from cgfedrec.deploy.attendance import Attendance
 from cgfedrec.deploy.exchange import Exchange
 from cgfedrec.deploy.parcels import (
@@ -19,7 +20,6 @@ from cgfedrec.deploy.parcels import (
     Parcel,
     pack_broadcast,
     pack_bulletin,
-    unpack_uploads,
 )
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import RunError, check
@@ -148,19 +148,7 @@ class Nodes(Attendance):
         Raises:
             ValueError: if it is anything else.
         """
-        refused: dict[int, str] = {}
-        upload = unpack_uploads(reply, "uploads", expected, refused if self.refusing else None)
-        users = reply.wholes("users", self.terms.clients)
-        if not users.sort().values.equal(asked.sort().values):
-            raise ValueError("it is not of the clients who were asked")
-        if expected and {*upload.clients.tolist(), *refused} != set(users.tolist()):
-            raise ValueError("it has not one upload of each client who was asked")
-        up, down = reply.wholes("bytes").tolist()
-        means = reply.head["means"]
-        if not isinstance(means, list) or not all(type(mean) is float for mean in means):
-            raise ValueError("means are no numbers")
-        rows = torch.tensor(means).expand(len(users), -1) if means else torch.empty(len(users), 0)
-        return upload, without(Told(users, up, down, rows), refused)
+        return trained(asked, reply, expected, len(self.reports), self.refusing)
 
     def together(self, cohorts: Sequence[Told]) -> Told:
         """What all nodes have to tell."""
@@ -175,13 +163,15 @@ class Nodes(Attendance):
         sent = self.server.broadcast if self._scores_after == "aggregation" else None
         sums = {name: torch.zeros(len(self.cutoffs), dtype=torch.int64) for name in METRICS}
         users = 0
-        for _, reply in self.asked("evaluate", nodes, round, sent, stage):
-            number, told = reply.whole("users"), reply.head.get("sums", {})
-            if number:
-                users += number
-                self.bytes_scoring += reply.whole("bytes_scoring")
-                for name in METRICS:
-                    sums[name] += torch.tensor(told[name], dtype=torch.int64)
+        for node, reply in self.asked("evaluate", nodes, round, sent, stage):
+            try:
+                number, nbytes, told = evaluated(len(nodes[node]), reply, len(self.cutoffs))
+            except ValueError as error:
+                self.unread(node, round, error)
+                continue
+            users, self.bytes_scoring = users + number, self.bytes_scoring + nbytes
+            for name, value in told.items():
+                sums[name] += value
         if not users:
             return {}
         return {
@@ -209,7 +199,7 @@ class Nodes(Attendance):
             stage: Of an evaluation.
             besides: What else single nodes are sent.
         """
-        of_round = round if what == "train" else round + 1
+        of_round, repeated = round if what == "train" else round + 1, False
         while nodes:
             parcels = {
                 node: self._parcel(node, users, broadcast and broadcast(users, of_round), of_round, stage)
@@ -219,14 +209,19 @@ class Nodes(Attendance):
             again = {}
             for node, reply in self.answers(what, parcels, round):
                 if reply.text("status") == MISSING:  # it has lost what it had
-                    self.known[node].kept -= set(reply.texts("kept"))
-                    again[node] = nodes[node]
+                    try:
+                        self.known[node].kept -= set(reply.texts("kept"))
+                        if repeated:
+                            raise ValueError("it misses what it has been sent")
+                        again[node] = nodes[node]
+                    except ValueError as error:
+                        self.unread(node, round, error)
                     continue
                 if note := reply.text("note"):
                     self.exchange.say(f"node {node}: {note}")
                 self.known[node].kept |= set(parcels[node].texts("broadcast/kept"))
                 yield node, reply
-            nodes = again
+            nodes, repeated = again, True
 
     def answers(self, what: str, parcels: Mapping[int, Parcel], round: int) -> Iterator[tuple[int, Parcel]]:
         """Ask nodes, give the answers of those who can do it, and go on without the others. Arguments as of `asked`.
@@ -288,9 +283,3 @@ class Nodes(Attendance):
         self.taken, self.bytes_scoring = taken.clone(), bytes_scoring
         for one in self.known.values():
             one.taken = self._taken(one.clients)
-
-
-def without(told: Told, refused: Mapping[int, str]) -> Told:
-    """What is told of those clients `[clients]` who were not refused; and of the others why they were."""
-    there = ~torch.isin(told.users, torch.tensor(list(refused), dtype=torch.int64))
-    return told._replace(users=told.users[there], means=told.means[there], refused={**told.refused, **refused})

@@ -144,7 +144,11 @@ def pack_uploads(uploads: Sequence[Upload], name: str = "uploads") -> Parcel:
 
 
 def unpack_uploads(
-    parcel: Parcel, name: str, expected: Mapping[str, Field], refused: dict[int, str] | None = None
+    parcel: Parcel,
+    name: str,
+    expected: Mapping[str, Field],
+    refused: dict[int, str] | None = None,
+    asked: Tensor | None = None,
 ) -> Upload:
     """The inverse of `pack_uploads`, for what may come from anyone.
 
@@ -153,6 +157,7 @@ def unpack_uploads(
         name: Of the uploads.
         expected: The fields of one client's message.
         refused: As of `Upload.unpack`.
+        asked: Whose they may be alone, `[clients]`. Few bytes can stand for large tables, so nobody else's are read.
 
     Raises:
         ValueError: for anything else.
@@ -160,6 +165,8 @@ def unpack_uploads(
     clients, sizes = parcel.wholes(f"{name}/clients"), parcel.wholes(f"{name}/sizes")
     if len(clients.unique()) != len(clients):
         raise ValueError("a client sends twice")
+    if asked is not None and not torch.isin(clients, asked).all():
+        raise ValueError("it is of clients who were not asked")
     joined = parcel.body.get(f"{name}/own", b"")
     if not expected:  # no message at all, then
         if joined:

@@ -129,20 +129,32 @@ class CoLRServer(MeanServer):
     grows = ("up_to_date",)
     table: Tensor
     up_to_date: Tensor
+    trained: Tensor
 
     def __init__(self, method: CoLR, start: Tensor, seed: int) -> None:
         super().__init__({"factor": Field((len(start), method.rank), sparse=True)}, seed)
         self.register_buffer("table", start.clone())
         self.register_buffer("up_to_date", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("trained", torch.zeros((), dtype=torch.int64))  # the round of the mean A; 0 before any
 
     def broadcast(self, users: Tensor, round: int) -> Broadcast | None:
-        if round == 1:
+        if not self.trained:
             return None
+        factor, table = self.mean("factor"), self.table
         missed = users[~torch.isin(users, self.up_to_date.cpu())]
+        if self.trained != round - 1:
+            # Nobody came through in the rounds between, whose B clients would take for that of A. So all get W with A.
+            factor, table, missed = torch.zeros_like(factor), self._next(), users
         own = None
         if len(missed):
-            own = Upload(missed, {"table": self.table.expand(len(missed), -1, -1)})
-        return Broadcast({"factor": SparseRows(self.mean("factor"))}, own)
+            own = Upload(missed, {"table": table.expand(len(missed), -1, -1)})
+        return Broadcast({"factor": SparseRows(factor)}, own)
+
+    def _next(self) -> Tensor:
+        """W with the change by the mean A, `[items, dim]`."""
+        factor = self.mean("factor")
+        basis = random_basis(self.seed, int(self.trained), factor.shape[1], self.table.shape[1])
+        return self.table + change(factor, basis.to(factor.device))
 
     def reduce(self, upload: Upload) -> Sum:
         """The sums of the rows of A, and how many clients touched each."""
@@ -152,10 +164,9 @@ class CoLRServer(MeanServer):
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         # W stays one round behind the mean A. So a client that missed the round can take it over, and then add A as all
         # the others do.
-        if round > 1:
-            factor = self.mean("factor")
-            basis = random_basis(self.seed, round - 1, factor.shape[1], self.table.shape[1])
-            self.table += change(factor, basis.to(factor.device))
+        if self.trained:
+            self.table.copy_(self._next())
+        self.trained.fill_(round)
         sums = self.take_sum().values
         touched = sums["touched"]  # [items]: by how many clients; a row that nobody touched stays zero
         self.mean("factor").copy_(sums["factor"] / touched.clamp_min(1)[:, None])
