@@ -388,7 +388,7 @@ def test_two_nodes_with_one_client_are_refused() -> None:
     terms = deployed(PFEDREC)
     grid = Here(terms)
     grid.nodes[1] = grid.nodes[0]
-    with pytest.raises(InputError, match="both have client 0"):
+    with pytest.raises(InputError, match="node 1: node 0 has client 0 too"):
         federate(terms, "r", grid.exchange())
 
 

@@ -251,7 +251,7 @@ def test_keys_of_a_run_are_gone_when_another_begins() -> None:
     federate(terms, "r", Here(terms).exchange())
     state = SECRETS.parent
     (state / ".r.secrets.part").write_text("of a killed process")
-    who = Parcel({"what": "who", "run": "r"}, {})
+    who = Parcel({"what": "who", "run": "r", "deadline": 2e9}, {})
     assert node_of(terms).answer(who).text("status") == DONE
     assert SECRETS.exists(), "a node that comes back answers alike"
     other = Node(Path("fed/nodes/node-0"), terms, "other")
@@ -293,4 +293,6 @@ def test_what_cannot_be_masked_is_refused_before_a_run(monkeypatch: pytest.Monke
     with pytest.raises(InputError, match=r"need cryptography and pycryptodome: pip install 'cgfedrec\[secure\]'"):
         federate(terms, "r", Here(terms).exchange())
     assert not Path("runs").exists()
-    assert "cgfedrec[secure]" in node_of(terms).answer(Parcel({"what": "who", "run": "r"}, {})).text("why")
+    assert "cgfedrec[secure]" in node_of(terms).answer(Parcel({"what": "who", "run": "r", "deadline": 2e9}, {})).text(
+        "why"
+    )

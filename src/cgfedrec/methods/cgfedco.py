@@ -76,8 +76,15 @@ class CGFedCo(Discovery, Method):
         rolling = None
         if self.privacy is not None and data.split == "rolling":
             rolling = "method.privacy: a rolling evaluation chooses by what it has seen, and no budget pays for that"
+        unjudged = None
+        if self.privacy is not None and self.read_by is None and data.split == "none":
+            unjudged = (
+                "method.read_by: nobody holds anything out (data.split none), so noise would choose how histories are "
+                "read, for a part of the budget; give a reading, such as 'rho 0, beta 0'"
+            )
         check(
             rolling,
+            unjudged,
             days_untold("method.half_life", self.half_life, data.days),
             *(days_untold(recent, half_life, data.days) for half_life in self.structure.recently),
         )

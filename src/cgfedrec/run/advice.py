@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.checkpoint import BEST, LAST
 from cgfedrec.run.run import Run
 from cgfedrec.server import CLIENTS
+from cgfedrec.structure.counting import CountingServer
+from cgfedrec.structure.private import CHOOSE
 
 MOST_RUNS = 200
 """Runs beside this one that are looked at, the newest first."""
@@ -44,6 +47,12 @@ def advice(run: Run) -> Iterator[str]:
         yield (
             "the best round is the last one: more may help. To go on: "
             f"cgfedrec fit --ckpt_path {kept} --loop.rounds {2 * training.rounds}"
+        )
+    server = training.server if isinstance(training, FederatedLoop) else None
+    if isinstance(server, CountingServer) and CHOOSE in server.sums and server.judged.any():
+        yield (
+            "to train on everything and use it, give the same settings and "
+            f"--data.split none --method.read_by {shlex.quote(list(server.structure.readings)[int(server.chosen)])}"
         )
     if below_popularity(run.summary):
         name = type(run.method).__name__

@@ -14,6 +14,7 @@ from cgfedrec.run.engine import rank_of
 from cgfedrec.run.folder import run_folder
 from cgfedrec.run.run import Run
 from cgfedrec.run.update import Update, is_too_much
+from cgfedrec.structure.counting import CountingServer
 
 
 @contextmanager
@@ -47,10 +48,12 @@ def open_run(
     with held as directory:
         to_train = not (state and _is_finished(state, settings))
         run = Run(settings, directory, callbacks, console, to_train=to_train, update=update)
-        exact = update and run.loop.server.updates == "exactly"
-        if exact and run.data.changes and (why := is_too_much(run.data.changes)):
+        exact = run.loop.server.updates == "exactly"
+        if update and exact and run.data.changes and (why := is_too_much(run.data.changes)):
             run.console.print(why, highlight=False, soft_wrap=True)
             run = Run(settings, directory, callbacks, console)
+            if isinstance(run.loop.server, CountingServer):
+                run.loop.server.read_as(update.state["loop"]["server"])
         if state:
             run.restore(state, checkpoint)
         del state  # it maps the checkpoint

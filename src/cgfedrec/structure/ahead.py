@@ -93,9 +93,10 @@ def _known(server: SumsServer, counts: Tensor) -> Known:
     """What will be known at most, by the first sum, `[items, columns]`."""
     first, discovery, known = server.tallies[0], server.discovery, _unknown(server)
     rows = Rows.of(server.first_sum(counts), server.least, first.unit)
+    server.check_rows(len(rows))
     sizes, places = discovery.sizes(rows), torch.arange(len(rows))
     # Rows are in the order of how many have them: the first ones bound all others.
-    pairs = torch.arange(int(sizes.max()) if len(rows) else 0).expand(len(rows), -1)
+    pairs = torch.arange(int(sizes.max())).expand(len(rows), -1)
     return replace(
         known,
         rows=rows,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.data.changes import Changes
+from cgfedrec.errors import RunError
 from cgfedrec.structure.columns import Columns, LabelColumns
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
 from cgfedrec.structure.counting import CountingServer
@@ -31,6 +32,8 @@ from cgfedrec.wire.values import Counts, IdLists, Labels, Value, Weights
 
 LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
 
+FEWEST = 2
+"""Items that need a row for anything to be found out about what goes with what."""
 TABLES = 12
 """How many tables `[items, columns]` of 8 bytes there are at most: sums, columns, factors. Measured."""
 
@@ -91,6 +94,7 @@ class SumsServer(CountingServer):
 
     def find(self, name: str, following: str) -> None:
         self.known = self._known()
+        self.check_rows(len(self.known.the_rows))
         if name == self.tallies[-1].name:
             self._find_structure()
         elif following == LABELS and len(self.labels) < len(self.known.the_rows):
@@ -99,6 +103,14 @@ class SumsServer(CountingServer):
             self.directions = directions(self.total("sketch").double(), self.discovery.num_clusters(self.num_items))
         elif following == PAIRS and len(self.pairs) < len(self.known.the_rows):
             self.pairs = self._find_pairs()
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse to go on where so few items have a row that there is nothing to find out. Raises `RunError`."""
+        if rows < FEWEST:
+            raise RunError(
+                f"{rows} of {self.num_items} items have {self.least} clients (method.least_clients), and it takes two "
+                "to find out what goes with what: give it more interactions, or method.least_clients 1"
+            )
 
     def _rows(self) -> Rows:
         """The rows with the clients of everybody who has been counted."""

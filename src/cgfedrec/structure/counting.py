@@ -15,7 +15,7 @@ from cgfedrec.errors import check
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.server import READINGS
 from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of
-from cgfedrec.structure.judging import UNIT, judgement
+from cgfedrec.structure.judging import UNIT, chosen_by, judgement
 from cgfedrec.structure.plausible import check_sum, implausible
 from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
@@ -212,6 +212,10 @@ class CountingServer(SumsInTurn):
                 values["days"] = self.days
         return Broadcast(values, kept=self.bulletins)
 
+    def read_as(self, state: Mapping[str, Any]) -> None:
+        """Read as in the state of another run of the same settings, until clients choose."""
+        self.chosen.copy_(state["chosen"])
+
     def update(self, users: Tensor, round: int) -> dict[str, float]:
         if self.counting != TRAIN:
             return super().update(users, round)
@@ -229,7 +233,7 @@ class CountingServer(SumsInTurn):
             check_sum(name, total.cpu(), field.bounds)
         if name == CHOOSE:
             self.judged = total
-            self.chosen.fill_(int(total.argmax()))
+            self.chosen.fill_(chosen_by(total, int(self.chosen), list(self.structure.readings)))
             means = (total.double() / UNIT / int(self.there.sum())).tolist()
             readings = (f"{READINGS}{reading}" for reading in self.structure.readings)
             return dict(zip(readings, means, strict=True))

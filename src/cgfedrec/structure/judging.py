@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+import warnings
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from cgfedrec.errors import Notice
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.private import judged_bounds
 from cgfedrec.wire.bounds import Bounds
@@ -24,3 +29,22 @@ def judgement(readings: int, discovery: Discovery, clients: int) -> Field:
     if discovery.privacy is not None:
         bounds = judged_bounds(readings, discovery.privacy, clients)
     return Field((readings,), torch.int64, bounds=bounds)
+
+
+def chosen_by(judged: Tensor, before: int, readings: Sequence[str]) -> int:
+    """Which reading clients have chosen. Where nobody could judge any, it is said, and the one of before stays.
+
+    Args:
+        judged: `[readings]`: what all have said of each.
+        before: By which they have read so far.
+        readings: Their names.
+    """
+    if judged.any():
+        return int(judged.argmax())
+    warnings.warn(
+        "choose: nobody holds anything out for validation, so nothing is chosen, and histories are read by "
+        f"{readings[before]!r}. Give what a run has chosen that holds out: --method.read_by",
+        Notice,
+        stacklevel=2,
+    )
+    return before
