@@ -1,77 +1,118 @@
-"""How histories are read where nobody can choose, and where there is too little to read."""
+"""Reading, numbering and splitting, against their plain definition, an interaction at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from cgfedrec.run.checkpoint import read_checkpoint
-from tests.commands import cgfedrec
+from cgfedrec.data import FederatedDataModule, Format
+from cgfedrec.data.split import Part
+from cgfedrec.protocol import Protocol
 
-
-def written(path: str, shared: int, users: int = 6) -> str:
-    """A file in which all users have some items together, and four of their own each."""
-    lines = ["user,item,timestamp"]
-    for user in range(users):
-        items = [f"s{item}" for item in range(shared)] + [f"own{user}-{item}" for item in range(4)]
-        lines += [f"u{user},{item},{100 * user + time}" for time, item in enumerate(items)]
-    Path(path).write_text("\n".join(lines) + "\n")
-    return path
+Row = tuple[int, int, int, int]
+ROWS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 5), st.integers(0, 3)), min_size=40)
+FEWEST = 3
 
 
-def fit(*options: object) -> Any:
-    return cgfedrec("fit", "--logger", "null", "--fabric.accelerator", "cpu", *options)
+def plain(rows: list[Row], threshold: int) -> dict[str, Any]:
+    """What the data module must find: by loops and dictionaries, as anyone would write it down."""
+    first: dict[tuple[int, int], Row] = {}
+    for row in rows:
+        first.setdefault(row[:2], row)
+    unique = list(first.values())
+    liked: dict[int, list[tuple[int, int, int]]] = {}
+    for place, (user, item, rating, time) in enumerate(unique):
+        if rating >= threshold:
+            liked.setdefault(user, []).append((time, -place, item))  # the row that stands first counts as later
+    kept = sorted(user for user, own in liked.items() if len(own) >= FEWEST)
+    parts: dict[Part, dict[int, list[int]]] = {part: {} for part in Part}
+    for user in kept:
+        in_time = [item for _, _, item in sorted(liked[user])]
+        parts[Part.TRAIN][user], parts[Part.VAL][user] = sorted(in_time[:-2]), [in_time[-2]]
+        parts[Part.TEST][user] = [in_time[-1]]
+    return {
+        "users": kept,
+        "items": sorted({item for user, item, _, _ in unique if user in kept}),
+        "parts": parts,
+        "duplicates": len(rows) - len(unique),
+        "few": len({row[0] for row in rows} - set(kept)),
+        "disliked": {user: sorted(i for u, i, r, _ in unique if u == user and r < threshold) for user in kept},
+    }
 
 
-@pytest.mark.parametrize("shared", [0, 1])
-def test_items_that_hardly_anybody_shares_are_said_to_be_too_few(shared: int) -> None:
-    path = written("few.csv", shared)
-    for command in ("fit", "estimate"):
-        done = cgfedrec(command, "--data.path", path, "--logger", "null")
-        assert done.returncode == 1
-        assert f"{shared} of {24 + shared} items have 3 clients (method.least_clients)" in done.stderr
-    assert fit("--data.path", path, "--method.least_clients", 1, "--run_dir", "run").returncode == 0
+def write(rows: list[Row], spell: Callable[[int], str]) -> None:
+    lines = [f"{spell(user)},{spell(item)},{rating},{time}" for user, item, rating, time in rows]
+    Path("r.csv").write_text("\n".join(["user,item,rating,timestamp", *lines]) + "\n")
 
 
-def test_two_items_that_are_shared_are_enough() -> None:
-    assert fit("--data.path", written("two.csv", 2), "--run_dir", "run").returncode == 0
+@pytest.mark.parametrize("spell", [str, lambda number: f"id{number:03}"], ids=["numbers", "text"])
+@given(rows=ROWS, threshold=st.integers(1, 3))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_it_finds_what_the_plain_definition_says(spell: Callable[[int], str], rows: list[Row], threshold: int) -> None:
+    expected = plain(rows, threshold)
+    if not expected["users"] or len(expected["items"]) < 13:
+        rows = rows + [(20 + user, item, 5, item) for user in range(2) for item in range(1, 14)]
+        rows += [(30, 40 + item, 5, item) for item in range(20)]
+        expected = plain(rows, threshold)
+    write(rows, spell)
+    data = FederatedDataModule("r.csv", Format(rating_column="rating", threshold=threshold), negatives=1)
+    data.attach(Protocol(), 0)
+    data.setup()
+    assert [str(user) for user in data.user_ids] == [spell(user) for user in expected["users"]]
+    assert [str(item) for item in data.item_ids] == [spell(item) for item in expected["items"]]
+    assert (data.report["duplicates"], data.report["users with too few interactions"]) == (
+        expected["duplicates"],
+        expected["few"],
+    )
+    number = {item: place for place, item in enumerate(expected["items"])}
+    for place, user in enumerate(expected["users"]):
+        for lists, items in (
+            *((data._parts[part], expected["parts"][part][user]) for part in Part),
+            (data._disliked, expected["disliked"][user]),
+        ):
+            mine = lists.items[lists.starts[place] : lists.starts[place + 1]]
+            assert mine.tolist() == [number[item] for item in items]
 
 
-def test_where_nobody_can_choose_a_reading_that_is_said() -> None:
-    synthetic = ("--data.synthetic.users", 60, "--data.synthetic.items", 50)
-    measured = fit(*synthetic, "--run_dir", "measured")
-    chosen = int(read_checkpoint(Path("measured/checkpoints/best.ckpt"))["loop"]["server"]["chosen"])
-    (told,) = [line for line in measured.stdout.splitlines() if "--method.read_by" in line]
-    reading = told.partition("--method.read_by ")[2].strip("'")
-    assert told.startswith("to train on everything")
-
-    done = fit(*synthetic, "--data.split", "none", "--run_dir", "flat")
-    assert "nobody holds anything out for validation, so nothing is chosen" in done.stderr
-    given = fit(*synthetic, "--data.split", "none", "--method.read_by", reading, "--run_dir", "given")
-    assert "nothing is chosen" not in given.stderr
-    assert int(read_checkpoint(Path("given/checkpoints/best.ckpt"))["loop"]["server"]["chosen"]) == chosen
-    assert yaml.safe_load(Path("given/config.yaml").read_text())["method"]["init_args"]["read_by"] == reading
+def test_what_a_user_dislikes_is_part_of_the_fingerprint() -> None:
+    rows = [(user, item, 5 if item < 20 else 1, item) for user in range(1, 5) for item in range(1, 22)]
+    found = []
+    for changed in (rows, [*rows[:-1], (4, 21, 5, 21)], [*rows[:-1], (4, 22, 1, 21)], rows):
+        write(changed, str)
+        data = FederatedDataModule("r.csv", Format(rating_column="rating", threshold=3), negatives=1)
+        data.attach(Protocol(), 0)
+        data.setup()
+        found.append(data.fingerprint())
+    assert found[0] == found[3]
+    assert len(set(found)) == 3
 
 
-def test_noise_does_not_choose_for_people_who_hold_nothing_out() -> None:
-    done = fit("--data.synthetic.users", 60, "--data.split", "none", "--method.privacy.epsilon", 8, "--run_dir", "run")
-    assert done.returncode == 2
-    assert "method.read_by: nobody holds anything out" in done.stderr
+def test_items_that_another_user_dislikes_change_it_too() -> None:
+    """The items are the same, and so is everything that is liked."""
+    rows = [(user, item, 5, item) for user in range(1, 5) for item in range(1, 20)]
+    found = set()
+    for disliker in (1, 2):
+        write([*rows, (3, 30, 1, 30), (4, 31, 1, 31), (disliker, 30, 1, 32)], str)
+        data = FederatedDataModule("r.csv", Format(rating_column="rating", threshold=3), negatives=1)
+        data.attach(Protocol(), 0)
+        data.setup()
+        found.add(data.fingerprint())
+    assert len(found) == 2
 
 
-def test_a_reading_stays_where_columns_are_found_anew_and_nobody_can_choose() -> None:
-    """Everybody goes along a chain of items, so the newest ones tell what comes next: rho is not 0."""
-    for name, steps in (("old", 12), ("new", 16)):
-        lines = ["user,item,timestamp"]
-        lines += [f"u{user},i{(user + 2 * step) % 60},{step}" for user in range(120) for step in range(steps)]
-        Path(f"{name}.csv").write_text("\n".join(lines) + "\n")
-    assert fit("--data.path", "old.csv", "--run_dir", "old").returncode == 0
-    chosen = int(read_checkpoint(Path("old/checkpoints/last.ckpt"))["loop"]["server"]["chosen"])
-    assert chosen > 0
-    going_on = ("--update_from", "old/checkpoints/last.ckpt", "--data.path", "new.csv", "--data.split", "none")
-    done = fit(*going_on, "--run_dir", "new")
-    assert "found anew" in done.stdout
-    assert int(read_checkpoint(Path("new/checkpoints/best.ckpt"))["loop"]["server"]["chosen"]) == chosen
+@pytest.mark.parametrize("ties", ["file_first", "random"])
+@pytest.mark.parametrize("split", ["leave_one_out", "random"])
+def test_one_item_is_held_out_for_each_part_of_every_user(ties: Any, split: Any) -> None:
+    rng = np.random.default_rng(1)
+    write([(int(u), int(i), 5, int(t)) for u, i, t in rng.integers(1, 40, (3000, 3))], str)
+    data = FederatedDataModule("r.csv", split=split)
+    data.attach(Protocol(ties=ties), 3)
+    data.setup()
+    assert set(data._parts[Part.VAL].lengths) == set(data._parts[Part.TEST].lengths) == {1}
+    assert data.part_size(Part.TRAIN) == int(data.interactions_per_user().sum()) - 2 * data.num_users
