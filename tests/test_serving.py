@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ from cgfedrec.run.export import export, recommender_of
 from cgfedrec.run.recommend import recommend_for
 from cgfedrec.serving import Recommender
 from cgfedrec.serving.container import packed_texts, read_container, write_container
+from cgfedrec.serving.filters import FilterReader
 from cgfedrec.serving.neighbours import NeighbourReader
-from cgfedrec.serving.readers import Entries
+from cgfedrec.serving.readers import Entries, Ordered
 from cgfedrec.serving.recommender import FILE, KIND
 from cgfedrec.serving.top import keys_of, parts_of
 from cgfedrec.structure.collect import SumsServer
@@ -197,6 +200,29 @@ def test_few_of_many_items_are_enough_to_look_at() -> None:
             assert np.array_equal(found, values.numpy())
             there = np.isfinite(found)
             assert np.array_equal(which[there], expected.numpy()[there])
+
+
+def test_what_is_popular_takes_the_memory_of_what_is_shown() -> None:
+    """For any number of people: not that of the whole catalogue for each."""
+    generator = np.random.default_rng(0)
+    popular = Ordered.of(generator.integers(0, 50, 20_000).astype(np.float32))
+    nothing, users = np.empty(0, np.int64), 10_000
+    tracemalloc.start()
+    try:
+        keys = popular.best(Entries(nothing, nothing, nothing), users, 3)
+        assert tracemalloc.get_traced_memory()[1] < 2**23  # 200 MB for the catalogue
+    finally:
+        tracemalloc.stop()
+    assert (parts_of(keys)[1] == popular.items[:3]).all()
+    # And without what each is not to be shown, popular or not.
+    hidden = [np.union1d(popular.items[:one], generator.permutation(20_000)[:one]) for one in range(20)]
+    whose = np.repeat(np.arange(20), [len(one) for one in hidden])
+    entries = Entries(whose, np.concatenate(hidden), np.zeros(len(whose), np.int64))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("cgfedrec.serving.readers.CELLS", 100)
+        found = parts_of(popular.best(entries, 20, 3))[1]
+    for one, items in zip(hidden, found, strict=True):
+        assert items.tolist() == [item for item in popular.items.tolist() if item not in one][:3]
 
 
 def test_weights_below_zero_are_not_looked_at_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,6 +402,27 @@ def test_files_that_are_wrong_on_purpose_are_refused(exported: Path) -> None:
         rewritten(exported, changed, {})
         with pytest.raises(InputError, match=message):
             Recommender.load("out")
+
+
+@pytest.mark.parametrize(
+    "wrong", [math.nan, math.inf, -math.inf, -0.5, 10**400, "0.5", True, None], ids=lambda one: str(one)[:5]
+)
+def test_an_export_is_not_read_with_numbers_that_cannot_be_computed_with(
+    wrong: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cgfedrec writes has none; JSON that others write may have any."""
+    monkeypatch.setattr("cgfedrec.serving.container.json.dumps", lambda value, **_: json.JSONEncoder().encode(value))
+    vector, path = np.ones(4, np.float32), Path("out") / FILE
+    neighbours = NeighbourReader(np.zeros(5, np.int64), np.empty(0, np.int32), vector[:0], vector, vector, "none", 0.5)
+    for reader in (neighbours, FilterReader(vector[:, None], vector[:1], vector, 0.3, 3)):
+        Recommender(range(4), [None] * 4, reader, True, {}).save(Path("out"))
+        good, whole = reader.parameters(), path.read_bytes()
+        assert Recommender.load("out").reader.parameters() == good
+        for name in good.keys() - {"reading"}:
+            path.write_bytes(whole)
+            rewritten(path, {"parameters": {**good, name: wrong}}, {})
+            with pytest.raises(InputError, match=f"is no export that can be used: {name}: "):
+                Recommender.load("out")
 
 
 # Without torch

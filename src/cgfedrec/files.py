@@ -44,7 +44,7 @@ def write_atomically(
     It is written under another name in the same folder, synced to the disk, and renamed; then the folder is synced.
 
     Args:
-        path: Its folder is made where there is none.
+        path: Its folder is made where there is none; for its owner alone, if the file is private.
         content: What to write, or what writes it into an open file.
         size: Bytes that it will take at least, if that is known before.
         private: Whether it is for its owner alone, from its first byte on.
@@ -54,7 +54,7 @@ def write_atomically(
     """
     if isinstance(content, str):
         content = content.encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
         with _opened(partial, private) as file:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cgfedrec.data.ids import as_ids
 from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.errors import InputError, check
@@ -121,18 +122,17 @@ class NodeData(FederatedDataModule):
         users = data.user_ids.cast(pl.String).to_list()
         if unknown := [user for user in users if user not in numbers]:
             raise InputError(f"{self.path}: user {unknown[0]} has no number in {self.folder.path / USERS}")
-        try:
-            items = self.folder.items.cast(data.item_ids.dtype)
-        except pl.exceptions.PolarsError as error:
-            raise InputError(f"{self.path}: items are numbers, and those of {ITEMS} are not") from error
-        places = {item: place for place, item in enumerate(items.to_list())}
-        if unknown := [item for item in data.item_ids.to_list() if item not in places]:
+        # As text too: a node may have numbers alone where others have text. Nothing is lost by that, since ids that are
+        # not written as numbers are, such as 007, have not become numbers (`as_ids`).
+        catalogue, own = self.folder.items, data.item_ids.cast(pl.String).to_list()
+        places = {item: place for place, item in enumerate(catalogue.to_list())}
+        if unknown := [item for item in own if item not in places]:
             raise InputError(f"{self.path}: item {unknown[0]} is not in {self.folder.path / ITEMS}")
         user = np.array([numbers[one] for one in users], data.users.dtype)
-        item = np.array([places[one] for one in data.item_ids.to_list()], data.items.dtype)
+        item = np.array([places[one] for one in own], data.items.dtype)
         return Interactions(
             pl.Series(range(self.clients), dtype=pl.Int64),
-            items,
+            as_ids(catalogue),
             user[data.users],
             item[data.items],
             data.times,

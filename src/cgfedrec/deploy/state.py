@@ -47,7 +47,7 @@ class NodeState:
         raise LookupError(f"private state is of round {self.round}, and the server has taken in round {taken}")
 
     def write(self, path: Path, header: Header) -> None:
-        """Write it, to be read by `read`. Raises `RunError` if there is no room."""
+        """Write it, for its owner alone, to be read by `read`. Raises `RunError` if there is no room."""
         reply = None
         if self.reply is not None:
             reply = {"head": self.reply.head, "body": _tensors(self.reply.body)}
@@ -63,6 +63,7 @@ class NodeState:
                 "reply": reply,
                 "kept": kept,
             },
+            private=True,
         )
 
     @classmethod

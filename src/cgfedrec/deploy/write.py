@@ -98,7 +98,7 @@ def settings_of(config: str, data: FederatedDataModule) -> str:
 
 
 def write_node(folder: Path, data: FederatedDataModule, read_in: Interactions, clients: NDArray[np.int64]) -> None:
-    """Write the folder of a node: the catalogue, whom it has, and their interactions.
+    """Write the folder of a node, which is for its owner alone: the catalogue, whom it has, and their interactions.
 
     Args:
         folder: Of the node.
@@ -117,8 +117,8 @@ def write_node(folder: Path, data: FederatedDataModule, read_in: Interactions, c
     interactions = pl.DataFrame(table).filter(
         pl.col("user").is_in(users.implode()), pl.col("item").is_in(data.item_ids.implode())
     )
-    write_atomically(folder / "interactions.csv", interactions.write_csv())
-    write_atomically(folder / USERS, pl.DataFrame({"user": users, "number": clients}).write_csv())
+    write_atomically(folder / "interactions.csv", interactions.write_csv(), private=True)
+    write_atomically(folder / USERS, pl.DataFrame({"user": users, "number": clients}).write_csv(), private=True)
     write_atomically(folder / ITEMS, pl.DataFrame({"item": data.item_ids}).write_csv())
 
 

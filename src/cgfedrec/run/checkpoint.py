@@ -64,7 +64,9 @@ class Header(NamedTuple):
         return cls(state["run"], state["config"], state["method"], state["fingerprint"])
 
 
-def write_checkpoint(path: Path, header: Header, loop: Mapping[str, Any], compress: bool = False) -> None:
+def write_checkpoint(
+    path: Path, header: Header, loop: Mapping[str, Any], compress: bool = False, private: bool = False
+) -> None:
     """Write one without building it in memory.
 
     Args:
@@ -72,6 +74,7 @@ def write_checkpoint(path: Path, header: Header, loop: Mapping[str, Any], compre
         header: What it says beside the state of the loop.
         loop: That state.
         compress: Whether the server's whole numbers are compressed (`cgfedrec.run.packed`).
+        private: Whether it is for its owner alone.
 
     Raises:
         RunError: where there is no room.
@@ -87,7 +90,7 @@ def write_checkpoint(path: Path, header: Header, loop: Mapping[str, Any], compre
         file.write(_TRAILER.pack(summed.sum.digest(), summed.length, _MARK))
 
     size = sum(value.nbytes for value in _tensors(state))
-    write_atomically(path, write, size)
+    write_atomically(path, write, size, private)
 
 
 class _Summed:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgfedrec.serving.container import Arrays
-from cgfedrec.serving.readers import Entries, Reader, check_vectors
+from cgfedrec.serving.readers import Entries, Reader, check_vectors, number_of
 
 
 class FilterReader(Reader):
@@ -52,7 +52,7 @@ class FilterReader(Reader):
         check_vectors({"basis": basis.reshape(-1), "spectrum": spectrum, "counts": counts})
         if basis.shape != (len(counts), len(spectrum)) or (counts < 0).any():
             raise ValueError("the basis is not one of so many items")
-        return cls(basis, spectrum, counts, float(parameters["alpha"]), float(parameters["least"]))
+        return cls(basis, spectrum, counts, number_of(parameters, "alpha"), number_of(parameters, "least"))
 
     def scores(self, history: Entries, number: int) -> NDArray[np.float32]:
         linear, ideal = np.zeros((2, number, len(self.spectrum)))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgfedrec.serving.container import Arrays
-from cgfedrec.serving.readers import Entries, Ordered, Reader, blocks, check_vectors, most
+from cgfedrec.serving.readers import Entries, Ordered, Reader, blocks, check_vectors, most, number_of
 from cgfedrec.serving.top import NOTHING, best_keys, in_rows, keys_of
 
 PIECE = 16
@@ -86,7 +86,7 @@ class NeighbourReader(Reader):
             raise ValueError("the neighbours are not those of so many items")
         if len(targets) and not 0 <= targets.min() <= targets.max() < number:
             raise ValueError("neighbours are no items")
-        reading, decay = str(parameters["reading"]), float(parameters["decay"])
+        reading, decay = str(parameters["reading"]), number_of(parameters, "decay")
         return cls(starts, targets, **vectors, reading=reading, decay=decay)
 
     def scores(self, history: Entries, number: int) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cgfedrec.errors import not_between
 from cgfedrec.serving.container import Arrays
 from cgfedrec.serving.top import NOTHING, best_keys, best_of_all, keys_of
 
@@ -107,20 +108,27 @@ class Ordered(NamedTuple):
     """`[items]`"""
     items: NDArray[np.int64]
     """`[items]`: the best first, equals by their number."""
+    places: NDArray[np.int64]
+    """`[items]`: where each item stands among these."""
 
     @classmethod
     def of(cls, scores: NDArray[np.float32]) -> Ordered:
         """Put `[items]` in order."""
-        return cls(scores, np.argsort(-scores, kind="stable"))
+        items = np.argsort(-scores, kind="stable")
+        places = np.empty_like(items)
+        places[items] = np.arange(len(items))
+        return cls(scores, items, places)
 
     def best(self, kept_out: Entries, number: int, k: int) -> NDArray[np.int64]:
         """The keys of the best items for so many users without what each is not to be shown, `[users, k]`."""
         found = []
         for start, end in blocks(number, k + most(kept_out, number)):
-            board, part = np.zeros((end - start, len(self.scores)), bool), kept_out.of(start, end)
-            board[part.users, part.items] = True
+            part = kept_out.of(start, end)
             items = self.items[: k + most(part, end - start)]
-            keys = np.where(board[:, items], NOTHING, keys_of(self.scores[items], items))
+            keys = np.tile(keys_of(self.scores[items], items), (end - start, 1))  # [users, first]
+            places = self.places[part.items]
+            among = places < len(items)
+            keys[part.users[among], places[among]] = NOTHING
             found.append(best_keys(keys, k))
         return np.concatenate(found)
 
@@ -131,6 +139,13 @@ def check_vectors(arrays: Arrays, **others: type) -> None:
         kind = np.dtype(others.get(name, np.float32))
         if one.ndim != 1 or one.dtype != kind or not np.isfinite(one).all():
             raise ValueError(f"{name} is no vector of finite {kind}")
+
+
+def number_of(parameters: Mapping[str, Any], name: str) -> float:
+    """A number that is computed with, from 0. Raises ``ValueError`` for another, NaN included, and for what is none."""
+    if problem := not_between(name, parameters[name], 0):
+        raise ValueError(problem)
+    return float(parameters[name])
 
 
 def most(entries: Entries, number: int) -> int:
