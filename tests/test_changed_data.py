@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from cgfedrec.errors import InputError
 from cgfedrec.experiments.compare import setups
+from cgfedrec.run.api import fit
 from cgfedrec.run.opened import data_of
 from tests.commands import launch
 from tests.test_compare import RATES, changed_at, compare
@@ -106,3 +108,17 @@ def test_methods_on_other_data_of_the_same_size_are_refused(capsys: pytest.Captu
     earlier = {"EASE": {"method": "EASE", "data": {"init_args": {"temporal_fractions": [0.5, 0.7]}}}}
     assert compare(planned(LOCAL | earlier, [0], split="temporal")) == 2
     assert "data: other data than the others have; give them under base or data" in capsys.readouterr().err
+
+
+def test_a_rolling_evaluation_that_was_stopped_does_not_go_on_with_other_data() -> None:
+    """What was found at a cut where nothing has changed stays: here the first ones, since one row is new in the end."""
+    settings = {"method": "EASE", "logger": None, "run_dir": "run"}
+    of_data = {"path": "ratings.csv", "negatives": 1, "split": "rolling", "rolling": {"cuts": 3, "least": 2}}
+    given = settings | {"data": {"init_args": of_data}}
+    whole = fit(given).summary
+    Path("run/summary.json").unlink()
+    assert fit(given).summary["test/ndcg@10"] == whole["test/ndcg@10"]
+    Path("run/summary.json").unlink()
+    write([*ROWS, "0,59,500"])
+    with pytest.raises(InputError, match=r"run_dir: run/cuts/03 has results on other data: what ratings.csv"):
+        fit(given)
