@@ -383,7 +383,7 @@ class Conformance:
         assert loop.score(torch.empty(0, dtype=torch.int64)).shape == (0, data.num_items)
 
     def test_it_trains_in_mixed_precision(self, data: FederatedDataModule) -> None:
-        """Under ``fabric.precision: bf16-mixed`` some results have 16 bits, and a gradient by hand may meet both kinds."""
+        """Under ``fabric.precision: bf16-mixed`` some results have 16 bits; a gradient by hand may meet both kinds."""
         loop = FederatedLoop(rounds=self.rounds, cohort_size=5)
         fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
         loop.setup(fabric, data, self.method(), Path("clients"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -106,8 +107,9 @@ class Setups:
             return None
         if data.split != "random" and data.protocol.ties != "random":
             seed = self.seeds[0]
-        init_args = {name: value for name, value in config["data"]["init_args"].items() if name not in OF_TRAINING}
-        key = yaml.safe_dump([init_args, config["protocol"], seed])
+        of_data: Any = config["data"]
+        init_args = {name: value for name, value in of_data["init_args"].items() if name not in OF_TRAINING}
+        key = yaml.safe_dump([of_data["class_path"], init_args, config["protocol"], seed])
         if key not in self._fingerprints:
             fingerprint = run.header.fingerprint
             if data.cut or seed != data.seed:  # a rolling evaluation was set up at one cut alone
