@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,25 @@ def test_of_equal_times_the_first_row_counts_as_later(make_data: MakeData, tmp_p
         for s in range(30)
     }
     assert chosen == {"a", "b", "c", "d"}
+
+
+def test_of_a_repeated_pair_the_earliest_counts_and_of_equal_or_no_times_the_first(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    text = "1,a,9,2\n1,b,5,5\n1,c,6,5\n1,a,3,5\n1,d,7,5\n1,a,3,1\n1,e,8,5\n1,b,5,2\n1,a,4,1\n"
+    rated = Format(header=False, user_column=0, item_column=1, timestamp_column=2, rating_column=3, threshold=3)
+    path = tmp_path / "ratings.csv"
+    path.write_text(text + "".join(f"{u},filler{n},{n},5\n" for u in (90, 91) for n in range(12)))
+    data = make_data(path=str(path), format=rated)
+    assert data.report["duplicates"] == 4
+    assert data.report["below the threshold"] == 0
+    assert [items_of(data, part, 0) for part in (Part.TRAIN, Part.VAL, Part.TEST)] == [{"a", "b", "c"}, {"d"}, {"e"}]
+    read = data._read()
+    assert read.times is not None
+    own = read.users == 0
+    assert read.times[own].tolist() == [5, 6, 3, 7, 8]  # in the order of the file
+    timeless = make_data(path=str(path), format=replace(rated, timestamp_column=None), split="random")
+    assert timeless.report["below the threshold"] == 1  # a, with its first rating
 
 
 def test_temporal_split_cuts_at_one_time_for_all(make_data: MakeData) -> None:

@@ -22,10 +22,10 @@ FEWEST = 3
 
 def plain(rows: list[Row], threshold: int) -> dict[str, Any]:
     """What the data module must find: by loops and dictionaries, as anyone would write it down."""
-    first: dict[tuple[int, int], Row] = {}
-    for row in rows:
-        first.setdefault(row[:2], row)
-    unique = list(first.values())
+    earliest: dict[tuple[int, int], tuple[int, int]] = {}
+    for place, (user, item, _, time) in enumerate(rows):
+        earliest[user, item] = min(earliest.get((user, item), (time, place)), (time, place))
+    unique = [rows[place] for place in sorted(place for _, place in earliest.values())]
     liked: dict[int, list[tuple[int, int, int]]] = {}
     for place, (user, item, rating, time) in enumerate(unique):
         if rating >= threshold:

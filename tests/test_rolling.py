@@ -72,6 +72,16 @@ def test_at_a_cut_all_before_it_is_training_and_each_user_is_asked_for_the_next_
     assert history.days[0].tolist() == [5, 7, 9]  # the newest first
 
 
+def test_what_a_user_had_before_the_cut_is_no_next_item_wherever_its_rows_stand(tmp_path: Path) -> None:
+    """As if the file ended at the cut: a later row of the same pair is not there then, though it stands first."""
+    written(tmp_path / "once.csv")
+    for later in (11, 13):
+        written(tmp_path / "again.csv", [("a", "p", later), *TABLE])
+        once, again = (opened(tmp_path / name, cut=1) for name in ("once.csv", "again.csv"))
+        assert asked(again) == asked(once)
+        assert again.fingerprint() == once.fingerprint()
+
+
 def test_who_has_too_little_before_the_cut_trains_and_is_not_asked(tmp_path: Path) -> None:
     data = opened(written(tmp_path / "t.csv"), cut=1, least=3)
     assert data.user_ids.to_list() == ["a", "b"]

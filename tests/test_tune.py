@@ -19,7 +19,7 @@ from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.evaluation.ranking import Ranked, ranked
-from cgfedrec.experiments.space import read_space, with_values
+from cgfedrec.experiments.space import holds, read_space, with_values
 from cgfedrec.settings.parser import parse
 from cgfedrec.settings.sources import said
 from tests.commands import Command
@@ -152,6 +152,8 @@ def test_pruning_ends_trials_early() -> None:
         ({"method.init_args.dim": {"low": 3, "high": 2}}, "low 3 is not below high 2"),
         ({"method.init_args.lr_eta": {"low": "1e-3", "high": 1.0}}, "YAML reads 1e-3 as text"),
         ({"method.init_args.lr_eta": {"low": 0, "high": 1.0, "log": True}}, "positive low"),
+        ({"method.init_args.dim": {"low": 1, "high": 4, "step": 0.5}}, "step 0.5 must be a positive number"),
+        ({"method.init_args.lr_eta": {"low": 0.1, "high": 1.0, "step": "a"}}, "step 'a' must be a positive number"),
         ({"method.init_args.dim": {"from": 3, "to": 2}}, "give a list of choices"),
         ({"seed_everything": [1, 2]}, "only options of method, loop and data"),
     ],
@@ -161,6 +163,35 @@ def test_a_space_that_cannot_be_searched(space: dict[str, Any], said: str, capsy
     assert tune(2) == 2
     assert said in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "own", "held"),
+    [
+        ({"low": 64, "high": 512, "step": 64}, 128, True),
+        ({"low": 64, "high": 512, "step": 64}, 100, False),
+        ({"low": 0.1, "high": 0.9, "step": 0.2}, 0.3, True),  # not to the last bit
+        ({"low": 0.1, "high": 0.9, "step": 0.2}, 0.2, False),
+        ({"low": 0.0, "high": 1.0, "step": 0.3}, 1.0, False),
+        ({"low": 0, "high": 2}, 0.5, False),
+        ({"low": 0, "high": 2}, 2, True),
+        ({"low": 0, "high": 2}, True, False),
+        ({"low": 0, "high": 2}, None, False),
+        ({"low": 0.0, "high": 2}, 0.5, True),
+        ([1, 2], 1.0, True),
+        ([1, 2], True, False),
+        ([True, None], None, True),
+    ],
+)
+def test_a_space_holds_only_what_is_drawn_of_it(entry: Any, own: object, held: bool) -> None:
+    assert holds(entry, own) == held
+
+
+def test_a_study_goes_on_where_the_configs_own_value_is_between_two_steps() -> None:
+    Path("space.yaml").write_text(yaml.safe_dump({"method.init_args.dim": {"low": 2, "high": 14, "step": 4}}))
+    assert tune(1) == 0
+    assert tune(2) == 0
+    assert set(trials()["method.init_args.dim"]) <= {2, 6, 10, 14}  # and not 8, the config's own
 
 
 def test_values_are_set_in_a_copy() -> None:

@@ -168,7 +168,11 @@ def _add_compare(parser: ArgumentParser) -> None:
         help="runs side by side, which share the cores (%(default)s)",
     )
     add("--keep_checkpoints", action="store_true", help="of finished runs, which take room for all clients' state")
-    add("--replace", action="store_true", help="throw away and run anew what was run with other settings")
+    add(
+        "--replace",
+        action="store_true",
+        help="throw away and run anew what was run with other settings or on other data",
+    )
 
 
 def _add_tune(parser: ArgumentParser) -> None:

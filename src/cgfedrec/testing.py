@@ -371,12 +371,24 @@ class Conformance:
                 assert gap < 1e-5, f"the sum of {name} is another where masks that cancel are added"
 
     def test_scores_rank_every_item(self, data: FederatedDataModule) -> None:
-        """Every item has a finite score, seen or not; a client's scores are the same alone and among others."""
+        """Every item has a finite score, seen or not; a client's scores are the same alone and among others.
+
+        Of several processes one may have no client to score.
+        """
         loop = trained(self.method(), data, 5, self.rounds)
         scores = loop.score(torch.tensor([3, 1]))
         assert scores.shape == (2, data.num_items)
         assert scores.isfinite().all()
         assert distance(loop.score(torch.tensor([1])), scores[1:]) < 1e-5
+        assert loop.score(torch.empty(0, dtype=torch.int64)).shape == (0, data.num_items)
+
+    def test_it_trains_in_mixed_precision(self, data: FederatedDataModule) -> None:
+        """Under ``fabric.precision: bf16-mixed`` some results have 16 bits; a gradient by hand may meet both kinds."""
+        loop = FederatedLoop(rounds=self.rounds, cohort_size=5)
+        fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+        loop.setup(fabric, data, self.method(), Path("clients"))
+        loop.fit()
+        assert loop.score(torch.tensor([3, 1])).isfinite().all()
 
     def test_a_wrong_setting_is_refused(self, data: FederatedDataModule) -> None:
         """A value that cannot work is refused before any work, by an `InputError` that names ``method.<setting>``."""

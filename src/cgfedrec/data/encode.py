@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from cgfedrec.data.ids import as_ids
 from cgfedrec.data.interactions import Interactions, Numbers, Times, by_user_and_item, index_type, renumbered
@@ -69,14 +70,16 @@ def encode(given: Table, layout: Format) -> Interactions:
     if kept.is_empty():
         raise InputError(f"{path}: none of its {len(table) + left_out} rows can be read")
     (user_ids, users), (item_ids, items) = (_numbered(kept[name]) for name in ("user", "item"))
-    # In this order rows with the same user and item are neighbours, the first one of the file first.
-    order = by_user_and_item(users, items, len(user_ids), len(item_ids))
-    again = (np.diff(users[order]) == 0) & (np.diff(items[order]) == 0)
-    first = np.ones(len(users), bool)
-    first[order[1:][again]] = False
     times: Times | None = None
     if "time" in kept.columns:
         times = kept["time"].to_numpy()
+    # In this order rows with the same user and item are neighbours, the first one of the file first.
+    order = by_user_and_item(users, items, len(user_ids), len(item_ids))
+    again = (np.diff(users[order]) == 0) & (np.diff(items[order]) == 0)
+    if times is not None:
+        _earliest_first(order, again, times)
+    first = np.ones(len(users), bool)
+    first[order[1:][again]] = False
     positive = np.ones(len(users), bool)
     if layout.threshold is not None:
         positive = (kept["rating"] >= layout.threshold).to_numpy()
@@ -101,6 +104,22 @@ def encode(given: Table, layout: Format) -> Interactions:
         },
         order,
     )
+
+
+def _earliest_first(order: Numbers, again: NDArray[np.bool_], times: Times) -> None:
+    """Among rows with the same user and item put the earliest first; of equal times, the first one of the file.
+
+    A user has an item from then on. Whatever stands first in the file, at an earlier cut in time nothing of it is new.
+
+    Args:
+        order: `[rows]`: such rows are neighbours. Changed in place.
+        again: `[rows - 1]`: whether a row has the same user and item as the one before it.
+        times: `[rows]`.
+    """
+    here = np.append(again, False) | np.insert(again, 0, False)  # rows that are not alone
+    pair = np.insert(~again, 0, True).cumsum()[here]
+    rows = order[here]
+    order[here] = rows[np.lexsort((times[rows], pair))]  # which leaves equal ones as they stand
 
 
 def _numbered(ids: pl.Series) -> tuple[pl.Series, Numbers]:

@@ -61,6 +61,9 @@ def _problem(entry: object) -> str | None:
         return f"low {low} is not below high {high}"
     if entry.get("log") and (low <= 0 or "step" in entry):
         return "log needs a positive low, and takes no step"
+    step, whole = entry.get("step", 1), isinstance(low, int) and isinstance(high, int)
+    if isinstance(step, bool) or not isinstance(step, int if whole else int | float) or not step > 0:
+        return f"step {step!r} must be a positive number, and a whole one where low and high are"
     return None
 
 
@@ -107,10 +110,16 @@ def value_of(config: Any, option: str) -> Any:
 
 
 def holds(entry: Any, value: object) -> bool:
-    """Whether an option's choices or range hold a value."""
+    """Whether an option's choices or range hold a value: not one between two steps, nor between two whole numbers."""
     if isinstance(entry, list):
-        return value in entry
-    return isinstance(value, int | float) and entry["low"] <= value <= entry["high"]
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in entry)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    drawn: Any = distribution(entry)
+    if not drawn.low <= value <= drawn.high:
+        return False
+    steps = (value - drawn.low) / (drawn.step or 1)
+    return drawn.step is None or abs(steps - round(steps)) < 1e-8  # as near as Optuna takes it
 
 
 def distribution(entry: Any) -> optuna.distributions.BaseDistribution:

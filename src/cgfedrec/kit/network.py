@@ -97,4 +97,5 @@ def score_in_chunks(logits: Callable[[Tensor], Tensor], table: Tensor) -> Tensor
     Returns:
         `[clients, items]`
     """
-    return torch.cat([logits(rows) for rows in table.split(max(1, SCORED_AT_ONCE // len(table)), dim=1)], dim=1)
+    at_once = max(1, SCORED_AT_ONCE // max(1, len(table)))  # a process may have no client to score
+    return torch.cat([logits(rows) for rows in table.split(at_once, dim=1)], dim=1)

@@ -127,7 +127,8 @@ class _LinearLoss(torch.autograd.Function):
         if wants_rows:
             of_rows = slope[:, :, None] * weight[:, None]  # [clients, batch, dim]
         if wants_weight:
-            of_weight = bmm(slope[:, None], rows)[:, 0]  # [clients, dim]
+            # Under mixed precision rows may have been computed in 16 bits, and here nothing is cast by itself.
+            of_weight = bmm(slope[:, None], rows.to(slope.dtype))[:, 0]  # [clients, dim]
         if wants_bias:
             of_bias = slope.sum(1)  # [clients]
         return of_rows, of_weight, of_bias, None, None

@@ -10,15 +10,13 @@ from pathlib import Path
 from jsonargparse import Namespace
 from rich.console import Console
 
-from cgfedrec.data.changes import Before
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError, Notice
 from cgfedrec.run.checkpoint import State, read_checkpoint
-from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.frame import with_table
-from cgfedrec.run.opened import open_run
+from cgfedrec.run.opened import data_of, open_run
 from cgfedrec.run.rolling import RollingRun, is_rolling
 from cgfedrec.run.run import Run
 from cgfedrec.run.update import Update, before_beside
@@ -165,18 +163,9 @@ def load_to_test(
 def _is_trained_on(path: Path, state: State, settings: Namespace) -> bool:
     """Whether a checkpoint was trained on the data of these settings."""
     try:
-        return _data_of(settings, before=before_beside(path.parent)).fingerprint() == state["fingerprint"]
+        return data_of(settings, before=before_beside(path.parent)).fingerprint() == state["fingerprint"]
     except InputError:  # then whoever reads them next says why
         return False
-
-
-def _data_of(settings: Namespace, console: Console | None = None, before: Before | None = None) -> FederatedDataModule:
-    """The data of a run, read and split."""
-    parts = instantiate(settings)
-    data: FederatedDataModule = parts.data
-    data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()), before)
-    data.setup()
-    return data
 
 
 def _of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
@@ -203,4 +192,4 @@ def open_data(options: Sequence[str], console: Console | None = None) -> Federat
     """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
     given = said(options=options)
     refuse_of_fit(given, "data describe")
-    return _data_of(parse(given), console)
+    return data_of(parse(given), console)

@@ -15,7 +15,7 @@ from cgfedrec.data.split import Part
 
 KEPT = ("rows", BREAKS)
 """Of a report, what is not left out."""
-EXPLAINED = {"duplicates": "duplicates (the same user and item again: the first row counts)"}
+EXPLAINED = {"duplicates": "duplicates (the same user and item again: the earliest counts, without times the first)"}
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 
 

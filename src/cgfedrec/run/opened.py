@@ -1,4 +1,4 @@
-"""A run that holds its folder while it trains, new or going on from a checkpoint."""
+"""A run that holds its folder while it trains, new or going on from a checkpoint; or the data of a run alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from pathlib import Path
 from jsonargparse import Namespace
 from rich.console import Console
 
+from cgfedrec.data.changes import Before
+from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.run.checkpoint import State
+from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.engine import rank_of
 from cgfedrec.run.folder import run_folder
 from cgfedrec.run.run import Run
 from cgfedrec.run.update import Update, is_too_much
+from cgfedrec.settings.parser import instantiate
 from cgfedrec.structure.counting import CountingServer
 
 
@@ -58,6 +62,21 @@ def open_run(
             run.restore(state, checkpoint)
         del state  # it maps the checkpoint
         yield run
+
+
+def data_of(settings: Namespace, console: Console | None = None, before: Before | None = None) -> FederatedDataModule:
+    """The data of a run, read and split. Raises `InputError` where they cannot serve.
+
+    Args:
+        settings: As parsed.
+        console: Where progress is shown; by default nowhere.
+        before: What clients had in a run that goes on with other data.
+    """
+    parts = instantiate(settings)
+    data: FederatedDataModule = parts.data
+    data.attach(parts.protocol, settings.seed_everything, tracker(console or quiet_console()), before)
+    data.setup()
+    return data
 
 
 def _elsewhere(settings: Namespace, checkpoint: Path | None) -> Path:

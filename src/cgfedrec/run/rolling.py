@@ -17,7 +17,6 @@ from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, check
-from cgfedrec.evaluation.beyond import GROUPS
 from cgfedrec.evaluation.metrics import each_users
 from cgfedrec.evaluation.ranking import Ranked
 from cgfedrec.files import DamagedError, read_json, write_json
@@ -27,7 +26,8 @@ from cgfedrec.run.choosing import Choice, Judged, choose
 from cgfedrec.run.console import progress_bars
 from cgfedrec.run.engine import no_crowd
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
-from cgfedrec.run.opened import open_run
+from cgfedrec.run.opened import data_of, open_run
+from cgfedrec.run.pooled import MEASURED, pooled
 from cgfedrec.run.recommend import write
 from cgfedrec.run.records import History
 from cgfedrec.run.run import Run
@@ -40,8 +40,6 @@ from cgfedrec.settings.sources import said
 SUMMARY = "summary.json"
 CUTS, CHOOSING = "cuts", "choosing"
 """Folders of runs: at the cuts that are reported, and at those that only choose."""
-MEASURED = ("test/", "popularity/test/", "bytes/", GROUPS)
-"""How those numbers of a summary begin that are averaged over the cases of all cuts."""
 
 
 def is_rolling(settings: Namespace) -> bool:
@@ -71,6 +69,7 @@ class Cuts(Evaluations):
         self.bytes_scoring = 0
         self.interrupted: int | None = None
         self.choice = Choice()
+        self.fingerprints: dict[tuple[int, int], str] = {}
         self.summaries: list[dict[str, Any]] = []  # of the cuts that are reported
 
     def fit(self) -> None:
@@ -138,6 +137,9 @@ class Cuts(Evaluations):
     def _trained(self, folder: Path, settings: Namespace) -> dict[str, Any]:
         """The summary of the run in a folder, which is trained if it is not finished; empty if it was interrupted."""
         if (summary := _finished(folder, yaml.safe_load(dump(settings)))) is not None:
+            path = settings.data.init_args.path  # embedded data follow from the settings
+            if path and summary.get("data") != self._fingerprint(settings):
+                raise InputError(f"run_dir: {folder} has results on other data: what {path} holds has changed")
             self.seconds += summary["seconds"]  # of an earlier call
             return summary
         settings.run_dir, checkpoint, state = str(folder), folder / "checkpoints" / LAST, None
@@ -152,6 +154,14 @@ class Cuts(Evaluations):
             run.fit()
         self.interrupted = run.interrupted
         return run.summary
+
+    def _fingerprint(self, settings: Namespace) -> str:
+        """Of the data of a training as they are now: read once for all that is judged at a cut."""
+        rolling = settings.data.init_args.rolling
+        key = rolling.cut, rolling.choosing
+        if key not in self.fingerprints:
+            self.fingerprints[key] = data_of(settings).fingerprint()
+        return self.fingerprints[key]
 
     def _report(self, cut: int, summary: dict[str, Any]) -> None:
         """Keep what was found at a cut, and say it."""
@@ -247,7 +257,7 @@ class RollingRun(Run):
                 for one in asked
             )
             write(cases, self.directory / RANKS)
-            found = _pooled(asked)
+            found = pooled(asked)
             if not isinstance(self.method, Popularity):
                 mine, theirs = (
                     each_users(metric, cases[name].to_torch()[:, None]).numpy() for name in ("rank", "popularity")
@@ -283,18 +293,3 @@ def _rows(path: Path) -> list[Row]:
     """The rows of a ``metrics.csv``, without what a row does not hold."""
     rows = pl.read_csv(path, infer_schema_length=None).to_dicts()
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
-
-
-def _pooled(summaries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over the cases of all cuts: of metrics, and of the bytes of a training; and how large groups are in all."""
-    found: dict[str, float] = {}
-    for name in dict.fromkeys(name for one in summaries for name in one if name.startswith(MEASURED)):
-        if name.startswith(GROUPS):
-            if not name.endswith("/most"):  # each cut has bounds of its own
-                found[name] = sum(one[name] for one in summaries)
-            continue
-        # A metric of a group is a mean over those who are in it; the others are means over all cases.
-        group = GROUPS + "/".join(name.split("/")[-2:])
-        weighed = [(one[name], one.get(group, one["cases"])) for one in summaries if name in one]
-        found[name] = sum(value * weight for value, weight in weighed) / sum(weight for _, weight in weighed)
-    return found

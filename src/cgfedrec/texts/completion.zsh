@@ -46,7 +46,7 @@ _shtab_cgfedrec_compare_options=(
   "--output[where to\; by default runs\/compare\/\<config\>]:output:_files -/"
   "--processes[runs side by side, which share the cores (1)]:processes:"
   "--keep_checkpoints[of finished runs, which take room for all clients\' state]"
-  "--replace[throw away and run anew what was run with other settings]"
+  "--replace[throw away and run anew what was run with other settings or on other data]"
 )
 
 # guard to ensure default positional specs are added only once per session

@@ -37,6 +37,7 @@ class Job:
         seed: Of everything random.
         directory: Where the run goes.
         config: The whole config, as the run will store it.
+        fingerprint: Of the data as they are now; ``None`` where they follow from the config alone.
     """
 
     data: str
@@ -44,6 +45,7 @@ class Job:
     seed: int
     directory: Path
     config: str
+    fingerprint: str | None = None
 
     @property
     def name(self) -> str:
@@ -56,7 +58,7 @@ class Job:
         return self.directory / "checkpoints" / "last.ckpt"
 
     def state(self) -> State:
-        """How far the run is; ``changed`` if the folder holds a run with another config.
+        """How far the run is; ``changed`` if the folder holds a run with another config, or on other data.
 
         Damaged files count as if they were not there. A run with damaged results goes on from its checkpoint, and one
         whose checkpoint is damaged too is new. A comparison asks again and again, so what was read of a file is kept
@@ -65,13 +67,28 @@ class Job:
         ended, begun = (self.directory / "summary.json").exists(), self.checkpoint.exists()
         if not (ended or begun):
             return "new"
-        if self.differences():
+        if self.changed():
             return "changed"
         if ended and not self.damage():
             return "finished"
         if begun and not self.checkpoint_damage():
             return "started"
         return "new"
+
+    def changed(self) -> str | None:
+        """With what else the folder holds a run, settings or data, if it does."""
+        if names := self.differences():
+            return f"with other settings ({', '.join(names)})"
+        if self.fingerprint is None or self._fingerprint_there() in (None, self.fingerprint):
+            return None
+        path = (_options(self.config) or {}).get("data.init_args.path")
+        return f"on other data: what {path} holds has changed"
+
+    def _fingerprint_there(self) -> str | None:
+        """Of the data of the run in the folder; ``None`` if what would say it is damaged, gone or too old."""
+        with suppress(OSError, DamagedError):
+            return self.summary().get("data")
+        return _checkpoint_now(self.checkpoint)[0]
 
     def differences(self) -> list[str]:
         """The dotted names of options in which the run in the folder differs; how a run is logged does not count."""
@@ -108,13 +125,7 @@ class Job:
 
     def checkpoint_damage(self) -> str | None:
         """The problem with the checkpoint from which the run would go on, if there is one and it is damaged."""
-        if not self.checkpoint.exists():
-            return None
-        try:
-            read_checkpoint(self.checkpoint)
-        except InputError as error:
-            return str(error).removeprefix("ckpt_path: ")
-        return None
+        return _checkpoint_now(self.checkpoint)[1]
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ class Facts:
     Attributes:
         path: Of its file; ``None`` for embedded data.
         users, items, interactions: How many there are of each, those that were dropped left out.
+        fingerprint: Of what was read and held out with the first seed; at cuts in time, of the last one.
         held_out: How many items are ranked in a test; at all cuts together, if there are several.
         split: Its name.
         min_interactions: Users with fewer were dropped.
@@ -135,6 +147,7 @@ class Facts:
     users: int
     items: int
     interactions: int
+    fingerprint: str
     held_out: int
     split: str
     min_interactions: int
@@ -157,8 +170,29 @@ def _options(text: str) -> Mapping[str, object] | None:
 
 def _digest_now(path: Path) -> str:
     """The checksum of a file as it is now."""
+    return _digest(path, *_marks(path))
+
+
+def _checkpoint_now(path: Path) -> tuple[str | None, str | None]:
+    """The fingerprint of the data of a checkpoint as it is now, and what is wrong with it; no file has neither."""
+    if not path.exists():
+        return None, None
+    return _checkpoint(path, *_marks(path))
+
+
+def _marks(path: Path) -> tuple[int, int, int]:
+    """What tells a file from another one in its place."""
     status = path.stat()
-    return _digest(path, status.st_ino, status.st_mtime_ns, status.st_size)
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=1024)
+def _checkpoint(path: Path, inode: int, changed: int, size: int) -> tuple[str | None, str | None]:
+    """What `_checkpoint_now` gives, read anew once anything tells that it is another file."""
+    try:
+        return read_checkpoint(path)["fingerprint"], None
+    except InputError as error:
+        return None, str(error).removeprefix("ckpt_path: ")
 
 
 @lru_cache(maxsize=1024)

@@ -127,7 +127,8 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
                     console.print(f"{one.job.name}: done in {seconds}{left}", highlight=False)
                 elif not signals.came:
                     progress.advance(whole)
-                    ended.failed[one.job.name] = reason(one.job.directory) or f"ended with exit code {code}"
+                    why = one.job.changed() or reason(one.job.directory) or f"ended with exit code {code}"
+                    ended.failed[one.job.name] = why
                     console.print(f"{one.job.name}: FAILED: {ended.failed[one.job.name]}", highlight=False)
         if signals.came:
             ended.signal = signals.came[0]

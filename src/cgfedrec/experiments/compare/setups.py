@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -18,6 +19,7 @@ from cgfedrec.experiments.compare.job import OF_TRAINING, Facts, Job, Kind
 from cgfedrec.experiments.logged import grouped
 from cgfedrec.methods import Local
 from cgfedrec.run.engine import no_crowd
+from cgfedrec.run.opened import data_of
 from cgfedrec.run.rolling import is_rolling
 from cgfedrec.run.run import Run
 from cgfedrec.settings.layers import CONTROL, UNLOGGED, Layer, merged, same_class
@@ -48,6 +50,7 @@ class Setups:
     settings: dict[tuple[str, str], str] = field(default_factory=dict)
     facts: dict[str, Facts] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
+    _fingerprints: dict[str, str] = field(default_factory=dict)
 
     def with_control(self, methods: dict[str, object]) -> tuple[str, ...]:
         """Add the control to these methods if it is none of them: without it nobody knows what collaboration gains.
@@ -75,18 +78,45 @@ class Setups:
         try:
             layers = self.base, layer_of(of_data, dataset), self._method_of(entry, where)
             run, config = _open(merged(*layers), self.seeds[0], self.output)
+            found = _facts(run)
+            configs = [grouped(config, self.output.name, "compare") | {"seed_everything": seed} for seed in self.seeds]
+            fingerprints = [self._fingerprint(run, each) for each in configs]
         except InputError as error:
             self._note(error.problems, where)
             return
         self.kinds[method] = _kind(run)
         self.settings[dataset, method] = shown(config)
-        found = _facts(run)
         # Methods are compared on the same data, measured alike: the first of a data set says how.
         self._note(unlike(self.facts.setdefault(dataset, found), found, self.metrics), where)
-        for seed in self.seeds:
-            config = grouped(config, self.output.name, "compare") | {"seed_everything": seed}
-            text = yaml.safe_dump(config, sort_keys=False)
-            self.jobs.append(Job(dataset, method, seed, self.output / dataset / method / str(seed), text))
+        for seed, each, fingerprint in zip(self.seeds, configs, fingerprints, strict=True):
+            directory, text = self.output / dataset / method / str(seed), yaml.safe_dump(each, sort_keys=False)
+            self.jobs.append(Job(dataset, method, seed, directory, text, fingerprint))
+
+    def _fingerprint(self, run: Run, config: Layer) -> str | None:
+        """Of a run's data, as its summary will say it; ``None`` for embedded data, which follow from the config.
+
+        Methods share it, and so do seeds where none decides what is held out: data are read once more only where this
+        run was not set up with them.
+
+        Args:
+            run: The same method on the same data, set up with the first seed.
+            config: The whole one, with its own seed.
+        """
+        data, seed = run.data, config["seed_everything"]
+        if data.path is None:
+            return None
+        if data.split != "random" and data.protocol.ties != "random":
+            seed = self.seeds[0]
+        of_data: Any = config["data"]
+        init_args = {name: value for name, value in of_data["init_args"].items() if name not in OF_TRAINING}
+        key = yaml.safe_dump([of_data["class_path"], init_args, config["protocol"], seed])
+        if key not in self._fingerprints:
+            fingerprint = run.header.fingerprint
+            if data.cut or seed != data.seed:  # a rolling evaluation was set up at one cut alone
+                settings = parse(said([config | {"seed_everything": seed}], environment={}))
+                fingerprint = data_of(settings).fingerprint()
+            self._fingerprints[key] = fingerprint
+        return self._fingerprints[key]
 
     def _method_of(self, entry: object, where: str) -> Layer:
         """A method's overrides, over what another config says of a method if it names one."""
@@ -178,6 +208,7 @@ def _facts(run: Run) -> Facts:
         users=data.num_users,
         items=data.num_items,
         interactions=int(data.interactions_per_user().sum()),
+        fingerprint=run.header.fingerprint,
         held_out=data.part_size(Part.TEST) if data.cut is None else sum(data.asked[data.rolling.num_choosing :]),
         split=data.split,
         min_interactions=data.min_interactions,
