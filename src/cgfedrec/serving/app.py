@@ -60,7 +60,7 @@ def app_of(watched: Watched, limits: Limits, clock: Callable[[], float] = time.m
 
     async def recommend(body: Asked) -> Json:
         """Recommend items for a history, without those that it has."""
-        recommender = watched.now()
+        recommender = watched.now
         history, timestamps = body.history, None
         if history and isinstance(history[0], Timed):
             timestamps = [one.timestamp for one in history]
@@ -79,7 +79,7 @@ def app_of(watched: Watched, limits: Limits, clock: Callable[[], float] = time.m
     @app.get("/health", response_model=Health)
     async def health() -> Json:
         """Say which export answers."""
-        recommender = watched.now()
+        recommender = watched.now
         about = recommender.about
         return Json(
             {
