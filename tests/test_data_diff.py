@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
 
 from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule, Format, diff
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, Notice
 from cgfedrec.protocol import Protocol
 from cgfedrec.structure.updating import ANEW
 from tests.test_escapes import NASTY, clean
@@ -162,6 +163,22 @@ def test_from_a_share_on_all_is_found_anew(
     assert pytest.approx(0.1) == ANEW
     assert ("found anew" in out) == anew
     assert (f"{more / 20:.1%} of the interactions have changed, at most 10%: 1 clients add" in out) != anew
+
+
+@pytest.mark.parametrize(("kept", "warned"), [(10, False), (9, True), (0, True)])
+def test_a_table_that_may_be_a_part_is_told(tmp_path: Path, kept: int, warned: bool) -> None:
+    """Such as the new rows alone, by which all of before would be taken back."""
+    rows: list[Row] = [(f"u{number % 5}", f"i{number // 5}", 5, float(number)) for number in range(20)]
+    old = written(tmp_path / "old.csv", rows)
+    new = written(tmp_path / "new.csv", [*rows[:kept], ("u0", "j", 5, 30.0)])
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        assert run(old, new) == 0
+    told = [str(one.message) for one in caught if issubclass(one.category, Notice)]
+    share = f"{(20 - kept) / 20:.0%}"
+    assert told == warned * [
+        f"{share} of the interactions of before are not in this table any more: is it the whole table? "
+        "The new rows alone are not enough"
+    ]
 
 
 def test_what_the_command_line_cannot_heed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

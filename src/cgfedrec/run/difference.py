@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from cgfedrec.data.difference import Difference, diff
 from cgfedrec.data.layout import Format
 from cgfedrec.errors import check
-from cgfedrec.run.update import is_too_much
+from cgfedrec.run.update import is_too_much, warn_of_a_part
 from cgfedrec.settings.opening import refuse_of_fit
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import said
@@ -76,3 +76,4 @@ def show_difference(console: Console, found: Difference) -> None:
             "clients add what has changed"
         )
     console.print(f"fit --update_from: {verdict}", highlight=False, soft_wrap=True)
+    warn_of_a_part(found.changes)

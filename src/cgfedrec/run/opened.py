@@ -13,7 +13,7 @@ from cgfedrec.run.checkpoint import State
 from cgfedrec.run.engine import rank_of
 from cgfedrec.run.folder import run_folder
 from cgfedrec.run.run import Run
-from cgfedrec.run.update import Update, is_too_much
+from cgfedrec.run.update import Update, is_too_much, warn_of_a_part
 
 
 @contextmanager
@@ -47,6 +47,8 @@ def open_run(
     with held as directory:
         to_train = not (state and _is_finished(state, settings))
         run = Run(settings, directory, callbacks, console, to_train=to_train, update=update)
+        if update and run.data.changes and run.processes.first:
+            warn_of_a_part(run.data.changes)
         exact = update and run.loop.server.updates == "exactly"
         if exact and run.data.changes and (why := is_too_much(run.data.changes)):
             run.console.print(why, highlight=False, soft_wrap=True)
