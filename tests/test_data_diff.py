@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule, Format, diff
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, Notice
 from cgfedrec.protocol import Protocol
 from cgfedrec.structure.updating import ANEW
 from tests.test_escapes import NASTY, clean
+from tests.test_updating import drawn, fitted
 
 DAY = 86_400
 START = 800_000_000
@@ -150,18 +153,55 @@ def test_the_command_line_says_what_has_changed(tmp_path: Path, capsys: pytest.C
     assert "day" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("more", "anew"), [(1, False), (2, False), (3, True)])
+@pytest.mark.parametrize(("more", "anew"), [(3, False), (6, False), (7, True)])
 def test_from_a_share_on_all_is_found_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: int, anew: bool
 ) -> None:
-    rows: list[Row] = [(f"u{number % 5}", f"i{number // 5}", 5, float(number)) for number in range(20)]
+    rows: list[Row] = [(f"u{number % 5}", f"i{number // 5}", 5, float(number)) for number in range(60)]
     old = written(tmp_path / "old.csv", rows)
-    new = written(tmp_path / "new.csv", [*rows, *[("u0", f"j{number}", 5, 30.0) for number in range(more)]])
+    new = written(tmp_path / "new.csv", [*rows, *[(f"u{number % 3}", f"j{number}", 5, 90.0) for number in range(more)]])
     assert run(old, new) == 0
     out = capsys.readouterr().out
     assert pytest.approx(0.1) == ANEW
     assert ("found anew" in out) == anew
-    assert (f"{more / 20:.1%} of the interactions have changed, at most 10%: 1 clients add" in out) != anew
+    assert (f"{more / 60:.1%} of the interactions have changed, at most 10%: 3 clients add" in out) != anew
+    assert "all users of both files are counted; a run has other numbers where it leaves some out (data.min" in out
+
+
+@pytest.mark.parametrize("users", [0, 2, 3])
+def test_a_night_of_too_few_changes_is_told_as_it_will_be_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], users: int
+) -> None:
+    """Both ways: `data diff` says that `fit` will refuse it, and `fit` ends as was said, and leaves nothing."""
+    table = drawn()
+    fitted(table, tmp_path / "first")
+    old, new, later = tmp_path / "first" / "data.csv", tmp_path / "new.csv", tmp_path / "later"
+    left = [f"u{one}" for one in range(1, users + 1)]
+    table.filter(~pl.col("user").is_in(left)).write_csv(new)
+    assert run(old, new) == 0
+    out = capsys.readouterr().out
+    told = f"fit --update_from: only {users} clients have changes, fewer than method.least_clients (3 by default): it "
+    assert (f"{told}will be refused, with exit code 2, until there are more" in out) == (users < 3)
+    checkpoint = tmp_path / "first" / "run" / "checkpoints" / "last.ckpt"
+    options = ["--data.path", str(new), "--run_dir", str(later), "--logger", "null"]
+    assert main(["fit", "--update_from", str(checkpoint), *options]) == (2 if users < 3 else 0)
+    assert later.exists() == (users >= 3)
+
+
+@pytest.mark.parametrize(("kept", "warned"), [(10, False), (9, True), (0, True)])
+def test_a_table_that_may_be_a_part_is_told(tmp_path: Path, kept: int, warned: bool) -> None:
+    """Such as the new rows alone, by which all of before would be taken back."""
+    rows: list[Row] = [(f"u{number % 5}", f"i{number // 5}", 5, float(number)) for number in range(20)]
+    old = written(tmp_path / "old.csv", rows)
+    new = written(tmp_path / "new.csv", [*rows[:kept], ("u0", "j", 5, 30.0)])
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        assert run(old, new) == 0
+    told = [str(one.message) for one in caught if issubclass(one.category, Notice)]
+    share = f"{(20 - kept) / 20:.0%}"
+    assert told == warned * [
+        f"{share} of the interactions of before are not in this table any more: is it the whole table? "
+        "The new rows alone are not enough"
+    ]
 
 
 def test_what_the_command_line_cannot_heed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from cgfedrec.serving.app import app_of
 from cgfedrec.serving.limits import Buckets, Limits
 from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.serving.recommender import FILE
-from cgfedrec.serving.watch import EVERY, Watched
+from cgfedrec.serving.watch import Watched
 from tests.commands import Command
 from tests.conftest import ROOT
 
@@ -65,8 +65,7 @@ class Asked:
     def __init__(self, limits: Limits, clock: Clock) -> None:
         made().save(FOLDER)
         self.told: list[str] = []
-        self.clock = clock
-        self.watched = Watched(FOLDER, self.told.append, clock)
+        self.watched = Watched(FOLDER, self.told.append)
         self.app = app_of(self.watched, limits, clock)
 
     def __call__(self, method: str, path: str, address: str = "10.0.0.1", **given: Any) -> httpx.Response:
@@ -132,7 +131,7 @@ WRONG: list[tuple[bytes, int, str]] = [
     (b"\xff{}", 400, ""),
     (b"[" * 1900, 400, ""),
     (b"9" * 1900, 422, ""),
-    (b'{"history": [7.5]}', 422, "history.0: Input should be a valid integer"),
+    (b'{"history": [7.5]}', 422, "history.0: Input should be an id: a whole number or a text"),
     (b"[]", 422, "body: "),
     (b"{}", 422, "history: Field required"),
     (b'{"history": null}', 422, "history: "),
@@ -148,7 +147,7 @@ WRONG: list[tuple[bytes, int, str]] = [
     (b'{"history": [], "top_k": 31}', 422, "top_k: Input should be less than or equal to 30"),
     (b'{"history": [], "top_k": "5"}', 422, "top_k: "),
     (b'{"history": [], "exclude": 5}', 422, "exclude: "),
-    (b'{"history": [], "topk": 5}', 422, "body: Extra inputs are not permitted"),
+    (b'{"history": [], "topk": 5}', 422, "body: 'topk' is not known; the keys are history, top_k, exclude"),
     (json.dumps({"history": [1] * 21}).encode(), 422, "history: List should have at most 20 items"),
     (json.dumps({"history": [], "exclude": [1] * 21}).encode(), 422, "exclude: List should have at most 20 items"),
     (json.dumps({"history": ["x" * 2000]}).encode(), 413, "body: is longer than 2,000 bytes"),
@@ -164,12 +163,47 @@ def test_bad_bodies_are_refused(ask: Asked, body: bytes, status: int, problem: s
     assert ask.post({"history": [1]}).status_code == 200
 
 
-def test_all_problems_are_told_at_once_and_nothing_of_what_was_sent(ask: Asked) -> None:
+def test_all_problems_are_told_at_once_and_no_value_of_what_was_sent(ask: Asked) -> None:
     found = ask.post({"history": ["secret"] * 21, "top_k": 0, "private": "secret"})
     assert found.status_code == 422
     assert len(found.json()["problems"]) >= 3
     assert "secret" not in found.text
-    assert "private" not in found.text
+    found = ask.post({"history": [{"item": 1, "timestamp": 2}], "x" * 99: "secret"})
+    (told,) = found.json()["problems"]
+    assert (
+        told == f"body: '{'x' * 40}' is not known; the keys are history, top_k, exclude"
+    )  # of a key, what can be read
+
+
+ALONE: list[tuple[Any, str]] = [
+    ([{"item": 1, "timestamp": 2}, {"item": 3}], "history.1.timestamp: Field required"),
+    ([{"item": 1, "timestamp": 2}, 3], "history.1: Input should have an item and a timestamp, as others of the"),
+    ([3, {"item": 1, "timestamp": 2}], "history.0: Input should have an item and a timestamp, as others of the"),
+    ([{"item": 1, "timestamp": "x"}], "history.0.timestamp: Input should be a finite number"),
+    ([{"item": None, "timestamp": 1}], "history.0.item: Input should be an id: a whole number or a text"),
+    ([{"item": 1, "timestamp": 1, "day": 3}], "history.0: 'day' is not known; the keys are item, timestamp"),
+    ([1, None], "history.1: Input should be an id: a whole number or a text"),
+    ([{"item": 1, "timestamp": 2}] * 21, "history: List should have at most 20 items"),
+    ({"item": 1, "timestamp": 2}, "history: Input should be a valid list"),
+]
+
+
+@pytest.mark.parametrize(("history", "problem"), ALONE, ids=lambda one: str(one)[:40])
+def test_one_fault_is_told_once(ask: Asked, history: Any, problem: str) -> None:
+    """A history may be of two kinds. What is wrong is told of the kind that was sent."""
+    (told,) = ask.post({"history": history}).json()["problems"]
+    assert told.startswith(problem)
+
+
+def test_a_header_that_is_missing_is_what_is_told(ask: Asked) -> None:
+    """As `curl -d` sends another one by itself, and a program may send none."""
+    for header in ({}, {"content-type": "application/x-www-form-urlencoded"}):
+        found = ask("POST", "/recommend", content=b'{"history": [7]}', headers=header)
+        assert found.status_code == 422
+        told = "content-type: is not application/json; send the header 'content-type: application/json'"
+        assert found.json()["problems"] == [told]
+    found = ask("POST", "/recommend", content=b"[7]", headers=JSON)
+    assert found.json()["problems"] == ["body: Input should be an object with a history"]
 
 
 def test_what_is_not_there(ask: Asked) -> None:
@@ -330,10 +364,8 @@ def test_another_export_is_taken_up(ask: Asked) -> None:
     assert ask.post({"history": [0]}).json()["items"][0]["item"] == 1
     again = made(60, 1000)
     version = again.save(FOLDER)
-    assert ask("GET", "/health").json()["items"] == 50  # it has looked within the second
-    ask.clock.now += EVERY
-    ask("GET", "/health")
-    ask.watched.settle()
+    assert ask("GET", "/health").json()["items"] == 50
+    ask.watched.look()
     assert ask("GET", "/health").json()["version"] == version
     assert ask.post({"history": [1000]}).json()["items"][0]["item"] == 1001
     assert ask.told == [f"taken up: version {version}, 60 items"]
@@ -349,34 +381,43 @@ def test_another_export_is_taken_up(ask: Asked) -> None:
         else:
             (FOLDER / ".lock").unlink(missing_ok=True)
             FOLDER.rmdir()
-        ask.clock.now += EVERY
+        ask.watched.look()
         assert ask.post({"history": [1000]}).json()["items"][0]["item"] == 1001
-        ask.watched.settle()
         assert ask("GET", "/health").json()["problem"] is not None, damage
     assert ask("GET", "/health").json()["version"] == version
     assert sum(one.startswith("not taken up: ") for one in ask.told) == 2
     assert made(70).save(FOLDER)
-    ask.clock.now += EVERY
-    ask("GET", "/health")
-    ask.watched.settle()
+    ask.watched.look()
     health = ask("GET", "/health").json()
     assert (health["items"], health["problem"]) == (70, None)
 
 
-def test_it_is_looked_for_at_most_once_a_second(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = 0
-    marked = ask.watched._marked
+def test_it_is_looked_for_from_beginning_to_end_and_opened_once(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody asks for anything, and though nobody reads any more what is told."""
+    monkeypatch.setattr("cgfedrec.serving.watch.EVERY", 0.01)
+    lines = list[str]()
 
-    def counted() -> Any:
-        nonlocal looks
-        looks += 1
-        return marked()
+    def gone(line: str) -> None:
+        lines.append(line)
+        raise BrokenPipeError
 
-    monkeypatch.setattr(ask.watched, "_marked", counted)
-    for _ in range(30):
-        ask.watched.now()
-        ask.clock.now += 0.1
-    assert 2 <= looks <= 3
+    def until(number: int) -> bool:
+        end = time.monotonic() + 30
+        while len(lines) < number and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        return len(lines) == number
+
+    ask.watched.tell = gone
+    with ask.watched:
+        for number, items in enumerate((60, 70), 1):
+            made(items).save(FOLDER)
+            assert until(number)
+            assert ask.watched.now.num_items == items
+    end = time.monotonic() + 30
+    while any(one.name == "watch" for one in threading.enumerate()) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert all(one.name != "watch" for one in threading.enumerate())
 
 
 def test_whatever_fails_while_it_is_opened_the_one_before_goes_on(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,9 +426,7 @@ def test_whatever_fails_while_it_is_opened_the_one_before_goes_on(ask: Asked, mo
 
     made(60).save(FOLDER)
     monkeypatch.setattr(Recommender, "load", fails)
-    ask.clock.now += EVERY
-    ask("GET", "/health")
-    ask.watched.settle()
+    ask.watched.look()
     health = ask("GET", "/health").json()
     assert (health["items"], health["problem"]) == (50, "out: cannot be opened: MemoryError")
 
@@ -446,6 +485,27 @@ def test_no_request_fails_while_exports_are_replaced(serving_at: tuple[Command, 
     assert process.stderr.count("taken up: version") == 2
 
 
+def test_an_idle_server_takes_up_an_export_by_itself(serving_at: tuple[Command, str]) -> None:
+    """So the first request after a nightly export is answered by it, and a damaged one is told without any request."""
+    process, address = serving_at
+
+    def until(line: str) -> None:
+        end = time.monotonic() + 60
+        while line not in process.stderr and time.monotonic() < end:
+            time.sleep(0.02)
+        assert line in process.stderr
+
+    version = made(60).save(FOLDER)
+    until(f"\ntaken up: version {version}, 60 items\n")
+    assert httpx.get(f"{address}/health").json()["version"] == version
+    other = FOLDER / "other"
+    other.write_bytes((FOLDER / FILE).read_bytes()[:-9])
+    other.replace(FOLDER / FILE)
+    until("\nnot taken up: ")
+    health = httpx.get(f"{address}/health").json()
+    assert (health["version"], "damaged" in health["problem"]) == (version, True)
+
+
 def test_nothing_of_a_request_is_logged(serving_at: tuple[Command, str]) -> None:
     process, address = serving_at
     for history in ([5], [123456789]):
@@ -465,7 +525,7 @@ def test_a_fault_is_told_without_what_it_says(ask: Asked, capsys: pytest.Capture
     def fails(*arguments: Any) -> Any:
         raise KeyError("secret" + "ly")
 
-    ask.watched._recommender.recommend = fails  # type: ignore[method-assign, assignment]
+    ask.watched.now.recommend = fails  # type: ignore[method-assign, assignment]
     ask.app = serving._quiet(ask.app)  # type: ignore[assignment]
     found = ask.post({"history": [1]})
     assert (found.status_code, found.json()) == (500, {"problems": ["the request could not be answered"]})

@@ -171,6 +171,29 @@ def test_what_is_excluded_or_unknown(loops: dict[str, FederatedLoop]) -> None:
         recommender.recommend(some, timestamps=[1, 2, float("nan"), 3])
 
 
+def test_what_is_no_list_of_ids_is_refused(loops: dict[str, FederatedLoop]) -> None:
+    """A text would be a list of its letters, and what is missing an id that nobody knows."""
+    recommender = recommender_of(loops["newest first"], HEADER)
+    for wrong, message in (
+        ("0007", r"'0007' is no list of ids; give \['0007'\]"),
+        (7, r"7 is no list of ids; give \[7\]"),
+        (None, "None is no list of ids$"),
+        (b"0007", "b'0007' is no list of ids$"),
+        ([3, None], "None is no id; ids are whole numbers or text"),
+        ([3, True], "True is no id"),
+        ([3, 4.0], "4.0 is no id"),
+        ([3, [4]], r"\[4\] is no id"),
+    ):
+        with pytest.raises(InputError, match=f"^history: {message}"):
+            recommender.recommend(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=f"^exclude: {message}"):
+            recommender.recommend([3], exclude=wrong)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=f"^history of 'bob': {message}"):
+            recommender.recommend_all({"ann": [3], "bob": wrong})  # type: ignore[dict-item]
+    given = np.array(recommender.ids[:3])
+    assert recommender.recommend(given) == recommender.recommend(iter(given.tolist()))
+
+
 def test_few_of_many_items_are_enough_to_look_at() -> None:
     """The short way finds the same as the long one, ties and hidden items included, on any shape of neighbours."""
     generator = np.random.default_rng(0)

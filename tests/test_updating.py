@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import cgfedrec
 from cgfedrec.data import Synthetic
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, Notice
 from cgfedrec.run.api import load_to_test
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.updating import with_new_labels, with_new_rows
@@ -164,6 +165,18 @@ def test_too_few_changes_wait_and_too_many_start_anew(tmp_path: Path, capsys: py
     anew = fitted(table, tmp_path / "anew", half)
     assert anew.data.changes is None
     assert anew.summary["clients/bounds"] == anew.data.num_users
+
+
+def test_the_new_rows_alone_are_warned_of(tmp_path: Path) -> None:
+    """Everything else would be taken back. The whole table is not warned of."""
+    table = drawn()
+    first = fitted(table[:-200], tmp_path / "first")
+    with pytest.warns(
+        Notice, match="100% of the interactions of before are not in this table any more: is it the whole"
+    ):
+        fitted(table[-200:], tmp_path / "part", first)
+    with warnings.catch_warnings(action="error", category=Notice):
+        fitted(table, tmp_path / "whole", first)
 
 
 def test_it_resumes_and_loads_like_any_run(tmp_path: Path) -> None:

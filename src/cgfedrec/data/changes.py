@@ -104,6 +104,11 @@ class Changes:
         moved = sum(self.counts[name] for name in KINDS)
         return moved / max(1, self.counts["before"])
 
+    @property
+    def gone(self) -> float:
+        """How many interactions of before are not there any more, as a share of them."""
+        return self.counts["taken back"] / max(1, self.counts["before"])
+
 
 def changes(
     before: Before,

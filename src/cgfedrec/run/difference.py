@@ -11,11 +11,19 @@ from rich.table import Column, Table
 from cgfedrec.data.difference import Difference, diff
 from cgfedrec.data.layout import Format
 from cgfedrec.errors import check
-from cgfedrec.run.update import is_too_much
+from cgfedrec.run.update import is_too_much, warn_of_a_part
 from cgfedrec.settings.opening import refuse_of_fit
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import said
+from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.updating import ANEW
+
+ALL_COUNT = (
+    "all users of both files are counted; a run has other numbers where it leaves some out (data.min_interactions, "
+    "data.min_users) or holds out some of their items (data.split)"
+)
+LEAST = Discovery.least_clients
+"""Clients with changes, below which a run refuses to go on, unless it is told otherwise."""
 
 
 def diff_files(old: str, new: str, options: Sequence[str]) -> Difference:
@@ -69,10 +77,17 @@ def show_difference(console: Console, found: Difference) -> None:
     else:
         told = f"{found.days:.1f} days between the latest times"
     console.print(told, highlight=False, soft_wrap=True)
-    verdict = is_too_much(found.changes)
-    if verdict is None:
+    console.print(ALL_COUNT, highlight=False, soft_wrap=True)
+    number, verdict = counts["changed users"], is_too_much(found.changes)
+    if number < LEAST:
         verdict = (
-            f"{found.share:.1%} of the interactions have changed, at most {ANEW:.0%}: {counts['changed users']:,} "
-            "clients add what has changed"
+            f"only {number} clients have changes, fewer than method.least_clients ({LEAST} by default): it will be "
+            "refused, with exit code 2, until there are more"
+        )
+    elif verdict is None:
+        verdict = (
+            f"{found.share:.1%} of the interactions have changed, at most {ANEW:.0%}: {number:,} clients add what has "
+            "changed"
         )
     console.print(f"fit --update_from: {verdict}", highlight=False, soft_wrap=True)
+    warn_of_a_part(found.changes)

@@ -16,7 +16,7 @@ from cgfedrec.run.console import quiet_console, tracker
 from cgfedrec.run.engine import rank_of
 from cgfedrec.run.folder import run_folder
 from cgfedrec.run.run import Run
-from cgfedrec.run.update import Update, is_too_much
+from cgfedrec.run.update import Update, is_too_much, warn_of_a_part
 from cgfedrec.settings.parser import instantiate
 from cgfedrec.structure.counting import CountingServer
 
@@ -52,6 +52,8 @@ def open_run(
     with held as directory:
         to_train = not (state and _is_finished(state, settings))
         run = Run(settings, directory, callbacks, console, to_train=to_train, update=update)
+        if update and run.data.changes and run.processes.first:
+            warn_of_a_part(run.data.changes)
         exact = run.loop.server.updates == "exactly"
         if update and exact and run.data.changes and (why := is_too_much(run.data.changes)):
             run.console.print(why, highlight=False, soft_wrap=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
 from cgfedrec.data.changes import Before, Changes
-from cgfedrec.errors import InputError, check
+from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.files import write_atomically
 from cgfedrec.run.checkpoint import State, read_checkpoint
 from cgfedrec.run.resume import changed
@@ -16,6 +17,8 @@ from cgfedrec.structure.updating import ANEW
 
 HISTORIES, BEFORE = "histories.parquet", "before.parquet"
 """Beside checkpoints: what clients had in training, and what they had in the run from which this one goes on."""
+PART = 0.5
+"""Where more of the interactions of before than this share is gone, a table may be a part, such as the new rows."""
 
 
 class Update(NamedTuple):
@@ -67,6 +70,15 @@ def is_too_much(changes: Changes) -> str | None:
         f"{changes.share:.0%} of the interactions have changed, more than {ANEW:.0%}: columns and candidates are found "
         "anew, by all clients"
     )
+
+
+def warn_of_a_part(changes: Changes) -> None:
+    """A `Notice` (a warning) where so much is gone that the table may not be all of it."""
+    if changes.gone > PART:
+        text = (
+            f"{changes.gone:.0%} of the interactions of before are not in this table any more: is it the whole table?"
+        )
+        warnings.warn(f"{text} The new rows alone are not enough", Notice, stacklevel=3)
 
 
 def before_beside(folder: Path) -> Before | None:

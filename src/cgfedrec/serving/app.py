@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from cgfedrec import __version__
 from cgfedrec.serving.bodies import Answer, Asked, Health, Problems, Timed, asked
 from cgfedrec.serving.limits import Guard, Limits
+from cgfedrec.serving.refusals import problems_of
 from cgfedrec.serving.watch import Watched
 
 ABOUT = """Recommendations for a history of items, by what a federation has found.
@@ -25,12 +26,10 @@ many requests it is counted how many it sent; `429` says in how many seconds it 
 PAGE = Path(__file__).with_name("page.html")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 """The page may fetch nothing from elsewhere."""
-MOST = 20
-"""Problems of a request that are told."""
 REFUSED: dict[int | str, dict[str, Any]] = {
     400: {"model": Problems, "description": "The body is no JSON"},
     413: {"model": Problems, "description": "The body is too long"},
-    422: {"model": Problems, "description": "The body is JSON, and not what is described here"},
+    422: {"model": Problems, "description": "The body is not what is described here, or is not said to be JSON"},
     429: {
         "model": Problems,
         "description": "Too many requests from this address",
@@ -60,7 +59,7 @@ def app_of(watched: Watched, limits: Limits, clock: Callable[[], float] = time.m
 
     async def recommend(body: Asked) -> Json:
         """Recommend items for a history, without those that it has."""
-        recommender = watched.now()
+        recommender = watched.now
         history, timestamps = body.history, None
         if history and isinstance(history[0], Timed):
             timestamps = [one.timestamp for one in history]
@@ -79,7 +78,7 @@ def app_of(watched: Watched, limits: Limits, clock: Callable[[], float] = time.m
     @app.get("/health", response_model=Health)
     async def health() -> Json:
         """Say which export answers."""
-        recommender = watched.now()
+        recommender = watched.now
         about = recommender.about
         return Json(
             {
@@ -102,7 +101,7 @@ def app_of(watched: Watched, limits: Limits, clock: Callable[[], float] = time.m
         wrong = error.errors()
         if any(one["type"] == "json_invalid" for one in wrong):
             return _problems(400, ["body: is no JSON"])
-        return _problems(422, list(dict.fromkeys(map(_told, wrong)))[:MOST])
+        return _problems(422, problems_of(wrong, error.body))
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Json:
@@ -113,13 +112,6 @@ def app_of(watched: Watched, limits: Limits, clock: Callable[[], float] = time.m
         return _problems(500, ["the request could not be answered"])
 
     return app
-
-
-def _told(error: Mapping[str, Any]) -> str:
-    """What is wrong with a body, and where, without what it holds."""
-    names = set(Asked.model_fields) | set(Timed.model_fields)
-    where = [str(part) for part in error["loc"][1:] if isinstance(part, int) or part in names]
-    return f"{'.'.join(where) or 'body'}: {error['msg']}"
 
 
 def _problems(status: int, problems: list[str], headers: Mapping[str, str] | None = None) -> Json:

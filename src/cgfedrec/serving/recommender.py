@@ -167,15 +167,15 @@ class Recommender:
                 that stands first counts as the later one, as in files of interactions.
 
         Raises:
-            InputError: for a ``top_k`` that is no count, and for times that are not one for each item.
+            InputError: for a ``top_k`` that is no count, what is no list of ids, and times that are not one an item.
         """
-        given = list(history)
+        given, excluded = _listed("history", history), _listed("exclude", exclude)
         check(no_count("top_k", top_k), _no_times(given, timestamps))
         if timestamps is not None:
             given = _oldest_first(given, timestamps)
         unknown: dict[Id, None] = {}
         numbers = self._known(given, unknown)
-        hidden = list(dict.fromkeys([*numbers, *self._known(exclude, unknown)]))
+        hidden = list(dict.fromkeys([*numbers, *self._known(excluded, unknown)]))
         items, scores = self._best([numbers], [hidden], top_k)
         found = int(np.isfinite(scores[0]).sum())
         chosen = items[0, :found].tolist()
@@ -195,19 +195,19 @@ class Recommender:
             top_k: As of `recommend`.
 
         Raises:
-            InputError: for a ``top_k`` that is no count.
+            InputError: for a ``top_k`` that is no count, and for a history that is no list of ids.
         """
         check(no_count("top_k", top_k))
         unknown: dict[Id, None] = {}
-        numbers = [self._known(history, unknown) for history in histories.values()]
+        listed = (_listed(f"history of {user!r}", history) for user, history in histories.items())
+        numbers = [self._known(history, unknown) for history in listed]
         items, scores = self._best(numbers, numbers, top_k)
         sources = [HISTORY if one else POPULARITY for one in numbers]
         items = np.where(np.isfinite(scores), items, -1)
         return Recommendations(list(histories), items, scores, sources, list(unknown))
 
-    def _known(self, given: Iterable[Id], unknown: dict[Id, None]) -> list[int]:
+    def _known(self, given: list[Id], unknown: dict[Id, None]) -> list[int]:
         """The numbers of those items that there are, each once, as they come; the others are added to ``unknown``."""
-        given = list(given)
         numbers = dict.fromkeys(map(self._numbers.get, given))
         if None not in numbers:
             return list(numbers)  # type: ignore[arg-type]
@@ -246,6 +246,19 @@ class Recommender:
             ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(items))
         order = np.argsort(users * self.num_items + items, kind="stable")
         return Entries(users, items[order], ages[order])
+
+
+def _listed(name: str, given: Iterable[Id]) -> list[Id]:
+    """Ids as a list. Raises `InputError` for what is none: a text would be a list of its letters."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        meant = f"; give [{given!r}]" if isinstance(given, str | int) else ""
+        raise InputError(f"{name}: {given!r} is no list of ids{meant}")
+    found = list(given)
+    kinds = {kind for kind in set(map(type, found)) if kind is bool or not issubclass(kind, str | int | np.integer)}
+    if kinds:
+        wrong = next(one for one in found if type(one) in kinds)
+        raise InputError(f"{name}: {wrong!r} is no id; ids are whole numbers or text")
+    return found
 
 
 def _no_times(history: Sequence[Id], timestamps: Sequence[float] | None) -> str | None:

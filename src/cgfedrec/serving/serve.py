@@ -39,7 +39,7 @@ def serve(folder: Path, host: str, port: int, limits: Limits) -> int:
     except ImportError as error:
         raise InputError(f"serve: needs {error.name}; pip install 'cgfedrec[serve]' brings it") from error
     watched = Watched(folder, _tell)
-    with _listening(host, port) as listening:
+    with _listening(host, port) as listening, watched:
         config = uvicorn.Config(
             _quiet(app_of(watched, limits)),
             # What is logged of a request is nothing at all, errors of this program excepted.
@@ -50,7 +50,7 @@ def serve(folder: Path, host: str, port: int, limits: Limits) -> int:
             ws="none",
             server_header=False,
         )
-        recommender = watched.now()
+        recommender = watched.now
         shown, name = f"[{host}]" if ":" in host else host, listening.getsockname()
         _tell(f"serving {folder}: version {recommender.version}, {recommender.num_items:,} items")
         _tell(f"http://{shown}:{name[1]}/recommend, described at http://{shown}:{name[1]}/docs; Ctrl-C ends it")

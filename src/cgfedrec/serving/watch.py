@@ -3,58 +3,58 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cgfedrec.errors import InputError
 from cgfedrec.serving.recommender import FILE, Recommender
 
 EVERY = 1.0
-"""Seconds between two looks at the folder, at least."""
+"""Seconds from one look at the folder to the next."""
 
 
 class Watched:
-    """The recommender of a folder, as it is now.
+    """The recommender of a folder, as it is now. Within a ``with``, a thread looks for another export all the time.
 
     Args:
         folder: Of an export.
         tell: Told in a line what was taken up, or why it was not.
-        clock: Tells the time in seconds.
 
     Attributes:
+        now: The one that answers.
         problem: Why what stands in the folder now is not used, if it is not.
 
     Raises:
         InputError: if there is no export in the folder that can be used.
     """
 
-    def __init__(
-        self, folder: Path, tell: Callable[[str], object] = print, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.folder, self.tell, self.clock = folder, tell, clock
+    def __init__(self, folder: Path, tell: Callable[[str], object] = print) -> None:
+        self.folder, self.tell = folder, tell
         self.problem: str | None = None
         self._mark = self._marked()
-        self._recommender = Recommender.load(folder)
-        self._next = clock() + EVERY
-        self._loading: threading.Thread | None = None
+        self.now = Recommender.load(folder)
+        self._stopped = threading.Event()
 
-    def now(self) -> Recommender:
-        """The one that answers. It looks for another export once a second, and opens that beside the requests."""
-        now = self.clock()
-        if now >= self._next and (self._loading is None or not self._loading.is_alive()):
-            self._next = now + EVERY
-            mark = self._marked()
-            if mark != self._mark:
-                self._mark = mark
-                self._loading = threading.Thread(target=self._load, daemon=True)
-                self._loading.start()
-        return self._recommender
+    def __enter__(self) -> None:
+        """Look from now on."""
+        threading.Thread(target=self._watch, args=(self._stopped,), name="watch", daemon=True).start()
 
-    def settle(self) -> None:
-        """Wait until nothing is being opened."""
-        if self._loading is not None:
-            self._loading.join()
+    def __exit__(self, *error: object) -> None:
+        """Look no more. What is being opened is not waited for."""
+        self._stopped.set()
+
+    def look(self) -> None:
+        """Look once, and open what stands there if it is another file. Requests are answered meanwhile."""
+        mark = self._marked()
+        if mark != self._mark:
+            self._mark = mark
+            self._load()
+
+    def _watch(self, stopped: threading.Event) -> None:
+        while not stopped.wait(EVERY):
+            with suppress(OSError):  # nobody reads any more what is told
+                self.look()
 
     def _marked(self) -> tuple[int, int, int] | None:
         """What tells one file from the one that replaces it."""
@@ -75,5 +75,5 @@ class Watched:
             self.problem = f"{self.folder}: cannot be opened: {type(error).__name__}"
             self.tell(f"not taken up: {self.problem}")
         else:
-            self._recommender, self.problem = found, None
+            self.now, self.problem = found, None
             self.tell(f"taken up: version {found.version}, {found.num_items:,} items")
