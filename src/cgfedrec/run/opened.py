@@ -52,14 +52,15 @@ def open_run(
     with held as directory:
         to_train = not (state and _is_finished(state, settings))
         run = Run(settings, directory, callbacks, console, to_train=to_train, update=update)
-        if update and run.data.changes and run.processes.first:
-            warn_of_a_part(run.data.changes)
-        exact = run.loop.server.updates == "exactly"
-        if update and exact and run.data.changes and (why := is_too_much(run.data.changes)):
-            run.console.print(why, highlight=False, soft_wrap=True)
-            run = Run(settings, directory, callbacks, console)
-            if isinstance(run.loop.server, CountingServer):
-                run.loop.server.read_as(update.state["loop"]["server"])
+        if update and run.data.changes:
+            if run.processes.first:
+                warn_of_a_part(run.data.changes)
+            why = is_too_much(run.data.changes)
+            if why and run.loop.server.updates == "exactly":
+                run.console.print(why, highlight=False, soft_wrap=True)
+                run = Run(settings, directory, callbacks, console)
+                if isinstance(run.loop.server, CountingServer):
+                    run.loop.server.read_as(update.state["loop"]["server"])
         if state:
             run.restore(state, checkpoint)
         del state  # it maps the checkpoint
