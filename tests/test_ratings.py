@@ -95,10 +95,10 @@ def test_times_as_numbers_or_iso_dates(times: list[str], tmp_path: Path) -> None
     assert (np.diff(parsed) > 0).all()
 
 
-def test_duplicates_keep_the_first_row_and_are_counted(tmp_path: Path) -> None:
+def test_duplicates_keep_the_earliest_row_and_are_counted(tmp_path: Path) -> None:
     data = read(write(tmp_path / "a.csv", "1,a,10\n1,a,5\n1,b,7\n"), POSITIONS)
     assert data.times is not None
-    assert data.times.tolist() == [10, 7]
+    assert data.times.tolist() == [5, 7]
     assert data.report["duplicates"] == 1
 
 

@@ -116,7 +116,7 @@ def test_it_recommends_what_clients_would(loops: dict[str, FederatedLoop], name:
 
 
 def test_times_are_read_as_those_of_a_table(loops: dict[str, FederatedLoop]) -> None:
-    """Equal ones by the rule of the split; an item that stands there twice by its first row."""
+    """Equal ones by the rule of the split; an item that stands there twice by its earliest row."""
     loop = loops["newest first"]
     recommender, generator = recommender_of(loop, HEADER), random.Random(0)
     rows: list[tuple[str, int, int]] = []

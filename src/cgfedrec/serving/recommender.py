@@ -275,8 +275,11 @@ def _no_times(history: Sequence[Id], timestamps: Sequence[float] | None) -> str 
 
 
 def _oldest_first(history: Sequence[Id], timestamps: Sequence[float]) -> list[Id]:
-    """A history in the order of time; of an item that stands there twice, the first place counts."""
-    first = {str(one): place for place, one in reversed(list(enumerate(history)))}
+    """A history in the order of time; of an item that stands there twice, the earliest counts."""
+    first: dict[str, int] = {}
+    for place, item in enumerate(history):
+        if timestamps[place] < timestamps[first.setdefault(str(item), place)]:
+            first[str(item)] = place
     # Equal times: what stands first is the later one, so that it comes behind the others here.
     places = sorted(first.values(), key=lambda place: (timestamps[place], -place))
     return [history[place] for place in places]
