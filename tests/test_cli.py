@@ -21,6 +21,7 @@ import cgfedrec as package
 from cgfedrec.cli import main
 from cgfedrec.errors import Notice
 from cgfedrec.run.reference import ReferenceFit
+from cgfedrec.settings.sources import said
 from tests.commands import Command, cgfedrec, fresh
 from tests.conftest import ROOT, TINY, require_data
 
@@ -299,6 +300,30 @@ def test_a_config_file_with_an_unknown_key_is_named(capsys: pytest.CaptureFixtur
     message = errors(capsys)
     assert "turns" in message
     assert "wrong.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "--data.path=a.csv", "--data.path=b.csv"], "data.path: is given twice on the command line, as 'a"),
+        (["data", "describe", "--data.path=a", "--data.init_args.path=b"], "data.path: is given twice"),
+        (["fit", "--method", "FedMF", "--method.class_path", "Local"], "method: is given twice on the command line"),
+        (["fit", "--callbacks", "a.B", "--callbacks", "a.C"], "give one; a list is given whole"),
+        (["recommend", "--ckpt_path=a", "--top_k=10", "--top_k=5"], "--top_k: is given twice, as 10 and as 5"),
+    ],
+)
+def test_two_values_of_an_option_are_refused(words: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: object = run(*words)
+    except SystemExit as end:  # argparse
+        code = end.code
+    assert code == 2
+    assert message in errors(capfd)
+
+
+def test_one_value_may_be_given_twice() -> None:
+    layer = said(options=["--loop.rounds", "1", "--loop", "{rounds: 1}", "--loop.rounds=1"], environment={}).options
+    assert layer == {"loop": {"rounds": "1"}}
 
 
 def test_a_key_that_stands_twice_is_named(capsys: pytest.CaptureFixture[str]) -> None:
