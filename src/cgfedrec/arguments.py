@@ -69,9 +69,7 @@ OWN_HELP = (("fit",), ("estimate",), ("data", "describe"))
 class _Once(Action):
     """Stores the value of an option, and refuses a second one that is another."""
 
-    def __call__(
-        self, parser: ArgumentParser, given: Namespace, value: Any, option_string: str | None = None
-    ) -> None:
+    def __call__(self, parser: ArgumentParser, given: Namespace, value: Any, option_string: str | None = None) -> None:
         before = vars(self).setdefault("before", value)
         if before != value:
             raise ArgumentError(self, f"is given twice, as {before!r} and as {value!r}; give one of them")
