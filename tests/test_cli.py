@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,10 +17,13 @@ import pytest
 import torch
 import yaml
 from lightning import Fabric
+from rich.console import Console
 
 import cgfedrec as package
 from cgfedrec.cli import main
 from cgfedrec.errors import Notice
+from cgfedrec.run.advice import advice
+from cgfedrec.run.console import show_unfinished
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.settings.sources import said
 from tests.commands import Command, cgfedrec, fresh
@@ -127,6 +131,33 @@ def test_a_reference_is_a_run_without_rounds(tiny: str, name: str, capsys: pytes
     assert pl.read_parquet("again/ranks.parquet").equals(ranks)
     assert run("fit", "--config", tiny, "--run_dir", "again") == 2
     assert "already holds a run" in errors(capsys)
+
+
+def test_commands_to_be_copied_are_quoted(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder may have spaces in its name, and an apostrophe."""
+    run_ = package.fit(tiny, {"run_dir": "my runs/it's"})
+    last = str(Path("my runs/it's/checkpoints/last.ckpt"))
+    wide = Console(width=1000)
+    show_unfinished(wide, "labels", 5, Path(last))
+    run_.summary["best_round"] = run_.summary["rounds"]
+    told = [run_.go_on, run_._stands(), *advice(run_), capsys.readouterr().out]
+    commands = [shlex.split(text[text.index("cgfedrec fit") :])[:4] for text in told if "cgfedrec fit" in text]
+    assert commands == [["cgfedrec", "fit", "--ckpt_path", last]] * 4
+    Path(last).unlink()
+    assert run("test", "--ckpt_path", last) == 2
+    assert "cgfedrec fit --config 'my runs/it'\"'\"'s/config.yaml'" in errors(capsys)
+    assert run("export", "--ckpt_path", exported("my ends"), "--output", "my export") == 0
+    assert "cgfedrec serve 'my export'" in capsys.readouterr().out
+    Path("my table.csv").touch()
+    assert run("fit", "my table.csv") == 2
+    assert "did you mean --data.path 'my table.csv'?" in errors(capsys)
+
+
+def exported(folder: str) -> str:
+    """A checkpoint that can be exported."""
+    planted = {"users": 40, "items": 60, "groups": 6, "interactions": 12}
+    settings = {"data": {"synthetic": planted}, "method": "CGFedCo", "loop.rounds": 30, "logger": None}
+    return str(package.fit(settings, {"run_dir": folder, "method.columns": 8}).checkpoints / "last.ckpt")
 
 
 OF_FIT: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace as Arguments
 from pathlib import Path
+from shlex import quote
 
 from cgfedrec.errors import InputError, check, printable
 
@@ -129,7 +130,7 @@ def export(arguments: Arguments, options: list[str]) -> int:
     found = run.export(output)
     out.print(
         f"{output}: {found.num_items:,} items, read by {found.reader.reading}; version {found.version}\n"
-        f"serve it with: cgfedrec serve {output}",
+        f"serve it with: cgfedrec serve {quote(str(output))}",
         highlight=False,
         soft_wrap=True,
     )

@@ -10,6 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -102,7 +103,7 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
         _extract(archive, target, entry.ratings)
     archive.unlink(missing_ok=True)
     console.print(
-        f"train on it with:\n  cgfedrec fit --data.init_args.path {ratings} {entry.options}",
+        f"train on it with:\n  cgfedrec fit --data.init_args.path {quote(str(ratings))} {entry.options}",
         soft_wrap=True,
         highlight=False,
     )

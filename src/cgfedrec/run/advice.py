@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from cgfedrec.errors import InputError
@@ -43,7 +44,7 @@ def advice(run: Run) -> Iterator[str]:
     elif at_the_end:
         yield (
             "the best round is the last one: more may help. To go on: "
-            f"cgfedrec fit --ckpt_path {kept} --loop.rounds {2 * training.rounds}"
+            f"cgfedrec fit --ckpt_path {quote(str(kept))} --loop.rounds {2 * training.rounds}"
         )
     if below_popularity(run.summary):
         name = type(run.method).__name__
