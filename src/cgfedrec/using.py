@@ -62,6 +62,10 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
         output = Path(arguments.output)
     if output and output.suffix not in (".csv", ".parquet"):  # before the checkpoint is read, which may take long
         raise InputError(f"--output: {output} must end in .csv or .parquet")
+    if output:
+        from cgfedrec.files import no_folder
+
+        check(no_folder("--output", output.parent))
 
     from cgfedrec.run.advice import warning_of
     from cgfedrec.run.api import load, load_beside
