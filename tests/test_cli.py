@@ -133,6 +133,33 @@ def test_a_reference_is_a_run_without_rounds(tiny: str, name: str, capsys: pytes
     assert "already holds a run" in errors(capsys)
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("CGFEDREC_TOP_K", "CGFEDREC_RECOMMEND_TOP_K"),
+        ("CGFEDREC_CKPT_PATH", "CGFEDREC_TEST_CKPT_PATH, CGFEDREC_VALIDATE_CKPT_PATH, CGFEDREC_RECOMMEND_CKPT_PATH, "),
+        ("CGFEDREC_RECOMEND_TOP_K", "CGFEDREC_RECOMMEND_TOP_K"),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_told_with_an_options(
+    variable: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "5")
+    with pytest.warns(Notice, match=f"{variable} is not read") as told:
+        assert run("completion", "bash") == 0
+    assert f"; did you mean {meant}" in str(told[0].message)
+
+
+def test_an_empty_path_is_no_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "describe", "--data.path", "") == 2
+    assert "data.path: is empty; give the path of a file, or null" in errors(capsys)
+    assert run("data", "diff", "", "new.csv") == 2
+    assert "data diff: the path of a file is empty" in errors(capsys)
+    monkeypatch.setenv("CGFEDREC_FIT_DATA__PATH", "")
+    assert run("data", "describe") == 2
+    assert "data.path: is empty" in errors(capsys)
+
+
 def test_commands_to_be_copied_are_quoted(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder may have spaces in its name, and an apostrophe."""
     run_ = package.fit(tiny, {"run_dir": "my runs/it's"})

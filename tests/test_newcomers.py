@@ -253,11 +253,16 @@ def test_bad_histories_are_refused(run: Run, checkpoint: str) -> None:
         run.recommend_for({"ann": [1]}, users=["zoe"])
     with pytest.raises(InputError, match="no column 'user'"):
         run.recommend_for(pl.DataFrame({"who": [1], "item": [2]}))
+    for empty in ({"ann": [1, ""]}, {" ": [1]}):
+        with pytest.raises(InputError, match="histories: an id of a user or an item is empty"):
+            run.recommend_for(empty)
     with pytest.raises(InputError, match="top_k"):
         run.recommend_for({"ann": [1]}, top_k=0)
     for wrong, message in (
         (["--have", 5, "--user", 7], "--have: is the history of one person"),
         (["--histories", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--histories", ""], "--histories: is empty"),
+        (["--have", "0007", ""], "--have: one of the ids is empty"),
     ):
         done = command("recommend", "--ckpt_path", checkpoint, *wrong)
         assert done.returncode == 2

@@ -62,6 +62,10 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
         output = Path(arguments.output)
     if output and output.suffix not in (".csv", ".parquet"):  # before the checkpoint is read, which may take long
         raise InputError(f"--output: {output} must end in .csv or .parquet")
+    check(
+        "--histories: is empty; give the path of a file" if arguments.histories == "" else None,
+        None if all(one.strip() for one in arguments.have or ()) else "--have: one of the ids is empty",
+    )
     if output:
         from cgfedrec.files import no_folder
 

@@ -91,6 +91,7 @@ def diff(old: str | Path, new: str | Path, format: Format | None = None) -> Diff
     Raises:
         InputError: if one of them cannot be read.
     """
+    check(None if str(old) and str(new) else "data diff: the path of a file is empty")
     old, new = Path(old), Path(new)
     then, now = _read((old, new), format or Format())
     before = before_of(then.user_ids, then.item_ids, *_histories(then))

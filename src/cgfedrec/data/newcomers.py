@@ -122,6 +122,8 @@ class Newcomers(FederatedDataModule):
 def of_lists(histories: Histories) -> Interactions:
     """Interactions of users' items, the oldest first; of an item that stands there twice, its first place counts."""
     lists = {str(user): list(dict.fromkeys(map(str, items))) for user, items in histories.items()}
+    named = all(one.strip() for user, items in lists.items() for one in (user, *items))
+    check(None if named else "histories: an id of a user or an item is empty")
     user_ids = as_ids(pl.Series(list(lists), dtype=pl.String)).sort()
     lists = {user: lists[user] for user in user_ids.cast(pl.String)}
     each = as_ids(pl.Series([item for items in lists.values() for item in items], dtype=pl.String))
