@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,11 +17,15 @@ import pytest
 import torch
 import yaml
 from lightning import Fabric
+from rich.console import Console
 
 import cgfedrec as package
 from cgfedrec.cli import main
 from cgfedrec.errors import Notice
+from cgfedrec.run.advice import advice
+from cgfedrec.run.console import show_unfinished
 from cgfedrec.run.reference import ReferenceFit
+from cgfedrec.settings.sources import said
 from tests.commands import Command, cgfedrec, fresh
 from tests.conftest import ROOT, TINY, require_data
 
@@ -126,6 +131,60 @@ def test_a_reference_is_a_run_without_rounds(tiny: str, name: str, capsys: pytes
     assert pl.read_parquet("again/ranks.parquet").equals(ranks)
     assert run("fit", "--config", tiny, "--run_dir", "again") == 2
     assert "already holds a run" in errors(capsys)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("CGFEDREC_TOP_K", "CGFEDREC_RECOMMEND_TOP_K"),
+        ("CGFEDREC_CKPT_PATH", "CGFEDREC_TEST_CKPT_PATH, CGFEDREC_VALIDATE_CKPT_PATH, CGFEDREC_RECOMMEND_CKPT_PATH, "),
+        ("CGFEDREC_RECOMEND_TOP_K", "CGFEDREC_RECOMMEND_TOP_K"),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_told_with_an_options(
+    variable: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "5")
+    with pytest.warns(Notice, match=f"{variable} is not read") as told:
+        assert run("completion", "bash") == 0
+    assert f"; did you mean {meant}" in str(told[0].message)
+
+
+def test_an_empty_path_is_no_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "describe", "--data.path", "") == 2
+    assert "data.path: is empty; give the path of a file, or null" in errors(capsys)
+    assert run("data", "diff", "", "new.csv") == 2
+    assert "data diff: the path of a file is empty" in errors(capsys)
+    monkeypatch.setenv("CGFEDREC_FIT_DATA__PATH", "")
+    assert run("data", "describe") == 2
+    assert "data.path: is empty" in errors(capsys)
+
+
+def test_commands_to_be_copied_are_quoted(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder may have spaces in its name, and an apostrophe."""
+    run_ = package.fit(tiny, {"run_dir": "my runs/it's"})
+    last = str(Path("my runs/it's/checkpoints/last.ckpt"))
+    wide = Console(width=1000)
+    show_unfinished(wide, "labels", 5, Path(last))
+    run_.summary["best_round"] = run_.summary["rounds"]
+    told = [run_.go_on, run_._stands(), *advice(run_), capsys.readouterr().out]
+    commands = [shlex.split(text[text.index("cgfedrec fit") :])[:4] for text in told if "cgfedrec fit" in text]
+    assert commands == [["cgfedrec", "fit", "--ckpt_path", last]] * 4
+    Path(last).unlink()
+    assert run("test", "--ckpt_path", last) == 2
+    assert "cgfedrec fit --config 'my runs/it'\"'\"'s/config.yaml'" in errors(capsys)
+    assert run("export", "--ckpt_path", exported("my ends"), "--output", "my export") == 0
+    assert "cgfedrec serve 'my export'" in capsys.readouterr().out
+    Path("my table.csv").touch()
+    assert run("fit", "my table.csv") == 2
+    assert "did you mean --data.path 'my table.csv'?" in errors(capsys)
+
+
+def exported(folder: str) -> str:
+    """A checkpoint that can be exported."""
+    planted = {"users": 40, "items": 60, "groups": 6, "interactions": 12}
+    settings = {"data": {"synthetic": planted}, "method": "CGFedCo", "loop.rounds": 30, "logger": None}
+    return str(package.fit(settings, {"run_dir": folder, "method.columns": 8}).checkpoints / "last.ckpt")
 
 
 OF_FIT: dict[str, dict[str, Any]] = {
@@ -299,6 +358,30 @@ def test_a_config_file_with_an_unknown_key_is_named(capsys: pytest.CaptureFixtur
     message = errors(capsys)
     assert "turns" in message
     assert "wrong.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "--data.path=a.csv", "--data.path=b.csv"], "data.path: is given twice on the command line, as 'a"),
+        (["data", "describe", "--data.path=a", "--data.init_args.path=b"], "data.path: is given twice"),
+        (["fit", "--method", "FedMF", "--method.class_path", "Local"], "method: is given twice on the command line"),
+        (["fit", "--callbacks", "a.B", "--callbacks", "a.C"], "give one; a list is given whole"),
+        (["recommend", "--ckpt_path=a", "--top_k=10", "--top_k=5"], "--top_k: is given twice, as 10 and as 5"),
+    ],
+)
+def test_two_values_of_an_option_are_refused(words: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: object = run(*words)
+    except SystemExit as end:  # argparse
+        code = end.code
+    assert code == 2
+    assert message in errors(capfd)
+
+
+def test_one_value_may_be_given_twice() -> None:
+    layer = said(options=["--loop.rounds", "1", "--loop", "{rounds: 1}", "--loop.rounds=1"], environment={}).options
+    assert layer == {"loop": {"rounds": "1"}}
 
 
 def test_a_key_that_stands_twice_is_named(capsys: pytest.CaptureFixture[str]) -> None:

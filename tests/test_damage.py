@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import polars as pl
 import pytest
 import torch
 import yaml
 
 import cgfedrec
 from cgfedrec import files
+from cgfedrec.cli import main
 from cgfedrec.errors import InputError, RunError
 from cgfedrec.run.checkpoint import Header, link_or_copy, read_checkpoint, write_checkpoint
+from cgfedrec.run.recommend import write
 from tests.commands import Command
 from tests.commands import cgfedrec as command
 from tests.conftest import TINY
+from tests.test_store import full_disk
 
 HEADER = Header("run", "config", "method", "fingerprint")
 LAST = Path("run/checkpoints/last.ckpt")
@@ -90,6 +96,52 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(small: Path) -> None:
     assert not Path(".small.ckpt.part").is_symlink()
     missing = files.no_room(small, 10, 2**60)
     assert "bytes are missing" in missing
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.parquet"])
+def test_a_full_disk_is_told_of_tables_too(name: str) -> None:
+    """Polars has a full disk as an error of its own, or without the system's number."""
+    table = pl.DataFrame({"user": range(100_000), "item": range(100_000)})
+    with full_disk(4096), pytest.raises(RunError, match=f"{name}: the disk of . is full: 4,096 bytes were written"):
+        write(table, Path(name))
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_place_that_cannot_be_written_is_named(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> int:
+        raise OSError(number, os.strerror(number), "some.part")
+
+    monkeypatch.setattr(files, "_opened", closed)
+    monkeypatch.setattr(Path, "open", closed)
+    monkeypatch.setattr(os, "open", closed)
+    why = re.escape(f" cannot be written ({os.strerror(number)}); choose another place")
+    with pytest.raises(InputError, match=f"^r.json:{why}"):
+        files.write_json(Path("r.json"), {"a": 1})
+    with pytest.raises(InputError, match=f"^r.csv:{why}"):
+        files.append(Path("r.csv"), "1")
+    with pytest.raises(InputError, match=f"^folder:{why}"), files.locked(Path("folder"), "is held"):
+        pass
+    monkeypatch.setattr(Path, "mkdir", closed)
+    with pytest.raises(InputError, match=f"^there/r.json:{why}"):
+        files.write_json(Path("there/r.json"), {"a": 1})
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    cgfedrec.fit("tiny.yaml", {"run_dir": "mine"})
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    last = "mine/checkpoints/last.ckpt"
+    for words, folder in (
+        (["fit", "--config", "tiny.yaml"], "run_dir: runs/tiny"),
+        (["fit", "--ckpt_path", last], f"run_dir: {Path('mine').absolute()}"),
+        (["recommend", "--ckpt_path", "none", "--output", "to/r.csv"], "--output: to"),
+        (["data", "download", "ml-100k", "--dir", "there"], "--dir: there"),
+    ):
+        assert main(words) == 2
+        assert f"error: {folder}: nothing may be written into" in capsys.readouterr().err
 
 
 def test_json_that_was_changed_is_refused() -> None:

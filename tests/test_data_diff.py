@@ -127,10 +127,6 @@ def test_all_that_is_wrong_with_both_files_is_told(tmp_path: Path) -> None:
     assert len(told) == 2
     assert "none.csv: no such file" in told[0]
     assert "low.csv: no rating reaches data.format.threshold 3" in told[1]
-    numbers = written(tmp_path / "numbers.csv", [("1", "1", 5, 1), ("2", "2", 5, 2)])
-    with pytest.raises(InputError) as error:
-        diff(old, numbers)
-    assert [problem.split()[0] for problem in error.value.problems] == ["user", "item"]
     with pytest.raises(InputError, match="no column 'rated'"):
         diff(old, new, Format(rating_column="rated", threshold=3))
 
@@ -235,3 +231,16 @@ def test_ids_cannot_command_a_terminal(tmp_path: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert clean(out)
     assert r"w\x1b[31m" in out.replace("\n", "")
+
+
+def test_ids_that_are_numbers_in_one_file_are_compared_as_text(tmp_path: Path) -> None:
+    rows: list[Row] = [("9", "1", 5, 1), ("10", "2", 5, 2), ("10", "10", 5, 3)]
+    numbers = written(tmp_path / "numbers.csv", rows)
+    text = written(tmp_path / "text.csv", [*rows, ("nine", "1", 5, 4), ("009", "1", 5, 4)])
+    with pytest.warns(Notice, match="user ids were numbers before, and are text now"):
+        found = diff(numbers, text, RATED)
+    assert (found.counts["unchanged"], found.counts["added"], found.counts["taken back"]) == (3, 2, 0)
+    assert found.examples()["new users"] == [("009",), ("nine",)]
+    with pytest.warns(Notice, match="user ids were text before, and are numbers now"):
+        found = diff(text, numbers, RATED)
+    assert (found.counts["unchanged"], found.counts["added"], found.counts["taken back"]) == (3, 0, 2)

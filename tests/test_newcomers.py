@@ -227,6 +227,25 @@ def test_ratings_below_the_threshold_are_no_history_and_are_not_recommended(run:
     assert 9 not in found.filter(user="eve")["item"]
 
 
+def test_rows_that_are_left_out_are_counted(run: Run, checkpoint: str) -> None:
+    rows = "user,item,timestamp\nann,5,1\nann,5,2\nann,,3\neve,9,4\n,9,5\n"
+    Path("holes.csv").write_text(rows)
+    told = "holes.csv: left out: 2 unreadable rows, 1 duplicates (the same user and item again: the earliest counts, without times the first)"
+    with pytest.warns(Notice) as notes:
+        run.recommend_for("holes.csv", format=Format(bad_rows="drop"))
+    assert [str(one.message) for one in notes] == [told]
+    dropping = ("--data.format.bad_rows", "drop")
+    done = command("recommend", "--ckpt_path", checkpoint, "--histories", "holes.csv", *dropping)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {told}" in done.stderr
+    # In a test, users with too few interactions to hold any out.
+    table = pl.concat([others(run), pl.DataFrame({"user": ["short"], "item": ["5"], "timestamp": [1]})])
+    table.write_csv("short.csv")
+    done = command("test", "--ckpt_path", checkpoint, "--data.path", "short.csv")
+    assert done.returncode == 0, done.stderr
+    assert "warning: short.csv: left out: 1 users with too few interactions" in done.stderr
+
+
 def test_bad_histories_are_refused(run: Run, checkpoint: str) -> None:
     with pytest.raises(InputError, match="histories: name nobody"):
         run.recommend_for({})
@@ -234,11 +253,16 @@ def test_bad_histories_are_refused(run: Run, checkpoint: str) -> None:
         run.recommend_for({"ann": [1]}, users=["zoe"])
     with pytest.raises(InputError, match="no column 'user'"):
         run.recommend_for(pl.DataFrame({"who": [1], "item": [2]}))
+    for empty in ({"ann": [1, ""]}, {" ": [1]}):
+        with pytest.raises(InputError, match="histories: an id of a user or an item is empty"):
+            run.recommend_for(empty)
     with pytest.raises(InputError, match="top_k"):
         run.recommend_for({"ann": [1]}, top_k=0)
     for wrong, message in (
         (["--have", 5, "--user", 7], "--have: is the history of one person"),
         (["--histories", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--histories", ""], "--histories: is empty"),
+        (["--have", "0007", ""], "--have: one of the ids is empty"),
     ):
         done = command("recommend", "--ckpt_path", checkpoint, *wrong)
         assert done.returncode == 2

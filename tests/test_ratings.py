@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from cgfedrec.data import Format
 from cgfedrec.data.quotes import Quotes, check_text
 from cgfedrec.data.ratings import read
 from cgfedrec.data.source import find
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, Notice
 
 POSITIONS = Format(header=False, user_column=0, item_column=1, timestamp_column=2)
 TABLE = "user,item,timestamp\n1,a,10\n2,b,20\n1,b,30\n"
@@ -166,6 +167,22 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 def test_lines_are_counted_through_quoted_line_breaks(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 4: the time is 'x'"):
         read(write(tmp_path / "a.csv", 'user,item,timestamp\n1,"a\nb",1\n1,c,x\n'))
+
+
+def test_files_that_are_no_parts_of_a_folder_are_named(tmp_path: Path) -> None:
+    part = pl.DataFrame({"user": [1, 2], "item": [3, 4], "timestamp": [5, 6]})
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "_delta_log").mkdir()
+    part.write_parquet(tmp_path / "day=1" / "a.parquet")
+    for spark in ("_SUCCESS", ".a.parquet.crc", "_delta_log/0.json"):
+        (tmp_path / spark).touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read(tmp_path).users) == 2
+    for name in ("b.csv", "c.pq", "day=1/d.parquet.gz"):
+        (tmp_path / name).touch()
+    with pytest.warns(Notice, match=r"3 other files are not read, .*: b\.csv, c\.pq, day=1/d\.parquet\.gz$"):
+        read(tmp_path)
 
 
 def test_odd_columns_of_parquet(tmp_path: Path) -> None:

@@ -128,6 +128,31 @@ def test_what_is_taken_back_is_as_if_it_had_never_been(tmp_path: Path) -> None:
     assert "structure/same" not in first.summary
 
 
+def test_ids_that_are_text_from_one_night_on_are_those_that_were_numbers(tmp_path: Path) -> None:
+    """One id with a letter makes a column text. The sums are those of all, and go back to those of the first night."""
+    table = drawn().with_columns(pl.col("user", "item").str.slice(1))
+    first = fitted(table, tmp_path / "first", **{"method.half_life": None})
+    assert first.data.user_ids.dtype == first.data.item_ids.dtype == pl.Int64
+    named = pl.DataFrame({"user": ["nine", "007"], "item": ["thirty", "7"], "timestamp": [10**6, 10**6]})
+    grown = pl.concat([table.filter(~pl.col("user").is_in(["1", "2", "3"])), named])
+    with pytest.warns(Notice, match="user ids were numbers before, and are text now: all are compared as text"):
+        second = fitted(grown, tmp_path / "second", first)
+    assert second.data.changes is not None
+    counts = second.data.changes.counts
+    assert (counts["new users"], counts["users gone"], counts["new items"], counts["added"]) == (2, 3, 1, 2)
+    assert second.data.changes.histories.train.items.dtype == np.int64
+    with pytest.warns(Notice, match="item ids were text before, and are numbers now"):
+        third = fitted(table, tmp_path / "third", second)
+    for run in (second, third):
+        server = server_of(run)
+        for name, expected in recounted(run).items():
+            assert (server.counts if name == "bounds" else server.total(name)).equal(expected), name
+    for name in ("labels", "pairs"):
+        assert server_of(third).get_buffer(name).equal(server_of(first).get_buffer(name))
+    found, expected_ = third.recommend(["10"], 3)["item"].to_list(), first.recommend(["10"], 3)["item"].to_list()
+    assert found == [str(item) for item in expected_]
+
+
 def test_times_that_are_lost_are_no_change(tmp_path: Path) -> None:
     table = drawn()
     settings = {"method.half_life": None}

@@ -5,8 +5,9 @@ Only the standard library is imported here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from cgfedrec import __version__
 from cgfedrec.settings.environment import Verbs
@@ -65,6 +66,16 @@ OWN_HELP = (("fit",), ("estimate",), ("data", "describe"))
 """Those whose ``--help`` tells the settings of a run."""
 
 
+class _Once(Action):
+    """Stores the value of an option, and refuses a second one that is another."""
+
+    def __call__(self, parser: ArgumentParser, given: Namespace, value: Any, option_string: str | None = None) -> None:
+        before = vars(self).setdefault("before", value)
+        if before != value:
+            raise ArgumentError(self, f"is given twice, as {before!r} and as {value!r}; give one of them")
+        setattr(given, self.dest, value)
+
+
 def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[ArgumentParser, Verbs]:
     """The parser of the command line, and those of all commands by their words.
 
@@ -95,6 +106,7 @@ def command_parser(commands: Mapping[tuple[str, ...], Command]) -> tuple[Argumen
             words[-1], help=help, description=help, add_help=words not in OWN_HELP, allow_abbrev=False
         )
         one.set_defaults(run=commands[words], words=words)
+        one.register("action", None, _Once)  # what options do that say nothing else
         parsers[words] = one
     for name in ("test", "validate"):
         parsers[name,].add_argument("--ckpt_path", required=True, metavar="FILE", help="a checkpoint of fit")

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ CHECKSUM = "checksum"
 LOCK = ".lock"
 """In a folder that somebody may hold; see `locked`."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+"""The numbers of errors by which nothing can be written at a place, however much room there is."""
 _CHUNK = 2**20
 
 
@@ -50,21 +53,24 @@ def write_atomically(
         private: Whether it is for its owner alone, from its first byte on.
 
     Raises:
+        InputError: if nothing can be written there.
         RunError: if there is no room for it, naming the folder. What was there before is still there.
     """
     if isinstance(content, str):
         content = content.encode()
-    path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
+    with open_to_us(path):
+        path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
-        with _opened(partial, private) as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with open_to_us(path):
+            with _opened(partial, private) as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
     except BaseException as error:  # an interrupt too leaves a part behind
         full = _full_disk(error)
         problem = ""
@@ -94,8 +100,11 @@ def _size(path: Path) -> int:
 
 
 def append(path: Path, text: str) -> None:
-    """Add to the end of a file. Raises `RunError` if there is no room for it; a part of it may be there then."""
-    with room_for(path, wanted=len(text)), path.open("a") as file:
+    """Add to the end of a file. Raises `RunError` if there is no room for it; a part of it may be there then.
+
+    Raises `InputError` if nothing can be written there.
+    """
+    with open_to_us(path), room_for(path, wanted=len(text)), path.open("a") as file:
         file.write(text)
 
 
@@ -149,10 +158,27 @@ def room_for(path: Path, written: int = 0, wanted: int | None = None) -> Iterato
         raise
 
 
-def _full_disk(error: BaseException | None) -> OSError | None:
-    """The operating system's own error, if that is what this error comes from: libraries wrap it in their own."""
+@contextmanager
+def open_to_us(path: Path) -> Iterator[None]:
+    """Raise `InputError`, naming a file or folder, if the body finds that nothing can be written there."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _CLOSED:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        raise
+
+
+def _full_disk(error: BaseException | None) -> BaseException | None:
+    """The error that says that a disk is full, if that is what this error comes from: libraries wrap it in their own.
+
+    Polars has the operating system's number of it in its text alone.
+    """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        number = error.errno if isinstance(error, OSError) else None
+        if told := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(told[1])
+        if number in _FULL:
             return error
         error = error.__cause__ or error.__context__
     return None
@@ -230,10 +256,11 @@ def locked(folder: Path, problem: str) -> Iterator[int]:
         The open lock; a process that is given it holds it too.
 
     Raises:
-        InputError: with ``problem``.
+        InputError: with ``problem``; and if nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    with open_to_us(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace as Arguments
 from pathlib import Path
+from shlex import quote
 
 from cgfedrec.errors import InputError, check, printable
 
@@ -61,6 +62,14 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
         output = Path(arguments.output)
     if output and output.suffix not in (".csv", ".parquet"):  # before the checkpoint is read, which may take long
         raise InputError(f"--output: {output} must end in .csv or .parquet")
+    check(
+        "--histories: is empty; give the path of a file" if arguments.histories == "" else None,
+        None if all(one.strip() for one in arguments.have or ()) else "--have: one of the ids is empty",
+    )
+    if output:
+        from cgfedrec.files import no_folder
+
+        check(no_folder("--output", output.parent))
 
     from cgfedrec.run.advice import warning_of
     from cgfedrec.run.api import load, load_beside
@@ -129,7 +138,7 @@ def export(arguments: Arguments, options: list[str]) -> int:
     found = run.export(output)
     out.print(
         f"{output}: {found.num_items:,} items, read by {found.reader.reading}; version {found.version}\n"
-        f"serve it with: cgfedrec serve {output}",
+        f"serve it with: cgfedrec serve {quote(str(output))}",
         highlight=False,
         soft_wrap=True,
     )

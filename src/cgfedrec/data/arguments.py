@@ -21,6 +21,8 @@ def argument_problems(
 
     Those in ``counts``, by name, are numbers from 1.
     """
+    if path == "":  # which the system takes for the current folder
+        yield "data.path: is empty; give the path of a file, or null for the embedded data set"
     first, second = temporal_fractions
     if not 0 < first < second < 1:
         yield f"data.temporal_fractions: {first}, {second} must rise between 0 and 1"

@@ -10,12 +10,13 @@ import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from cgfedrec.errors import InputError, RunError
-from cgfedrec.files import room_for, sync_folder, write_atomically
+from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.files import no_folder, room_for, sync_folder, write_atomically
 
 TIMEOUT = 30
 """Seconds without an answer after which a download ends."""
@@ -96,13 +97,14 @@ def download(name: str, directory: Path, console: Console, url: str | None = Non
     if not ratings.exists():
         if target.exists() and any(target.iterdir()):
             raise InputError(f"--dir: {target} is there, but holds no {entry.ratings}; move it away")
+        check(no_folder("--dir", directory))
         directory.mkdir(parents=True, exist_ok=True)
         _fetch(url or entry.url, archive, target, console)
         _verify(archive, entry.checksum)
         _extract(archive, target, entry.ratings)
     archive.unlink(missing_ok=True)
     console.print(
-        f"train on it with:\n  cgfedrec fit --data.init_args.path {ratings} {entry.options}",
+        f"train on it with:\n  cgfedrec fit --data.init_args.path {quote(str(ratings))} {entry.options}",
         soft_wrap=True,
         highlight=False,
     )

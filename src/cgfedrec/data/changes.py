@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgfedrec.data.histories import Histories, History
+from cgfedrec.data.interactions import Interactions, by_user_and_item
 from cgfedrec.data.lists import Lists
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, Notice
 
 KINDS = ("added", "taken back", "at another time")
 """What may have become of an interaction, beside nothing."""
@@ -43,6 +45,19 @@ class Before:
     def item_ids(self) -> pl.Series:
         """Of the whole catalogue, ascending: the number of an item is its place."""
         return self.table["item"].unique().sort()
+
+    def beside(self, now: Interactions) -> Interactions:
+        """Interactions of now, among the users of before too.
+
+        A `Notice` says so where ids were numbers and are text now, or the other way round: both are text then.
+        """
+        kinds = (("user", self.user_ids, now.user_ids), ("item", self.item_ids, now.item_ids))
+        for name, theirs, ours in kinds:
+            if theirs.dtype != ours.dtype:
+                was, is_now = ("text", "numbers") if theirs.dtype == pl.String else ("numbers", "text")
+                told = f"{name} ids were {was} before, and are {is_now} now: all are compared as text"
+                warnings.warn(told, Notice, stacklevel=3)
+        return now.with_ids(self.user_ids, self.item_ids[:0])
 
     def write(self, file: BinaryIO) -> None:
         """Write it, to be read by `read`."""
@@ -122,25 +137,26 @@ def changes(
 
     Args:
         before: As they were.
-        user_ids: Of now, ascending; all of before are among them.
+        user_ids: Of now, ascending; all of before are among them, as text where they were numbers and are no more.
         item_ids: Likewise.
         train: The training items of each user now.
         days: `[entries of train]`, or ``None``, how many days before ``now`` each was.
         now: In days.
     """
-    moved = item_ids.search_sorted(before.item_ids).to_numpy().astype(np.int64)
+    moved = _places(before.item_ids, item_ids)
     had = before.table.filter(pl.col("user").is_not_null())
-    users = user_ids.search_sorted(had["user"]).to_numpy()
-    items = item_ids.search_sorted(had["item"]).to_numpy()
+    users, items = _places(had["user"], user_ids), _places(had["item"], item_ids)
+    order = by_user_and_item(users, items, len(user_ids), len(item_ids))  # as text, 10 comes before 9
+    had, users, items = had[order], users[order], items[order]
     elapsed, then = 0.0, None
     if before.now is not None and days is not None:  # else times are nothing to compare
         elapsed, then = now - before.now, had["days"].to_numpy()
-    histories = Histories(Lists.of(users, items.astype(np.int64), len(user_ids)), None, then)
+    histories = Histories(Lists.of(users, items, len(user_ids)), None, then)
     owners = np.repeat(np.arange(len(user_ids)), train.lengths)
     ages = np.zeros(len(owners)) if then is None or days is None else days
     of_now = pl.DataFrame({"user": owners, "item": train.items.astype(np.int64), "age": ages})
     age = np.zeros(len(users)) if then is None else then + elapsed
-    of_then = pl.DataFrame({"user": users.astype(np.int64), "item": items.astype(np.int64), "age": age})
+    of_then = pl.DataFrame({"user": users, "item": items, "age": age})
     both = of_now.join(of_then, ["user", "item"], "full", coalesce=True, suffix="_then")
     added, gone = pl.col("age_then").is_null(), pl.col("age").is_null()
     other = (pl.col("age") - pl.col("age_then")).abs() > 1e-6
@@ -160,6 +176,11 @@ def changes(
         "changed users": int(changed.sum()),
     }
     return Changes(moved, histories, different, changed, elapsed, counts, train)
+
+
+def _places(ids: pl.Series, among: pl.Series) -> NDArray[np.int64]:
+    """Where each id of before, `[ids]`, stands among those of now, `[ids]`."""
+    return among.search_sorted(ids.cast(among.dtype)).to_numpy().astype(np.int64)
 
 
 def before_of(

@@ -80,7 +80,8 @@ def diff(old: str | Path, new: str | Path, format: Format | None = None) -> Diff
     """Compare the positive interactions of two files, by user and item.
 
     It is what a run would see that goes on from the old file with the new one, where all of them are for training
-    (``data.split: none``, ``data.min_interactions: 1``). Other splits hold some out, and drop users.
+    (``data.split: none``, ``data.min_interactions: 1``). Other splits hold some out, and drop users. Ids that are
+    numbers in one and text in the other are compared as text.
 
     Args:
         old: The file as it was.
@@ -88,12 +89,13 @@ def diff(old: str | Path, new: str | Path, format: Format | None = None) -> Diff
         format: How both are laid out.
 
     Raises:
-        InputError: if one of them cannot be read, or ids are numbers in one and text in the other.
+        InputError: if one of them cannot be read.
     """
+    check(None if str(old) and str(new) else "data diff: the path of a file is empty")
     old, new = Path(old), Path(new)
     then, now = _read((old, new), format or Format())
     before = before_of(then.user_ids, then.item_ids, *_histories(then))
-    both = now.with_ids(before.user_ids, before.item_ids)
+    both = before.beside(now).with_ids(before.user_ids, before.item_ids)
     train, ages, latest = _histories(both)
     found = changes(before, both.user_ids, both.item_ids, train, ages, latest or 0.0)
     days = None if before.now is None or latest is None else latest - before.now

@@ -10,8 +10,6 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cgfedrec.errors import check
-
 Numbers = NDArray[np.integer[Any]]
 """Numbers of users or items from 0, int32 or int64: whichever is enough."""
 Times = NDArray[np.float64] | NDArray[np.int64]
@@ -90,25 +88,20 @@ class Interactions:
     def with_ids(self, user_ids: pl.Series, item_ids: pl.Series) -> Interactions:
         """The same interactions, among these users and items too, of whom there may be none.
 
-        Raises:
-            InputError: where ids of one kind are numbers and text.
+        Ids that are numbers on one side and text on the other are text in what is returned.
         """
-        kinds = (("user", self.user_ids, user_ids), ("item", self.item_ids, item_ids))
-        check(
-            *(
-                f"{name} ids are of type {ours.dtype}, and were of type {theirs.dtype} before"
-                for name, ours, theirs in kinds
-                if ours.dtype != theirs.dtype
-            )
-        )
-        users = pl.concat([self.user_ids, user_ids]).unique().sort()
-        items = pl.concat([self.item_ids, item_ids]).unique().sort()
+        users, user_place = _united(self.user_ids, user_ids)
+        items, item_place = _united(self.item_ids, item_ids)
+        order = self.order
+        if users.dtype != self.user_ids.dtype or items.dtype != self.item_ids.dtype:
+            order = np.empty(0, np.int32)  # found anew: as text, 10 comes before 9
         return replace(
             self,
             user_ids=users,
             item_ids=items,
-            users=users.search_sorted(self.user_ids).to_numpy()[self.users].astype(self.users.dtype),
-            items=items.search_sorted(self.item_ids).to_numpy()[self.items].astype(self.items.dtype),
+            users=user_place[self.users].astype(self.users.dtype),
+            items=item_place[self.items].astype(self.items.dtype),
+            order=order,
         )
 
     def only_positive(self) -> Interactions:
@@ -126,6 +119,14 @@ class Interactions:
             dict(self.report),
             renumbered(chosen)[self.order[chosen[self.order]]],
         )
+
+
+def _united(ids: pl.Series, others: pl.Series) -> tuple[pl.Series, NDArray[np.int64]]:
+    """All ids in ascending order, and where those of the first series stand among them, `[ids]`."""
+    if ids.dtype != others.dtype:
+        ids, others = ids.cast(pl.String), others.cast(pl.String)
+    both = pl.concat([ids, others]).unique().sort()
+    return both, both.search_sorted(ids).to_numpy().astype(np.int64)
 
 
 def renumbered(kept: NDArray[np.bool_]) -> Numbers:

@@ -123,7 +123,7 @@ class FederatedDataModule(LightningDataModule):
         """Read the interactions and split them. Raises `InputError` if nobody can be trained on them."""
         read_in = self._read()
         if self.before:
-            read_in = read_in.with_ids(self.before.user_ids, self.before.item_ids[:0])
+            read_in = self.before.beside(read_in)
         fewest = self.min_interactions
         if self.split == "rolling":
             self.cut_times = self.rolling.times(read_in)

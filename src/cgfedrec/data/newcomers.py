@@ -16,6 +16,7 @@ from cgfedrec.data.interactions import Interactions, Numbers
 from cgfedrec.data.layout import Format
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.ratings import of_frame
+from cgfedrec.data.report import OUTSIDE, left_out
 from cgfedrec.data.rolling import Rolling
 from cgfedrec.data.split import Part
 from cgfedrec.errors import check
@@ -93,7 +94,7 @@ class Newcomers(FederatedDataModule):
         missed = kept.users[kept.positive][(part == Part.TEST) & ~known[kept.positive]]
         self.misses: NDArray[np.int64] = np.bincount(missed, minlength=len(kept.user_ids))
         items: Numbers = number[kept.items[known]]
-        report = kept.report | {"of items outside the catalogue": int((~known).sum())}
+        report = kept.report | {OUTSIDE: int((~known).sum())}
         times = kept.times if kept.times is None else kept.times[known]
         ids = (kept.user_ids, self.trained.item_ids)
         placed = Interactions(*ids, kept.users[known], items, times, kept.positive[known], report)
@@ -102,10 +103,11 @@ class Newcomers(FederatedDataModule):
     def notes(self) -> list[str]:
         """What whoever gave these histories should know of them."""
         told = []
+        if dropped := left_out(self.report):
+            told.append(f"{self.path or 'histories'}: {dropped}")
         if len(self.unknown):
-            left_out = self.report["of items outside the catalogue"]
             told.append(
-                f"{_many(left_out, 'interaction is', 'interactions are')} left out: "
+                f"{_many(self.report[OUTSIDE], 'interaction is', 'interactions are')} left out: "
                 f"{_many(len(self.unknown), 'item is', 'items are')} not in the data of this checkpoint: "
                 f"{_some(self.unknown)}"
             )
@@ -120,6 +122,8 @@ class Newcomers(FederatedDataModule):
 def of_lists(histories: Histories) -> Interactions:
     """Interactions of users' items, the oldest first; of an item that stands there twice, its first place counts."""
     lists = {str(user): list(dict.fromkeys(map(str, items))) for user, items in histories.items()}
+    named = all(one.strip() for user, items in lists.items() for one in (user, *items))
+    check(None if named else "histories: an id of a user or an item is empty")
     user_ids = as_ids(pl.Series(list(lists), dtype=pl.String)).sort()
     lists = {user: lists[user] for user in user_ids.cast(pl.String)}
     each = as_ids(pl.Series([item for items in lists.values() for item in items], dtype=pl.String))

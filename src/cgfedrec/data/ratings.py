@@ -15,6 +15,7 @@ from cgfedrec.data.layout import Format
 from cgfedrec.data.reading import is_parquet, read_parquet
 from cgfedrec.data.recognising import recognised
 from cgfedrec.data.records import kind_of, read_records
+from cgfedrec.data.report import BREAKS
 from cgfedrec.data.source import find
 from cgfedrec.data.synthetic import Track
 from cgfedrec.data.tables import Table, missing, position
@@ -22,8 +23,6 @@ from cgfedrec.data.text import Text, open_text, read_text
 from cgfedrec.errors import InputError, check
 
 _NUMBERS = {"user": pl.Int64, "item": pl.Int64, "rating": pl.Float64, "time": pl.Int64}
-BREAKS = "line ends within quotes"
-"""Counted in the report, though nothing is lost by them: in a file with a stray quote they hold what should be rows."""
 
 
 def read(path: str | Path, layout: Format | None = None) -> Interactions:

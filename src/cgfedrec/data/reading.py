@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import polars as pl
@@ -10,9 +12,9 @@ from cgfedrec.data.catalog import CATALOG
 from cgfedrec.data.layout import Format
 from cgfedrec.data.records import kind_of, read_records
 from cgfedrec.data.source import Source, find
-from cgfedrec.data.tables import Table, first_line
+from cgfedrec.data.tables import SHOWN, Table, first_line
 from cgfedrec.data.text import open_text, read_text
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, Notice
 
 
 def read_table(path: Path, layout: Format) -> Table:
@@ -60,6 +62,7 @@ def read_parquet(path: Path, layout: Format, source: Source | None = None) -> Ta
         )
         if not parts:
             raise InputError(f"{path}: is a folder without Parquet parts (*.parquet); name the file of interactions")
+        _tell_of_others(path, set(parts))
         # Folders like year=2024 are columns that the parts within them do not hold.
         folders = any("=" in folder for part in parts for folder in part.relative_to(path).parts[:-1])
         content = parts
@@ -72,3 +75,16 @@ def read_parquet(path: Path, layout: Format, source: Source | None = None) -> Ta
         raise InputError(f"{path}: {what} ({first_line(error)})") from error
     names, fields = table.columns, table.rename({name: str(place) for place, name in enumerate(table.columns)})
     return Table(path, names, fields, pl.int_range(1, len(table) + 1, eager=True), "row")
+
+
+def _tell_of_others(folder: Path, parts: Collection[Path]) -> None:
+    """Warn of the files of a folder that are none of its parts, but for Spark's own, which begin with . or _."""
+    inside = (file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file() and file not in parts)
+    others = [str(file) for file in inside if all(name[0] not in "._" for name in file.parts)]
+    if not others:
+        return
+    named = ", ".join(others[:SHOWN])
+    if len(others) > SHOWN:
+        named += f" and {len(others) - SHOWN:,} more"
+    count = "1 other file is" if len(others) == 1 else f"{len(others):,} other files are"
+    warnings.warn(f"{folder}: {count} not read, since parts end in .parquet: {named}", Notice, stacklevel=2)

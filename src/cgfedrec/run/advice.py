@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from cgfedrec.errors import InputError
@@ -46,7 +47,7 @@ def advice(run: Run) -> Iterator[str]:
     elif at_the_end:
         yield (
             "the best round is the last one: more may help. To go on: "
-            f"cgfedrec fit --ckpt_path {kept} --loop.rounds {2 * training.rounds}"
+            f"cgfedrec fit --ckpt_path {quote(str(kept))} --loop.rounds {2 * training.rounds}"
         )
     server = training.server if isinstance(training, FederatedLoop) else None
     if isinstance(server, CountingServer) and CHOOSE in server.sums and server.judged.any():

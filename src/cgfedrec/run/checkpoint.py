@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO, NamedTuple, TypedDict, cast
 
 import torch
@@ -193,7 +194,8 @@ def _where_instead(path: Path) -> str:
         return "; a rolling evaluation leaves none: train with another split to recommend"
     config = path.parent.parent / "config.yaml"
     if path.name in (BEST, LAST) and config.is_file():
-        return f"; its run was stopped before it had saved anything. To start again: cgfedrec fit --config {config}"
+        command = f"cgfedrec fit --config {quote(str(config))}"
+        return f"; its run was stopped before it had saved anything. To start again: {command}"
     return ""
 
 

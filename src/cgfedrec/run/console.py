@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import polars as pl
@@ -160,7 +161,7 @@ def show_unfinished(console: Console, phase: str, rounds: int, checkpoint: Path)
         console.print(
             f"warning: {rounds} rounds were too few: the phase {phase!r} has not ended, and clients rank by what came "
             "down before it: at first nothing, then popularity. More participants in a round need fewer rounds; to go "
-            f"on: cgfedrec fit --ckpt_path {checkpoint} --loop.rounds {2 * rounds}",
+            f"on: cgfedrec fit --ckpt_path {quote(str(checkpoint))} --loop.rounds {2 * rounds}",
             highlight=False,
             soft_wrap=True,
         )

@@ -9,13 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.data.ratings import BREAKS
 from cgfedrec.data.recognising import recognised
+from cgfedrec.data.report import left_out
 from cgfedrec.data.split import Part
 
-KEPT = ("rows", BREAKS)
-"""Of a report, what is not left out."""
-EXPLAINED = {"duplicates": "duplicates (the same user and item again: the earliest counts, without times the first)"}
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 
 
@@ -25,15 +22,9 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
     total = int(counts.sum())
     density = total / (data.num_users * data.num_items)
     name = data.path or "embedded data"
-    dropped = ", ".join(
-        f"{count:,} {EXPLAINED.get(what, what)}" for what, count in data.report.items() if what not in KEPT and count
-    )
-    breaks = data.report.get(BREAKS, 0)
     told = f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
-    if dropped:
-        told += f"; left out: {dropped}"
-    if breaks:
-        told += f"; {breaks:,} {BREAKS}"
+    if dropped := left_out(data.report):
+        told += f"; {dropped}"
     console.print(told, highlight=False, soft_wrap=True)
     if data.split == "leave_one_out" and data.days is not None and data.path is not None:
         console.print(

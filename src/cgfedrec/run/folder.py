@@ -77,12 +77,14 @@ def _directory(settings: Namespace) -> Path:
             raise InputError(
                 f"run_dir: {settings.ckpt_path} is in no run's folder checkpoints; say where the run is to go"
             )
+        check(no_folder("run_dir", own))
         return Path(os.path.relpath(str(own)))
     named = "quickstart"
     if settings.config:
         named = Path(settings.config[0]).stem
     root = Path("runs") / named
     number = max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=-1) + 1
+    check(no_folder("run_dir", root))
     root.mkdir(parents=True, exist_ok=True)
     while True:
         try:

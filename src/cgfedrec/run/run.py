@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -146,7 +147,7 @@ class Run(Trained):
     def go_on(self) -> str:
         """How to go on where training was interrupted."""
         last = self.checkpoints / LAST
-        return f"stopped after round {self.training.round}; go on with: cgfedrec fit --ckpt_path {last}"
+        return f"stopped after round {self.training.round}; go on with: cgfedrec fit --ckpt_path {quote(str(last))}"
 
     def _stands(self) -> str:
         """What is left where a round is given up."""
@@ -155,7 +156,7 @@ class Run(Trained):
             return f"round {self.training.round} is given up; nothing has been saved yet"
         return (
             f"round {self.training.round} is given up, and the last checkpoint stands; go on with: "
-            f"cgfedrec fit --ckpt_path {last}"
+            f"cgfedrec fit --ckpt_path {quote(str(last))}"
         )
 
     @property

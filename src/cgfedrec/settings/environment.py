@@ -52,12 +52,16 @@ def _command(words: Sequence[str], verbs: Verbs) -> tuple[str, ...]:
 def tell_of_unread(verb: tuple[str, ...], verbs: Verbs, environment: Mapping[str, str], takes_settings: bool) -> None:
     """Warn of our variables that no option has, and of a run's settings if the command takes none."""
     known = {name for words, parser in verbs.items() for name, _ in _variables(parser, words)}
-    known.update(_OTHERS)
     for name in sorted(environment):
-        if not name.startswith("CGFEDREC_") or name in known:
+        if not name.startswith("CGFEDREC_") or name in known or name in _OTHERS:
             continue
         if not name.startswith(PREFIX):
-            text = f"{name} is not read: no option has this variable{nearest(name, known)}"
+            # Of CGFEDREC_TOP_K only the command is missing.
+            option = name.removeprefix("CGFEDREC_")
+            whole = [f"CGFEDREC_{'_'.join(words)}_{option}".upper() for words in verbs if words]
+            meant = ", ".join(one for one in whole if one in known)
+            hint = f"; did you mean {meant}?" if meant else nearest(name, known)
+            text = f"{name} is not read: no option has this variable{hint}"
             warnings.warn(text, Notice, stacklevel=2)
         elif not takes_settings and verb == ("compare",):
             warnings.warn(f"{name} has no effect on compare: its config says all of every run", Notice, stacklevel=2)

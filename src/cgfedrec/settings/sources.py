@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cgfedrec.data.layout import laid_out
 from cgfedrec.data.layouts import LAYOUTS
 from cgfedrec.errors import InputError, check
 from cgfedrec.settings.environment import PREFIX
-from cgfedrec.settings.layers import CLASSES, LISTS, Layer, joined, shaped
+from cgfedrec.settings.layers import CLASSES, LISTS, Layer, joined, leaves, shaped, short
 from cgfedrec.settings.trust import IMPORTING, import_paths, meta_keys
 from cgfedrec.settings.typed import typed_words
 from cgfedrec.settings.yamlfile import is_file, read_yaml, read_yaml_file
@@ -192,16 +192,30 @@ def _layer(tree: Mapping[str, object], where: str, problems: list[str]) -> Layer
 def _typed_layer(pairs: Iterable[tuple[str, str]], where: str, problems: list[str]) -> Layer:
     """The layer of options and their texts; notes what is wrong with it.
 
-    An option can stand there twice, and what is wrong with its value is said of the option itself.
+    An option can stand there twice with one value, and not with two: nobody could see which of them counts. What is
+    wrong with a value is said of the option itself.
     """
     layer: Layer = {}
+    told: dict[tuple[str, ...], object] = {}
     for option, text in pairs:
         try:
-            layer = joined(layer, shaped(option, _typed(option, text)))
+            value = shaped(option, _typed(option, text))
+            problems += _said_otherwise(told, value)
+            layer = joined(layer, value)
         except InputError as error:
             problems += error.problems
     problems += meta_keys(where, layer)
     return _with_layout(layer)
+
+
+def _said_otherwise(told: dict[tuple[str, ...], object], layer: Layer) -> Iterator[str]:
+    """The problem with each option that has been told another value before; keeps what this layer tells."""
+    for path, value in leaves(layer):
+        before = told.setdefault(path, value)
+        if str(before) != str(value):  # in YAML a number is none of text
+            option = short(path).removesuffix(".class_path")
+            whole = "; a list is given whole" if isinstance(value, list) else ""
+            yield f"{option}: is given twice on the command line, as {before!r} and as {value!r}; give one{whole}"
 
 
 def _rank(variable: tuple[str, str]) -> tuple[bool, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from cgfedrec.errors import check
@@ -39,7 +40,7 @@ def typed_words(words: Sequence[str]) -> Typed:
         elif name == "--print_config":
             found.asked.append((name, value))
         elif not name.startswith("--") or name == "--":
-            meant = f"; did you mean --data.path {word}?" if Path(word).is_file() else ""
+            meant = f"; did you mean --data.path {quote(word)}?" if Path(word).is_file() else ""
             problems.append(f"unrecognized argument {word!r}: options begin with --, and have one value{meant}")
         elif not equals and not follows:
             problems.append(f"{name}: has no value")

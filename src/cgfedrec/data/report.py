@@ -1,0 +1,29 @@
+"""What was read and what was left out, counted, in one line for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+BREAKS = "line ends within quotes"
+"""Counted, though nothing is lost by them: in a file with a stray quote they hold what should be rows."""
+OUTSIDE = "of items outside the catalogue"
+"""Interactions of people who were not in training; a note of its own names their items."""
+_NOT_LEFT_OUT = ("rows", BREAKS, OUTSIDE)
+_EXPLAINED = {"duplicates": "duplicates (the same user and item again: the earliest counts, without times the first)"}
+
+
+def left_out(report: Mapping[str, int]) -> str:
+    """What a report counts as left out, and line ends within quotes; empty if there is nothing to tell.
+
+    >>> left_out({"rows": 1200, "unreadable rows": 231, "duplicates": 0, BREAKS: 4})
+    'left out: 231 unreadable rows; 4 line ends within quotes'
+    """
+    counts = ", ".join(
+        f"{count:,} {_EXPLAINED.get(what, what)}"
+        for what, count in report.items()
+        if what not in _NOT_LEFT_OUT and count
+    )
+    told = [f"left out: {counts}"] if counts else []
+    if breaks := report.get(BREAKS, 0):
+        told.append(f"{breaks:,} {BREAKS}")
+    return "; ".join(told)
