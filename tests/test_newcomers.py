@@ -230,7 +230,8 @@ def test_ratings_below_the_threshold_are_no_history_and_are_not_recommended(run:
 def test_rows_that_are_left_out_are_counted(run: Run, checkpoint: str) -> None:
     rows = "user,item,timestamp\nann,5,1\nann,5,2\nann,,3\neve,9,4\n,9,5\n"
     Path("holes.csv").write_text(rows)
-    told = "holes.csv: left out: 2 unreadable rows, 1 duplicates (the same user and item again: the earliest counts, without times the first)"
+    again = "the same user and item again: the earliest counts, without times the first"
+    told = f"holes.csv: left out: 2 unreadable rows, 1 duplicates ({again})"
     with pytest.warns(Notice) as notes:
         run.recommend_for("holes.csv", format=Format(bad_rows="drop"))
     assert [str(one.message) for one in notes] == [told]
