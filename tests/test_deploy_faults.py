@@ -22,6 +22,7 @@ from flwr.app import Message
 from cgfedrec.deploy.network import federate
 from cgfedrec.deploy.node import Node
 from cgfedrec.deploy.parcels import DONE, FAILED, MISSING, REFUSED, Parcel, declined, pack_uploads, unpack_uploads
+from cgfedrec.errors import InputError
 from cgfedrec.files import locked
 from cgfedrec.wire.messages import Upload
 from cgfedrec.wire.values import Field
@@ -32,6 +33,10 @@ COLR = {"class_path": "cgfedrec.methods.CoLR", "init_args": {"dim": 8}}
 
 class Killed(BaseException):
     """Ends a run at once."""
+
+
+def unwritable(folder: Path, problem: str) -> None:
+    raise InputError(f"{folder}: cannot be written")
 
 
 def trains(asked: Parcel, round: int) -> bool:
@@ -184,6 +189,10 @@ def test_a_message_waits_for_another_process_of_its_node(monkeypatch: pytest.Mon
         refused = Node(folder, terms, "r").answer(asked)
     assert (refused.text("status"), "at work" in refused.text("why")) == (REFUSED, True)
     monkeypatch.setattr("cgfedrec.deploy.node.PATIENCE", 60.0)
+    with monkeypatch.context() as patched:  # a folder into which nothing can be written is not waited for
+        patched.setattr("cgfedrec.deploy.node.locked", unwritable)
+        failed = Node(folder, terms, "r").answer(asked)
+    assert (failed.text("status"), "cannot be written" in failed.text("why")) == (FAILED, True)
     with ExitStack() as stack:
         stack.enter_context(locked(folder, "busy"))
         held = stack.pop_all()

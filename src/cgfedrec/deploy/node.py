@@ -111,29 +111,30 @@ class Node:
                 "evaluate": self.evaluate,
             }[asked.text("what")]
             with ExitStack() as stack:
-                if not self._alone(stack, asked):
-                    return declined(REFUSED, f"{self.folder.path}: another process of this node is at work")
-                return what(asked)
+                busy = self._busy(stack, asked)
+                return declined(REFUSED, busy) if busy else what(asked)
         except (InputError, RunError) as error:
             return declined(FAILED, str(error))
         except (ValueError, KeyError) as error:
             return declined(FAILED, f"the message of the server cannot be read: {error}")
 
-    def _alone(self, stack: ExitStack, asked: Parcel) -> bool:
-        """Wait for any other process of this node, which may be at work on the same; whether it has ended.
+    def _busy(self, stack: ExitStack, asked: Parcel) -> str:
+        """Hold the node's folder, and wait for any other process that holds it; why it cannot be had, if it cannot.
 
         Flower starts another process for a message where it takes the first one for dead.
         """
         until = min(self.clock() + PATIENCE, asked.number("deadline"))
+        busy = f"{self.folder.path}: another process of this node is at work"
         while True:
             try:
-                stack.enter_context(locked(self.folder.path, "busy"))
-            except InputError:
+                stack.enter_context(locked(self.folder.path, busy))
+                return ""
+            except InputError as error:
+                if error.problems != [busy]:
+                    raise
                 if self.clock() >= until:
-                    return False
+                    return busy
                 time.sleep(1.0)
-            else:
-                return True
 
     def who(self, asked: Parcel) -> Parcel:
         """Who lives here, by their numbers, and what has come already."""
