@@ -76,6 +76,8 @@ def test_a_comparison_pairs_no_runs_on_other_data(
         place = f"out/one/Local/{seed}: holds a run on other data"
         assert f"{place}: what ratings.csv holds has changed; choose another --output, or run it anew with" in said
     assert changed_at() == before
+    if of_data:  # what comes then is the same for all
+        return
     assert compare(config, "--replace") == 0
     of_first = [json.loads(path.read_text())["data"] for path in Path("out").glob("*/*/0/summary.json")]
     assert len(of_first) == 2
