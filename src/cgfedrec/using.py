@@ -71,12 +71,13 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
 
         check(no_folder("--output", output.parent))
 
+    from cgfedrec.data.report import named
     from cgfedrec.run.advice import warning_of
     from cgfedrec.run.api import load, load_beside
     from cgfedrec.run.because import why
     from cgfedrec.run.console import console, show_recommendations, show_scoring
-    from cgfedrec.run.recommend import SHOWN, recommend_for, without_any, write
     from cgfedrec.run.recommend import recommend as recommend_to
+    from cgfedrec.run.recommend import recommend_for, without_any, write
 
     err, data, options = console(stderr=True), None, _with_items(arguments, options)
     if arguments.histories or arguments.have:
@@ -97,10 +98,7 @@ def recommend(arguments: Arguments, options: list[str]) -> int:
         table = recommend_to(run.scorer, arguments.user, arguments.top_k, reason)
     show_scoring(console(stderr=True), run.training.bytes_scoring - before)
     if full := without_any(data or run.data, table, arguments.user):
-        names = ", ".join(full[:SHOWN])
-        if len(full) > SHOWN:
-            names += f" and {len(full) - SHOWN:,} more"
-        print(f"nothing to recommend to user {printable(names)}: every item is theirs already", file=sys.stderr)
+        print(f"nothing to recommend to user {printable(named(full))}: every item is theirs already", file=sys.stderr)
     if output:
         write(table, output)
         console().print(f"{len(table)} recommendations for {table['user'].n_unique()} users in {output}")

@@ -46,8 +46,8 @@ class Before:
         """Of the whole catalogue, ascending: the number of an item is its place."""
         return self.table["item"].unique().sort()
 
-    def beside(self, now: Interactions) -> Interactions:
-        """Interactions of now, among the users of before too.
+    def beside(self, now: Interactions, with_items: bool = False) -> Interactions:
+        """Interactions of now, among the users of before too, and if that is asked for among its items.
 
         A `Notice` says so where ids were numbers and are text now, or the other way round: both are text then.
         """
@@ -57,7 +57,7 @@ class Before:
                 was, is_now = ("text", "numbers") if theirs.dtype == pl.String else ("numbers", "text")
                 told = f"{name} ids were {was} before, and are {is_now} now: all are compared as text"
                 warnings.warn(told, Notice, stacklevel=3)
-        return now.with_ids(self.user_ids, self.item_ids[:0])
+        return now.with_ids(self.user_ids, self.item_ids if with_items else self.item_ids[:0])
 
     def write(self, file: BinaryIO) -> None:
         """Write it, to be read by `read`."""

@@ -95,7 +95,7 @@ def diff(old: str | Path, new: str | Path, format: Format | None = None) -> Diff
     old, new = Path(old), Path(new)
     then, now = _read((old, new), format or Format())
     before = before_of(then.user_ids, then.item_ids, *_histories(then))
-    both = before.beside(now).with_ids(before.user_ids, before.item_ids)
+    both = before.beside(now, with_items=True)
     train, ages, latest = _histories(both)
     found = changes(before, both.user_ids, both.item_ids, train, ages, latest or 0.0)
     days = None if before.now is None or latest is None else latest - before.now

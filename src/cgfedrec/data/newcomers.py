@@ -16,13 +16,11 @@ from cgfedrec.data.interactions import Interactions, Numbers
 from cgfedrec.data.layout import Format
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.ratings import of_frame
-from cgfedrec.data.report import OUTSIDE, left_out
+from cgfedrec.data.report import OUTSIDE, left_out, many, named
 from cgfedrec.data.rolling import Rolling
 from cgfedrec.data.split import Part
 from cgfedrec.errors import check
 
-SHOWN = 5
-"""Ids that a message names."""
 Histories = Mapping[Any, Sequence[Any]]
 """Users' items, the oldest first."""
 Given = Histories | pl.DataFrame | str | Path
@@ -107,14 +105,14 @@ class Newcomers(FederatedDataModule):
             told.append(f"{self.path or 'histories'}: {dropped}")
         if len(self.unknown):
             told.append(
-                f"{_many(self.report[OUTSIDE], 'interaction is', 'interactions are')} left out: "
-                f"{_many(len(self.unknown), 'item is', 'items are')} not in the data of this checkpoint: "
-                f"{_some(self.unknown)}"
+                f"{many(self.report[OUTSIDE], 'interaction is', 'interactions are')} left out: "
+                f"{many(len(self.unknown), 'item is', 'items are')} not in the data of this checkpoint: "
+                f"{named(self.unknown)}"
             )
         if len(self.also_trained):
             told.append(
-                f"{_many(len(self.also_trained), 'user was', 'users were')} in training too, and here is served by "
-                f"the history that is given, as anybody else: {_some(self.also_trained)}"
+                f"{many(len(self.also_trained), 'user was', 'users were')} in training too, and here is served by "
+                f"the history that is given, as anybody else: {named(self.also_trained)}"
             )
         return told
 
@@ -138,15 +136,3 @@ def of_lists(histories: Histories) -> Interactions:
         np.ones(len(each), bool),
         {"rows": len(each)},
     )
-
-
-def _many(count: int, one: str, more: str) -> str:
-    return f"{count:,} {one if count == 1 else more}"
-
-
-def _some(ids: pl.Series) -> str:
-    """The first of some ids."""
-    named = ", ".join(map(str, ids.head(SHOWN)))
-    if len(ids) > SHOWN:
-        named += f" and {len(ids) - SHOWN:,} more"
-    return named

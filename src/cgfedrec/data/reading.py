@@ -11,8 +11,9 @@ import polars as pl
 from cgfedrec.data.catalog import CATALOG
 from cgfedrec.data.layout import Format
 from cgfedrec.data.records import kind_of, read_records
+from cgfedrec.data.report import many, named
 from cgfedrec.data.source import Source, find
-from cgfedrec.data.tables import SHOWN, Table, first_line
+from cgfedrec.data.tables import Table, first_line
 from cgfedrec.data.text import open_text, read_text
 from cgfedrec.errors import InputError, Notice
 
@@ -83,8 +84,5 @@ def _tell_of_others(folder: Path, parts: Collection[Path]) -> None:
     others = [str(file) for file in inside if all(name[0] not in "._" for name in file.parts)]
     if not others:
         return
-    named = ", ".join(others[:SHOWN])
-    if len(others) > SHOWN:
-        named += f" and {len(others) - SHOWN:,} more"
-    count = "1 other file is" if len(others) == 1 else f"{len(others):,} other files are"
-    warnings.warn(f"{folder}: {count} not read, since parts end in .parquet: {named}", Notice, stacklevel=2)
+    count = many(len(others), "other file is", "other files are")
+    warnings.warn(f"{folder}: {count} not read, since parts end in .parquet: {named(others)}", Notice, stacklevel=2)

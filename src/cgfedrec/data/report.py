@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import polars as pl
+
+SHOWN = 5
+"""Of many things, so many are named."""
 BREAKS = "line ends within quotes"
 """Counted, though nothing is lost by them: in a file with a stray quote they hold what should be rows."""
 OUTSIDE = "of items outside the catalogue"
@@ -27,3 +31,20 @@ def left_out(report: Mapping[str, int]) -> str:
     if breaks := report.get(BREAKS, 0):
         told.append(f"{breaks:,} {BREAKS}")
     return "; ".join(told)
+
+
+def many(count: int, one: str, more: str) -> str:
+    """How many there are of something, which is called otherwise where it is one."""
+    return f"{count:,} {one if count == 1 else more}"
+
+
+def named(things: Sequence[object] | pl.Series, shown: int = SHOWN) -> str:
+    """The first of some things, and how many more there are.
+
+    >>> named(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    told = ", ".join(map(str, things[:shown]))
+    if len(things) > shown:
+        told += f" and {len(things) - shown:,} more"
+    return told

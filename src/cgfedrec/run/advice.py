@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shlex import quote
@@ -53,7 +52,7 @@ def advice(run: Run) -> Iterator[str]:
     if isinstance(server, CountingServer) and CHOOSE in server.sums and server.judged.any():
         yield (
             "to train on everything and use it, give the same settings and "
-            f"--data.split none --method.read_by {shlex.quote(list(server.structure.readings)[int(server.chosen)])}"
+            f"--data.split none --method.read_by {quote(list(server.structure.readings)[int(server.chosen)])}"
         )
     if below_popularity(run.summary):
         name = type(run.method).__name__
