@@ -1,7 +1,7 @@
 """The command line in processes of its own that start at once.
 
 A new interpreter takes seconds to import torch and Lightning. These processes are forked from one that has imported
-them and has done nothing else.
+them (`tests.preload`) and has done nothing else.
 """
 
 from __future__ import annotations
@@ -13,21 +13,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
 from tests.stopper import stop_before
 
+ROOT = Path(__file__).parents[1]
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(
-    [
-        "cgfedrec.run.api",
-        "cgfedrec.experiments.compare",
-        "cgfedrec.run.recommend",
-        "cgfedrec.experiments.tune",
-        "optuna",
-    ]
-)
+_FORKED.set_forkserver_preload(["tests.preload"])
 
 
 class Command:
@@ -43,6 +38,7 @@ class Command:
         self.arguments = [str(argument) for argument in arguments]
         self._folder = tempfile.TemporaryDirectory()
         given = dict(os.environ if environment is None else environment)
+        _start_server()
         self._process = _FORKED.Process(target=_main, args=(self.arguments, given, Path(self._folder.name), stop_at))
         self._process.start()
         assert self._process.pid is not None
@@ -93,6 +89,19 @@ class Command:
     def _printed(self, name: str) -> str:
         path = Path(self._folder.name) / name
         return path.read_text() if path.exists() else ""
+
+
+@cache
+def _start_server() -> None:
+    """Start the process that commands are forked from, where `tests.preload` can be imported: it says nothing if not."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before)))
+    try:
+        ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def cgfedrec(*arguments: object) -> subprocess.CompletedProcess[str]:

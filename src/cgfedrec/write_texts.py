@@ -19,7 +19,7 @@ from cgfedrec.arguments import command_parser
 from cgfedrec.cli import COMMANDS, TAKE_SETTINGS
 from cgfedrec.files import write_atomically
 from cgfedrec.settings.options import Option, options_of
-from cgfedrec.settings.parser import DEFAULTS, parser
+from cgfedrec.settings.parser import DEFAULTS, described
 from cgfedrec.texts import FOLDER, SETTINGS, SHELLS
 
 WIDTH = 120
@@ -39,7 +39,8 @@ def settings_help() -> str:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(WIDTH)
     try:
-        text = parser().format_help()
+        with described() as whole:
+            text = whole.format_help()
     finally:
         del os.environ["COLUMNS"]
         if before is not None:
@@ -55,7 +56,8 @@ def completion(shell: str) -> str:
 
     places = {"file": shtab.FILE, "directory": shtab.DIRECTORY}
     whole, verbs = command_parser(COMMANDS)
-    known = options_of(parser(False), dict(DEFAULTS))
+    with described(False) as settings:
+        known = options_of(settings, dict(DEFAULTS))
     for words, one in verbs.items():
         if words and words[0] in TAKE_SETTINGS and words != ("data", "download"):
             _add_settings(one, known)

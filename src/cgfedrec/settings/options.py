@@ -132,7 +132,7 @@ def _with_defaults(option: Option, value: object) -> object:
     made = option.named(name)
     if made is None or not isinstance(spec.get("init_args") or {}, dict):  # the parser says what is wrong with it
         return value
-    own = _parser_of(made).get_defaults().as_dict()
+    own = parser_of(made).get_defaults().as_dict()
     return {**spec, "init_args": {**own, **_arguments(spec)}}
 
 
@@ -172,7 +172,7 @@ def _of_class(option: Option, spec: object, name: str) -> dict[str, Option]:
     made = option.named(chosen)
     if made is None:
         return {}
-    found = _own(_parser_of(made), f"{name}.")
+    found = _own(parser_of(made), f"{name}.")
     arguments = _arguments(spec)
     for inner in list(found.values()):
         value = arguments.get(inner.dest)
@@ -196,7 +196,7 @@ def _arguments(spec: object) -> Layer:
 
 
 @cache
-def _parser_of(made: type) -> ArgumentParser:
+def parser_of(made: type) -> ArgumentParser:
     """The parser of a class's own options. The parameters that an optimiser optimises are no option."""
     parser = ArgumentParser(exit_on_error=False)
     skipped = set()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import yaml
@@ -22,7 +23,7 @@ from cgfedrec.settings.here import look_here
 from cgfedrec.settings.layers import CLASSES, Layer, leaves, merged, short
 from cgfedrec.settings.listed import add_lists, build_lists
 from cgfedrec.settings.mistakes import no_mappings, out_of_bounds, problems
-from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of
+from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of, parser_of
 from cgfedrec.settings.origins import with_origins
 from cgfedrec.settings.sources import Said, layer_of, option_of
 from cgfedrec.texts import SETTINGS, packaged
@@ -30,10 +31,7 @@ from cgfedrec.wire.wire import Wire
 
 # Without the first, a value of an argument that takes anything would be made into an object if it looks like a class.
 # Without the second, null would be taken for an option that was not given, and so never checked.
-# The third reads the text below a field of a dataclass, which is where methods document their settings.
-set_parsing_settings(
-    instantiate_subclass_spec_in_any=False, unset_sentinel=True, docstring_parse_attribute_docstrings=True
-)
+set_parsing_settings(instantiate_subclass_spec_in_any=False, unset_sentinel=True)
 
 COMPONENTS = ("fabric", "data", "protocol", "method", "wire", "loop", "logger")
 DEFAULTS = {
@@ -106,6 +104,21 @@ def parser(defaults: bool = True) -> ArgumentParser:
     add_lists(parser)
     parser.set_defaults({"fabric.accelerator": "cpu", "fabric.devices": 1})
     return parser
+
+
+@contextmanager
+def described(defaults: bool = True) -> Iterator[ArgumentParser]:
+    """The parser of `parser`, with the texts below the fields of dataclasses for as long as this lasts: methods document there.
+
+    Help shows these texts. To read them takes a third of a second, for which no other command waits.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    for made_without in (parser, parser_of):
+        made_without.cache_clear()
+    try:
+        yield parser(defaults)
+    finally:
+        set_parsing_settings(docstring_parse_attribute_docstrings=False)
 
 
 def _with_variables(variables: Mapping[str, Layer], above: Sequence[Layer]) -> Layer:
@@ -213,7 +226,8 @@ def _print_help(name: str, value: str) -> None:
     if value:
         words.append(value)
     try:
-        parser().parse_args(words)
+        with described() as whole:
+            whole.parse_args(words)
     except SystemExit:
         raise
     except ERRORS as error:

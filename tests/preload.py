@@ -1,0 +1,20 @@
+"""What every command needs before its own work, for the process that commands are forked from (`tests.commands`).
+
+The parser of settings is among it: to make it takes as long as a small run.
+"""
+
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+
+import optuna  # noqa: F401
+import sklearn.cluster  # noqa: F401
+
+import cgfedrec.experiments.compare
+import cgfedrec.experiments.tune
+import cgfedrec.run.api
+import cgfedrec.run.recommend
+import tests.commands  # noqa: F401
+from cgfedrec.cli import main
+
+with suppress(SystemExit), redirect_stdout(StringIO()):
+    main(["fit", "--print_config"])
