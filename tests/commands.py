@@ -93,7 +93,9 @@ class Command:
 
 @cache
 def _start_server() -> None:
-    """Start the process that commands are forked from, where `tests.preload` can be imported: it says nothing if not."""
+    """Start the process that commands are forked from, with our root in its path: else it would leave `tests.preload` out,
+    and say nothing.
+    """
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before)))
     try:

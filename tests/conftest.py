@@ -25,6 +25,7 @@ pytest.register_assert_rewrite("cgfedrec.testing")
 
 from cgfedrec.data import FederatedDataModule  # noqa: E402
 from cgfedrec.testing import prepared  # noqa: E402, after pytest knows to rewrite its assertions
+from tests.commands import launch  # noqa: E402
 
 torch.set_num_threads(1)
 gc.set_threshold(100_000)  # as the command line does; a twelfth of the time
@@ -74,6 +75,12 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def _seeded(request: pytest.FixtureRequest) -> None:
     """What a test draws depends on its name, and not on the tests before it."""
     torch.manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of `compare` start in a forked process, and print nowhere, where it does not matter how they start."""
+    monkeypatch.setattr("cgfedrec.experiments.compare.runner.launch", launch)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import sklearn.cluster  # noqa: F401
 import cgfedrec.experiments.compare
 import cgfedrec.experiments.tune
 import cgfedrec.run.api
-import cgfedrec.run.recommend
+import cgfedrec.run.recommend  # noqa: F401
 import tests.commands  # noqa: F401
 from cgfedrec.cli import main
 

@@ -147,6 +147,7 @@ def test_test_shows_it_for_a_run_and_for_newcomers(capsys: pytest.CaptureFixture
     assert "newcomers: groups: " in shown
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_compare_shows_it_for_every_method(capsys: pytest.CaptureFixture[str]) -> None:
     base = {name: value for name, value in TINY.items() if name not in ("data", "method")}
     plan = {

@@ -22,8 +22,7 @@ CUTS = {"split": "rolling", "rolling": {"cuts": 3, "least": 2}}
 
 
 @pytest.fixture(autouse=True)
-def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgfedrec.experiments.compare.runner.launch", launch)
+def _rows(quick_start: None) -> None:
     write(ROWS)
 
 

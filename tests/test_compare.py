@@ -31,7 +31,7 @@ from cgfedrec.experiments.compare.page import _line
 from cgfedrec.experiments.compare.results import over_seeds
 from cgfedrec.experiments.compare.statistics import holm, paired_test, pareto, per_user
 from cgfedrec.pages.plot import linear_ticks, log_ticks
-from tests.commands import Command, launch
+from tests.commands import Command
 from tests.conftest import ROOT, TINY
 
 RATES = {"dim": 4, "lr_eta": 0.1, "init_scale": 0.01}
@@ -58,12 +58,6 @@ def compare(config: Path, *options: str) -> int:
 
 def changed_at(pattern: str = "*/*/*/summary.json") -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in Path("out").glob(pattern)}
-
-
-@pytest.fixture
-def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs start in a forked process, and print nowhere, where it does not matter how they start."""
-    monkeypatch.setattr("cgfedrec.experiments.compare.runner.launch", launch)
 
 
 class Page(HTMLParser):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cgfedrec.cli import COMMANDS, main
-from tests.commands import cgfedrec, launch
+from tests.commands import cgfedrec
 from tests.conftest import ROOT
 from tests.documents import PAGES, blocks, fewer, lay_out, lines
 
@@ -43,10 +43,10 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lay_out(place)
     monkeypatch.chdir(place)
     monkeypatch.setenv("CGFEDREC_FIT_LOGGER", "null")
-    monkeypatch.setattr("cgfedrec.experiments.compare.runner.launch", launch)
     return place
 
 
+@pytest.mark.usefixtures("quick_start")
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE and lines(page)])
 def test_every_command_of_a_page_runs(page: str, clone: Path) -> None:
     for block in blocks(page):

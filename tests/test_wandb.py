@@ -171,6 +171,7 @@ def test_what_the_logger_cannot_use_is_refused(given: dict[str, Any], problem: s
         WandbLogger(**given)
 
 
+@pytest.mark.usefixtures("quick_start")
 def test_a_comparison_is_one_group_with_a_run_for_each_seed() -> None:
     base = {"data": TINY["data"], "loop": {"rounds": 2}, "logger": {"class_path": WANDB}}
     methods = {"Local": {"method": {"class_path": "cgfedrec.methods.Local"}}}

@@ -108,9 +108,9 @@ def parser(defaults: bool = True) -> ArgumentParser:
 
 @contextmanager
 def described(defaults: bool = True) -> Iterator[ArgumentParser]:
-    """The parser of `parser`, with the texts below the fields of dataclasses for as long as this lasts: methods document there.
+    """The parser of `parser`, with the texts below the fields of dataclasses, where methods document their settings.
 
-    Help shows these texts. To read them takes a third of a second, for which no other command waits.
+    Only help shows these texts, and to read them takes a third of a second. So others do without them.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     for made_without in (parser, parser_of):
