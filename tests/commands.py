@@ -93,8 +93,9 @@ class Command:
 
 @cache
 def _start_server() -> None:
-    """Start the process that commands are forked from, with our root in its path: else it would leave `tests.preload` out,
-    and say nothing.
+    """Start the process that commands are forked from, with our root in its path.
+
+    Without it `tests.preload` could not be imported, and nobody would say so.
     """
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), before)))
