@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,39 @@ def written(settings: dict[str, Any]) -> Path:
     return path
 
 
-def started(number: int, *arguments: object) -> list[Command]:
-    """Processes that find each other as if torchrun had started them."""
+def by_hand(number: int, rank: int) -> dict[str, str]:
+    """Of Lightning's own."""
+    return {"WORLD_SIZE": str(number), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
+
+
+def by_torchrun(number: int, rank: int) -> dict[str, str]:
+    """Of ``torchrun --nproc_per_node NUMBER``, as far as they are read."""
+    own = {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
+    group = {"GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(number), "TORCHELASTIC_RUN_ID": "none"}
+    return {"WORLD_SIZE": str(number), **own, **group}
+
+
+def by_srun(number: int, rank: int) -> dict[str, str]:
+    """Of ``srun`` in a job with ``--ntasks-per-node NUMBER``, as far as they are read."""
+    own = {name: str(rank) for name in ("SLURM_PROCID", "SLURM_LOCALID")}
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "fed", "SLURM_STEP_ID": "0", "SLURM_NODELIST": "localhost"}
+    return {"SLURM_NTASKS": str(number), "SLURM_NTASKS_PER_NODE": str(number), "SLURM_NODEID": "0", **own, **job}
+
+
+def started(number: int, *arguments: object, by: Callable[[int, int], dict[str, str]] = by_hand) -> list[Command]:
+    """Processes that find each other.
+
+    Args:
+        number: Of processes.
+        arguments: Of ``cgfedrec fit``.
+        by: The variables that whoever starts them sets, of their number and a process's own.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number), "NODE_RANK": "0"}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     options = ("--fabric.devices", number, "--fabric.strategy", "ddp", "--logger", "null")
     return [
-        Command("fit", *arguments, *options, environment=os.environ | shared | {"LOCAL_RANK": str(rank)})
+        Command("fit", *arguments, *options, environment=os.environ | shared | by(number, rank))
         for rank in range(number)
     ]
 
@@ -162,6 +186,39 @@ def test_a_signal_to_any_of_them_stops_all_after_the_same_round(endless: Path) -
     assert ended(processes) == [128 + signal.SIGTERM] * 2
     assert "go on with: cgfedrec fit --ckpt_path run/checkpoints/last.ckpt" in processes[0].stdout.replace("\n", "")
     assert read_checkpoint(Path("run/checkpoints/last.ckpt"))["loop"]["round"] >= 3
+
+
+@pytest.mark.parametrize("by", [by_torchrun, by_srun])
+def test_a_cluster_may_start_them(by: Callable[[int, int], dict[str, str]]) -> None:
+    config = written(METHODS["labels"])
+    assert cgfedrec("fit", "--config", config, "--run_dir", "alone").returncode == 0
+    processes = started(2, "--config", config, "--run_dir", "shared", by=by)
+    assert ended(processes) == [0, 0], [process.stderr for process in processes]
+    same_end(Path("alone"), Path("shared"))
+    assert "by 2 processes" in processes[0].stdout
+    assert not processes[1].stdout + processes[1].stderr
+
+
+@pytest.mark.parametrize("by", [by_torchrun, by_srun])
+def test_other_processes_than_were_asked_for_are_refused(by: Callable[[int, int], dict[str, str]]) -> None:
+    (process,) = started(1, "--run_dir", "run", "--fabric.num_nodes", "2", by=by)
+    assert ended([process]) == [2]
+    assert "fabric.devices: 1 on 2 nodes are asked for, and 1 processes were started" in process.stderr
+    assert not Path("run").exists()
+
+
+def test_a_script_of_slurm_without_srun_is_refused() -> None:
+    """It has the variables of the job, as the first of its tasks; the others would be waited for without an end."""
+
+    def by_sbatch(number: int, rank: int) -> dict[str, str]:
+        variables = by_srun(2, 0)
+        del variables["SLURM_STEP_ID"]
+        return variables
+
+    (process,) = started(1, "--run_dir", "run", "--fabric.num_nodes", "2", by=by_sbatch)
+    assert ended([process]) == [2]
+    assert "SLURM has 2 tasks here, and only srun starts them" in process.stderr
+    assert not Path("run").exists()
 
 
 def test_fabric_starts_the_others_itself() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from inspect import signature
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from lightning import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
 
 from cgfedrec.errors import InputError, check
@@ -51,8 +52,9 @@ def engine(arguments: dict[str, Any], callbacks: list[object]) -> tuple[Fabric, 
     if arguments["precision"] not in PRECISIONS:
         raise InputError(f"fabric.precision: {arguments['precision']} is not supported; choose 32-true or bf16-mixed")
     fabric, processes = _fabric(arguments, callbacks), Processes()
-    strategy, problems = fabric.strategy, []
+    strategy, problems = fabric.strategy, list[str]()
     if isinstance(strategy, DDPStrategy) and strategy._start_method == "popen":
+        problems += _not_started(fabric, arguments)
         processes = Processes(fabric if fabric.world_size > 1 else None)
         alone = SingleDeviceStrategy(device=fabric.device)
         fabric = _fabric(dict(arguments, devices=1, num_nodes=1, strategy=alone), callbacks)
@@ -74,6 +76,16 @@ def engine(arguments: dict[str, Any], callbacks: list[object]) -> tuple[Fabric, 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     return fabric, processes
+
+
+def _not_started(fabric: Fabric, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the processes that torchrun or SLURM has started; they would wait for others for ever."""
+    devices, nodes, there = str(arguments["devices"]), str(arguments["num_nodes"]), fabric.world_size
+    if devices.isdigit() and there != int(devices) * int(nodes):
+        yield f"fabric.devices: {devices} on {nodes} nodes are asked for, and {there} processes were started"
+    slurm = isinstance(getattr(fabric.strategy, "cluster_environment", None), SLURMEnvironment)
+    if slurm and there > 1 and "SLURM_STEP_ID" not in os.environ:
+        yield f"fabric.devices: SLURM has {there} tasks here, and only srun starts them; write srun before the command"
 
 
 def alone(arguments: Mapping[str, Any]) -> dict[str, Any]:
