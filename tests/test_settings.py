@@ -24,7 +24,7 @@ from cgfedrec.run.api import start
 from cgfedrec.settings.layers import merged
 from cgfedrec.settings.mistakes import MOVED
 from cgfedrec.settings.options import options_of
-from cgfedrec.settings.parser import DEFAULTS, dump, instantiate, parse, parser
+from cgfedrec.settings.parser import DEFAULTS, described, dump, instantiate, parse, parser
 from cgfedrec.settings.sources import Config, layer_of, said
 from cgfedrec.settings.trust import settings_of
 from tests.conftest import ROOT, TINY
@@ -494,7 +494,9 @@ def test_what_a_method_has_by_default_is_written_and_read_back(path: str, monkey
 
 @pytest.mark.parametrize("path", RECOMMENDERS, ids=lambda path: path.rpartition(".")[2])
 def test_every_option_of_a_method_is_explained(path: str) -> None:
-    for name, option in options_of(parser(False), {"method": {"class_path": path}}).items():
+    with described(False) as whole:
+        options = options_of(whole, {"method": {"class_path": path}})
+    for name, option in options.items():
         if name.count(".") == 1 and name.startswith("method."):
             (action,) = (action for action in option.parser._actions if action.dest == option.dest)
             assert action.help, name
