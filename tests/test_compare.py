@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -349,6 +350,24 @@ def test_a_stopped_comparison_goes_on_to_the_same_end(tmp_path: Path) -> None:
     assert main(["compare", "--config", str(config), "--output", "whole"]) == 0
     ends = [pl.read_parquet(f"{folder}/results.parquet").drop("seconds") for folder in ("out", "whole")]
     assert ends[0].equals(ends[1])
+
+
+@pytest.mark.usefixtures("quick_start")
+def test_a_stopped_rolling_evaluation_goes_on_with_the_cuts_that_are_left(tmp_path: Path) -> None:
+    cuts = {"split": "rolling", "rolling": {"cuts": 3, "choosing": 0}}
+    sections = {"base": {"data": TINY["data"] | cuts}, "methods": {"EASE": {"method": "EASE"}}, "data": {"one": {}}}
+    config = write(tmp_path / "small.yaml", seeds=[0], **sections)
+    assert compare(config) == 0
+    run, whole = Path("out/one/EASE/0"), pl.read_parquet("out/results.parquet").drop("seconds")
+    for left in ("summary.json", "ranks.parquet", "cuts/03"):  # as it would be if it had been killed at the last cut
+        (shutil.rmtree if (run / left).is_dir() else os.unlink)(run / left)
+    before = changed_at("one/EASE/0/cuts/*/summary.json")
+    assert len(before) == 2
+    assert compare(config) == 0
+    after = changed_at("one/EASE/0/cuts/*/summary.json")
+    assert len(after) == 3
+    assert before.items() <= after.items()
+    assert pl.read_parquet("out/results.parquet").drop("seconds").equals(whole)
 
 
 def test_bad_settings_are_all_named_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

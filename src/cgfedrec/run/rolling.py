@@ -139,7 +139,8 @@ class Cuts(Evaluations):
         if (summary := _finished(folder, yaml.safe_load(dump(settings)))) is not None:
             path = settings.data.init_args.path  # embedded data follow from the settings
             if path and summary.get("data") != self._fingerprint(settings):
-                raise InputError(f"run_dir: {folder} has results on other data: what {path} holds has changed")
+                changed = f"has results on other data: what {path} holds has changed"
+                raise InputError(f"run_dir: {folder} {changed}; remove it, or choose another")
             self.seconds += summary["seconds"]  # of an earlier call
             return summary
         settings.run_dir, checkpoint, state = str(folder), folder / "checkpoints" / LAST, None

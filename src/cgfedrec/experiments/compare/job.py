@@ -16,6 +16,7 @@ from cgfedrec.files import DamagedError, file_digest, read_json
 from cgfedrec.protocol import Protocol
 from cgfedrec.run.checkpoint import flat, read_checkpoint
 from cgfedrec.run.folder import CONFIG
+from cgfedrec.run.rolling import CHOOSING, CUTS
 from cgfedrec.settings.layers import UNLOGGED
 
 State = Literal["new", "started", "finished", "changed"]
@@ -61,17 +62,18 @@ class Job:
         """How far the run is; ``changed`` if the folder holds a run with another config, or on other data.
 
         Damaged files count as if they were not there. A run with damaged results goes on from its checkpoint, and one
-        whose checkpoint is damaged too is new. A comparison asks again and again, so what was read of a file is kept
-        until the file changes.
+        whose checkpoint is damaged too is new. A rolling evaluation has no checkpoint: it goes on with its trainings.
+        A comparison asks again and again, so what was read of a file is kept until the file changes.
         """
         ended, begun = (self.directory / "summary.json").exists(), self.checkpoint.exists()
-        if not (ended or begun):
+        rolling = any((self.directory / name).is_dir() for name in (CUTS, CHOOSING))
+        if not (ended or begun or rolling):
             return "new"
         if self.changed():
             return "changed"
         if ended and not self.damage():
             return "finished"
-        if begun and not self.checkpoint_damage():
+        if rolling or (begun and not self.checkpoint_damage()):
             return "started"
         return "new"
 

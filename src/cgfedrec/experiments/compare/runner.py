@@ -38,7 +38,7 @@ class Ended:
 
     Attributes:
         skipped: How many runs were finished already.
-        resumed: How many went on from a checkpoint.
+        resumed: How many went on where they had been stopped.
         failed: The names of the runs that failed, and why each did.
         signal: The number of the signal that stopped the comparison, if one did.
     """
@@ -137,7 +137,7 @@ def run_all(jobs: Sequence[Job], folder: Path, processes: int, keep_checkpoints:
 
 def _say_what_is_there(ended: Ended, console: Console) -> None:
     """Say what an earlier call has left to do."""
-    there = {"are done already": ended.skipped, "go on from a checkpoint": ended.resumed}
+    there = {"are done already": ended.skipped, "go on where they were": ended.resumed}
     told = ", ".join(f"{number} {what}" for what, number in there.items() if number)
     if told:
         console.print(f"of these {told}", highlight=False)
@@ -162,7 +162,7 @@ def reason(directory: Path) -> str:
 
 
 def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: TaskID) -> _Running:
-    """Start a run's process: from its checkpoint if there is one, else in a folder that is empty."""
+    """Start a run's process: where it was stopped, else in a folder that is empty."""
     state = job.state()
     keep_checkpoints |= state != "changed" and (job.directory / KEPT).exists()
     if state in ("new", "changed"):  # what is there is damaged, or the comparison was told to replace it
@@ -174,9 +174,9 @@ def _start(job: Job, processes: int, lock: int, keep_checkpoints: bool, task: Ta
     config = job.directory / CONFIG  # which the run writes again, word for word
     write_atomically(config, job.config)
     given = ["fit", "--config", str(config)]
-    if state == "started":
+    if job.checkpoint.exists():
         given += ["--ckpt_path", str(job.checkpoint)]
-    else:
+    else:  # where a rolling evaluation goes on
         given += ["--run_dir", str(job.directory)]
     threads = max(1, _cores() // processes)
     # A run takes its settings from its config alone, and not from the environment of whoever compares.
