@@ -80,6 +80,20 @@ def test_it_finds_what_the_plain_definition_says(spell: Callable[[int], str], ro
             assert mine.tolist() == [number[item] for item in items]
 
 
+def test_when_something_was_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    """Though nothing else may follow from it than how much it counts by now."""
+    found = set()
+    for when in (1, 2):
+        rows = [f"{user},{2 * user + place},{9 * (place + 1)}" for user in range(3) for place in range(5)]
+        rows[0] = f"0,0,{when}"
+        (tmp_path / "times.csv").write_text("\n".join(("user,item,timestamp", *rows)))
+        data = FederatedDataModule(str(tmp_path / "times.csv"), min_interactions=3, negatives=1)
+        data.attach(Protocol(), 0)
+        data.setup()
+        found.add(data.fingerprint())
+    assert len(found) == 2
+
+
 def test_what_a_user_dislikes_is_part_of_the_fingerprint() -> None:
     rows = [(user, item, 5 if item < 20 else 1, item) for user in range(1, 5) for item in range(1, 22)]
     found = []

@@ -60,6 +60,13 @@ class Histories:
     lateness: list[NDArray[Any]] | None
     days: NDArray[np.float64] | None = None
 
+    @property
+    def times(self) -> NDArray[Any] | None:
+        """When, `[entries of train]`, in the unit of the data; ``None`` where they have no times."""
+        if self.lateness is None:
+            return None
+        return self.lateness[0]
+
     @cached_property
     def _places(self) -> Lists:
         """Where the entries of each user stand, the newest first."""

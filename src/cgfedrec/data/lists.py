@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -115,12 +115,14 @@ class Lists:
         return Pool(np.flatnonzero(~self.mask(users, num_items)), num_items - self.lengths[users], num_items)
 
 
-def fingerprint(parts: Iterable[Lists], ids: Iterable[pl.Series]) -> str:
-    """A hash of lists, and of the ids of who and what they are about."""
+def fingerprint(parts: Iterable[Lists], ids: Iterable[pl.Series], times: NDArray[Any] | None) -> str:
+    """A hash of lists, of the ids of who and what they are about, and of when, `[entries]`, where that is known."""
     digest = hashlib.sha256()
     for lists in parts:
         digest.update(lists.starts.astype("<i8").data)
         digest.update(lists.items.astype("<i8").data)
     for some in ids:
         digest.update("\n".join(map(str, some)).encode())
+    if times is not None:
+        digest.update(times.astype("<f8" if times.dtype.kind == "f" else "<i8").data)
     return digest.hexdigest()

@@ -233,11 +233,11 @@ class FederatedDataModule(LightningDataModule):
         return self.part_size(Part[stage.upper()]) > 0
 
     def fingerprint(self) -> str:
-        """A hash of the data, the split and the ids: what a checkpoint must agree with to be used.
+        """A hash of the data, the split, the ids and training times: what a checkpoint must agree with to be used.
 
         Items below the rating threshold count too: they decide what is ranked and recommended.
         """
-        return fingerprint((*self._parts, self._disliked), (self.user_ids, self.item_ids))
+        return fingerprint((*self._parts, self._disliked), (self.user_ids, self.item_ids), self._histories.times)
 
     @cached_property
     def mark(self) -> bytes:
