@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cgfedrec.data import FederatedDataModule, Format
+from cgfedrec.data.ratings import read
 from cgfedrec.data.split import Part
+from cgfedrec.errors import Notice
 from cgfedrec.protocol import Protocol
 
 Row = tuple[int, int, int, int]
@@ -80,12 +83,24 @@ def test_it_finds_what_the_plain_definition_says(spell: Callable[[int], str], ro
             assert mine.tolist() == [number[item] for item in items]
 
 
+def test_times_of_two_units_are_told(tmp_path: Path) -> None:
+    path, rows = tmp_path / "times.csv", [f"{user},{item},{978300760 + item}" for user in range(3) for item in range(5)]
+    path.write_text("\n".join(("user,item,timestamp", *rows)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(path)
+    rows[7] += "000"
+    path.write_text("\n".join(("user,item,timestamp", *rows)))
+    with pytest.warns(Notice, match="two units: 14 of 15 are like 978300760, others like 978300762000"):
+        read(path)
+
+
 def test_when_something_was_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     """Though nothing else may follow from it than how much it counts by now."""
     found = set()
     for when in (1, 2):
-        rows = [f"{user},{2 * user + place},{9 * (place + 1)}" for user in range(3) for place in range(5)]
-        rows[0] = f"0,0,{when}"
+        rows = [f"{user},{2 * user + place},{978300760 + 86400 * place}" for user in range(3) for place in range(5)]
+        rows[0] = f"0,0,{978300760 + when}"
         (tmp_path / "times.csv").write_text("\n".join(("user,item,timestamp", *rows)))
         data = FederatedDataModule(str(tmp_path / "times.csv"), min_interactions=3, negatives=1)
         data.attach(Protocol(), 0)

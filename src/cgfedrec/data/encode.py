@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -10,8 +12,8 @@ from cgfedrec.data.ids import as_ids
 from cgfedrec.data.interactions import Interactions, Numbers, Times, by_user_and_item, index_type, renumbered
 from cgfedrec.data.layout import Format
 from cgfedrec.data.tables import HEADERS, OVERLONG, SHOWN, Table, more_like_these
-from cgfedrec.data.times import as_times
-from cgfedrec.errors import InputError, check
+from cgfedrec.data.times import as_times, of_coarser_unit
+from cgfedrec.errors import InputError, Notice, check
 
 _EXPECTED = {"user": "an id", "item": "an id", "rating": "a number", "time": "a number or an ISO date"}
 
@@ -73,6 +75,7 @@ def encode(given: Table, layout: Format) -> Interactions:
     times: Times | None = None
     if "time" in kept.columns:
         times = kept["time"].to_numpy()
+        _tell_of_units(path, times)
     # In this order rows with the same user and item are neighbours, the first one of the file first.
     order = by_user_and_item(users, items, len(user_ids), len(item_ids))
     again = (np.diff(users[order]) == 0) & (np.diff(items[order]) == 0)
@@ -104,6 +107,15 @@ def encode(given: Table, layout: Format) -> Interactions:
         },
         order,
     )
+
+
+def _tell_of_units(path: object, times: Times) -> None:
+    """Warn where some times, `[rows]`, seem to count another unit than others: which came first would be wrong."""
+    coarser = of_coarser_unit(times)
+    if coarser.any():
+        one, other = times[coarser][0], times.max()
+        told = f"{coarser.sum():,} of {len(times):,} are like {one}, others like {other}"
+        warnings.warn(f"{path}: times seem to be of two units: {told}; all are read alike", Notice, stacklevel=3)
 
 
 def _earliest_first(order: Numbers, again: NDArray[np.bool_], times: Times) -> None:

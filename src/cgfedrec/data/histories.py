@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgfedrec.data.lists import Lists
+from cgfedrec.data.times import SECONDS_IN_A_DAY
 from cgfedrec.random import mark
 
 
@@ -61,11 +62,16 @@ class Histories:
     days: NDArray[np.float64] | None = None
 
     @property
-    def times(self) -> NDArray[Any] | None:
-        """When, `[entries of train]`, in the unit of the data; ``None`` where they have no times."""
+    def when(self) -> NDArray[np.int64] | None:
+        """When each entry was, `[entries of train]`, alike in whatever unit times are written; ``None`` without times.
+
+        In whole seconds before the latest; where times tell no days, the place among all of them.
+        """
         if self.lateness is None:
             return None
-        return self.lateness[0]
+        if self.days is None:
+            return np.unique(self.lateness[0], return_inverse=True)[1]
+        return np.rint(self.days * SECONDS_IN_A_DAY).astype(np.int64)
 
     @cached_property
     def _places(self) -> Lists:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -115,7 +115,7 @@ class Lists:
         return Pool(np.flatnonzero(~self.mask(users, num_items)), num_items - self.lengths[users], num_items)
 
 
-def fingerprint(parts: Iterable[Lists], ids: Iterable[pl.Series], times: NDArray[Any] | None) -> str:
+def fingerprint(parts: Iterable[Lists], ids: Iterable[pl.Series], when: NDArray[np.int64] | None) -> str:
     """A hash of lists, of the ids of who and what they are about, and of when, `[entries]`, where that is known."""
     digest = hashlib.sha256()
     for lists in parts:
@@ -123,6 +123,6 @@ def fingerprint(parts: Iterable[Lists], ids: Iterable[pl.Series], times: NDArray
         digest.update(lists.items.astype("<i8").data)
     for some in ids:
         digest.update("\n".join(map(str, some)).encode())
-    if times is not None:
-        digest.update(times.astype("<f8" if times.dtype.kind == "f" else "<i8").data)
+    if when is not None:
+        digest.update(when.astype("<i8").data)
     return digest.hexdigest()

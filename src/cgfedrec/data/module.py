@@ -237,7 +237,7 @@ class FederatedDataModule(LightningDataModule):
 
         Items below the rating threshold count too: they decide what is ranked and recommended.
         """
-        return fingerprint((*self._parts, self._disliked), (self.user_ids, self.item_ids), self._histories.times)
+        return fingerprint((*self._parts, self._disliked), (self.user_ids, self.item_ids), self._histories.when)
 
     @cached_property
     def mark(self) -> bytes:

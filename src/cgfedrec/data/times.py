@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from cgfedrec.data.ids import EXACT, beyond_exact
 
@@ -14,7 +17,8 @@ _UNITS = ((1e11, 10**9), (1e14, 10**6), (1e17, 10**3))
 """What numbers count since 1970: seconds if all are below the first bound, milliseconds if all are below the second,
 microseconds below the third, else nanoseconds. With each bound, how many nanoseconds the unit has.
 """
-NANOSECONDS_IN_A_DAY = 86_400 * 10**9
+SECONDS_IN_A_DAY = 86_400
+NANOSECONDS_IN_A_DAY = SECONDS_IN_A_DAY * 10**9
 
 
 def as_times(times: pl.Series) -> pl.Series:
@@ -28,7 +32,7 @@ def as_times(times: pl.Series) -> pl.Series:
         ValueError: for types that are no times, and where different times would become one.
     """
     kind = times.dtype
-    if kind in (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null):
+    if kind in (pl.String, pl.Categorical, pl.Enum, pl.Binary, pl.Null) or kind.is_decimal():
         return _of_text(times.cast(pl.String, strict=False))
     if kind.is_integer():
         return times.cast(pl.Int64, strict=False)
@@ -39,7 +43,7 @@ def as_times(times: pl.Series) -> pl.Series:
         return finite.cast(pl.Float64)
     if kind == pl.Date:  # not in days: numbers are told apart by their size
         times = times.cast(pl.Datetime("us"))
-    if kind.is_decimal() or kind in (pl.Datetime, pl.Date, pl.Duration):
+    if kind in (pl.Datetime, pl.Date, pl.Duration):
         return times.to_physical().cast(pl.Int64, strict=False)  # in the column's own unit: nothing is rounded
     raise ValueError(f"is of type {kind}, expected numbers, dates or text")
 
@@ -95,6 +99,19 @@ def _unit_of(whole: pl.Series, fractions: pl.Series) -> int:
 def nanoseconds(largest: float) -> int:
     """How many nanoseconds the unit has in which numbers up to ``largest`` count the time since 1970, by their size."""
     return next((unit for bound, unit in _UNITS if largest < bound), 1)
+
+
+def of_coarser_unit(times: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which times, `[interactions]`, seem to count a coarser unit than the largest does: seconds beside milliseconds.
+
+    By the unit of the largest they would lie within three years of 1970, by the coarser one after 1973.
+
+    >>> of_coarser_unit(np.array([978300760, 978300760000]))
+    array([ True, False])
+    """
+    unit = nanoseconds(float(np.abs(times).max(initial=0)))
+    lowest = next((bound for bound, coarser in _UNITS if coarser == 1000 * unit), 0.0)
+    return np.asarray((times >= lowest / 1000) & (times < lowest))
 
 
 def _as_floats(text: pl.Series, whole: pl.Series, fractions: pl.Series) -> pl.Series:
