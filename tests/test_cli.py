@@ -150,6 +150,15 @@ def test_a_variable_that_nobody_reads_is_told_with_an_options(
     assert f"; did you mean {meant}" in str(told[0].message)
 
 
+def test_a_link_that_leads_nowhere_is_no_folder(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("link").symlink_to("nowhere")
+    for folder in ("link", "link/run"):
+        assert run("fit", "--config", tiny, "--run_dir", folder) == 2
+        assert f"{Path.cwd()}/link is a link that leads nowhere" in errors(capsys)
+    assert run("deploy", "--config", tiny, "--nodes", "2", "--output", "link") == 2
+    assert "--output: link: " in errors(capsys)
+
+
 def test_an_empty_path_is_no_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("data", "describe", "--data.path", "") == 2
     assert "data.path: is empty; give the path of a file, or null" in errors(capsys)
@@ -401,8 +410,7 @@ def test_unknown_users_are_named(tiny: str, capsys: pytest.CaptureFixture[str]) 
     line = ["recommend", "--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt", "--user"]
     assert run(*line, "nobody", "none") == 2
     message = errors(capsys)
-    assert "'nobody' is not in the data of this checkpoint" in message
-    assert "'none' is not in the data of this checkpoint" in message
+    assert "user: 'nobody', 'none' are not in the data of this checkpoint" in message
     with pytest.warns(Notice, match="'nobody' is not in the data of this checkpoint"):
         assert run(*line, "nobody", "1") == 0
     shown = capsys.readouterr()

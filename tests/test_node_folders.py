@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +21,7 @@ from cgfedrec.deploy.node import Node
 from cgfedrec.deploy.parcels import DONE
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.deploy.write import deploy
+from cgfedrec.errors import Notice
 from cgfedrec.settings.sources import said
 from tests.here import PFEDREC, Here, deployed
 from tests.test_deploy import ask
@@ -77,6 +79,18 @@ def test_where_all_items_are_numbers_they_stay_numbers() -> None:
     nodes = shared_out(NUMBERS, [str(one) for one in range(97, 104)])
     numbers = sorted({*map(int, NUMBERS), *range(97, 104)})
     assert [node.data.item_ids.to_list() for node in nodes] == 2 * [numbers]
+
+
+def test_a_secret_that_others_can_read_is_told() -> None:
+    node, *_ = shared_out(NUMBERS, NUMBERS)
+    path = node.folder.path / "secret"
+    path.chmod(0o640)
+    with pytest.warns(Notice, match=f"{path}: others on this machine can read it"):
+        node.folder.secret()
+    path.chmod(0o600)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        node.folder.secret()
 
 
 def test_what_is_private_is_for_its_owner_alone() -> None:

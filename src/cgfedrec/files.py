@@ -234,7 +234,10 @@ def no_folder(option: str, folder: Path) -> str | None:
     # The limits of Linux. Beyond them even asking whether the folder is there fails.
     if b"\0" in name or len(name) >= 4096 or any(len(part) > 255 for part in name.split(b"/")):
         return f"{shown}... is no name that a folder can have"
-    above = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    way = (folder.absolute(), *folder.absolute().parents)
+    above = next(path for path in way if path.exists() or path.is_symlink())
+    if not above.exists():
+        return f"{shown}: {above} is a link that leads nowhere"
     if above.is_dir():
         if os.access(above, os.W_OK | os.X_OK):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from cgfedrec.data.ids import as_ids
 from cgfedrec.data.interactions import Interactions
 from cgfedrec.data.module import FederatedDataModule
-from cgfedrec.errors import InputError, check
+from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.files import digest, write_atomically
 from cgfedrec.protocol import Protocol
 
@@ -75,6 +76,11 @@ class NodeFolder:
         path = self.path / SECRET
         if not path.exists():
             write_atomically(path, f"{secrets.randbits(63)}\n", private=True)
+        if path.stat().st_mode & 0o077:
+            told = (
+                f"{path}: others on this machine can read it, and so take away this node's noise; chmod 600 closes it"
+            )
+            warnings.warn(told, Notice, stacklevel=2)
         text = path.read_text().strip()
         if not (text.isascii() and text.isdigit() and int(text) < 2**63):
             raise InputError(f"{path}: holds no whole number below 2^63; remove it, and a new one is drawn")

@@ -16,14 +16,13 @@ from torch import Tensor
 from cgfedrec.centralized.vectors import SCORED_AT_ONCE
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
+from cgfedrec.data.report import named
 from cgfedrec.errors import InputError, Notice, check, not_positive
 from cgfedrec.evaluation.ranking import best
 from cgfedrec.files import write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.because import Why, because
 from cgfedrec.run.reference import ReferenceFit
-
-SHOWN = 5
 
 
 def recommend(
@@ -207,11 +206,9 @@ def _asked(data: FederatedDataModule, users: Sequence[object] | None, top_k: int
     numbers = {str(user): number for number, user in enumerate(data.people.ids)}
     unknown = [str(user) for user in users if str(user) not in numbers]
     if unknown:
-        problems = [f"user: {user!r} is not in {where}" for user in unknown[:SHOWN]]
-        if len(unknown) > SHOWN:
-            problems.append(f"user: {len(unknown) - SHOWN} more are not in the data")
+        are = "is" if len(unknown) == 1 else "are"
+        problem = f"user: {named([repr(user) for user in unknown])} {are} not in {where}"
         if len(unknown) == len(users):
-            raise InputError(problems)
-        for problem in problems:
-            warnings.warn(problem, Notice, stacklevel=4)
+            raise InputError(problem)
+        warnings.warn(problem, Notice, stacklevel=4)
     return np.array([numbers[str(user)] for user in users if str(user) in numbers], np.int64)
