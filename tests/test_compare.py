@@ -86,7 +86,7 @@ class Page(HTMLParser):
 
 
 def test_compare_leaves_everything_behind_and_goes_past_a_failure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     """One method diverges; the others are reported, and a second call runs nothing but the one that failed."""
     wild = {"dim": 4, "lr_eta": 1.0e38, "init_scale": 1.0e18}
@@ -159,6 +159,7 @@ def test_compare_leaves_everything_behind_and_goes_past_a_failure(
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {9}
 
     before = changed_at()
+    request.getfixturevalue("quick_start")
     assert compare(config) == 1
     assert "of these 4 are done already" in capsys.readouterr().out
     assert changed_at() == before

@@ -228,7 +228,7 @@ def test_the_best_checkpoint_is_an_artifact_when_asked_for() -> None:
 def test_a_service_that_dies_is_said_once_and_ends_nothing() -> None:
     """Through the command line, so that what happens when the process ends is seen too."""
     logger = {"class_path": "cgfedrec.run.loggers.WandbLogger"}
-    settings = {**TINY, "loop": {"rounds": 200, "patience": None}, "logger": logger}
+    settings = {**TINY, "loop": {"rounds": 100, "patience": None}, "logger": logger}
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     line = [sys.executable, "-m", "cgfedrec.cli", "fit", "--config", "config.yaml", "--run_dir", "run"]
     own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not that of other tests
@@ -245,7 +245,7 @@ def test_a_service_that_dies_is_said_once_and_ends_nothing() -> None:
     assert process.returncode == 0, err
     assert err.count("WandbLogger has failed") == 1
     assert "Traceback" not in err
-    assert len(pl.read_csv("run/metrics.csv")) == 200
+    assert len(pl.read_csv("run/metrics.csv")) == 100
     assert Path("run/summary.json").exists()
 
 
