@@ -286,6 +286,10 @@ class FederatedLoop(Spends, Evaluations):
         self.history = rows_of(state["history"])
         self.seconds = float(state["seconds"])
         self.server.load_state_dict(state["server"])
+        if self.round < self.rounds and self.server.preparing and self.history:
+            # There was nothing to rank with yet. It was evaluated since it was the last round, which it no longer is.
+            last = self.history[-1]
+            self.history = [*self.history[:-1], {name: last[name] for name in last if not name.startswith("val/")}]
         if self.whose:
             self.server.leave(torch.tensor(sorted(self.whose)))
         self.clients.load_state_dict(state, bytes_scoring)
