@@ -171,6 +171,18 @@ def test_a_finished_run_can_be_given_more_rounds(config: Path) -> None:
     same_end(Path("whole"), Path("run"))
 
 
+def test_rounds_that_were_too_few_to_rank_with_are_no_best_ones() -> None:
+    """While CGFedCo counts there is popularity alone. It was evaluated, since no more rounds were asked for."""
+    few = cgfedrec_package.fit(TINY, {"method": "CGFedCo", "loop.rounds": 2, "run_dir": "few"})
+    assert few.history["val/ndcg@10"].count() == 1
+    more = cgfedrec_package.fit({"ckpt_path": str(few.checkpoints / "last.ckpt"), "loop.rounds": 50, "logger": None})
+    whole = cgfedrec_package.fit(TINY, {"method": "CGFedCo", "loop.rounds": 50, "run_dir": "whole"})
+    found = [one.history.select(pl.col("^(round|val/.*)$")) for one in (more, whole)]
+    assert found[0].equals(found[1])
+    assert more.summary["best_round"] == whole.summary["best_round"] > 2
+    assert more.summary["test/ndcg@10"] == whole.summary["test/ndcg@10"]
+
+
 def test_early_stopping_stops_a_resumed_run_where_it_stopped(config: Path) -> None:
     stopping = ["--loop.patience", "2", "--loop.rounds", "50"]
     assert cgfedrec("fit", "--config", config, "--run_dir", "run", *stopping).returncode == 0

@@ -17,6 +17,7 @@ import cgfedrec
 from cgfedrec.data import Synthetic
 from cgfedrec.errors import InputError, Notice
 from cgfedrec.run.api import load_to_test
+from cgfedrec.run.devices import write_client
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.updating import with_new_labels, with_new_rows
 
@@ -126,6 +127,31 @@ def test_what_is_taken_back_is_as_if_it_had_never_been(tmp_path: Path) -> None:
     assert 0.5 < second.summary["structure/same"] < 1
     assert again.summary["structure/same"] < 1
     assert "structure/same" not in first.summary
+
+
+def test_nothing_is_kept_of_whoever_is_gone(tmp_path: Path) -> None:
+    """Beside the checkpoints lie histories. Of someone who was taken back an id alone is left there."""
+    table = drawn()
+    first = fitted(table, tmp_path / "first")
+    forgotten = pl.col("user").is_in(["u1", "u2", "u3"])
+    second = fitted(table.filter(~forgotten), tmp_path / "second", first)
+    kept = list(second.checkpoints.glob("*.parquet"))
+    assert len(kept) == 2
+    for path in kept:
+        left = pl.read_parquet(path).filter(forgotten)
+        assert left["item"].null_count() == len(left) <= 3, path
+        assert len(pl.read_parquet(path)) > 100
+    again = cgfedrec.load(second.checkpoints / "last.ckpt")
+    assert not {"u1", "u2", "u3"} & set(again.recommend(top_k=2)["user"])
+    for one in (second, again):
+        with pytest.raises(InputError, match="user: 'u1' is not in the data"):
+            one.recommend(["u1"])
+        with pytest.raises(InputError, match="client: 'u1' is none of the clients"):
+            write_client(one.loop, one.header, "u1", tmp_path / "u1.safetensors")
+    back = fitted(table, tmp_path / "back", second)
+    assert back.data.changes is not None
+    assert back.data.changes.counts["new users"] == 3
+    assert set(back.recommend(["u1"], top_k=2)["source"]) == {"model"}
 
 
 def test_ids_that_are_text_from_one_night_on_are_those_that_were_numbers(tmp_path: Path) -> None:

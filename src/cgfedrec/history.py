@@ -121,6 +121,11 @@ class Evaluations:
         self._judged = self._worse = 0
         self._best: int | None = None
 
+    def unrank(self) -> None:
+        """Take out of the last row how it ranked: there was nothing to rank with yet."""
+        last = {name: value for row in self.history[-1:] for name, value in row.items() if not name.startswith("val/")}
+        self.history = [*self.history[:-1], *([last] if last else [])]
+
     @property
     def best(self) -> Row | None:
         """The row of the best round by ``monitor``, or of the last one if nothing is held out. None before any."""

@@ -219,8 +219,7 @@ class FederatedLoop(Spends, Evaluations):
         last = self.round == self.rounds or self.server.finished
         if self.round % self.evaluate_every and not last and not self.server.preparing:
             return
-        # Where nothing was trained, there are no means.
-        names = ("loss", *self.clients.reports)[: seen.shape[1]]
+        names = ("loss", *self.clients.reports)[: seen.shape[1]]  # where nothing was trained, there are no means
         row: Row = {"round": self.round}
         if len(seen):
             row |= {f"train/{name}": mean for name, mean in zip(names, seen.double().mean(0).tolist(), strict=True)}
@@ -286,10 +285,8 @@ class FederatedLoop(Spends, Evaluations):
         self.history = rows_of(state["history"])
         self.seconds = float(state["seconds"])
         self.server.load_state_dict(state["server"])
-        if self.round < self.rounds and self.server.preparing and self.history:
-            # There was nothing to rank with yet. It was evaluated since it was the last round, which it no longer is.
-            last = self.history[-1]
-            self.history = [*self.history[:-1], {name: last[name] for name in last if not name.startswith("val/")}]
+        if self.round < self.rounds and self.server.preparing:
+            self.unrank()  # it was evaluated since it was the last round, which it no longer is
         if self.whose:
             self.server.leave(torch.tensor(sorted(self.whose)))
         self.clients.load_state_dict(state, bytes_scoring)

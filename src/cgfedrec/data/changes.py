@@ -29,7 +29,8 @@ class Before:
 
     Args:
         table: Columns ``user`` and ``item``, ids, and ``days``, how many days before ``now`` it was, in order of users
-            and items. Items that nobody had in training have a row without a user.
+            and items. Items that nobody had in training have a row without a user, and users of whom nothing is left
+            one without an item.
         now: The time that days were counted from, in days; ``None`` where times told none.
     """
 
@@ -44,7 +45,7 @@ class Before:
     @property
     def item_ids(self) -> pl.Series:
         """Of the whole catalogue, ascending: the number of an item is its place."""
-        return self.table["item"].unique().sort()
+        return self.table["item"].drop_nulls().unique().sort()
 
     def beside(self, now: Interactions, with_items: bool = False) -> Interactions:
         """Interactions of now, among the users of before too, and if that is asked for among its items.
@@ -70,7 +71,7 @@ class Before:
             table = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise InputError(f"{path}: cannot be read ({error})") from error
-        wrong = list(table.columns) != list(_COLUMNS) or not len(table) or table["item"].null_count()
+        wrong = list(table.columns) != list(_COLUMNS) or table["item"].null_count() == len(table)
         if wrong or any(kind not in (None, table[name].dtype) for name, kind in _COLUMNS.items()):
             raise InputError(f"{path}: holds no histories of a run")
         return cls(table.drop("now"), table["now"][0])
@@ -144,7 +145,7 @@ def changes(
         now: In days.
     """
     moved = _places(before.item_ids, item_ids)
-    had = before.table.filter(pl.col("user").is_not_null())
+    had = before.table.drop_nulls(["user", "item"])
     users, items = _places(had["user"], user_ids), _places(had["item"], item_ids)
     order = by_user_and_item(users, items, len(user_ids), len(item_ids))  # as text, 10 comes before 9
     had, users, items = had[order], users[order], items[order]
@@ -196,3 +197,20 @@ def before_of(
     table = pl.DataFrame({"user": user_ids[owners], "item": item_ids[train.items.astype(np.int64)]}).with_columns(ages)
     nobodys = pl.DataFrame({"item": item_ids[np.setdiff1d(np.arange(len(item_ids)), train.items)]})
     return Before(pl.concat([table, nobodys], how="diagonal"), now)
+
+
+def forgotten(before: Before, changes: Changes, user_ids: pl.Series, item_ids: pl.Series) -> Before:
+    """What clients had, without what they took back since. Ids alone stay of it: state lies in their order.
+
+    Args:
+        before: What they had.
+        changes: What is different now.
+        user_ids: As of `changes`.
+        item_ids: Likewise.
+    """
+    gone = changes.different.filter(pl.col("what") == KINDS[1])
+    taken = pl.DataFrame({"user": user_ids[gone["user"]], "item": item_ids[gone["item"]]})
+    table = before.table.cast({"user": user_ids.dtype, "item": item_ids.dtype})
+    left = table.join(taken, ["user", "item"], "anti", maintain_order="left")
+    alone = [table.select(name).drop_nulls().unique().join(left, name, "anti").sort(name) for name in ("user", "item")]
+    return Before(pl.concat([left, *alone], how="diagonal"), before.now)

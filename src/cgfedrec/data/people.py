@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgfedrec.data.ids import places
-from cgfedrec.data.interactions import Interactions
+from cgfedrec.data.interactions import Interactions, renumbered
 from cgfedrec.data.lists import Lists
 
 
@@ -33,12 +33,17 @@ class People:
 
     @classmethod
     def of(cls, read_in: Interactions, user_ids: pl.Series, item_ids: pl.Series) -> People:
-        """Everybody of a file, of whom some take part, with ids of users and items of their own."""
+        """Everybody of a file, of whom some take part, with ids of users and items of their own.
+
+        Who has an id and nothing else is gone, and only takes back what was added before.
+        """
         number = places(read_in.item_ids, item_ids)  # items of dropped users alone have left the catalogue
-        users, items = read_in.users[read_in.order], read_in.items[read_in.order]
+        there = np.bincount(read_in.users, minlength=len(read_in.user_ids)) > 0  # [users]
+        ids, users = read_in.user_ids.filter(pl.Series(there)), renumbered(there)[read_in.users[read_in.order]]
+        items = read_in.items[read_in.order]
         found = number[items] >= 0
-        owned = Lists.of(users[found], number.astype(items.dtype)[items[found]], len(read_in.user_ids))
-        return cls(read_in.user_ids, places(read_in.user_ids, user_ids), owned, len(item_ids))
+        owned = Lists.of(users[found], number.astype(items.dtype)[items[found]], len(ids))
+        return cls(ids, places(ids, user_ids), owned, len(item_ids))
 
     def owned(self, people: NDArray[np.int64]) -> Tensor:
         """Every item that some of them have, `[people asked for, items]`, bool."""

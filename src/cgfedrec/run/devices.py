@@ -123,8 +123,9 @@ def write_client(loop: FederatedLoop, header: Header, user: object, path: Path) 
         InputError: for a user who is none of the clients.
     """
     data = loop.data
-    number = {str(one): number for number, one in enumerate(data.user_ids)}.get(str(user))
-    if number is None:
+    clients = zip(data.people.ids, data.people.clients.tolist(), strict=True)  # not of those who are gone
+    number = {str(one): number for one, number in clients}.get(str(user), -1)
+    if number < 0:
         raise InputError(f"client: {user!r} is none of the clients of this checkpoint")
     check(_no_file(path))
     one = torch.tensor([number])

@@ -40,7 +40,7 @@ from cgfedrec.run.structure import Shown, shown
 from cgfedrec.run.summary import popular_ranks, summary_of, tested
 from cgfedrec.run.trained import Trained
 from cgfedrec.run.training import Training
-from cgfedrec.run.update import BEFORE, HISTORIES, Update, before_beside, keep, told
+from cgfedrec.run.update import BEFORE, HISTORIES, Update, before_beside, forget, keep, told
 from cgfedrec.settings.hooks import unheeded
 from cgfedrec.settings.parser import dump, instantiate
 
@@ -274,6 +274,8 @@ class Run(Trained):
             self._saved.go_to_best(training)
             if training.server.updates != "never" and self.processes.first:
                 keep(self.data.to_keep(), self.checkpoints, HISTORIES)
+                if training.server.finished or not training.server.phase:
+                    forget(self.data, self.checkpoints)
         before = training.bytes_scoring
         with self.console.status(f"testing round {training.round}"):  # on a terminal: it may take minutes
             found, popular = self.ranked(), popular_ranks(self.data)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import yaml
 
-from cgfedrec.data.changes import Before, Changes
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.changes import Before, Changes, forgotten
 from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.files import write_atomically
 from cgfedrec.run.checkpoint import State, read_checkpoint
@@ -87,6 +88,12 @@ def before_beside(folder: Path) -> Before | None:
     if not path.is_file():
         return None
     return Before.read(path)
+
+
+def forget(data: FederatedDataModule, folder: Path) -> None:
+    """Keep no longer what clients have taken back, once all of them have: what they had is not asked for again."""
+    if data.before and data.changes:
+        keep(forgotten(data.before, data.changes, data.user_ids, data.item_ids), folder, BEFORE)
 
 
 def keep(before: Before, folder: Path, name: str) -> None:
