@@ -57,6 +57,19 @@ def trials(output: str = "out") -> pl.DataFrame:
     return pl.read_csv(f"{output}/trials.csv").drop("seconds")
 
 
+def test_options_may_be_named_as_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first trial has the config's own settings however the space names them; and names each of them once."""
+    space = {option.replace("init_args.", ""): entry for option, entry in SPACE.items()}
+    Path("space.yaml").write_text(yaml.safe_dump(space))
+    assert tune(1) == 0
+    first = trials().row(0, named=True)
+    assert (first["method.dim"], first["method.lr_eta"], first["method.local_epochs"]) == (8, 0.1, 1)
+    assert yaml.safe_load(Path("out/best.yaml").read_text())["method"]["init_args"]["lr_eta"] == 0.1
+    Path("space.yaml").write_text(yaml.safe_dump(space | {"method.init_args.dim": [4]}))
+    assert tune(1, "twice") == 2
+    assert "--space: method.init_args.dim: is method.dim in other words; name it once" in capsys.readouterr().err
+
+
 def test_the_best_is_a_config_of_fit_and_no_test_item_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = []
 

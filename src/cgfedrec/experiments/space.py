@@ -10,6 +10,7 @@ import optuna
 from jsonargparse import Namespace
 
 from cgfedrec.errors import InputError, check
+from cgfedrec.settings.layers import short
 from cgfedrec.settings.parser import parse
 from cgfedrec.settings.sources import said
 from cgfedrec.settings.yamlfile import read_yaml_file
@@ -77,8 +78,11 @@ def check_space(space: Mapping[str, Any], own: dict[str, Any]) -> None:
     Raises:
         InputError: naming each option with a value that cannot be used.
     """
-    problems = []
+    problems, seen = [], dict[str, str]()
     for option, entry in space.items():
+        if (other := seen.setdefault(short(option.split(".")), option)) != option:
+            problems.append(f"--space: {option}: is {other} in other words; name it once")
+            continue
         first = option.split(".")[0]
         if first not in ("method", "loop", "data"):
             problems.append(f"--space: {option}: only options of method, loop and data can be tuned")
@@ -101,10 +105,12 @@ def parsed(config: Mapping[str, Any]) -> Namespace:
 
 
 def value_of(config: Any, option: str) -> Any:
-    """The value of a dotted option in a config; ``None`` where there is none."""
+    """The value of a dotted option in a config, with or without ``init_args``; ``None`` where there is none."""
     for key in option.split("."):
         if not isinstance(config, dict):
             return None
+        if key not in config:
+            config = config.get("init_args") or {}
         config = config.get(key)
     return config
 
