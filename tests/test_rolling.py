@@ -218,6 +218,14 @@ def test_earlier_cuts_choose_among_alternatives_readings_and_rounds() -> None:
     assert by_round.value == pytest.approx(0.2)
 
 
+def test_where_each_cut_ends_by_itself_no_rounds_are_chosen() -> None:
+    """What counts is evaluated once, when all is counted: after more rounds where more users take turns."""
+    cuts = [Judged(6, [{"round": 16, "val/ndcg@10": 0.2}]), Judged(2, [{"round": 20, "val/ndcg@10": 0.4}])]
+    found = choose(Recommender(), "val/ndcg@10", [({}, cuts)])
+    assert (found.rounds, found.named) == (None, "")
+    assert found.value == pytest.approx(0.25)
+
+
 def test_rounds_are_those_that_earlier_cuts_chose(tmp_path: Path) -> None:
     run = rolled(tmp_path / "run", method="FedMF", **{"loop.rounds": 4})
     rows = pl.read_csv(tmp_path / "run" / "metrics.csv")

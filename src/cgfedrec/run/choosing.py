@@ -70,10 +70,15 @@ def _best(method: Recommender, monitor: str, overrides: Mapping[str, Any], judge
     settled: Mapping[str, Any] = {}
     if isinstance(method, Reference):
         settled = method.settled([one.rows[-1] for one in judged])
-    by_round = _pooled([_rounds(one, monitor) for one in judged])
+    of_cuts = [_rounds(one, monitor) for one in judged]
+    # What counts ends by itself, after as many rounds as it takes there, and is evaluated once.
+    alone = all(len(one) == 1 for one in of_cuts)
+    if alone:
+        of_cuts = [dict.fromkeys([0.0], value) for one in of_cuts for value in one.values()]
+    by_round = _pooled(of_cuts)
     round = max(by_round, key=by_round.__getitem__)
     rounds = None
-    if not isinstance(method, Reference):
+    if not (alone or isinstance(method, Reference)):
         rounds = int(round)
         words.append(f"{rounds} rounds")
     words += [f"{name} {_word(value)}" for name, value in settled.items()]
