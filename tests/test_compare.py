@@ -371,6 +371,17 @@ def test_a_stopped_rolling_evaluation_goes_on_with_the_cuts_that_are_left(tmp_pa
     assert pl.read_parquet("out/results.parquet").drop("seconds").equals(whole)
 
 
+@pytest.mark.usefixtures("quick_start")
+def test_a_method_that_had_too_few_rounds_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its figures are those of popularity, and would stand there as its own."""
+    config = write(tmp_path / "small.yaml", data={"one": {}}, seeds=[0], methods={"CGFedCo": {"method": "CGFedCo"}})
+    assert compare(config) == 0
+    told = "one/CGFedCo/0: its rounds were too few; the phase 'labels' has not ended"
+    for text in (capsys.readouterr().out, Path("out/table.md").read_text(), Path("out/report.html").read_text()):
+        plain = re.sub("</?code>", "", text.replace("&#39;", "'"))
+        assert told in " ".join(plain.split())
+
+
 def test_bad_settings_are_all_named_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = {
         "Local": SMALL["methods"]["Local"],
@@ -401,6 +412,7 @@ def test_bad_settings_are_all_named_before_anything_runs(tmp_path: Path, capsys:
         ({"test": "z"}, "choose t or wilcoxon"),
         ({"base": {"seed_everything": 3}}, "base.seed_everything: is set by the comparison"),
         ({"data": {"a/b": {}}}, "'a/b': such a name cannot be that of a folder"),
+        ({"data": {"results.csv": {}}}, "'results.csv': the comparison's own files end so"),
         ({"published": {"one": {"PFedRec": 0.7}}}, "published: must map"),
         ({"base": {"data": {"init_args": {"split": "none"}}}}, "holds nothing out"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,11 +13,16 @@ from cgfedrec.experiments.compare.job import OF_TRAINING, OURS, Facts
 
 _IN_NO_NAME = set('/\\:*?"<>|\0')
 """Characters that one system or another refuses in the name of a folder."""
+_OF_FILES = {".csv", ".parquet", ".html", ".md", ".tex", ".svg"}
+"""How the files end that a comparison writes."""
 
 
-def wrong_names(*sections: Mapping[str, object]) -> Iterator[str]:
-    """Names of data and methods that cannot become folders."""
-    for name in chain(*sections):
+def wrong_names(methods: Mapping[str, object], data: Mapping[str, object]) -> Iterator[str]:
+    """Names of methods and data that cannot become folders; those of data are beside the comparison's own files."""
+    for name in data:
+        if Path(name).suffix in _OF_FILES:
+            yield f"{name!r}: the comparison's own files end so, beside which data sets have folders"
+    for name in chain(methods, data):
         if name != name.strip() or name.startswith(".") or not name or set(name) & _IN_NO_NAME:
             yield f"{name!r}: such a name cannot be that of a folder"
 

@@ -75,7 +75,7 @@ class Table:
         curves: Of each method that has rounds.
         levels: Of each reference that was run: the mean over seeds of the monitored metric, which has no rounds.
         front: The Pareto front of bytes and the monitored metric: (method, place in its curve), by rising bytes.
-        missing: Runs that did not finish, and why.
+        missing: Runs that did not come to their end, and why.
         cuts: Of each method of a rolling evaluation: the test metric at every cut.
         beyond: What its methods are like beside accurate.
         budgets: What the first metric is by what methods spend of a budget of differential privacy.
@@ -168,6 +168,8 @@ class Results:
         names = (f"{data}/{method}/{seed}" for method, seed in runs.select("method", "seed").iter_rows())
         finished = {job.name for job in self.finished}
         missing = {name: self.failed.get(name, "has not run") for name in names if name not in finished}
+        for job in [one for one in self.finished if one.data == data and "unfinished" in one.summary()]:
+            missing[job.name] = f"its rounds were too few; the phase {job.summary()['unfinished']!r} has not ended"
         cuts = {row.method: curve for row in rows if (curve := self._over_cuts(data, row.method))}
         metric = self.plan.facts[data].monitor.removeprefix("val/")
         beyond = beyond_of(done, [row.method for row in rows], POPULARITY, metric)
