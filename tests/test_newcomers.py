@@ -13,14 +13,14 @@ import cgfedrec
 from cgfedrec.data import Format
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError, Notice
-from cgfedrec.evaluation.metrics import NO_RANK, HitRate
+from cgfedrec.evaluation.metrics import MISS, NO_RANK, HitRate
 from cgfedrec.evaluation.ranking import Ranked
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedCo, FedGF, PFedRec
 from cgfedrec.protocol import Protocol
-from cgfedrec.run.newcomers import MISS, with_misses
 from cgfedrec.run.newcomers import tested_on as measured_on
+from cgfedrec.run.newcomers import with_misses
 from cgfedrec.run.run import Run
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.neighbours import Neighbours

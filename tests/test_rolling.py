@@ -218,6 +218,26 @@ def test_earlier_cuts_choose_among_alternatives_readings_and_rounds() -> None:
     assert by_round.value == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("method", ["Popularity", "EASE", "FedMF", "CGFedCo"])
+def test_what_nobody_had_before_the_cut_is_a_miss_and_nobodys_candidate(tmp_path: Path, method: str) -> None:
+    """Half of the users take a new item next, the others one that is known, of so few that everybody hits."""
+    rows = [(user, (user + place) % 12, 86_400 * place) for user in range(30) for place in range(7)]
+    rows += [(user, user if user % 2 else (user + 9) % 12, 86_400 * 9) for user in range(30)]
+    table = pl.DataFrame([(u, i if u % 2 == 0 or t < 86_400 * 9 else 100 + i, t) for u, i, t in rows], orient="row")
+    table.rename(dict(zip(table.columns, ("user", "item", "timestamp"), strict=True))).write_csv(tmp_path / "new.csv")
+    settings = {"data.path": str(tmp_path / "new.csv"), "data.negatives": 1, "data.rolling.at": [86_400 * 8]}
+    run = rolled(tmp_path / "run", method=method, **settings, **{"data.rolling.choosing": 0, "loop.rounds": 12})
+    assert run.summary["cases"] == 30
+    assert run.summary["test/hr@20"] == run.summary["popularity/test/hr@20"] == 0.5
+    checkpoint = tmp_path / "run" / "cuts" / "01" / "checkpoints" / "last.ckpt"
+    if method in ("FedMF", "CGFedCo"):  # a cut keeps no reference
+        at_the_cut = cgfedrec.load(checkpoint)
+        found = at_the_cut.ranked()
+        assert found is not None
+        items = found.shown[found.shown >= 0].unique().numpy()
+        assert set(at_the_cut.data.item_ids[items]) == set(range(12))
+
+
 def test_where_each_cut_ends_by_itself_no_rounds_are_chosen() -> None:
     """What counts is evaluated once, when all is counted: after more rounds where more users take turns."""
     cuts = [Judged(6, [{"round": 16, "val/ndcg@10": 0.2}]), Judged(2, [{"round": 20, "val/ndcg@10": 0.4}])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ class RankingCohort:
     """`[users, items]`, bool: the catalogue without the items that the user is known to have."""
     sampled: Tensor | None
     """`[users, candidates]`, where the protocol samples."""
+    misses: Tensor | None = None
+    """`[users, relevant]`, bool: held-out items that nobody can recommend, whatever they score; ``None`` for none."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Candidates:
         num_items: Of the catalogue.
         num_sampled: How many candidates are sampled for each user; ``None`` where the whole catalogue is ranked.
         seed: Of the sample.
+        at_a_cut: Whether what is held out comes after a cut in time: what nobody had before it is a miss.
     """
 
     parts: Sequence[Lists]
@@ -48,6 +52,7 @@ class Candidates:
     num_items: int
     num_sampled: int | None
     seed: int
+    at_a_cut: bool = False
     _drawn: dict[Part, NDArray[np.int32]] = field(default_factory=dict)
 
     def cohort(self, users: Tensor, part: Part) -> RankingCohort:
@@ -64,7 +69,19 @@ class Candidates:
         if self.num_sampled is not None:
             sampled = torch.from_numpy(self._sampled(part, self.num_sampled)[numbers]).long()
         relevant = torch.from_numpy(self.parts[part].padded(numbers, -1))
-        return RankingCohort(users, relevant, torch.from_numpy(candidates), sampled)
+        return RankingCohort(users, relevant, torch.from_numpy(candidates), sampled, self.misses(relevant))
+
+    @cached_property
+    def unseen(self) -> NDArray[np.int64]:
+        """Items that nobody had before the cut, `[any]`: no candidates, and a miss where they are held out."""
+        seen = np.concatenate((self.parts[Part.TRAIN].items, self.disliked.items))
+        return np.setdiff1d(np.arange(self.num_items if self.at_a_cut else 0), seen)
+
+    def misses(self, relevant: Tensor) -> Tensor | None:
+        """Which held-out items `[users, relevant]` are unseen, likewise; ``None`` where none is."""
+        if not len(self.unseen):
+            return None
+        return torch.isin(relevant, torch.from_numpy(self.unseen))
 
     def known(self, users: NDArray[np.int64], part: Part) -> Flat:
         """What is no candidate of ``users`` `[users]` when ``part`` is held out. An item may stand there twice."""
@@ -72,6 +89,9 @@ class Candidates:
         if part == Part.TEST:
             parts.append(self.parts[Part.VAL])
         lists = [one.flat(users) for one in parts]
+        if len(self.unseen):
+            items, places = (np.tile(column, len(users)) for column in (self.unseen, np.arange(len(self.unseen))))
+            lists.append(Flat(items, np.repeat(np.arange(len(users)), len(self.unseen)), places))
         return Flat(*(np.concatenate(columns) for columns in zip(*lists, strict=True)))
 
     def _sampled(self, part: Part, number: int) -> NDArray[np.int32]:

@@ -92,8 +92,7 @@ class FederatedDataModule(LightningDataModule):
         self.temporal_fractions, self.rolling = temporal_fractions, rolling
         self.min_interactions, self.min_users = min_interactions, min_users
         self.negatives, self.batch_size, self.items = negatives, batch_size, items
-        self.protocol, self.run = Protocol(), ""
-        self.seed = self.private_seed = 0
+        self.protocol, self.run, self.seed, self.private_seed = Protocol(), "", 0, 0
         self.track: Track = untold
         self.cut: Cut | None = None
         self.days: NDArray[np.float64] | None = None
@@ -168,7 +167,8 @@ class FederatedDataModule(LightningDataModule):
         check(*pool_problems(self.user_ids, self.num_items, self.negatives, no_negatives, touched, self.protocol))
         self.batches = Batches(self._train, no_negatives, self.num_items, self.negatives, self.batch_size)
         num_sampled = self.protocol.num_candidates if self.protocol.ranking == "sampled" else None
-        self.candidates = Candidates(self._parts, self._disliked, touched, self.num_items, num_sampled, self.seed)
+        parts, at_a_cut = (self._parts, self._disliked, touched), self.cut is not None
+        self.candidates = Candidates(*parts, self.num_items, num_sampled, self.seed, at_a_cut)
 
     def _read(self) -> Interactions:
         if self.path is None:

@@ -17,7 +17,7 @@ from cgfedrec.data.lists import Flat
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.data.split import Part
 from cgfedrec.evaluation.metrics import ranks_behind
-from cgfedrec.evaluation.ranking import SHOWN, USERS_AT_ONCE, Ranked, at_once, best_first, ranked, stacked
+from cgfedrec.evaluation.ranking import SHOWN, USERS_AT_ONCE, Ranked, as_misses, at_once, best_first, ranked, stacked
 
 Numbers = NDArray[Any]
 
@@ -45,7 +45,7 @@ def ranked_alike(data: FederatedDataModule, stage: Stage, scores: Tensor) -> Ran
         known = data.candidates.known(users.numpy(), part)
         relevant = torch.from_numpy(data.candidates.parts[part].padded(users.numpy(), -1))
         better = _better(values, ascending, relevant.numpy(), known, held)
-        ranks = ranks_behind(torch.from_numpy(better), relevant < 0)
+        ranks = as_misses(ranks_behind(torch.from_numpy(better), relevant < 0), data.candidates.misses(relevant))
         items = best_first(scores.expand(len(users), -1), relevant)
         found.append((users, ranks, items, torch.from_numpy(_shown(order, place, len(users), known))))
     return stacked(found)

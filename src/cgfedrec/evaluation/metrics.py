@@ -16,6 +16,8 @@ from torchmetrics import Metric
 
 NO_RANK = torch.iinfo(torch.int64).max
 """Stands where a user has fewer relevant items than another."""
+MISS = NO_RANK - 1
+"""The rank of an item that nobody can recommend, since it is not in the catalogue."""
 
 
 def rank(scores: Tensor, relevant: Tensor, candidates: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.module import FederatedDataModule, Stage
-from cgfedrec.evaluation.metrics import METRICS, NO_RANK, Recommended, each_users, rank, rank_sampled
+from cgfedrec.evaluation.metrics import METRICS, MISS, NO_RANK, Recommended, each_users, rank, rank_sampled
 
 SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
@@ -101,8 +101,22 @@ def at_once(cohort_size: int, num_items: int) -> int:
 def _ranks(scores: Tensor, cohort: RankingCohort) -> Tensor:
     """The ranks of what a cohort's users hold out, `[users, relevant]`, by scores `[users, items]`."""
     if cohort.sampled is None:
-        return rank(scores, cohort.relevant, cohort.candidates)
-    return rank_sampled(scores, cohort.relevant, cohort.sampled)
+        ranks = rank(scores, cohort.relevant, cohort.candidates)
+    else:
+        ranks = rank_sampled(scores, cohort.relevant, cohort.sampled)
+    return as_misses(ranks, cohort.misses)
+
+
+def as_misses(ranks: Tensor, misses: Tensor | None) -> Tensor:
+    """The ranks of held-out items, `[users, relevant]`, with `MISS` for those that nobody can recommend.
+
+    Args:
+        ranks: Ascending in each row. Where there may be misses, at a cut in time, each user holds out one item.
+        misses: Of `RankingCohort`.
+    """
+    if misses is None:
+        return ranks
+    return ranks.masked_fill(misses, MISS)
 
 
 def gains(metric: str, scores: Tensor, cohort: RankingCohort) -> Tensor:

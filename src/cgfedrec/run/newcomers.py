@@ -12,15 +12,12 @@ from cgfedrec.centralized import Popularity
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError
-from cgfedrec.evaluation.metrics import NO_RANK
+from cgfedrec.evaluation.metrics import MISS, NO_RANK
 from cgfedrec.evaluation.ranking import Ranked, ranked
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.beyond import show_beyond
 from cgfedrec.run.console import NEWCOMERS, show_metrics, show_standing
 from cgfedrec.run.summary import beside_popularity, both_beyond, over_popularity
-
-MISS = NO_RANK - 1
-"""The rank of an item that nobody can recommend, since it is not in the catalogue."""
 
 
 def tested_on(loop: FederatedLoop, newcomers: Newcomers) -> dict[str, float]:
