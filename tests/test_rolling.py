@@ -321,6 +321,10 @@ def test_the_command_line_shows_cases_and_what_was_chosen(tmp_path: Path) -> Non
     assert ended.returncode == 0
     assert "CGFedCo at 4 cuts, of which 3 are reported with the settings that did best at all" in ended.stdout
     assert "by earlier cuts: half_life" in ended.stdout
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["over_popularity/test/ndcg@10/low"] > 0
+    of_late = "This popularity forgets nothing; what is to be beaten is that of late"
+    assert of_late in (tmp_path / "run" / "report.html").read_text()
+    assert of_late.lower() in ended.stdout.lower()
     last = tmp_path / "run" / "cuts" / "02" / "checkpoints" / "last.ckpt"
     refused = command("fit", "--ckpt_path", last, "--data.rolling.cut", "null")
     assert refused.returncode == 2

@@ -137,7 +137,7 @@ class FederatedDataModule(LightningDataModule):
         self.user_ids, self.item_ids = kept.user_ids, kept.item_ids
         self.num_users, self.num_items = len(kept.user_ids), len(kept.item_ids)
         self.report = kept.report
-        self.people = People.of(read_in, self.user_ids, self.item_ids)
+        self.people = People.of(read_in, self.user_ids, self.item_ids, self.before is not None)
         # From here on all are in ascending order of users, and of items within a user: `Lists` need that.
         users, items, positive = kept.users[kept.order], kept.items[kept.order], kept.positive[kept.order]
         part = np.full(len(kept.users), len(Part), np.int8)  # items below the rating threshold are of no part

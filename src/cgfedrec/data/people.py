@@ -32,13 +32,20 @@ class People:
     num_items: int
 
     @classmethod
-    def of(cls, read_in: Interactions, user_ids: pl.Series, item_ids: pl.Series) -> People:
+    def of(cls, read_in: Interactions, user_ids: pl.Series, item_ids: pl.Series, goes_on: bool = False) -> People:
         """Everybody of a file, of whom some take part, with ids of users and items of their own.
 
-        Who has an id and nothing else is gone, and only takes back what was added before.
+        Args:
+            read_in: The file.
+            user_ids: Of clients.
+            item_ids: Of the catalogue.
+            goes_on: Whether those who were there before are among them. Who has nothing now is gone, and only takes
+                back what was added then.
         """
         number = places(read_in.item_ids, item_ids)  # items of dropped users alone have left the catalogue
-        there = np.bincount(read_in.users, minlength=len(read_in.user_ids)) > 0  # [users]
+        there = np.ones(len(read_in.user_ids), bool)
+        if goes_on:
+            there = np.bincount(read_in.users, minlength=len(there)) > 0  # [users]
         ids, users = read_in.user_ids.filter(pl.Series(there)), renumbered(there)[read_in.users[read_in.order]]
         items = read_in.items[read_in.order]
         found = number[items] >= 0

@@ -113,6 +113,10 @@ def show_metrics(console: Console, metrics: Mapping[str, float], protocol: Proto
         )
 
 
+OF_LATE = "what is to be beaten is that of late: --method Popularity --method.half_life chosen"
+"""Said where methods are asked for what people do next, which popularity without time hardly tells."""
+
+
 def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) -> None:
     """How far the test is above popularity, and a warning where it is not clearly so; nothing where neither was found.
 
@@ -140,6 +144,8 @@ def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) ->
         if high < 0:
             why = "it is worse; these settings do not serve these data (yet)"
     console.print(told, highlight=False, soft_wrap=True)
+    if "cuts" in metrics and low is not None and low > 0:
+        console.print(f"this popularity forgets nothing; {OF_LATE}", highlight=False, soft_wrap=True)
     if low is None or low <= 0:
         console.print(
             f"warning: not clearly better than showing everybody what is popular: {why}",

@@ -15,7 +15,7 @@ from cgfedrec.pages.plot import Figure, Line, chart
 from cgfedrec.pages.render import alone, page
 from cgfedrec.protocol import Protocol
 from cgfedrec.run.beyond import groups_told, titled, within
-from cgfedrec.run.console import METRICS, TITLES, metric_name
+from cgfedrec.run.console import METRICS, OF_LATE, TITLES, metric_name
 from cgfedrec.run.structure import Shown
 from cgfedrec.run.training import Training
 from cgfedrec.server import CLIENTS, READINGS, SPENT
@@ -104,7 +104,10 @@ def _found(summary: Mapping[str, Any], method: str, metric: str) -> list[str]:
         verdict = "It is worse."
     elif low <= 0:
         verdict = "The difference may be chance."
-    return [told, f"{verdict} The {interval}", *budget]
+    found = [told, f"{verdict} The {interval}", *budget]
+    if "cuts" in summary:
+        found.append(f"This popularity forgets nothing; {OF_LATE}.")
+    return found
 
 
 def _budget(summary: Mapping[str, Any]) -> list[str]:
