@@ -23,6 +23,7 @@ from cgfedrec.structure.structure import Structure, place_of
 from cgfedrec.structure.tallies import Known
 from cgfedrec.structure.updating import Past, aged, change_field, possible, with_new_rows
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.tensors import numbered
 from cgfedrec.wire.values import Field, Value
 
 
@@ -205,7 +206,7 @@ class CountingServer(SumsInTurn):
         """Which step the round is for, the average while clients train, and bulletins."""
         values: dict[str, Value] = {}
         if self.step is not None:
-            values["step"] = self.at.to(torch.uint8)
+            values["step"] = numbered(self.at)
             if self.average.numel():
                 values["average"] = self.average
             if self.past is not None:
