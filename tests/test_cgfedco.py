@@ -385,3 +385,14 @@ def test_packing_changes_bytes_and_no_bit(data: FederatedDataModule) -> None:
 def test_too_few_clients_are_refused(data: FederatedDataModule) -> None:
     with pytest.raises(InputError, match=r"method\.least_clients: 41 is more than the 40 clients"):
         trained(method(least_clients=41), data, 100)
+
+
+@pytest.mark.parametrize(
+    ("keep", "why"),
+    [(-1.0, "is not positive"), (0.0, "is not positive"), (float("nan"), "is no number"), (2.0, "is more than 1")],
+)
+def test_a_share_of_candidates_that_is_none_is_refused(keep: float, why: str) -> None:
+    """With it no item had any neighbour, and all were ranked by popularity."""
+    with pytest.raises(InputError, match=rf"method\.structure\.keep: \S+ {why}"):
+        CGFedCo(structure=Neighbours(keep=keep))
+    assert CGFedCo(structure=Neighbours(keep=1)), "all of them may stay"

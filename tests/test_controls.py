@@ -11,6 +11,7 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
+import cgfedrec
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.histories import History
 from cgfedrec.errors import InputError
@@ -100,6 +101,13 @@ def test_power_iteration_goes_on_from_the_first_sketch(data: FederatedDataModule
     total = server.total("power")
     assert total.dtype == torch.float64
     torch.testing.assert_close(total, co_occurrence(data, server) @ found, rtol=1e-5, atol=1e-4)
+
+
+def test_a_run_with_power_iteration_is_read_again() -> None:
+    settings = {"method": "CGFedCo", "method.second": "power", "data.synthetic": {"users": 60, "items": 90}}
+    run = cgfedrec.fit({**settings, "loop.rounds": 9, "logger": None, "run_dir": "run"})
+    loaded = cgfedrec.load("run/checkpoints/best.ckpt")
+    assert loaded.recommend(top_k=3).equals(run.recommend(top_k=3))
 
 
 def test_power_iteration_goes_on_after_a_stop_in_the_middle_of_its_sum(data: FederatedDataModule) -> None:

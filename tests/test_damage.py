@@ -46,6 +46,18 @@ def test_a_checkpoint_comes_back_as_it_was(small: Path) -> None:
     assert not list(Path().glob(".*.part"))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(3, 4).T, torch.ones(1).expand(5), torch.eye(3).to_sparse(), torch.ones(2, requires_grad=True), {1}],
+    ids=["transposed", "expanded", "sparse", "with a gradient", "no value"],
+)
+def test_what_could_not_be_read_again_is_not_written(small: Path, value: object) -> None:
+    before = small.read_bytes()
+    with pytest.raises(RunError, match=r"server\.directions cannot be saved: .* contiguous"):
+        write_checkpoint(small, HEADER, {"server": {"average": torch.ones(2), "directions": value}})
+    assert small.read_bytes() == before
+
+
 def test_no_flipped_byte_goes_unseen(small: Path) -> None:
     whole = small.read_bytes()
     places = [*range(0, len(whole), 13), *range(len(whole) - 40, len(whole))]

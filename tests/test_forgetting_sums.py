@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cgfedrec.data.histories import History
 from cgfedrec.structure.columns import LabelColumns, SignColumns
+from cgfedrec.structure.plausible import implausible
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.tallies import SHARES, ItemCounts, Known, PairCounts, Tally
 
@@ -71,6 +72,19 @@ def test_the_first_sum_has_popularities_of_late() -> None:
     for column, half_life in ((3, 3.0), (4, 30.0)):
         expected = ((weights > 0) * 2 ** (-days / half_life)).sum(0)
         assert torch.allclose(found[:, column].double() / SHARES, expected, atol=0.5 / SHARES * CLIENTS)
+
+
+@pytest.mark.parametrize("half_life", [None, HALF_LIFE])
+def test_honest_popularities_of_late_are_plausible_and_more_is_not(half_life: float | None) -> None:
+    """They travel in parts of a whole, also where pairs never forget and so count 1."""
+    history, _ = histories()
+    tally = ItemCounts(half_life=half_life, recents=(3.0, 1e9))
+    honest = tally.of(history, torch.arange(CLIENTS), Known(ITEMS, CLIENTS, 5), 1)
+    assert honest.to_dense()[..., -1].amax() == SHARES, "somebody has something right now"
+    assert implausible(tally, honest) == {}
+    lies = honest.to_dense()
+    lies[7, 4, -2:] = SHARES + 1
+    assert implausible(tally, lies) == {7: "adds 257 to a number of bounds, and one client adds 256"}
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from cgfedrec.data.own import Own
+from cgfedrec.methods import CGFedCo
 from cgfedrec.run.checkpoint import read_checkpoint
+from cgfedrec.structure import Neighbours
+from cgfedrec.structure.structure import SumsClient
+from cgfedrec.testing import trained
 from tests.commands import cgfedrec
+from tests.sums import server_of, small_data
 
 
 def written(path: str, shared: int, users: int = 6) -> str:
@@ -75,3 +82,27 @@ def test_a_reading_stays_where_columns_are_found_anew_and_nobody_can_choose() ->
     done = fit(*going_on, "--run_dir", "new")
     assert "found anew" in done.stdout
     assert int(read_checkpoint(Path("new/checkpoints/best.ckpt"))["loop"]["server"]["chosen"]) == chosen
+
+
+@pytest.mark.parametrize(
+    ("reading", "kind"), [("rho 1, beta 10 of 14 days", torch.int32), ("rho 0, beta 0", torch.uint8)]
+)
+def test_clients_read_as_was_chosen_among_more_readings_than_a_byte_tells(reading: str, kind: torch.dtype) -> None:
+    structure = Neighbours(recents=tuple(float(days) for days in range(1, 15)))
+    loop = trained(CGFedCo(columns=8, structure=structure, read_by=reading), small_data(), 100, rounds=9)
+    chosen = int(server_of(loop).chosen)
+    assert structure.readings[chosen] == reading
+    assert (chosen >= 256) == (kind == torch.int32)
+    users = torch.arange(4)
+    broadcast = loop.server.broadcast(users, 10)
+    assert broadcast is not None
+    told = broadcast.kept["reading"].values["chosen"]
+    assert isinstance(told, torch.Tensor)
+    assert told.dtype == kind, "no byte more than it takes"
+    with loop.clients.workers.one() as worker:
+        client = worker.client
+    assert isinstance(client, SumsClient)
+    client.load(users, loop.clients.store.read(users))
+    client.own = Own(loop.data, users, 10, 1)
+    client.receive(broadcast, 10)
+    assert client.chosen == chosen

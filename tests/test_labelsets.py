@@ -61,6 +61,21 @@ def client_in(loop: FederatedLoop, users: Tensor) -> LabelSetsClient:
     return client
 
 
+def test_clients_know_a_step_that_no_byte_tells(data: FederatedDataModule) -> None:
+    """With two passes, as many rounds of training as there may be and the choice there are 257 steps."""
+    discovered = CGFedCo(columns=8, share=0.5, structure=LabelSets(sets=3, clusters=8, rounds=250))
+    loop = trained(discovered, data, 100, rounds=COUNTED)
+    server = server_of(loop)
+    for step in (255, 256):
+        server.at.fill_(step)
+        server.refresh()
+        client = client_in(loop, torch.arange(4))
+        assert client.step == server.step == server.timeline[step]
+    assert server.phase == "choose"
+    with pytest.raises(InputError, match=r"method\.structure\.rounds: 251 is more than 250"):
+        method(rounds=251)
+
+
 @pytest.mark.parametrize("before", [COUNTED, COUNTED + 1])
 def test_the_gradient_is_that_of_a_computation_by_hand(before: int, data: FederatedDataModule) -> None:
     """Without an average as yet, and with one; all rho; items with rows and without."""

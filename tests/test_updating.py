@@ -19,7 +19,8 @@ from cgfedrec.errors import InputError, Notice
 from cgfedrec.run.api import load_to_test
 from cgfedrec.run.devices import write_client
 from cgfedrec.structure.collect import SumsServer
-from cgfedrec.structure.updating import with_new_labels, with_new_rows
+from cgfedrec.structure.tallies import SHARES
+from cgfedrec.structure.updating import possible, with_new_labels, with_new_rows
 
 GIVEN: dict[str, Any] = {
     "method": "CGFedCo",
@@ -152,6 +153,37 @@ def test_nothing_is_kept_of_whoever_is_gone(tmp_path: Path) -> None:
     assert back.data.changes is not None
     assert back.data.changes.counts["new users"] == 3
     assert set(back.recommend(["u1"], top_k=2)["source"]) == {"model"}
+
+
+@pytest.mark.parametrize("half_life", [None, 10.0])
+def test_an_item_that_is_taken_back_is_nobodys_though_what_forgets_is_rounded(
+    tmp_path: Path, half_life: float | None
+) -> None:
+    """A total is rounded once, and what each client takes back by itself: together they missed 0, on either side."""
+    table = drawn()
+    settings = {"method.half_life": half_life, "method.structure.recents": [2.0, 30.0]}
+    run = fitted(table, tmp_path / "first", **settings)
+    # Rare ones, several nights in a row, each of them a while later.
+    rare = table.group_by("item").len().filter(pl.col("len").is_between(3, 8)).sort("len", "item")["item"]
+    for night in range(1, 5):
+        gone = rare[: 8 * night]
+        later = table.with_columns(pl.lit(f"new{night}").alias("item"), pl.col("timestamp").max() + 100_000)
+        table = pl.concat([table, later.unique("user").sort("user")[:3]])
+        run = fitted(table.filter(~pl.col("item").is_in(gone.to_list())), tmp_path / str(night), run)
+        server = server_of(run)
+        assert server.days > 0
+        numbers = run.data.item_ids.search_sorted(gone).to_list()
+        assert not server.counts[numbers, 2:].any()
+        assert not server.recents[numbers].any()
+        assert (server.counts >= 0).all()
+        assert (server.counts[:, 2:] <= SHARES * server.counts[:, :1]).all()
+
+
+def test_only_what_forgets_is_brought_back_to_what_can_be() -> None:
+    """Mass and popularities of late; how many have an item, and reach, are not off by rounding."""
+    counts = torch.tensor([[0, 5, -1, 1], [2, 900, 513, 511], [-1, -3, 0, 4]])
+    assert possible(counts).tolist() == [[0, 5, 0, 0], [2, 900, 512, 511], [-1, -3, -256, -256]]
+    assert possible(counts[:, :2]).equal(counts[:, :2])
 
 
 def test_ids_that_are_text_from_one_night_on_are_those_that_were_numbers(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import xxhash
 from torch import Tensor
 
 from cgfedrec import __version__
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, RunError
 from cgfedrec.files import DamagedError, partial_of, sync_folder, write_atomically
 from cgfedrec.run.packed import packed, unpacked
 
@@ -78,11 +78,16 @@ def write_checkpoint(
         private: Whether it is for its owner alone.
 
     Raises:
-        RunError: where there is no room.
+        RunError: where there is no room, and for what could not be read again.
     """
     held = dict(loop)
     if compress:
         held["server"] = packed(held["server"])
+    for name, value in flat(held):
+        if not _is_plain(value):
+            raise RunError(
+                f"{name} cannot be saved: a state holds plain values and dense, contiguous tensors without gradients"
+            )
     state = {"format": FORMAT, "version": __version__, **header._asdict(), "loop": held}
 
     def write(file: BinaryIO) -> None:
@@ -212,11 +217,15 @@ def _is_whole(state: Mapping[str, object]) -> bool:
     return all(isinstance(state.get(name), kind) for name, kind in _HEADER.items()) and set(state) == set(_HEADER)
 
 
-def _is_plain(value: object, room: int) -> bool:
-    """Whether a state holds nothing but plain values and tensors that are as large as they say, none above ``room``."""
+def _is_plain(value: object, room: int | None = None) -> bool:
+    """Whether a state holds nothing but plain values and tensors that are as large as they say.
+
+    If it was read, from a file with so much ``room``, none is larger, and all lie in memory.
+    """
     if isinstance(value, Tensor):
-        dense = value.layout == torch.strided and value.device.type == "cpu" and not value.requires_grad
-        return type(value) is Tensor and dense and value.is_contiguous() and value.nbytes <= room
+        dense = value.layout == torch.strided and not value.requires_grad and value.is_contiguous()
+        here = room is None or (value.device.type == "cpu" and value.nbytes <= room)
+        return type(value) is Tensor and dense and here
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(one, room) for key, one in value.items())
     if isinstance(value, list | tuple):

@@ -28,6 +28,7 @@ from cgfedrec.structure.updating import with_new_labels
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.bulletin import Bulletin
 from cgfedrec.wire.codec import decode, encode
+from cgfedrec.wire.tensors import numbered
 from cgfedrec.wire.values import Counts, IdLists, Labels, Value, Weights
 
 LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
@@ -251,7 +252,7 @@ class SumsServer(CountingServer):
                 self._sent[name] = Bulletin(decode(message, self.structure.fields(known, self.discovery)), len(message))
             sent[name] = self._sent[name]
         if self.finished:
-            reading: dict[str, Value] = {"chosen": self.chosen.to(torch.uint8)}
+            reading: dict[str, Value] = {"chosen": numbered(self.chosen)}
             if self.average.numel():
                 reading["average"] = self.average
             sent["reading"] = self._bulletin("reading", reading)

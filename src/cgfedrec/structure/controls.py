@@ -86,7 +86,7 @@ def directions(sketch: Tensor, number: int) -> Tensor:
     """
     left, _, _ = torch.linalg.svd(sketch, full_matrices=False)
     found: Tensor = left[:, :number] * len(sketch) ** 0.5
-    return found.float()
+    return found.float().contiguous()  # a checkpoint takes nothing else, and LAPACK lays out columns
 
 
 def by_heads(sketch: Tensor) -> Tensor:

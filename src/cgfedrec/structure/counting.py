@@ -21,8 +21,9 @@ from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
 from cgfedrec.structure.structure import Structure, place_of
 from cgfedrec.structure.tallies import Known
-from cgfedrec.structure.updating import Past, aged, change_field, with_new_rows
+from cgfedrec.structure.updating import Past, aged, change_field, possible, with_new_rows
 from cgfedrec.wire.messages import Broadcast, Upload
+from cgfedrec.wire.tensors import numbered
 from cgfedrec.wire.values import Field, Value
 
 
@@ -205,7 +206,7 @@ class CountingServer(SumsInTurn):
         """Which step the round is for, the average while clients train, and bulletins."""
         values: dict[str, Value] = {}
         if self.step is not None:
-            values["step"] = self.at.to(torch.uint8)
+            values["step"] = numbered(self.at)
             if self.average.numel():
                 values["average"] = self.average
             if self.past is not None:
@@ -258,7 +259,7 @@ class CountingServer(SumsInTurn):
     def _with_past(self, name: str, change: Tensor) -> Tensor:
         """A sum of before and what has changed, `[rows, columns]`."""
         if int(self.at) == 0:
-            total = self.past_counts + change
+            total = possible(self.past_counts + change)
             self.order = with_new_rows(total[:, 0].cpu(), self.order.cpu(), self.discovery.least_clients)
             # Whoever has an item that has a row from now on has something to add to all other sums.
             assert self.changes is not None

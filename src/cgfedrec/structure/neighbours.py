@@ -62,6 +62,7 @@ class Neighbours(Structure):
 
     def problems(self) -> Iterator[str | None]:
         yield no_count("method.structure.weight_bits", self.weight_bits, most=16)
+        yield not_positive("method.structure.keep", self.keep, 1)
         for recent in self.recently:
             yield not_positive("method.structure.recents", recent)
         if self.recently and self.reading == "flat":

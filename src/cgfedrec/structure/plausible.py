@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cgfedrec.errors import RunError
 from cgfedrec.structure.columns import Columns
-from cgfedrec.structure.tallies import ItemCounts, PairCounts, Tally
+from cgfedrec.structure.tallies import SHARES, ItemCounts, PairCounts, Tally
 from cgfedrec.wire.bounds import Bounds
 
 
@@ -27,6 +27,7 @@ def implausible(tally: Tally, value: Tensor) -> dict[int, str]:
     if isinstance(tally, ItemCounts):
         most[:, 0] = 1
         most[:, 1] = have * tally.unit
+        most[:, 2:] = SHARES  # mass, and popularities of late: in parts of a whole also where pairs do not forget
     elif isinstance(tally, Columns):
         most[:] = have[:, None] * tally.unit
     elif not isinstance(tally, PairCounts):

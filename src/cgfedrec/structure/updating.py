@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cgfedrec.data.histories import History
 from cgfedrec.structure.rows import Rows
-from cgfedrec.structure.tallies import ItemCounts, Known, Tally
+from cgfedrec.structure.tallies import SHARES, ItemCounts, Known, Tally
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.values import Field
 
@@ -78,6 +78,19 @@ def aged(tally: Tally, total: Tensor, days: float) -> Tensor:
     if isinstance(tally, ItemCounts) and tally.half_life is not None:
         # A bound: rounded up, and by half a unit more for each client, whose part is rounded by itself.
         found[:, 1] = (total[:, 1] * shares[1]).ceil().long() + total[:, 0]
+    return found
+
+
+def possible(counts: Tensor) -> Tensor:
+    """The first sum once changes have been added, `[items, columns]`, within what those can add who have each item.
+
+    What forgets can be off by a few parts of `SHARES`: a total of before is rounded once, in every update, and what
+    each client takes back by itself. So mass and popularities of late may end below 0, or be left over where nobody has
+    the item any more. How many have it is never rounded, and reach only upwards: there, what cannot be is somebody's
+    error, and stays to be seen.
+    """
+    found = counts.clone()
+    found[:, 2:] = counts[:, 2:].clamp_min(0).minimum(SHARES * counts[:, :1])
     return found
 
 

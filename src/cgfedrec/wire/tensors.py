@@ -39,6 +39,11 @@ def packed(values: Tensor) -> bytes:
     return raw(values).cpu().numpy().tobytes()
 
 
+def numbered(number: Tensor) -> Tensor:
+    """A whole number from 0, `[]`, as it travels by itself: in one byte, or in four where that is too few."""
+    return number.to(torch.uint8 if int(number) < 2**8 else torch.int32)
+
+
 def unpacked(payload: bytes, dtype: torch.dtype) -> Tensor:
     """Values `[numbers]` in memory of their own, which begins where a tensor's does: some kernels round by place."""
     if not payload:  # `frombuffer` refuses it
