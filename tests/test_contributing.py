@@ -68,6 +68,6 @@ def test_the_walk_through_names_what_a_class_sets_and_a_step_is_given(name: str)
 
 
 @pytest.mark.parametrize("taken", [Batch, StepOutput])
-def test_help_says_what_the_fields_are(taken: type[Batch] | type[StepOutput]) -> None:
+def test_help_says_what_the_fields_are(taken: type[Batch | StepOutput]) -> None:
     said = taken.__doc__ or ""
     assert not [name for name in taken._fields if f"    {name}: " not in said]

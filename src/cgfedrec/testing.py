@@ -209,8 +209,8 @@ class Conformance:
     wrong: ClassVar[dict[str, Any]] = {"dim": 0}
     """One setting with a value that must be refused. Every method has ``local_epochs``, which cannot be 0."""
     odd: ClassVar[dict[str, Any]] = {"dim": 7}
-    """Settings with which a client's numbers do not fill whole vectors of a CPU, where rounding may differ; ``{}`` for a
-    method without settings of size."""
+    """Settings with which a client's numbers do not fill whole vectors of a CPU, where rounding may differ; ``{}``
+    for a method without settings of size."""
     good: ClassVar[dict[str, Any]] = {}
     """Settings with which the method learns in `test_it_learns`; empty for a method that does not promise to."""
     good_rounds: ClassVar[int] = 20

@@ -92,8 +92,7 @@ class FederatedDataModule(LightningDataModule):
         self.temporal_fractions, self.rolling = temporal_fractions, rolling
         self.min_interactions, self.min_users = min_interactions, min_users
         self.negatives, self.batch_size, self.items = negatives, batch_size, items
-        self.protocol, self.run = Protocol(), ""
-        self.seed = self.private_seed = 0
+        self.protocol, self.run, self.seed, self.private_seed = Protocol(), "", 0, 0
         self.track: Track = untold
         self.cut: Cut | None = None
         self.days: NDArray[np.float64] | None = None
@@ -121,7 +120,7 @@ class FederatedDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the interactions and split them. Raises `InputError` if nobody can be trained on them."""
-        read_in = self._read()
+        read_in = self.read()
         if self.before:
             read_in = self.before.beside(read_in)
         fewest = self.min_interactions
@@ -170,7 +169,8 @@ class FederatedDataModule(LightningDataModule):
         num_sampled = self.protocol.num_candidates if self.protocol.ranking == "sampled" else None
         self.candidates = Candidates(self._parts, self._disliked, touched, self.num_items, num_sampled, self.seed)
 
-    def _read(self) -> Interactions:
+    def read(self) -> Interactions:
+        """All interactions, before the split. A subclass overrides it that has them from elsewhere."""
         if self.path is None:
             return self.synthetic.draw(self.seed, self.track)
         return read_told(self.path, self.format, self.track)
