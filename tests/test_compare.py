@@ -29,11 +29,13 @@ from cgfedrec.experiments.compare import read_plan
 from cgfedrec.experiments.compare.curve import Curve
 from cgfedrec.experiments.compare.epsilon import at_ticks, budgeted
 from cgfedrec.experiments.compare.page import _line
+from cgfedrec.experiments.compare.plan import KEYS
 from cgfedrec.experiments.compare.results import over_seeds
 from cgfedrec.experiments.compare.statistics import holm, paired_test, pareto, per_user
 from cgfedrec.pages.plot import linear_ticks, log_ticks
 from tests.commands import Command
 from tests.conftest import ROOT, TINY
+from tests.documents import PAGES
 
 RATES = {"dim": 4, "lr_eta": 0.1, "init_scale": 0.01}
 SMALL: dict[str, Any] = {
@@ -83,6 +85,11 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_of_a_comparison_is_on_the_page(key: str) -> None:
+    assert f"\n| `{key}` | " in PAGES["docs/tutorials/research.md"]
 
 
 def test_compare_leaves_everything_behind_and_goes_past_a_failure(

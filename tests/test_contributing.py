@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from cgfedrec.cli import main
+from cgfedrec.client import Batch, StepOutput
 from cgfedrec.method import Method
 from cgfedrec.testing import Conformance
-from tests.documents import blocks
+from tests.documents import PAGES, blocks
 
-BLOCKS = {block.title: block.text for block in blocks("docs/tutorials/own-method.md")}
+PAGE = "docs/tutorials/own-method.md"
+BLOCKS = {block.title: block.text for block in blocks(PAGE)}
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,14 @@ def test_the_commands_of_the_walk_through(
 
 def test_the_suite_of_the_walk_through_is_complete() -> None:
     assert "class TestFedAvgM(Conformance)" in BLOCKS["test_fedavgm.py"]
+
+
+@pytest.mark.parametrize("name", [*Conformance.__annotations__, *Batch._fields])
+def test_the_walk_through_names_what_a_class_sets_and_a_step_is_given(name: str) -> None:
+    assert f"`{name}`" in PAGES[PAGE]
+
+
+@pytest.mark.parametrize("taken", [Batch, StepOutput])
+def test_help_says_what_the_fields_are(taken: type[Batch | StepOutput]) -> None:
+    said = taken.__doc__ or ""
+    assert not [name for name in taken._fields if f"    {name}: " not in said]

@@ -63,7 +63,7 @@ def test_of_a_repeated_pair_the_earliest_counts_and_of_equal_or_no_times_the_fir
     assert data.report["duplicates"] == 4
     assert data.report["below the threshold"] == 0
     assert [items_of(data, part, 0) for part in (Part.TRAIN, Part.VAL, Part.TEST)] == [{"a", "b", "c"}, {"d"}, {"e"}]
-    read = data._read()
+    read = data.read()
     assert read.times is not None
     own = read.users == 0
     assert read.times[own].tolist() == [5, 6, 3, 7, 8]  # in the order of the file

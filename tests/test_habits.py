@@ -14,17 +14,35 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 
 import cgfedrec
 from cgfedrec.cli import main
+from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
+from cgfedrec.run.api import open_data
 from cgfedrec.run.run import Run
 from cgfedrec.settings.here import look_here
-from cgfedrec.settings.hooks import HOOKS, unheeded
+from cgfedrec.settings.hooks import HOOKS, unheeded, unheeded_data
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import said
 from tests.conftest import TINY
+from tests.documents import blocks
 
 MINE = """
 from lightning.fabric.loggers import CSVLogger
+from cgfedrec.data import FederatedDataModule
 from cgfedrec.methods import FedMF
+
+class Prepared(FederatedDataModule):
+    def __init__(self, parquet: str = "none.parquet", **others) -> None:
+        super().__init__(**others)
+        self.parquet = parquet
+
+    def prepare_data(self) -> None:
+        self.path = self.parquet
+
+    def setup(self, stage=None) -> None:
+        super().setup(stage)
+
+    def val_dataloader(self) -> None:
+        pass
 
 class Mine(FedMF):
     pass
@@ -58,7 +76,7 @@ def _habits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in here])
     Path("habits.py").write_text(MINE)
     yield
-    for name in ("habits", "broken"):
+    for name in ("habits", "broken", "events"):
         sys.modules.pop(name, None)
 
 
@@ -193,6 +211,35 @@ def test_hooks_that_are_never_called_are_named_with_ours() -> None:
     assert list(unheeded(Ours)) == list(unheeded(Ours())) == []
     (nothing,) = unheeded(pl.Callback())
     assert "none of the hooks" in nothing
+
+
+def test_hooks_of_a_data_module_that_are_never_called_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--data", "habits.Prepared", "--data.parquet", "nofile.parquet", *QUICK]) == 2
+    prepare, load = capsys.readouterr().err.splitlines()
+    assert prepare == (
+        "error: data: habits.Prepared.prepare_data is never called here; write read, which returns all interactions"
+    )
+    assert load.startswith("error: data: habits.Prepared.val_dataloader is never called here; clients draw")
+    assert not Path("run").exists()
+
+
+def test_the_data_module_of_the_page_reads_what_it_says() -> None:
+    (page,) = [block.text for block in blocks("docs/data.md") if block.title == "events.py"]
+    Path("events.py").write_text(page)
+    rows = [f"{user},{user}{item}" for user, many in (("ann", 9), ("bob", 8), ("robot", 30)) for item in range(many)]
+    Path("log.csv").write_text("\n".join(["user,item", *rows]))
+    own = ["--data", "events.Events", "--data.most", "20", "--data.path", "log.csv"]
+    data = open_data([*own, "--data.format.timestamp_column", "null", "--data.split", "none", "--data.negatives", "1"])
+    assert data.user_ids.to_list() == ["ann", "bob"]
+    assert data.num_items == 17
+
+
+def test_every_hook_of_a_data_module_but_setup_is_refused() -> None:
+    hooks = {name for kind in pl.LightningDataModule.__mro__[:2] for name in vars(kind) if name[0] not in "_C"}
+    hooks -= {"setup", "name", "from_datasets", "load_from_checkpoint"}
+    every = type("Every", (FederatedDataModule,), {name: lambda *_: None for name in hooks})
+    assert {problem.split(" is ")[0].rpartition(".")[2] for problem in unheeded_data(every())} == hooks
+    assert list(unheeded_data(FederatedDataModule())) == []
 
 
 @pytest.mark.parametrize(

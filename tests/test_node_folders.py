@@ -50,7 +50,7 @@ def shared_out(*catalogues: list[str]) -> list[Node]:
         answer = node.answer(ask(terms, "who"))
         assert (answer.text("status"), answer.head["clients"]) == (DONE, node.data.here.tolist()), answer.head
         # Every interaction is that of the file, by the numbers that all nodes share.
-        read, numbers = node.data._read(), {number: user for user, number in node.folder.numbers(terms.clients).items()}
+        read, numbers = node.data.read(), {number: user for user, number in node.folder.numbers(terms.clients).items()}
         users = [numbers[one] for one in read.users.tolist()]
         items = node.folder.items.to_numpy()[read.items].tolist()
         expected = {row[:2] for row in rows if row[0] in numbers.values()}

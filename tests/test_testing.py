@@ -41,6 +41,17 @@ class TestMixing(Conformance):
         # Adam's first step depends on a gradient's sign alone, and would hide what is mixed in
         return Mixing(**{"dim": 8, "optimizer": OPTIMIZERS["SGD"]} | settings)
 """
+OTHERS = """
+from cgfedrec.methods import FedGF
+from cgfedrec.testing import Conformance
+
+
+class TestOther(Conformance):
+    uploads = {"count"}
+
+    def method(self, **settings):
+        return FedGF(**settings)
+"""
 CHOSEN = "alone and not many or own_client or leaves or wire or every_item or refused"
 """The quick ones; the others run for every method of ours."""
 
@@ -63,6 +74,17 @@ def test_a_method_of_somebody_else_is_tested_and_one_that_mixes_clients_is_caugh
         "TestMixing::test_what_leaves_a_client_is_what_may",
     }, ended.stdout
     assert "error" not in ended.stdout
+
+
+def test_a_method_with_other_settings_is_told_which_attributes_to_set(tmp_path: Path) -> None:
+    (tmp_path / "test_others.py").write_text(OTHERS)
+    chosen = "training_alone and not many or odd or refused"
+    ended = python("-m", "pytest", "-q", "-rN", "--tb=short", "-p", "no:cacheprovider", "-k", chosen, folder=tmp_path)
+    told = [line for line in ended.stdout.splitlines() if "unexpected keyword argument" in line]
+    assert all(line.startswith("FedGF.__init__()") for line in told)  # and no traceback goes before it
+    for line, attribute in zip(told, ["optimizers", "odd", "wrong"], strict=True):
+        assert f"`{attribute}` of TestOther" in line
+        assert f"`{attribute} = {{" in line
 
 
 def test_without_pytest_cgfedrec_works_and_the_suite_says_what_to_install(tmp_path: Path) -> None:

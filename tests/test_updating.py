@@ -292,6 +292,15 @@ def test_data_of_an_updated_run_that_have_moved_are_its_own(tmp_path: Path) -> N
     assert run.test()["test/ndcg@10"] == second.summary["test/ndcg@10"]
 
 
+def test_of_another_method_nothing_else_is_told(tmp_path: Path) -> None:
+    """Its settings differ in all that it has."""
+    first = fitted(drawn(), tmp_path / "first", method="FedMF", **{"loop.rounds": 1})
+    with pytest.raises(InputError) as refused:
+        fitted(drawn(), tmp_path / "second", first, method="PFedRec")
+    (told,) = refused.value.problems
+    assert told.startswith("update_from: was trained with cgfedrec.methods.fedmf.FedMF, this run uses ")
+
+
 def test_it_is_refused_where_it_cannot_be(tmp_path: Path) -> None:
     table = drawn()
     labels = "cgfedrec.structure.LabelSets"

@@ -26,12 +26,16 @@ VECTOR = 16
 
 
 class StepOutput(NamedTuple):
-    """What one optimiser step of a cohort saw."""
+    """What one optimiser step of a cohort saw.
+
+    Attributes:
+        loss: `[clients]`, each client's loss. The cohort's is their sum, and so no client's gradient meets another's.
+        reported: `[clients]` each: further values that are worth a look. Their names are among those in
+            `Client.reports`.
+    """
 
     loss: Tensor
-    """`[clients]`, each client's loss. The cohort's is their sum, and so no client's gradient meets another's."""
     reported: Mapping[str, Tensor] = MappingProxyType({})
-    """`[clients]` each: further values that are worth a look. Their names are among those in `Client.reports`."""
 
 
 class Client(LightningModule, ABC):

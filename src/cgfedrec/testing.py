@@ -47,6 +47,13 @@ OPTIMIZERS = {
 TOLERANCE = 1e-4
 """How far apart two tensors may lie that should be equal but for rounding, as a share of their norm. Optimisers such as
 Adam make more of it: their first steps are as long for the smallest gradient as for the largest."""
+HINTS = {
+    "optimizers": "`optimizers = {}` where it has no setting `optimizer`",
+    "wrong": 'one setting with a value that it refuses, such as `wrong = {"local_epochs": 0}`',
+    "odd": "a size that is no multiple of 8, or `odd = {}` where it has no setting of size",
+    "good": "settings with which it learns, or `good = {}`",
+}
+"""What to set an attribute of `Conformance` to, for a method that has other settings than its default names."""
 Stretch = tuple[Place, int, int]
 """Of a run: the store that it uses, its number of threads, and how many rounds before the last it ends."""
 VARIANTS: list[list[Stretch]] = [
@@ -195,14 +202,15 @@ class Conformance:
     rounds: ClassVar[int] = 3
     """How many rounds are tried, from 3. A method whose rounds differ in what they are for says how many all take."""
     optimizers: ClassVar[dict[str, Any]] = OPTIMIZERS
-    """What the setting ``optimizer`` is tried with; empty for a method without that setting."""
+    """What the setting ``optimizer`` is tried with; ``{}`` for a method without that setting."""
     exactly: ClassVar[bool] = True
     """Whether clients trained together end bit for bit where each ends alone. A method whose operations do not allow
     that says no, and must then keep within `TOLERANCE`. Store, threads and interruptions must never change a bit."""
     wrong: ClassVar[dict[str, Any]] = {"dim": 0}
-    """One setting with a value that must be refused."""
+    """One setting with a value that must be refused. Every method has ``local_epochs``, which cannot be 0."""
     odd: ClassVar[dict[str, Any]] = {"dim": 7}
-    """Settings with which a client's numbers do not fill whole vectors of a CPU, where rounding may differ."""
+    """Settings with which a client's numbers do not fill whole vectors of a CPU, where rounding may differ; ``{}``
+    for a method without settings of size."""
     good: ClassVar[dict[str, Any]] = {}
     """Settings with which the method learns in `test_it_learns`; empty for a method that does not promise to."""
     good_rounds: ClassVar[int] = 20
@@ -210,6 +218,16 @@ class Conformance:
     def method(self, **settings: Any) -> Method:
         """Make the method, small enough to train in a moment, with ``settings`` in place of its own."""
         raise NotImplementedError
+
+    def _made(self, attribute: str, settings: Mapping[str, Any]) -> Method:
+        """The method with ``settings`` that an attribute asks for. If it lacks one, the failure says what to set."""
+        try:
+            return self.method(**settings)
+        except TypeError as error:
+            if not any(f"unexpected keyword argument '{name}'" in str(error) for name in settings):
+                raise
+            told = f"{error}. `{attribute}` of {type(self).__name__} asks for it. Say there what your method has"
+        pytest.fail(f"{told}: {HINTS[attribute]}", pytrace=False)
 
     @pytest.fixture(autouse=True)
     def _alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -236,8 +254,8 @@ class Conformance:
         clients axis, an optimiser that moves clients whose batches are used up.
         """
         for optimizer in self.optimizers.values() or [None]:
-            settings = {} if optimizer is None else {"optimizer": optimizer}
-            alone, *others = (trained(self.method(**settings), data, size, self.rounds) for size in (1, 5, 100))
+            method = self._made("optimizers", {} if optimizer is None else {"optimizer": optimizer})
+            alone, *others = (trained(method, data, size, self.rounds) for size in (1, 5, 100))
             for together in others:
                 same(together, alone, self.exactly)
 
@@ -246,7 +264,7 @@ class Conformance:
         that nearly the same is enough.
         """
         for settings, exactly in (({}, self.exactly), (self.odd, False)):
-            method, rounds = self.method(**settings), self.rounds - 1
+            method, rounds = self._made("odd", settings), self.rounds - 1
             alone, *others = (trained(method, long_data, size, rounds) for size in (1, 7, 100))
             for together in others:
                 same(together, alone, exactly)
@@ -257,7 +275,7 @@ class Conformance:
 
         What is in no buffer of the server and in no parameter of the client is lost when a run is killed and resumed.
         """
-        method = self.method(**(self.odd if sizes == "odd" else {}))
+        method = self._made("odd", self.odd if sizes == "odd" else {})
         for variants, options in ((VARIANTS, {}), (VARIANTS[-3:], {"participants": 9})):
             whole = ran(method, long_data, [("memory", 1, 0)], options, self.rounds)
             for variant in variants:
@@ -393,7 +411,7 @@ class Conformance:
     def test_a_wrong_setting_is_refused(self, data: FederatedDataModule) -> None:
         """A value that cannot work is refused before any work, by an `InputError` that names ``method.<setting>``."""
         with pytest.raises(InputError, match=rf"method\.{next(iter(self.wrong))}"):
-            trained(self.method(**self.wrong), data, 5)
+            trained(self._made("wrong", self.wrong), data, 5)
 
     def test_it_learns(self) -> None:
         """NDCG@10 is half as high again as that of popularity, and of clients that learn alone, on planted groups."""
@@ -402,7 +420,7 @@ class Conformance:
         synthetic = Synthetic(users=300, items=100, groups=8, tastes=1, focus=0.95, skew=0.2, interactions=15)
         data = prepared(Protocol(), synthetic=synthetic)
         scores = {}
-        for name, method in {"ours": self.method(**self.good), "Local": Local(dim=16, lr_eta=1.0)}.items():
+        for name, method in {"ours": self._made("good", self.good), "Local": Local(dim=16, lr_eta=1.0)}.items():
             loop = trained(method, data, 64, rounds=self.good_rounds, evaluate_every=self.good_rounds)
             scores[name] = loop.evaluate("test")["test/ndcg@10"]
         popular = evaluate(data, "test", Popularity().fit(data).score, 64)["test/ndcg@10"]

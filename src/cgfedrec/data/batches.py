@@ -28,18 +28,20 @@ class Batch(NamedTuple):
     """One local batch of each client that still has one. Those are the first clients of the cohort.
 
     Shorter batches are padded with item 0 at weight 0.
+
+    Attributes:
+        items: `[clients, batch]`, int64.
+        targets: `[clients, batch]`, 1 for an interaction, 0 for a negative.
+        weights: `[clients, batch]`: 1 / the client's own batch length, so that a weighted sum is the client's mean.
+        sizes: `[clients]`, float32: the client's own batch length.
+        ends: `[clients]`, bool: whether it is the client's last of an epoch.
     """
 
     items: Tensor
-    """`[clients, batch]`, int64."""
     targets: Tensor
-    """`[clients, batch]`, 1 for an interaction, 0 for a negative."""
     weights: Tensor
-    """`[clients, batch]`: 1 / the client's own batch length, so that a weighted sum is the client's mean."""
     sizes: Tensor
-    """`[clients]`, float32: the client's own batch length."""
     ends: Tensor
-    """`[clients]`, bool: whether it is the client's last of an epoch."""
 
 
 @dataclass(frozen=True)

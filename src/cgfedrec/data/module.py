@@ -120,7 +120,7 @@ class FederatedDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the interactions and split them. Raises `InputError` if nobody can be trained on them."""
-        read_in = self._read()
+        read_in = self.read()
         if self.before:
             read_in = self.before.beside(read_in)
         fewest = self.min_interactions
@@ -170,7 +170,8 @@ class FederatedDataModule(LightningDataModule):
         parts, at_a_cut = (self._parts, self._disliked, touched), self.cut is not None
         self.candidates = Candidates(*parts, self.num_items, num_sampled, self.seed, at_a_cut)
 
-    def _read(self) -> Interactions:
+    def read(self) -> Interactions:
+        """All interactions, before the split. A subclass overrides it that has them from elsewhere."""
         if self.path is None:
             return self.synthetic.draw(self.seed, self.track)
         return read_told(self.path, self.format, self.track)

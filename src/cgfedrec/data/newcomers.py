@@ -76,8 +76,9 @@ class Newcomers(FederatedDataModule):
         super().setup(stage)
         self.also_trained = self.user_ids.filter(pl.Series(places(self.user_ids, self.trained.user_ids) >= 0))
 
-    def _read(self) -> Interactions:
-        found = self._in_memory or super()._read()
+    def read(self) -> Interactions:
+        """What the file or the memory holds, without times where those in training had none."""
+        found = self._in_memory or super().read()
         if not self.trained.has_times:
             found = replace(found, times=None)
         return found

@@ -122,9 +122,9 @@ class NodeData(FederatedDataModule):
         """The numbers of the clients who live here and can take part, ascending, `[clients]`."""
         return np.flatnonzero(self.interactions_per_user())
 
-    def _read(self) -> Interactions:
+    def read(self) -> Interactions:
         """What the file holds, with all clients and the whole catalogue, by their numbers everywhere."""
-        data, numbers = super()._read(), self.folder.numbers(self.clients)
+        data, numbers = super().read(), self.folder.numbers(self.clients)
         users = data.user_ids.cast(pl.String).to_list()
         if unknown := [user for user in users if user not in numbers]:
             raise InputError(f"{self.path}: user {unknown[0]} has no number in {self.folder.path / USERS}")

@@ -76,7 +76,7 @@ def deploy(given: Said, nodes: int, output: Path) -> str:
         whole = Path(beside) / "whole"
         app = {"tool": _tool(text, data, nodes), "project": _project(extras)}
         write_atomically(whole / APP / "pyproject.toml", tomli_w.dumps(app, multiline_strings=True))
-        read_in = data._read()
+        read_in = data.read()
         for number, clients in enumerate(np.array_split(np.arange(data.num_users), nodes)):
             write_node(whole / NODES / f"node-{number}", data, read_in, clients)
         if output.is_dir():

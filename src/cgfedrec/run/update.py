@@ -45,7 +45,8 @@ class Update(NamedTuple):
         other = None
         if self.state["method"] != method:
             other = f"update_from: was trained with {self.state['method']}, this run uses {method}"
-        check(other, *changed(yaml.safe_load(self.state["config"]), yaml.safe_load(config), False))
+        check(other)  # alone: another method has other settings
+        check(*changed(yaml.safe_load(self.state["config"]), yaml.safe_load(config), False))
 
 
 def told(changes: Changes, how: str) -> str:

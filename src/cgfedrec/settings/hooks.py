@@ -1,10 +1,10 @@
-"""What a callback may hope for: hooks that are called here, and what Lightning's are called."""
+"""What a callback or a data module may hope for: hooks that are called here, and what Lightning's are called."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 
 from cgfedrec.errors import nearest
 
@@ -35,6 +35,27 @@ _INSTEAD = {
     "ProgressBar": "a run shows its rounds and clients by itself",
 }
 """What is here in place of some of Lightning's own callbacks."""
+
+
+_LOADERS = tuple(f"{kind}_dataloader" for kind in ("train", "val", "test", "predict"))
+_TRANSFERS = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer")
+_OF_DATA = {
+    "prepare_data": "write read, which returns all interactions",
+    "teardown": "write on_federation_end of a callback",
+    "on_exception": "write on_federation_end of a callback",
+    "state_dict": "a checkpoint keeps nothing of a data module",
+    "load_state_dict": "a checkpoint keeps nothing of a data module",
+    **dict.fromkeys((*_LOADERS, *_TRANSFERS), "clients draw their batches by themselves"),
+}
+"""The hooks of Lightning's data modules that are not called, and what is here instead. `setup` is called."""
+
+
+def unheeded_data(data: LightningDataModule) -> Iterator[str]:
+    """What a data module hopes for in vain, each a problem that says what is here instead."""
+    kind = type(data)
+    for hook, instead in _OF_DATA.items():
+        if getattr(kind, hook) is not getattr(LightningDataModule, hook):
+            yield f"data: {kind.__module__}.{kind.__qualname__}.{hook} is never called here; {instead}"
 
 
 def unheeded(callback: object) -> Iterator[str]:

@@ -20,6 +20,7 @@ from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.here import look_here
+from cgfedrec.settings.hooks import unheeded_data
 from cgfedrec.settings.layers import CLASSES, Layer, leaves, merged, short
 from cgfedrec.settings.listed import add_lists, build_lists
 from cgfedrec.settings.mistakes import no_mappings, out_of_bounds, problems
@@ -272,6 +273,7 @@ def instantiate(settings: Namespace) -> Namespace:
             wrong += error.problems
         except (*ERRORS, RuntimeError, ArithmeticError) as error:
             wrong.append(f"{name}: {error}")
+    wrong += unheeded_data(built.data) if "data" in built else ()
     for name, made, problems_of in build_lists(settings):
         built[name] = made
         wrong += problems_of
