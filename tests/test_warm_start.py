@@ -1,0 +1,60 @@
+"""A warm start: a run on other data begins with the tables of then, each item with its own rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+import cgfedrec
+from cgfedrec.data.changes import Changes
+from cgfedrec.kit.means import TableServer
+from cgfedrec.run.api import start
+from cgfedrec.run.checkpoint import read_checkpoint
+from cgfedrec.settings.sources import said
+from tests.test_updating import drawn, fitted
+
+SMALL: dict[str, Any] = {"method": "FedMF", "method.dim": 4, "loop.rounds": 2, "data.min_interactions": 3}
+NUMBERS = pl.col("user", "item").str.slice(1).cast(pl.Int64)
+
+
+def begun(older: cgfedrec.Run, table: pl.DataFrame, folder: Path) -> tuple[TableServer, Changes]:
+    """The server of a run that goes on with a table, before its first round, and what has changed."""
+    folder.mkdir()
+    table.write_csv(folder / "data.csv")
+    given = {"update_from": str(older.checkpoints / "last.ckpt"), "data": {"path": str(folder / "data.csv")}}
+    with start(said([given | {"run_dir": str(folder / "run"), "logger": None}])) as run:
+        server, changes = run.server, run.data.changes
+    assert isinstance(server, TableServer)
+    assert changes is not None
+    return server, changes
+
+
+def means_of(run: cgfedrec.Run, name: str) -> Tensor:
+    """As they are in its checkpoint."""
+    found = read_checkpoint(run.checkpoints / "last.ckpt")["loop"]["server"][f"means.{name}"]
+    assert isinstance(found, Tensor)
+    return found
+
+
+@pytest.mark.parametrize("method", ["FedMF", "FedNCF"])
+def test_items_keep_their_rows_where_their_order_alone_has_changed(tmp_path: Path, method: str) -> None:
+    """One id that is text makes all ids text, so that 10 comes before 9. What has no row for an item stays as it is."""
+    table = drawn(40).with_columns(NUMBERS)
+    run = fitted(table, tmp_path / "old", **SMALL | {"method": method})
+    one = table[-1:].with_columns(pl.col("user", "item").cast(pl.String))
+    dropped = one.with_columns(item=pl.lit("abc"), user=pl.lit("nobody"))  # who has too few
+    changed = pl.concat([table.with_columns(pl.col("user", "item").cast(pl.String)), dropped])
+    with pytest.warns(UserWarning, match="compared as text"):
+        server, changes = begun(run, changed, tmp_path / "new")
+    moved = torch.from_numpy(changes.moved)
+    assert len(moved) == run.data.num_items == len(server.mean("table"))
+    assert not moved.equal(torch.arange(len(moved)))
+    for name, new in server.means.named_buffers():
+        old = means_of(run, name)
+        assert (new[moved] if name == "table" else new).equal(old)
+        assert old.any()
