@@ -58,3 +58,20 @@ def test_items_keep_their_rows_where_their_order_alone_has_changed(tmp_path: Pat
         old = means_of(run, name)
         assert (new[moved] if name == "table" else new).equal(old)
         assert old.any()
+
+
+def test_a_matrix_of_items_takes_in_a_new_item(tmp_path: Path) -> None:
+    """Both of its axes go over the items; how alike the new item is to others nobody knows yet."""
+    table = drawn(40)
+    few = SMALL | {"method": "FedCIA", "method.fit_steps": 2}
+    run = fitted(table, tmp_path / "old", **few)
+    grown = pl.concat([table, table[-1:].with_columns(item=pl.lit("a new one"))])
+    server, changes = begun(run, grown, tmp_path / "begun")
+    moved, similarity = torch.from_numpy(changes.moved), server.mean("similarity")
+    assert len(similarity) == len(moved) + 1
+    assert similarity[moved][:, moved].equal(means_of(run, "similarity"))
+    (new,) = set(range(len(similarity))) - set(moved.tolist())
+    assert not similarity[new].any()
+    assert not similarity[:, new].any()
+    again = fitted(grown, tmp_path / "new", run, **few)
+    assert len(again.history) == 2
