@@ -13,6 +13,8 @@ from torch import Tensor
 import cgfedrec
 from cgfedrec.data.changes import Changes
 from cgfedrec.kit.means import TableServer
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.random import shared_seed
 from cgfedrec.run.api import start
 from cgfedrec.run.checkpoint import read_checkpoint
 from cgfedrec.settings.sources import said
@@ -32,6 +34,11 @@ def begun(older: cgfedrec.Run, table: pl.DataFrame, folder: Path) -> tuple[Table
     assert isinstance(server, TableServer)
     assert changes is not None
     return server, changes
+
+
+def federation(run: cgfedrec.Run) -> FederatedLoop:
+    assert isinstance(run.training, FederatedLoop)
+    return run.training
 
 
 def means_of(run: cgfedrec.Run, name: str) -> Tensor:
@@ -75,3 +82,28 @@ def test_a_matrix_of_items_takes_in_a_new_item(tmp_path: Path) -> None:
     assert not similarity[:, new].any()
     again = fitted(grown, tmp_path / "new", run, **few)
     assert len(again.history) == 2
+
+
+@pytest.mark.parametrize("method", ["FedMF", "FedRAP", "FedCIA"])
+def test_who_has_gone_trains_no_more_and_counts_in_no_mean(tmp_path: Path, method: str) -> None:
+    table = drawn(40)
+    few = SMALL | {"method": method} | ({"method.fit_steps": 2} if method == "FedCIA" else {})
+    run = fitted(table, tmp_path / "old", **few)
+    again = fitted(table.filter(pl.col("user") != run.data.user_ids[7]), tmp_path / "new", run, **few)
+    assert again.data.user_ids.equals(run.data.user_ids)
+    assert again.history["train/loss"].is_finite().all()
+    loop, there = federation(again), [user for user in range(run.data.num_users) if user != 7]
+    assert loop.sample().tolist() == there
+    assert loop.clients.store.known.nonzero().squeeze(1).tolist() == there
+
+
+def test_a_share_is_one_of_those_who_can_train(tmp_path: Path) -> None:
+    """Where nobody has gone it is drawn among all, as it always was."""
+    table, half = drawn(40), SMALL | {"loop.participation": 0.5}
+    run = fitted(table, tmp_path / "old", **half)
+    loop, users = federation(run), torch.arange(run.data.num_users)
+    assert loop.sample().equal(loop.sampling.draw(users, len(users) // 2, shared_seed(run.data.seed), loop.round))
+    gone = pl.col("user").is_in(run.data.user_ids[:10].implode())
+    loop = federation(fitted(table.filter(~gone), tmp_path / "new", run, **half))
+    assert len(loop.sample()) == round((len(users) - 10) / 2)
+    assert loop.sample().min() >= 10
