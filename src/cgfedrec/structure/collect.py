@@ -133,13 +133,17 @@ class SumsServer(CountingServer):
         """How many clients have an item and each of its candidates, `[rows, most]`, as much as that still counts."""
         return self.total(PAIRS) / self.known.the_rows.unit
 
+    @property
+    def sketched(self) -> list[Columns]:
+        """The sketches that have been counted. In an update labels are there before any of them."""
+        return [tally for tally in self.columns if self.total(tally.name).numel()]
+
     def factor(self) -> Tensor:
         """F from all sketches that have been counted, `[rows, rank]`, float64."""
         if self.discovery.sketch == "heads":
             return by_heads(self.total(Heads.name).double())
-        counted = [tally for tally in self.columns if self.total(tally.name).numel()]
-        columns = torch.cat([tally.columns(self.known).double() for tally in counted], dim=1)
-        sketch = torch.cat([self.total(tally.name).double() / tally.unit for tally in counted], dim=1)
+        columns = torch.cat([tally.columns(self.known).double() for tally in self.sketched], dim=1)
+        sketch = torch.cat([self.total(tally.name).double() / tally.unit for tally in self.sketched], dim=1)
         return factor(columns, sketch)
 
     def coordinates(self) -> Tensor:
