@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.data.changes import Changes
-from cgfedrec.errors import RunError
+from cgfedrec.kit.sums import check_enough
 from cgfedrec.structure.columns import Columns, LabelColumns
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
 from cgfedrec.structure.counting import CountingServer
@@ -32,8 +32,6 @@ from cgfedrec.wire.values import Counts, IdLists, Labels, Value, Weights
 
 LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
 
-FEWEST = 2
-"""Items that need a row for anything to be found out about what goes with what."""
 TABLES = 12
 """How many tables `[items, columns]` of 8 bytes there are at most: sums, columns, factors. Measured."""
 
@@ -106,11 +104,7 @@ class SumsServer(CountingServer):
 
     def check_rows(self, rows: int) -> None:
         """Refuse to go on where so few items have a row that there is nothing to find out. Raises `RunError`."""
-        if rows < FEWEST:
-            raise RunError(
-                f"{rows} of {self.num_items} items have {self.least} clients (method.least_clients), and it takes two "
-                "to find out what goes with what: give it more interactions, or method.least_clients 1"
-            )
+        check_enough(rows, self.num_items, self.least)
 
     def _rows(self) -> Rows:
         """The rows with the clients of everybody who has been counted."""
