@@ -216,6 +216,9 @@ def test_settings_that_cannot_work_are_refused(data: FederatedDataModule) -> Non
     ]
     with pytest.raises(InputError, match=r"method\.alphas: there is none"):
         FedGF(alphas=())
+    # Results are named by their digits, of which there are six.
+    with pytest.raises(InputError, match=r"method\.alphas: 0\.3 stands there 3 times, to six digits; give it once"):
+        FedGF(alphas=(0.3, 1.0, 0.30000001, 0.3))
     with pytest.raises(InputError, match=r"method\.least_clients: 41 is more than the 40 clients"):
         trained(FedGF(rank=8, least_clients=41), data, 100)
 

@@ -239,8 +239,13 @@ class FedGF(Method):
         yield no_count("method.iterations", self.iterations, most=100)
         if not self.alphas:
             yield "method.alphas: there is none; give at least one"
-        for alpha in self.alphas:
-            yield not_between("method.alphas", alpha, 0)
+        wrong = [not_between("method.alphas", alpha, 0) for alpha in self.alphas]
+        yield from wrong
+        if not any(wrong):
+            told = [f"{alpha:g}" for alpha in self.alphas]  # by which results name them
+            for alpha in dict.fromkeys(told):
+                if told.count(alpha) > 1:
+                    yield f"method.alphas: {alpha} stands there {told.count(alpha)} times, to six digits; give it once"
         yield no_count("method.least_clients", self.least_clients)
         yield from super().problems()
 
