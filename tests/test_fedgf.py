@@ -14,10 +14,11 @@ from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.data.own import Own
 from cgfedrec.errors import InputError, RunError
 from cgfedrec.evaluation.ranking import evaluate, gains
+from cgfedrec.kit.basis import orthonormal
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import FedGF
-from cgfedrec.methods.fedgf import CHOOSE, COUNT, PRODUCT, FedGFClient, FedGFServer, orthonormal
+from cgfedrec.methods.fedgf import CHOOSE, COUNT, PRODUCT, FedGFClient, FedGFServer
 from cgfedrec.protocol import Protocol
 from cgfedrec.testing import Conformance, prepared, trained
 from cgfedrec.wire.messages import Upload
@@ -198,6 +199,15 @@ def test_before_a_filter_has_come_down_all_items_are_alike(data: FederatedDataMo
     assert not loop.server.finished
 
 
+def test_too_few_items_that_enough_clients_have_are_said() -> None:
+    """With none of them every item would have the score 0."""
+    alone = prepared(synthetic=Synthetic(users=12, items=400, groups=6, interactions=8))
+    counts = matrix(alone).sum(0)
+    least = int(counts.max()) + 1
+    with pytest.raises(RunError, match=rf"0 of {alone.num_items} items have {least} clients \(method.least_clients\)"):
+        trained(FedGF(rank=8, least_clients=least), alone, 7, rounds=9)
+
+
 def test_settings_that_cannot_work_are_refused(data: FederatedDataModule) -> None:
     with pytest.raises(InputError) as error:
         FedGF(rank=0, iterations=0, alphas=(-1.0,), least_clients=0)
@@ -206,6 +216,9 @@ def test_settings_that_cannot_work_are_refused(data: FederatedDataModule) -> Non
     ]
     with pytest.raises(InputError, match=r"method\.alphas: there is none"):
         FedGF(alphas=())
+    # Results are named by their digits, of which there are six.
+    with pytest.raises(InputError, match=r"method\.alphas: 0\.3 stands there 3 times, to six digits; give it once"):
+        FedGF(alphas=(0.3, 1.0, 0.30000001, 0.3))
     with pytest.raises(InputError, match=r"method\.least_clients: 41 is more than the 40 clients"):
         trained(FedGF(rank=8, least_clients=41), data, 100)
 

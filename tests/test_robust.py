@@ -80,6 +80,12 @@ def test_what_cannot_be_told_apart_is_said() -> None:
         PFedRec(hostile=0.5)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_median_of_one_or_two_is_there_whatever_is_said_of_hostile_ones(number: int) -> None:
+    tables = torch.randn(number, 2, 2)
+    torch.testing.assert_close(aggregated("median", tables, 0.49), tables.mean(0))
+
+
 def test_it_needs_single_uploads_and_the_mean_does_not(make_data: MakeData) -> None:
     class Summed(Quantised):
         sums_only = True

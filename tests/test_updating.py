@@ -18,6 +18,7 @@ from cgfedrec.data import Synthetic
 from cgfedrec.errors import InputError, Notice
 from cgfedrec.run.api import load_to_test
 from cgfedrec.run.devices import write_client
+from cgfedrec.run.structure import shown
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.tallies import SHARES
 from cgfedrec.structure.updating import possible, with_new_labels, with_new_rows
@@ -341,3 +342,14 @@ def test_new_rows_come_behind_and_new_labels_are_those_of_the_nearest() -> None:
     assert with_new_rows(torch.tensor([5, 1, 9, 3, 4]), torch.tensor([0, 3]), 3).tolist() == [0, 3, 2, 4]
     places = torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.2, 0.8], [0.7, 0.1]])
     assert with_new_labels(torch.tensor([2, 2, 0]), places).tolist() == [2, 2, 0, 0, 2]
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_an_update_that_ends_early_writes_its_page(tmp_path: Path, rounds: int) -> None:
+    """After the first sum there are labels of the run before, and no sketch that says where their items lie."""
+    table = drawn()
+    first = fitted(table[:-60], tmp_path / "first")
+    second = fitted(table, tmp_path / "second", first, **{"loop.rounds": rounds})
+    assert server_of(second).labels.numel()
+    assert (shown(second.loop) is None) == (rounds == 1)
+    assert (tmp_path / "second" / "run" / "report.html").is_file()

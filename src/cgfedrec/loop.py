@@ -194,14 +194,14 @@ class FederatedLoop(Spends, Evaluations):
 
     def sample(self) -> Tensor:
         """This round's participants, `[participants]`, int64, in ascending order."""
-        wanted = self.server.wanted()
-        if wanted is None:
-            wanted = torch.arange(self.data.num_users)
-        return self._drawn(wanted)
+        wanted, able = self.server.wanted(), self.data.batches.able
+        # By default whoever can train.
+        return self._drawn(able, self.sampling.number(len(able))) if wanted is None else self._drawn(wanted)
 
-    def _drawn(self, pool: Tensor) -> Tensor:
-        """Participants from a pool `[clients]` of those who are wanted."""
-        return self.sampling.draw(pool, self.num_participants, shared_seed(self.data.seed), self.round, self.attempt)
+    def _drawn(self, pool: Tensor, number: int | None = None) -> Tensor:
+        """So many participants, or as many as usual, from a pool `[clients]` of those who are wanted."""
+        number = number or self.num_participants
+        return self.sampling.draw(pool, number, shared_seed(self.data.seed), self.round, self.attempt)
 
     def _ever_there(self) -> Tensor:
         """Who can take part in any round, `[clients]`: everybody, or those who are drawn once for all."""

@@ -58,6 +58,11 @@ class Protocol:
         return "sampled"
 
     @property
+    def num_sampled(self) -> int | None:
+        """How many candidates are sampled for each user; ``None`` where the whole catalogue is ranked."""
+        return self.num_candidates if self.ranking == "sampled" else None
+
+    @property
     def leaks(self) -> bool:
         """Whether training negatives avoid the held-out items, and so reveal them."""
         return self.name == "reference"

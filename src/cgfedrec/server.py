@@ -111,7 +111,8 @@ class Server(Growing):
     def wanted(self) -> Tensor | None:
         """Whom the next round needs, `[clients]`, int64, ascending: participants are drawn from these alone.
 
-        ``None`` for no matter whom.
+        ``None`` for no matter whom of those who have something to train on. Who has gone since the run before has
+        nothing, and takes part only where a server wants to hear what is taken back.
         """
         return None
 

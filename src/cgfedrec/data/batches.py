@@ -68,6 +68,11 @@ class Batches:
         return self.positives.lengths * (1 + self.negatives)
 
     @cached_property
+    def able(self) -> Tensor:
+        """Who has anything to train on, `[users]`, int64, ascending: all but users of a run before who have gone."""
+        return torch.from_numpy(np.flatnonzero(self.counts))
+
+    @cached_property
     def steps(self) -> NDArray[np.int64]:
         """`[users]`: how many batches each client has in an epoch."""
         return -(-self.counts // self.batch_size)

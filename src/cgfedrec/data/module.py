@@ -166,9 +166,8 @@ class FederatedDataModule(LightningDataModule):
         no_negatives = lists(positive) if self.protocol.leaks else self._train
         check(*pool_problems(self.user_ids, self.num_items, self.negatives, no_negatives, touched, self.protocol))
         self.batches = Batches(self._train, no_negatives, self.num_items, self.negatives, self.batch_size)
-        num_sampled = self.protocol.num_candidates if self.protocol.ranking == "sampled" else None
-        parts, at_a_cut = (self._parts, self._disliked, touched), self.cut is not None
-        self.candidates = Candidates(*parts, self.num_items, num_sampled, self.seed, at_a_cut)
+        whose = self._parts, self._disliked, touched
+        self.candidates = Candidates(*whose, self.num_items, self.protocol.num_sampled, self.seed, bool(self.cut))
 
     def read(self) -> Interactions:
         """All interactions, before the split. A subclass overrides it that has them from elsewhere."""

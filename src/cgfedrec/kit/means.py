@@ -81,20 +81,29 @@ class MeanServer(SumServer):
 
 
 class TableServer(MeanServer):
-    """Sends down the means as they are. In the first round there are none: clients start from the welcome's seed."""
+    """Sends down the means as they are. In the first round there are none: clients start from the welcome's seed.
+
+    Args:
+        expects, seed: As of `MeanServer`.
+        axes: How many axes of a field, from the first, go over the items. One, for a field that is not named.
+    """
 
     updates = "warm"
     warm = False
+
+    def __init__(self, expects: Mapping[str, Field], seed: int, axes: Mapping[str, int] | None = None) -> None:
+        super().__init__(expects, seed)
+        self.axes = dict(axes or {})
 
     def update_from(self, state: Mapping[str, Any], changes: Changes) -> None:
         """Begin with the means of then; an item that was not there yet has zeros."""
         moved = torch.from_numpy(changes.moved)
         for name, mean in self.means.named_buffers():
-            old = state[f"means.{name}"]
-            if old.shape == mean.shape:
-                mean.copy_(old)
-            else:
-                mean[moved] = old
+            axes = self.axes.get(name, 1)
+            # Along each axis of items: where those of then stand now. Their order may change where their number does
+            # not, and without such an axis all of it is replaced.
+            at = tuple(moved.view(-1, *[1] * (axes - axis - 1)) for axis in range(axes))
+            mean[at] = state[f"means.{name}"].to(mean)
         self.warm = True
 
     def broadcast(self, users: Tensor, round: int) -> Broadcast | None:

@@ -84,7 +84,9 @@ class Robust(GatherServer):
                     raise NotFiniteError(f"uploaded {name}", list(unsound(piece)))
         number, hostile = len(users), math.ceil(self.hostile * len(users))
         needed = 2 * hostile + 1
-        if "krum" in self.aggregation:
+        if self.aggregation == "median":
+            needed = 1  # of any number there is one: it bears as many hostile ones as can be
+        elif "krum" in self.aggregation:
             needed += 2
         if number < needed:
             raise RunError(

@@ -20,6 +20,18 @@ from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.sums import Sum
 from cgfedrec.wire.values import Field
 
+FEWEST = 2
+"""Items that enough clients must have for anything to be found out about what goes with what."""
+
+
+def check_enough(known: int, items: int, least: int) -> None:
+    """Raise `RunError` where only ``known`` of so many ``items`` have ``least`` clients, and these are too few."""
+    if known < FEWEST:
+        raise RunError(
+            f"{known} of {items} items have {least} clients (method.least_clients), and it takes two to find out what "
+            "goes with what: give it more interactions, or method.least_clients 1"
+        )
+
 
 class AddingClient(Client):
     """A client that adds to each sum once, whatever a server asks. By itself it trains nothing.

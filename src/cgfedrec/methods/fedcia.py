@@ -192,4 +192,4 @@ class FedCIA(FactorBase):
         yield from super().problems()
 
     def server(self, num_items: int, seed: int) -> SimilarityServer:
-        return SimilarityServer({"similarity": Field((num_items, num_items))}, seed)
+        return SimilarityServer({"similarity": Field((num_items, num_items))}, seed, {"similarity": 2})

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cgfedrec.client import shared_start
-from cgfedrec.data.histories import History
 from cgfedrec.errors import InputError, no_count, not_between
 from cgfedrec.evaluation.ranking import gains
-from cgfedrec.kit.sums import AddingClient, SumsInTurn
+from cgfedrec.kit.basis import first_basis, orthonormal, projected
+from cgfedrec.kit.sums import AddingClient, SumsInTurn, check_enough
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.server import CLIENTS, READINGS
 from cgfedrec.serving.filters import FilterReader
@@ -31,40 +29,6 @@ COUNT, PRODUCT, CHOOSE = "count", "product", "choose"
 """The sums, by the names of their fields on the wire: of items, of products with the basis, of judgements."""
 JUDGED_BY = "ndcg@10"
 """The metric by which clients compare the candidates for alpha."""
-NOISE = 1e-6
-"""Eigenvalues below this share of the largest are rounding of the float32 numbers that were sent."""
-
-
-@lru_cache(maxsize=2)
-def first_basis(seed: int, num_items: int, rank: int) -> Tensor:
-    """The basis with which all begin, orthonormal and random, `[items, rank]`; drawn once, and never changed."""
-    basis: Tensor = torch.linalg.qr(shared_start(seed, 1.0, num_items, rank)).Q
-    return basis
-
-
-def projected(history: History, weights: Tensor, basis: Tensor) -> Tensor:
-    """The sums of basis rows over clients' items, `[clients, rank]`, float64.
-
-    Args:
-        history: Of the clients.
-        weights: Of each item, `[items]`.
-        basis: `[items, rank]`.
-    """
-    clients, items, _ = (part.to(basis.device) for part in history.entries())
-    rows = weights[items, None].double() * basis[items]  # [entries, rank]
-    # Each client's own entries, one after another: so it does not show with whom it shares a cohort.
-    return rows.new_zeros(len(history.items), basis.shape[1]).index_add_(0, clients, rows)
-
-
-def orthonormal(product: Tensor) -> tuple[Tensor, Tensor]:
-    """The next basis from G V, `[items, rank]`, and what it says of G's eigenvalues, `[rank]`, the largest first.
-
-    Where G has fewer directions than there are columns, the columns that are left are zero.
-    """
-    left, values, _ = torch.linalg.svd(product.double(), full_matrices=False)
-    real = values > NOISE * values[0]
-    # The library gives columns one after another; a checkpoint holds rows.
-    return (left * real).float().contiguous(), (values * real).float()
 
 
 class FedGFClient(AddingClient):
@@ -212,6 +176,8 @@ class FedGFServer(SumsInTurn):
         # Sums are rounded to float32 first, so that it does not show in which order clients were added up.
         if name == COUNT:
             self.counts = total.float()
+            # With none, no filter would tell one item from another.
+            check_enough(int((self.counts >= self.least_clients).sum()), len(self.counts), self.least_clients)
         elif name == PRODUCT:
             self.basis, self.spectrum = orthonormal(total.float())
         else:
@@ -273,8 +239,13 @@ class FedGF(Method):
         yield no_count("method.iterations", self.iterations, most=100)
         if not self.alphas:
             yield "method.alphas: there is none; give at least one"
-        for alpha in self.alphas:
-            yield not_between("method.alphas", alpha, 0)
+        wrong = [not_between("method.alphas", alpha, 0) for alpha in self.alphas]
+        yield from wrong
+        if not any(wrong):
+            told = [f"{alpha:g}" for alpha in self.alphas]  # by which results name them
+            for alpha in dict.fromkeys(told):
+                if told.count(alpha) > 1:
+                    yield f"method.alphas: {alpha} stands there {told.count(alpha)} times, to six digits; give it once"
         yield no_count("method.least_clients", self.least_clients)
         yield from super().problems()
 

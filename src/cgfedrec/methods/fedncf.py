@@ -122,4 +122,5 @@ class FedNCF(FactorMethod):
 
     def server(self, num_items: int, seed: int) -> TableServer:
         weights = num_weights(self.layers())
-        return TableServer({"table": Field((num_items, self.width())), "network": Field((weights,))}, seed)
+        fields = {"table": Field((num_items, self.width())), "network": Field((weights,))}
+        return TableServer(fields, seed, {"network": 0})

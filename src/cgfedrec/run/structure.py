@@ -95,6 +95,8 @@ def _places(loop: FederatedLoop) -> tuple[Tensor, Tensor, Tensor] | None:
     """Items `[rows]`, where they lie `[rows, dim]`, and their clusters `[rows]`."""
     server = loop.server
     if isinstance(server, SumsServer) and server.labels.numel() and server.discovery.second != "random_labels":
+        if not server.sketched:  # labels of the run before, and nothing by which to place what has them
+            return None
         return server.known.the_rows.items, server.coordinates(), server.labels.cpu()
     if isinstance(server, ClusterServer) and bool((server.labels >= 0).all()):
         return torch.arange(loop.data.num_items), server.mean("table"), server.labels.cpu()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.data.changes import Changes
-from cgfedrec.errors import RunError
+from cgfedrec.kit.sums import check_enough
 from cgfedrec.structure.columns import Columns, LabelColumns
 from cgfedrec.structure.controls import Heads, PowerColumns, by_heads, directions, shuffled
 from cgfedrec.structure.counting import CountingServer
@@ -33,8 +33,6 @@ from cgfedrec.wire.values import Counts, IdLists, Labels, Value, Weights
 
 LABELS, POWER, PAIRS = LabelColumns.name, PowerColumns.name, PairCounts.name
 
-FEWEST = 2
-"""Items that need a row for anything to be found out about what goes with what."""
 TABLES = 12
 """How many tables `[items, columns]` of 8 bytes there are at most: sums, columns, factors. Measured."""
 
@@ -107,11 +105,7 @@ class SumsServer(CountingServer):
 
     def check_rows(self, rows: int) -> None:
         """Refuse to go on where so few items have a row that there is nothing to find out. Raises `RunError`."""
-        if rows < FEWEST:
-            raise RunError(
-                f"{rows} of {self.num_items} items have {self.least} clients (method.least_clients), and it takes two "
-                "to find out what goes with what: give it more interactions, or method.least_clients 1"
-            )
+        check_enough(rows, self.num_items, self.least)
 
     def _rows(self) -> Rows:
         """The rows with the clients of everybody who has been counted."""
@@ -134,13 +128,17 @@ class SumsServer(CountingServer):
         """How many clients have an item and each of its candidates, `[rows, most]`, as much as that still counts."""
         return self.total(PAIRS) / self.known.the_rows.unit
 
+    @property
+    def sketched(self) -> list[Columns]:
+        """The sketches that have been counted. In an update labels are there before any of them."""
+        return [tally for tally in self.columns if self.total(tally.name).numel()]
+
     def factor(self) -> Tensor:
         """F from all sketches that have been counted, `[rows, rank]`, float64."""
         if self.discovery.sketch == "heads":
             return by_heads(self.total(Heads.name).double())
-        counted = [tally for tally in self.columns if self.total(tally.name).numel()]
-        columns = torch.cat([tally.columns(self.known).double() for tally in counted], dim=1)
-        sketch = torch.cat([self.total(tally.name).double() / tally.unit for tally in counted], dim=1)
+        columns = torch.cat([tally.columns(self.known).double() for tally in self.sketched], dim=1)
+        sketch = torch.cat([self.total(tally.name).double() / tally.unit for tally in self.sketched], dim=1)
         return factor(columns, sketch)
 
     def coordinates(self) -> Tensor:
