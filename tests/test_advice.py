@@ -55,6 +55,25 @@ def test_a_best_round_that_is_the_last_may_be_followed_by_better_ones() -> None:
     assert not any("more may help" in line for line in fit("phases", method={"class_path": "CGFedCo", "columns": 8}))
 
 
+@pytest.mark.parametrize(
+    ("given", "rounds"),
+    [({"epsilon": 6.0}, 2), ({"noise": 3.0, "epsilon": 6.0}, 4), ({"noise": 3.0, "epsilon": 1.3}, 3)],
+)
+def test_more_rounds_are_advised_as_far_as_the_budget_bears_them(given: dict[str, float], rounds: int) -> None:
+    noised = {"class_path": "cgfedrec.wire.noised.Noised", "init_args": {"norm": 1.0, **given}}
+    settings = {"method": {"class_path": "PFedRec"}, "wire": {"steps": [noised]}, "loop": {"rounds": 2}}
+    run = cgfedrec.fit(TINY, {"run_dir": "run", **settings})
+    run.summary["best_round"] = 2
+    (told,) = [line for line in advice(run) if "the best round is the last one" in line]
+    if rounds == 2:  # noise was such that all was spent in these
+        assert "need a larger Noised.epsilon" in told
+        return
+    assert f"--loop.rounds {rounds} (epsilon " in told
+    assert f" of {given['epsilon']:g} is spent so far)" in told
+    more = cgfedrec.fit({"ckpt_path": "run/checkpoints/last.ckpt", "loop": {"rounds": rounds}})
+    assert (more.summary["rounds"], more.loop.cut_short) == (rounds, "")
+
+
 @pytest.mark.parametrize("spends", [False, True])
 def test_nothing_that_spends_a_budget_is_told_to_be_tried_many_times(spends: bool) -> None:
     noised = {"class_path": "cgfedrec.wire.noised.Noised", "init_args": {"norm": 1.0, "epsilon": 1.0}}

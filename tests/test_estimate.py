@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from torch import Tensor
 
 import cgfedrec
 from cgfedrec.cli import main
 from cgfedrec.errors import InputError
+from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.callbacks import expected
 from cgfedrec.run.console import quiet_console
 from cgfedrec.run.estimate import estimate
@@ -228,6 +230,39 @@ def test_what_is_expected_of_a_round_follows_from_its_first_cohorts(monkeypatch:
 )
 def test_the_first_two_of_each_worker_count(ends: list[float], workers: int, seconds: float) -> None:
     assert expected(ends, workers) == seconds
+
+
+class Slow:
+    """A clock of which a round without labels takes 4 s, and each other one 400."""
+
+    now = 0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def on_cohort_end(self, loop: FederatedLoop, users: Tensor) -> None:
+        self.now += 1 if loop.round <= 2 else 100
+
+
+def test_rounds_before_labels_come_down_tell_nothing_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, console = Slow(), Console(record=True, width=300)
+    for module in ("loop", "run.callbacks"):
+        monkeypatch.setattr(f"cgfedrec.{module}.time", slow)
+    settings = {**TINY, "method": "CGFedRec", "method.clusters": 4, "method.silent_rounds": 2, "loop.rounds": 5}
+    cgfedrec.fit({**settings, "run_dir": "run"}, console=console, callbacks=[slow])
+    lines = console.export_text().splitlines()
+    (pace,) = [line for line in lines if " took " in line]
+    assert "; rounds from 3 on do more, and their time is not known yet; " in pace
+    assert " more: " not in pace
+    left = [line.partition(" s  ")[2] for line in lines if line.startswith("round ") and " took " not in line]
+    assert left == ["", "", "at most 13 min left", "at most 7 min left", ""]
+
+
+def test_what_is_estimated_of_later_rounds_is_of_those_with_labels() -> None:
+    settings = {"method": "CGFedRec", "method.clusters": 4, "loop.rounds": 9}
+    known, silent = (estimated(**settings, **{"method.silent_rounds": rounds}) for rounds in (1, 5))
+    assert silent.down == known.down
+    assert known.down[1] > known.down[0]
 
 
 def test_rounds_of_a_phase_tell_nothing_of_others() -> None:

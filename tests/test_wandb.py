@@ -126,6 +126,21 @@ def test_a_resumed_run_is_the_same_wandb_run() -> None:
     assert [row["_step"] for row in rows] == [1, 2]  # the second record goes on where the first one ended
 
 
+def test_final_figures_of_a_best_round_that_is_not_the_last_take_no_later_rounds_step() -> None:
+    settings = {"logger": {"class_path": WANDB}, "method": {"class_path": "PFedRec"}}
+    first = cgfedrec.fit(TINY, settings, {"run_dir": "run", "loop": {"rounds": 3, "patience": None}})
+    assert first.summary["best_round"] < 3
+    last = {"ckpt_path": "run/checkpoints/last.ckpt", "loop": {"rounds": 5, "patience": None}}
+    cgfedrec.fit(TINY, settings, last)
+    parts = [rows_of(folder) for folder in sorted(Path("run").glob("wandb/offline-run-*"))]
+    steps = [[(row["_step"], row["round"]) for row in part if "val/ndcg@10" in row] for part in parts]
+    assert steps == [[(1, 1), (2, 2), (3, 3)], [(4, 4), (5, 5)]]
+    assert max(row["_step"] for row in parts[0]) == 3  # W&B drops a step that it has already
+    (path, _) = sorted(Path("run").glob("wandb/offline-run-*/run-*.wandb"))
+    summary = {item.key: json.loads(item.value_json) for r in records(path) for item in r.summary.update}
+    assert summary["test/ndcg@10"] == pytest.approx(first.summary["test/ndcg@10"])
+
+
 def test_a_run_says_what_it_is_and_shows_what_was_discovered() -> None:
     init = {"group": "mine", "tags": ["first try"], "job_type": "paper"}
     cgfedrec.fit(QUICK, {"logger": {"class_path": WANDB, "init_args": init}, "run_dir": "run"})

@@ -57,6 +57,9 @@ class Server(Growing):
         self.changes: Changes | None = None
         self.wire = Wire()
 
+    alike_from = 1
+    """From which round on clients do the same in each; what earlier ones take tells nothing of later ones."""
+
     of_clients: tuple[str, ...] = ()
     """Buffers that tell of single clients: who they are, or what only some of them have added. No export has them."""
 

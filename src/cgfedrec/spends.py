@@ -36,6 +36,7 @@ class Spends(Account):
         spending: Of each client, where the wire adds noise.
         drawn: How many numbers of noise all participants draw in a round.
         told_of_noise: What is worth knowing of it before the first round.
+        noise_given: Whether the noise of a round would be the same with more rounds.
         cut_short: Why there are fewer rounds than wanted, if that is so.
     """
 
@@ -54,6 +55,7 @@ class Spends(Account):
     spending: Spending | None = None
     drawn = 0
     told_of_noise = ""
+    noise_given = False
     cut_short = ""
 
     def with_noise(self, wire: Wire, method: Method, update: bool) -> Wire:
@@ -103,7 +105,7 @@ class Spends(Account):
                 f"wire.steps: Noised.noise: one round with noise of {step.noise:g} times the norm spends epsilon "
                 f"{self.spending.epsilon:.4g} at delta {step.at:.2g}, and Noised.epsilon allows {step.epsilon:g}"
             )
-        self.told_of_noise = step.told(numbers)
+        self.told_of_noise, self.noise_given = step.told(numbers), step.given
         self.drawn = numbers * self.sampling.number(users)
         made = copy.copy(wire)
         made.steps = (step, *wire.steps[1:])
@@ -132,6 +134,12 @@ class Spends(Account):
         if last < self.rounds:
             self._say_last(self.spending, last)
             self.rounds = last
+
+    def affordable(self, rounds: int) -> int:
+        """The last of so many rounds that the budget bears, with the noise that all those wanted so far have had."""
+        if self.spending is None or not self.spending.bounded:
+            return rounds
+        return self.spending.last_round(self.rounds, rounds, self._drawn_in) if self.noise_given else self.rounds
 
     def pays(self, participants: Tensor) -> bool:
         """Count a round, or an attempt at it, of `[participants]`, before they are asked for anything.

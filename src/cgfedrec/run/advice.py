@@ -41,13 +41,8 @@ def advice(run: Run) -> Iterator[str]:
         at_the_end = run.summary["best_round"] == run.summary["rounds"] == training.rounds
     if isinstance(training, FederatedLoop) and training.cut_short:
         yield training.cut_short
-    elif at_the_end and isinstance(training, FederatedLoop) and training.spending and training.spending.bounded:
-        yield "the best round is the last one; more rounds need a larger Noised.epsilon, or more noise in each"
-    elif at_the_end:
-        yield (
-            "the best round is the last one: more may help. To go on: "
-            f"cgfedrec fit --ckpt_path {quote(str(kept))} --loop.rounds {2 * training.rounds}"
-        )
+    elif at_the_end and isinstance(training, FederatedLoop):
+        yield _more(training, kept)
     server = training.server if isinstance(training, FederatedLoop) else None
     if isinstance(server, CountingServer) and CHOOSE in server.sums and server.judged.any():
         yield (
@@ -65,6 +60,18 @@ def advice(run: Run) -> Iterator[str]:
             spends = isinstance(training, FederatedLoop) and training.spending is not None
             settings = "" if spends else f", or other settings of {name}: cgfedrec tune"  # whose trials spend as well
             yield f"next: try the default, --method CGFedCo{settings}"
+
+
+def _more(training: FederatedLoop, kept: Path) -> str:
+    """How to have more rounds where the last one was the best: as many again, or what is left of a budget."""
+    rounds = training.affordable(2 * training.rounds)
+    if rounds == training.rounds:
+        return "the best round is the last one; more rounds need a larger Noised.epsilon, or more noise in each"
+    told = f"cgfedrec fit --ckpt_path {quote(str(kept))} --loop.rounds {rounds}"
+    spending = training.spending
+    if spending and spending.bounded:
+        told += f" (epsilon {spending.epsilon:.4g} of {spending.budget:g} is spent so far)"
+    return f"the best round is the last one: more may help. To go on: {told}"
 
 
 def below_popularity(told: Mapping[str, Any]) -> bool:

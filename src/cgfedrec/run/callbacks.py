@@ -64,7 +64,9 @@ class Pace:
             what += f" ({self._phase})"
         told = f"{what} took {duration(took)}; by its first cohorts, {duration(training)} of training were expected"
         left = loop.rounds - loop.round
-        if left > 0 and not self._phase:  # rounds of a phase tell nothing of others
+        if loop.round < loop.server.alike_from:
+            told += f"; rounds from {loop.server.alike_from} on do more, and their time is not known yet"
+        elif left > 0 and not self._phase:  # rounds of a phase tell nothing of others
             told += f"; {left:,} more: about {duration(left * took)}"
         told += f"; {gib(resident())} of memory are taken, {gib(capacity.memory)} were expected"
         self.console.print(told, highlight=False, soft_wrap=True)
@@ -99,6 +101,7 @@ class ProgressBar:
         self.rounds = self.progress.add_task("rounds", total=loop.rounds, completed=loop.round, metric="")
         self.phase = loop.server.phase
         self.clients = self.progress.add_task("clients", total=len(loop.sample()), metric=self.phase)
+        self._from = (loop.round, loop.seconds)
 
     def on_cohort_end(self, loop: FederatedLoop, users: Tensor) -> None:
         """Count these clients, `[clients]`, as done in this round."""
@@ -106,6 +109,8 @@ class ProgressBar:
 
     def on_round_end(self, loop: FederatedLoop) -> None:
         """Count the round and, if it was evaluated, say what it found."""
+        if loop.round < loop.server.alike_from:
+            self._from = (loop.round, loop.seconds)
         self._tell(loop)
         self.phase = loop.server.phase  # what the next round is for
         self.progress.reset(self.clients, metric=self.phase)
@@ -141,11 +146,13 @@ class ProgressBar:
             yield loss
 
     def _left(self, loop: FederatedLoop) -> str:
-        """How long the other rounds take by what rounds took so far; training may stop before, for want of better ones.
+        """How long the other rounds take by those since this run began, as far as they are like them.
 
-        Nothing where that is soon, and in phases, which end by themselves.
+        Training may stop before, for want of better ones. Nothing where that is soon or not known yet, and in phases,
+        which end by themselves.
         """
-        left = (loop.rounds - loop.round) * loop.seconds / loop.round
+        rounds, seconds = loop.round - self._from[0], loop.seconds - self._from[1]
+        left = (loop.rounds - loop.round) * seconds / max(rounds, 1)
         if left < LONG or loop.server.phase or self.phase:
             return ""
         return f"at most {duration(left)} left"

@@ -136,9 +136,13 @@ class WandbLogger(theirs.WandbLogger):
         if round is None:
             self.experiment.log(dict(values), step=self._step)
             return
-        # What is told of an earlier round, such as the test of the best one, must not change the row of the last one.
-        self._step = round if round >= self._step else self._step + 1
-        self.experiment.log({**values, "round": round}, step=self._step)
+        if round < self._step:
+            # Such as the test of the best round. It must not change the row of the last one, and a row of its own would
+            # take the step of the round with which the run may go on: W&B takes each step once.
+            self.experiment.summary.update(dict(values))
+            return
+        self._step = round
+        self.experiment.log({**values, "round": round}, step=round)
 
     def log_histograms(self, values: Mapping[str, torch.Tensor], step: int) -> None:
         """Log how values, `[any]` by name, are distributed in round ``step``."""

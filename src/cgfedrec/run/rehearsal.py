@@ -76,8 +76,9 @@ def tried_out(loop: FederatedLoop) -> Alike | InTurn:
     server.aggregate(part)
     server.update(users, 1)
     evaluation, scoring = _evaluated(loop, users)
-    later = _trained(loop, users, 2)
-    sent = server.broadcast(users, 2)
+    second = max(2, server.alike_from)  # or the first one that is like those after it
+    later = _trained(loop, users, second)
+    sent = server.broadcast(users, second)
     own = sent is not None and sent.own is not None
     up, down = _besides(server.wire, len(participants))
     return Alike(

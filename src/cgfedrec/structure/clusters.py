@@ -56,6 +56,7 @@ class ClusterServer(MeanServer):
     def __init__(self, num_items: int, dim: int, clustering: Clustering, seed: int) -> None:
         super().__init__({"table": Field((num_items, dim))}, seed)
         self.clustering = clustering
+        self.alike_from = clustering.silent_rounds + 1
         self.register_buffer("centroids", torch.zeros(clustering.clusters, dim))
         self.register_buffer("labels", torch.full((num_items,), -1))
 

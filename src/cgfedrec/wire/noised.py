@@ -122,6 +122,11 @@ class Noised(Step):
         return self.delta if self.delta is not None else float(self._among.clients**-1.1)
 
     @property
+    def given(self) -> bool:
+        """Whether a round's noise was given, and does not follow from epsilon and ``loop.rounds``."""
+        return self._noise is not None
+
+    @property
     def noise(self) -> float:
         """Standard deviation of a round's noise, in units of the norm: of the sum's, or of an upload's."""
         if self._noise is not None:
