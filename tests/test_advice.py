@@ -56,7 +56,8 @@ def test_a_best_round_that_is_the_last_may_be_followed_by_better_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "rounds"), [({"epsilon": 6.0}, 2), ({"noise": 3.0, "epsilon": 6.0}, 4), ({"noise": 3.0, "epsilon": 1.3}, 3)]
+    ("given", "rounds"),
+    [({"epsilon": 6.0}, 2), ({"noise": 3.0, "epsilon": 6.0}, 4), ({"noise": 3.0, "epsilon": 1.3}, 3)],
 )
 def test_more_rounds_are_advised_as_far_as_the_budget_bears_them(given: dict[str, float], rounds: int) -> None:
     noised = {"class_path": "cgfedrec.wire.noised.Noised", "init_args": {"norm": 1.0, **given}}
