@@ -194,7 +194,7 @@ def test_without_validation_all_epochs_are_trained(make_data: MakeData) -> None:
     assert MF(epochs=3, evaluate_every=1).fit(data).report() == {"train/epochs": 3}
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool = False, fails: int = 0, **settings: Any) -> str:
+def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool = False, fails: int = 0, split: str = "leave_one_out") -> str:
     """What a run of MF shows whose epochs take four seconds each by its clock; one of them may fail."""
     clock, out, train = [0], io.StringIO(), MF.train
 
@@ -210,7 +210,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool = False, fails: int = 
         patched.setattr("cgfedrec.run.reference.time", SimpleNamespace(perf_counter=lambda: clock[0]))
         patched.setattr("cgfedrec.centralized.MF.train", slow)
         with pytest.raises(RunError, match="this epoch fails") if fails else nullcontext():
-            cgfedrec.fit(TINY | {"method": method, "run_dir": "run"}, settings, console=console)
+            cgfedrec.fit(TINY | {"method": method, "run_dir": "run"}, {"data.split": split}, console=console)
     return out.getvalue()
 
 
@@ -223,7 +223,7 @@ def test_epochs_are_told_every_so_often_with_what_is_left(monkeypatch: pytest.Mo
 
 
 def test_epochs_are_told_where_nothing_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = [line for line in shown(monkeypatch, **{"data.split": "none"}).splitlines() if line.startswith("epoch ")]
+    told = [line for line in shown(monkeypatch, split="none").splitlines() if line.startswith("epoch ")]
     assert told == [f"epoch {epoch}/8  at most {left} s left" for epoch, left in ((1, 28), (4, 16), (7, 4))]
 
 

@@ -17,7 +17,7 @@ from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check
 from cgfedrec.evaluation.ranking import Ranked, gains, no_metric, ranked, summarise
 from cgfedrec.history import Evaluations, Row, rows_of
-from cgfedrec.run.console import LONG, progress_bars
+from cgfedrec.run.console import LONG, progress_bars, quiet_console
 from cgfedrec.server import READINGS
 from cgfedrec.units import duration
 
@@ -71,7 +71,7 @@ class ReferenceFit(Evaluations):
         data: Set up.
         fabric: Says on which device it computes.
         monitor: The validation metric by which it is compared, and which chooses among several readings.
-        console: Where epochs are shown.
+        console: Where epochs are shown; by default nowhere.
 
     Raises:
         InputError: for settings that do not fit the data.
@@ -80,14 +80,19 @@ class ReferenceFit(Evaluations):
     rounds = 1
 
     def __init__(
-        self, reference: Reference, data: FederatedDataModule, fabric: Fabric, monitor: str, console: Console
+        self,
+        reference: Reference,
+        data: FederatedDataModule,
+        fabric: Fabric,
+        monitor: str,
+        console: Console | None = None,
     ) -> None:
         check(no_metric("loop.monitor", monitor, data))
         reference.check(data)
         reference.device = fabric.device
         super().__init__(monitor)
         self.reference, self.data, self.fabric = reference, data, fabric
-        self.epochs = reference.watch = EpochBar(console)
+        self.epochs = reference.watch = EpochBar(console or quiet_console())
         self.round = 0
         self.seconds = 0.0
         self.reading = ""
