@@ -74,6 +74,15 @@ def test_more_rounds_are_advised_as_far_as_the_budget_bears_them(given: dict[str
     assert (more.summary["rounds"], more.loop.cut_short) == (rounds, "")
 
 
+@pytest.mark.parametrize("privacy", [None, {"epsilon": 8.0}])
+def test_a_run_on_everything_after_a_private_one_spends_a_budget_too(privacy: dict[str, float] | None) -> None:
+    method = {"class_path": "CGFedCo", "columns": 8, "privacy": privacy}
+    data = {"init_args": {"synthetic": {"users": 300, "items": 40, "groups": 4}}}
+    run = cgfedrec.fit({"method": method, "data": data, "logger": None, "loop": {"rounds": 6}, "run_dir": "run"})
+    (told,) = [line for line in advice(run) if "--data.split none --method.read_by" in line]
+    assert told.endswith("; that run spends a budget of its own, and on the same people these add up") == bool(privacy)
+
+
 @pytest.mark.parametrize("spends", [False, True])
 def test_nothing_that_spends_a_budget_is_told_to_be_tried_many_times(spends: bool) -> None:
     noised = {"class_path": "cgfedrec.wire.noised.Noised", "init_args": {"norm": 1.0, "epsilon": 1.0}}

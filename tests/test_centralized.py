@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+import cgfedrec
 from cgfedrec.centralized import EASE, MF, ItemKNN, LightGCN, Popularity, itemknn
 from cgfedrec.centralized.factors import bpr, logistic
 from cgfedrec.centralized.reference import Reference
 from cgfedrec.data import FederatedDataModule, Format, Synthetic
 from cgfedrec.errors import InputError, RunError
 from cgfedrec.evaluation.ranking import evaluate
-from tests.conftest import MakeData, require_data
+from tests.conftest import TINY, MakeData, require_data
 
 PLANTED = Synthetic(users=200, items=100, groups=5, tastes=1, interactions=15)
 
@@ -186,6 +192,48 @@ def test_validation_chooses_the_epoch_and_ends_training(make_data: MakeData) -> 
 def test_without_validation_all_epochs_are_trained(make_data: MakeData) -> None:
     data = make_data(split="none")
     assert MF(epochs=3, evaluate_every=1).fit(data).report() == {"train/epochs": 3}
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool = False, fails: int = 0, split: str = "leave_one_out") -> str:
+    """What a run of MF shows whose epochs take four seconds each by its clock; one of them may fail."""
+    clock, out, train = [0], io.StringIO(), MF.train
+
+    def slow(self: MF, data: FederatedDataModule, epoch: int) -> None:
+        clock[0] += 4
+        if epoch == fails:
+            raise RunError("this epoch fails")
+        train(self, data, epoch)
+
+    method = {"class_path": "MF", "epochs": 8, "patience": None, "evaluate_every": 3, "dim": 4}
+    console = Console(file=out, width=200, force_terminal=terminal)
+    with monkeypatch.context() as patched:
+        patched.setattr("cgfedrec.run.reference.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+        patched.setattr("cgfedrec.centralized.MF.train", slow)
+        with pytest.raises(RunError, match="this epoch fails") if fails else nullcontext():
+            cgfedrec.fit(TINY | {"method": method, "run_dir": "run"}, {"data.split": split}, console=console)
+    return out.getvalue()
+
+
+def test_epochs_are_told_every_so_often_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [line for line in shown(monkeypatch).splitlines() if line.startswith("epoch ")]
+    assert told[0] == "epoch 1/8  at most 28 s left"
+    assert re.fullmatch(r"epoch 4/8  val/ndcg@10 0\.\d{4}  at most 16 s left", told[1])
+    assert re.fullmatch(r"epoch 7/8  val/ndcg@10 0\.\d{4}  at most 4 s left", told[2])
+    assert len(told) == 3
+
+
+def test_epochs_are_told_where_nothing_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = [line for line in shown(monkeypatch, split="none").splitlines() if line.startswith("epoch ")]
+    assert told == [f"epoch {epoch}/8  at most {left} s left" for epoch, left in ((1, 28), (4, 16), (7, 4))]
+
+
+@pytest.mark.parametrize("fails", [0, 3])
+def test_a_terminal_has_a_bar_of_epochs_which_goes_away(fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    text = shown(monkeypatch, True, fails)
+    assert "epochs" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") > 0  # the cursor is there again
+    assert "at most" not in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -697,3 +698,14 @@ def test_a_misspelt_option_of_a_command_itself_is_named(
 ) -> None:
     assert main(words.split()) == 2
     assert meant in capsys.readouterr().err
+
+
+def test_an_installed_srun_that_nobody_uses_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("bin").mkdir()
+    Path("bin/srun").write_text("#!/bin/sh\n")
+    Path("bin/srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(Path("bin").absolute()), prepend=os.pathsep)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        package.fit(TINY, {"run_dir": "run", "loop": {"rounds": 1}})
+    assert not [one for one in told if "srun" in str(one.message)]

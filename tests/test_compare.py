@@ -261,6 +261,31 @@ def test_an_axis_of_epsilons_ends_where_there_is_no_noise() -> None:
     assert ticks[:2] == [1, 100]
 
 
+@pytest.mark.parametrize(
+    ("private", "seeds", "runs"),
+    [
+        ({"method": {"class_path": "CGFedCo", "init_args": {"privacy": {"epsilon": 8.0}}}}, [0, 1], 2),
+        (
+            {
+                "method": {"class_path": "PFedRec"},
+                "wire": {"steps": [{"class_path": "Noised", "init_args": {"norm": 1.0, "epsilon": 8.0}}]},
+            },
+            [0, 1, 2],
+            3,
+        ),
+        ({"method": {"class_path": "CGFedCo"}}, [0, 1], 0),
+    ],
+)
+def test_a_comparison_says_that_budgets_add_up(
+    private: dict[str, Any], seeds: list[int], runs: int, tmp_path: Path
+) -> None:
+    small = {"data": {"init_args": {"synthetic": {"users": 100, "items": 40, "groups": 4}}}}
+    path = write(tmp_path / "small.yaml", base=small, data={"one": {}}, methods={"private": private}, seeds=seeds)
+    notes = [note for note in read_plan(path, tmp_path / "out").notes if "privacy" in note]
+    told = f"warning: privacy: each of {runs} runs spends a budget of its own, and on the same people these add up"
+    assert notes == ([told] if runs else [])
+
+
 @pytest.mark.usefixtures("quick_start")
 def test_a_comparison_of_budgets_shows_accuracy_privacy_and_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -278,7 +303,9 @@ def test_a_comparison_of_budgets_shows_accuracy_privacy_and_bytes(
         seeds=[0],
     )
     assert compare(config) == 0
-    assert "epsilon: what a run has spent" in " ".join(capsys.readouterr().out.split())
+    out = " ".join(capsys.readouterr().out.split())
+    assert "epsilon: what a run has spent" in out
+    assert "spends a budget of its own" not in out  # there is one such run alone
     epsilons = dict(pl.read_csv("out/results.csv").select("method", "privacy/epsilon").iter_rows())
     assert epsilons == {"Local": None, "CGFedCo": None, "with noise": pytest.approx(8)}
     head, _, *rows = [line.split(" | ") for line in Path("out/table.md").read_text().splitlines() if line[:1] == "|"]

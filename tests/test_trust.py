@@ -320,3 +320,14 @@ def test_a_step_may_be_named_by_the_call_that_opens_a_checkpoint(
     assert cgfedrec.load(checkpoint, {"wire": {"steps": steps}}).test()
     assert cgfedrec.load(checkpoint, options=["--wire.steps", "[{class_path: mystep.Same}]"]).test()
     assert cgfedrec.load(checkpoint, options=["--trust", "mystep"]).test()
+
+
+@pytest.mark.usefixtures("evil")
+def test_a_class_that_is_not_imported_says_what_to_pass_in_python(honest: dict[str, Any]) -> None:
+    path = write(honest, at("method.class_path", "evil.Evil"))
+    with pytest.raises(InputError, match=r'--method evil\.Evil \(in Python: options=\["--method", "evil\.Evil"\]\)'):
+        cgfedrec.load(path)
+    path = write(honest, at("method.class_path", "cgfedrec_own.Mine"))
+    Path("cgfedrec_own.py").write_text("from cgfedrec.methods import CGFedRec\nclass Mine(CGFedRec): pass\n")
+    with pytest.raises(InputError, match=r"this run uses cgfedrec_own\.Mine"):  # it was imported, and trained nothing
+        cgfedrec.load(path, options=["--method", "cgfedrec_own.Mine"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,6 +12,14 @@ from torch import Tensor
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.history import Row
 from cgfedrec.method import Recommender
+
+Watch = Callable[[int, int, Row], None]
+"""Is told of an epoch that has ended, of how many there are at most, and, where it was measured after this one, of the
+metric that chooses the best, by name."""
+
+
+def unwatched(epoch: int, epochs: int, found: Row) -> None:
+    """A `Watch` that tells nobody."""
 
 
 class Reference(Recommender, ABC):
@@ -22,10 +30,12 @@ class Reference(Recommender, ABC):
 
     Attributes:
         device: Where it computes; set before `fit`.
+        watch: Called after each epoch where fitting takes several; set before `fit`.
         reading: The settings of the one of `readings` that it scores by.
     """
 
     device = torch.device("cpu")
+    watch: Watch = staticmethod(unwatched)
     reading: Mapping[str, Any]
 
     @abstractmethod

@@ -78,11 +78,13 @@ class Vectors(Reference):
         for epoch in range(1, self.epochs + 1):
             self.train(data, epoch)
             if epoch != self.epochs and (epoch % self.evaluate_every or not measured):
+                self.watch(epoch, self.epochs, {})
                 continue
             self.trained = self.found()
             value = 0.0  # without validation only the last epoch comes here, and it is the best
             if measured:
                 value = evaluate(data, "val", self.score, SCORED_AT_ONCE)[self.monitor]
+            self.watch(epoch, self.epochs, {self.monitor: value} if measured else {})
             since_best += 1
             if value > best:
                 chosen, best, since_best, self.best_epoch = self.trained, value, 0, epoch

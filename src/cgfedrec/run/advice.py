@@ -45,9 +45,12 @@ def advice(run: Run) -> Iterator[str]:
         yield _more(training, kept)
     server = training.server if isinstance(training, FederatedLoop) else None
     if isinstance(server, CountingServer) and CHOOSE in server.sums and server.judged.any():
+        again = ""
+        if getattr(run.method, "privacy", None):
+            again = "; that run spends a budget of its own, and on the same people these add up"
         yield (
             "to train on everything and use it, give the same settings and "
-            f"--data.split none --method.read_by {quote(list(server.structure.readings)[int(server.chosen)])}"
+            f"--data.split none --method.read_by {quote(list(server.structure.readings)[int(server.chosen)])}{again}"
         )
     if below_popularity(run.summary):
         name = type(run.method).__name__

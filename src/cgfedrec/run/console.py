@@ -191,7 +191,7 @@ def show_result(
         reported = summary["cuts"] - summary["choosing"]
         told = f"{summary['cases']:,} cases at {reported} cuts"
         if summary["choosing"]:
-            told += f"; at the {summary['choosing']} before them settings were only chosen"
+            told += f"; the {summary['choosing']} before them are for choosing settings alone"
         console.print(told, highlight=False, soft_wrap=True)
     if "bytes/up" in summary:  # a reference has no rounds, sends nothing and leaves no checkpoint
         told = f"{nbytes(summary['bytes/up'])} up, {nbytes(summary['bytes/down'])} down"

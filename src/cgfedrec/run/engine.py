@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from inspect import signature
 from typing import Any
@@ -95,7 +96,9 @@ def alone(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fabric(arguments: dict[str, Any], callbacks: list[object]) -> Fabric:
     try:
-        return Fabric(**arguments, callbacks=callbacks)
+        with warnings.catch_warnings():  # wherever SLURM is installed, even where nobody uses it
+            warnings.filterwarnings("ignore", "The `srun` command is available")
+            return Fabric(**arguments, callbacks=callbacks)
     except Exception as error:  # of Lightning, or of a plugin: it may be any
         defaults = {name: parameter.default for name, parameter in signature(Fabric).parameters.items()}
         given = [f"fabric.{name}" for name, value in arguments.items() if value not in (defaults[name], "cpu", 1)]

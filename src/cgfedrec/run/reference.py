@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning import Fabric
+from rich.console import Console
 from torch import Tensor
 
 from cgfedrec.centralized.reference import Reference
@@ -14,7 +17,47 @@ from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.errors import check
 from cgfedrec.evaluation.ranking import Ranked, gains, no_metric, ranked, summarise
 from cgfedrec.history import Evaluations, Row, rows_of
+from cgfedrec.run.console import LONG, progress_bars, quiet_console
 from cgfedrec.server import READINGS
+from cgfedrec.units import duration
+
+EVERY = 10.0
+"""Seconds between two lines of epochs, where there is no terminal for a bar."""
+
+
+class EpochBar:
+    """Shows epochs and their metric: a bar on a terminal, elsewhere a line every so often. It is a `Watch`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = progress_bars(console, "metric")
+        self.metric = ""
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show what is told meanwhile; nothing where there are no epochs."""
+        self.started = time.perf_counter()
+        self.next = self.started + LONG
+        try:
+            yield
+        finally:
+            if self.progress.tasks:
+                self.progress.stop()
+
+    def __call__(self, epoch: int, epochs: int, found: Row) -> None:
+        if not self.progress.tasks:
+            self.progress.start()
+            self.progress.add_task("epochs", total=epochs, metric="")
+        for name, value in found.items():
+            self.metric = f"{name} {value:.4f}"
+        self.progress.update(self.progress.tasks[0].id, completed=epoch, metric=self.metric)
+        now = time.perf_counter()
+        if self.console.is_terminal or now < self.next or epoch == epochs:
+            return
+        self.next = now + EVERY
+        left = f"at most {duration((now - self.started) / epoch * (epochs - epoch))} left"
+        told = (f"epoch {epoch}/{epochs}", self.metric, left)
+        self.console.print("  ".join(part for part in told if part), highlight=False, soft_wrap=True)
 
 
 class ReferenceFit(Evaluations):
@@ -28,6 +71,7 @@ class ReferenceFit(Evaluations):
         data: Set up.
         fabric: Says on which device it computes.
         monitor: The validation metric by which it is compared, and which chooses among several readings.
+        console: Where epochs are shown; by default nowhere.
 
     Raises:
         InputError: for settings that do not fit the data.
@@ -35,12 +79,20 @@ class ReferenceFit(Evaluations):
 
     rounds = 1
 
-    def __init__(self, reference: Reference, data: FederatedDataModule, fabric: Fabric, monitor: str) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        data: FederatedDataModule,
+        fabric: Fabric,
+        monitor: str,
+        console: Console | None = None,
+    ) -> None:
         check(no_metric("loop.monitor", monitor, data))
         reference.check(data)
         reference.device = fabric.device
         super().__init__(monitor)
         self.reference, self.data, self.fabric = reference, data, fabric
+        self.epochs = reference.watch = EpochBar(console or quiet_console())
         self.round = 0
         self.seconds = 0.0
         self.reading = ""
@@ -58,7 +110,8 @@ class ReferenceFit(Evaluations):
 
     def _fit(self) -> None:
         started = time.perf_counter()
-        self.reference.fit(self.data)
+        with self.epochs.shown():
+            self.reference.fit(self.data)
         judged = self._by_reading()
         self.reading = next(iter(self.reference.readings))
         if judged:

@@ -115,7 +115,7 @@ class Run(Trained):
             alone_only = "fabric.devices: a reference is trained in one process"
             no_rounds = "callbacks: a reference has no rounds, and calls none"
             check(None if processes.number == 1 else alone_only, no_rounds if parts.callbacks else None)
-            return ReferenceFit(self.method, self.data, fabric, parts.loop.monitor)
+            return ReferenceFit(self.method, self.data, fabric, parts.loop.monitor, self.console)
         # Fabric calls them in this order: a round is in the CSV and judged before it is saved, and the user's come
         # before the checkpoint, which heeds their `should_stop`.
         hooks = [

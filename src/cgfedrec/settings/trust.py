@@ -198,9 +198,8 @@ def _not_allowed(tree: Layer, named: Collection[str], trusted: Collection[str]) 
         # With the dot, trust in my.module is none in my.module2.
         if any(f"{value}.".startswith(f"{module}.") for module in trusted):
             continue
-        way_out = f"--trust {value}"
-        if place == "method.class_path":
-            way_out = f"--method {value}"
+        option = "--method" if place == "method.class_path" else "--trust"
+        way_out = f'{option} {value} (in Python: options=["{option}", "{value}"])'
         yield (
             f"ckpt_path: its setting {place} names {value}, which is neither a method of cgfedrec nor an optimiser of "
             f"torch, and so was not imported. If you trust that code, name it in this call: {way_out}"

@@ -91,6 +91,9 @@ def read_plan(path: Path, output: Path) -> Plan:
         for method, entry in methods.items():
             setups.add(dataset, of_data, method, entry)
     check(*(f"{places_named(places)}: {problem}" for problem, places in setups.problems.items()))
+    if max(setups.spending.values(), default=0) > 1:
+        told = f"warning: privacy: each of {sum(setups.spending.values())} runs spends a budget of its own"
+        notes += (f"{told}, and on the same people these add up",)
     order = {seed: place for place, seed in enumerate(seeds)}
     return Plan(
         title=str(given.get("title") or path.stem),

@@ -38,6 +38,7 @@ class Setups:
         metrics: That are compared.
         output: Where the runs are to go.
         jobs, kinds, settings, facts: As in `cgfedrec.experiments.compare.plan.Plan`.
+        spending: Data sets, and how many runs on each spend a budget of differential privacy.
         problems: Each with the places that have it: what is found in many runs is said once.
     """
 
@@ -49,6 +50,7 @@ class Setups:
     kinds: dict[str, Kind] = field(default_factory=dict)
     settings: dict[tuple[str, str], str] = field(default_factory=dict)
     facts: dict[str, Facts] = field(default_factory=dict)
+    spending: dict[str, int] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     _fingerprints: dict[str, str] = field(default_factory=dict)
 
@@ -86,6 +88,8 @@ class Setups:
             return
         self.kinds[method] = _kind(run)
         self.settings[dataset, method] = shown(config)
+        if getattr(run.method, "privacy", None) or getattr(run.training, "spending", None):
+            self.spending[dataset] = self.spending.get(dataset, 0) + len(self.seeds)
         # Methods are compared on the same data, measured alike: the first of a data set says how.
         self._note(unlike(self.facts.setdefault(dataset, found), found, self.metrics), where)
         for seed, each, fingerprint in zip(self.seeds, configs, fingerprints, strict=True):
