@@ -18,7 +18,7 @@ Watch = Callable[[int, int, Row], None]
 metric that chooses the best, by name."""
 
 
-def unwatched(epoch: int, epochs: int, found: Row) -> None:
+def watch(epoch: int, epochs: int, found: Row) -> None:
     """A `Watch` that tells nobody."""
 
 
@@ -35,7 +35,7 @@ class Reference(Recommender, ABC):
     """
 
     device = torch.device("cpu")
-    watch: Watch = staticmethod(unwatched)
+    watch: Watch = staticmethod(watch)
     reading: Mapping[str, Any]
 
     @abstractmethod
