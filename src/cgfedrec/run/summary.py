@@ -180,7 +180,7 @@ def summary_of(
     if data.cut:
         asked["cases"] = data.part_size(data.cut.asked)
     unfinished = {}
-    if isinstance(training, FederatedLoop) and training.server.phase:
+    if isinstance(training, FederatedLoop) and training.server.phase and last["round"] == training.rounds:
         unfinished["unfinished"] = training.server.phase
     return {
         **stated(header, data, directory),
