@@ -264,13 +264,14 @@ class Run(Trained):
 
     def _finish(self, started: float) -> None:
         """Go to the best round, test it, and write what was found."""
-        training = self.training
+        training, unfinished = self.training, ""
         if training.best is None:
             raise RunError(
                 f"stopped after round {training.round}, before the first evaluation: there is nothing to report"
             )
         if isinstance(training, FederatedLoop):
-            show_unfinished(self.console, training.server.phase, training.round, self.checkpoints / LAST)
+            unfinished = "" if training.should_stop else training.server.phase
+            show_unfinished(self.console, unfinished, training.round, self.checkpoints / LAST)
             self._saved.go_to_best(training)
             if training.server.updates != "never" and self.processes.first:
                 keep(self.data.to_keep(), self.checkpoints, HISTORIES)
@@ -288,6 +289,8 @@ class Run(Trained):
         if "bytes/scoring" in self.summary:  # of all evaluations so far, and of this test
             self.summary["bytes/scoring"] += training.bytes_scoring - before
         self.summary["seconds"] = time.perf_counter() - started
+        if unfinished:
+            self.summary["unfinished"] = unfinished
         self._write_page()
         write_json(self.directory / "summary.json", self.summary)  # last: a run with a summary is finished
         shown = {name: value for name, value in tests.items() if name.startswith("test/")}

@@ -20,7 +20,6 @@ from cgfedrec.evaluation.intervals import Values, paired_interval
 from cgfedrec.evaluation.metrics import each_users
 from cgfedrec.evaluation.ranking import Ranked, summarise
 from cgfedrec.files import file_digest
-from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.run.folder import CONFIG, METRICS, RANKS
@@ -179,13 +178,9 @@ def summary_of(
     asked: dict[str, int] = {}
     if data.cut:
         asked["cases"] = data.part_size(data.cut.asked)
-    unfinished = {}
-    if isinstance(training, FederatedLoop) and training.server.phase and last["round"] == training.rounds:
-        unfinished["unfinished"] = training.server.phase
     return {
         **stated(header, data, directory),
         **asked,
-        **unfinished,
         "round": int(best["round"]),
         "best_round": int(best["round"]),
         "rounds": int(last["round"]),
