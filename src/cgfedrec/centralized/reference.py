@@ -35,7 +35,8 @@ class Reference(Recommender, ABC):
     """
 
     device = torch.device("cpu")
-    watch: Watch = staticmethod(watch)
+    # Not annotated: from a subclass's module jsonargparse does not find `Watch`, and then it checks no type there.
+    watch = staticmethod(watch)
     reading: Mapping[str, Any]
 
     @abstractmethod
