@@ -74,8 +74,12 @@ class Candidates:
     @cached_property
     def unseen(self) -> NDArray[np.int64]:
         """Items that nobody had before the cut, `[any]`: no candidates, and a miss where they are held out."""
-        seen = np.concatenate((self.parts[Part.TRAIN].items, self.disliked.items))
-        return np.setdiff1d(np.arange(self.num_items if self.at_a_cut else 0), seen)
+        if not self.at_a_cut:
+            return np.empty(0, np.int64)
+        train, disliked = (
+            np.bincount(lists.items, minlength=self.num_items) for lists in (self.parts[Part.TRAIN], self.disliked)
+        )
+        return np.flatnonzero(train + disliked == 0)
 
     def misses(self, relevant: Tensor) -> Tensor | None:
         """Which held-out items `[users, relevant]` are unseen, likewise; ``None`` where none is."""
