@@ -168,8 +168,9 @@ class Results:
         names = (f"{data}/{method}/{seed}" for method, seed in runs.select("method", "seed").iter_rows())
         finished = {job.name for job in self.finished}
         missing = {name: self.failed.get(name, "has not run") for name in names if name not in finished}
-        for job in [one for one in self.finished if one.data == data and "unfinished" in one.summary()]:
-            missing[job.name] = f"its rounds were too few; the phase {job.summary()['unfinished']!r} has not ended"
+        for job in self.finished:
+            if job.data == data and (phase := job.summary().get("unfinished")):
+                missing[job.name] = f"its rounds were too few; the phase {phase!r} has not ended"
         cuts = {row.method: curve for row in rows if (curve := self._over_cuts(data, row.method))}
         metric = self.plan.facts[data].monitor.removeprefix("val/")
         beyond = beyond_of(done, [row.method for row in rows], POPULARITY, metric)
