@@ -123,7 +123,7 @@ def _search(
         highlight=False,
         soft_wrap=True,
     )
-    if getattr(run.method, "privacy", None) or getattr(run.training, "spending", None):
+    if run.spends:
         told = "warning: privacy: each trial spends a budget of its own, these add up, and no budget has the choice"
         console.print(told, highlight=False, soft_wrap=True)
     values = {option: value_of(own, option) for option in spec}

@@ -46,7 +46,7 @@ def advice(run: Run) -> Iterator[str]:
     server = training.server if isinstance(training, FederatedLoop) else None
     if isinstance(server, CountingServer) and CHOOSE in server.sums and server.judged.any():
         again = ""
-        if getattr(run.method, "privacy", None):
+        if run.spends:
             again = "; that run spends a budget of its own, and on the same people these add up"
         yield (
             "to train on everything and use it, give the same settings and "

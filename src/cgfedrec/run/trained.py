@@ -61,6 +61,11 @@ class Trained:
         return self.training if isinstance(self.training, ReferenceFit) else self.loop
 
     @property
+    def spends(self) -> bool:
+        """Whether a training spends a budget of differential privacy; those of several add up on the same people."""
+        return bool(getattr(self.method, "privacy", None) or getattr(self.training, "spending", None))
+
+    @property
     def server(self) -> Server:
         """The server, as it is after the round that is loaded: the best one, once training has ended."""
         return self.loop.server

@@ -88,7 +88,7 @@ class Setups:
             return
         self.kinds[method] = _kind(run)
         self.settings[dataset, method] = shown(config)
-        if getattr(run.method, "privacy", None) or getattr(run.training, "spending", None):
+        if run.spends:
             self.spending[dataset] = self.spending.get(dataset, 0) + len(self.seeds)
         # Methods are compared on the same data, measured alike: the first of a data set says how.
         self._note(unlike(self.facts.setdefault(dataset, found), found, self.metrics), where)
