@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from lightning import LightningModule
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cgfedrec.data.batches import Batch as Batch
 from cgfedrec.data.own import Own
-from cgfedrec.errors import LARGEST, InputError, check, not_between
 from cgfedrec.serving.readers import Reader
 from cgfedrec.wire.messages import Broadcast, Upload
 
@@ -36,6 +37,10 @@ class StepOutput(NamedTuple):
 
     loss: Tensor
     reported: Mapping[str, Tensor] = MappingProxyType({})
+
+
+Fused = Callable[[Batch], StepOutput]
+"""Takes all of a batch's steps at once: see `Client.fused`."""
 
 
 class Client(LightningModule, ABC):
@@ -81,9 +86,17 @@ class Client(LightningModule, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        said = next(base for base in cls.__mro__ if "follows" in vars(base))
-        if any(getattr(cls, name) != getattr(said, name) for name in ("training_step", "receive", "upload")):
-            cls.follows = frozenset()  # what was said of another need not be true
+        # What was said of another need not be true.
+        if cls._has_changed("follows", "training_step", "receive", "upload"):
+            cls.follows = frozenset()
+        if cls._has_changed("fused", "training_step", "configure_optimizers"):
+            cls.fused = Client.fused  # type: ignore[method-assign]
+
+    @classmethod
+    def _has_changed(cls, said: str, *names: str) -> bool:
+        """Whether it has another method of one of these ``names`` than the class that has ``said`` something."""
+        who = next(base for base in cls.__mro__ if said in vars(base))
+        return any(getattr(cls, name) != getattr(who, name) for name in names)
 
     @abstractmethod
     def start(self, users: Tensor) -> dict[str, Tensor]:
@@ -99,6 +112,19 @@ class Client(LightningModule, ABC):
     @abstractmethod
     def configure_optimizers(self) -> list[Optimizer]:
         """The optimisers that take one step each, in this order, on every batch."""
+
+    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
+        """What takes all of a batch's steps in one compiled loop (`cgfedrec.kernels`); by default there is none.
+
+        It ends where `training_step`, the gradients and the optimisers do, but for rounding, and many times as fast. It
+        is asked for on a CPU in float32, before each cohort trains. A subclass with a `training_step` or
+        `configure_optimizers` of its own has none, unless it says so anew.
+
+        Args:
+            optimizers: Those of `configure_optimizers`.
+            ends: `[clients]`: where each client's rows end in a table that follows; ``None`` where tables are whole.
+        """
+        return None
 
     def welcome(self, broadcast: Broadcast | None) -> None:
         """Take what the server sends once, when a client first takes part: the seed of the start that all share."""
@@ -254,46 +280,3 @@ def empty_parameter(*shape: int) -> nn.Parameter:
 def shared_start(seed: int, scale: float, *shape: int) -> Tensor:
     """The values with which all clients start, `[*shape]`, N(0, scale^2); drawn once, and never changed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
-
-
-def check_elementwise(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], where: str = "method") -> Optimizer:
-    """Make sure that an optimiser cannot mix clients: two trained together must end where each ends alone.
-
-    Args:
-        optimizer: As given by the user.
-        where: Whose setting it is.
-
-    Returns:
-        One, made for a trial.
-
-    Raises:
-        InputError: for an optimiser that mixes, cannot be made, or needs more than gradients.
-    """
-    gradients = torch.linspace(-1, 2, 36).sin().reshape(3, 2, 3, 2)  # [steps, clients, 3, 2]
-
-    def trial(clients: slice) -> tuple[Tensor, Optimizer]:
-        parameter = nn.Parameter(torch.linspace(-1, 1, 12).reshape(2, 3, 2)[clients].clone())
-        made = optimizer([parameter])
-        for gradient in gradients:
-            parameter.grad = gradient[clients].clone()
-            made.step()
-        return parameter.data, made
-
-    try:
-        together, made = trial(slice(0, 2))
-        check(
-            *(
-                not_between(f"{where}.optimizer.{name}", value, -LARGEST)
-                for name, value in made.defaults.items()
-                if isinstance(value, float)
-            )
-        )
-        alone = torch.cat([trial(slice(client, client + 1))[0] for client in range(2)])
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"{where}.optimizer: {error}") from error
-    if not torch.allclose(together, alone, rtol=1e-5, atol=1e-7):
-        check(
-            f"{where}.optimizer: {type(made).__name__} computes over all clients of a cohort at once; choose one that "
-            "treats every element alone, such as SGD, Adam, AdamW or Adagrad"
-        )
-    return made

@@ -35,6 +35,7 @@ class Touched:
 
     Attributes:
         batches: The same, whose items count among these rows.
+        ends: `[clients]`: where each client's rows end.
     """
 
     def __init__(self, client: Client, names: Sequence[str], batches: Sequence[Batch], memory: Lent) -> None:
@@ -51,16 +52,16 @@ class Touched:
         # Each client has a whole number of vectors of any processor, and so perhaps a few rows more.
         multiple = max(VECTOR // math.gcd(VECTOR, base.shape[1]) for base in self._bases.values())
         room = -(-counts // multiple) * multiple
-        self._ends = room.cumsum()  # [clients]
+        self.ends = room.cumsum()  # [clients]
         owners = np.arange(clients).repeat(counts)
-        numbers = np.arange(len(found)) + (self._ends - room - counts.cumsum() + counts).repeat(counts)
+        numbers = np.arange(len(found)) + (self.ends - room - counts.cumsum() + counts).repeat(counts)
         number_of = np.empty(len(touched), np.int64)  # of what is touched; of all else anything
         number_of[found] = numbers
         self.batches = [
             batch._replace(items=torch.from_numpy(number_of[place]))
             for batch, place in zip(batches, places, strict=True)
         ]
-        items, total = found - owners * num_items, int(self._ends[-1])
+        items, total = found - owners * num_items, int(self.ends[-1])
         self._indices = torch.from_numpy(np.stack((owners, items))).to(client.device)  # [2, touched]
         self._numbers = None if len(numbers) == total else torch.from_numpy(numbers).to(client.device)
         of_rows = items
@@ -79,7 +80,7 @@ class Touched:
 
     def rows(self, clients: int) -> int:
         """How many rows the first so many clients have."""
-        return int(self._ends[clients - 1])
+        return int(self.ends[clients - 1])
 
     def check_gradients(self) -> None:
         """Refuse a step whose gradient is one of all rows: what it computed saw some of them alone."""

@@ -59,6 +59,10 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
     touched = Touched.by(worker.client, batches, worker.memory)
     if touched is not None:
         batches = touched.batches
+    fused = None
+    if fabric.device.type == "cpu" and fabric.strategy.precision.precision == "32-true":
+        ends = touched.ends if touched is not None else None
+        fused = worker.client.fused([one.optimizer for one in worker.optimizers], ends)
     cohort = worker.client.private()
     # [clients]: sums over all batches, and how many samples they had
     losses, seen = torch.zeros(2, len(worker.client.users), device=fabric.device)
@@ -70,15 +74,7 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         if len(batch.items) < active:
             active = len(batch.items)
             narrow(worker.client, worker.optimizers, active, touched)
-        for step, optimizer in enumerate(worker.optimizers):
-            with fabric.autocast():
-                output = worker.module.training_step(batch, step)
-            _check(worker.client, output, active)
-            fabric.backward(output.loss.sum())  # a sum, so that each client's gradient is as if it were alone
-            if touched is not None:
-                touched.check_gradients()
-            optimizer.step()
-            optimizer.zero_grad()
+        output = fused(batch) if fused is not None else _steps(fabric, worker, batch, touched)
         seen[:active] += batch.sizes
         losses[:active] += output.loss.detach() * batch.sizes
         for name in output.reported:
@@ -92,6 +88,20 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
     if not means.isfinite().all():
         raise NotFiniteError("training loss", worker.client.users[~means.isfinite().all(1)].tolist())
     return means
+
+
+def _steps(fabric: Fabric, worker: Worker, batch: Batch, touched: Touched | None) -> StepOutput:
+    """Let every optimiser take its step on a batch; what the last one saw."""
+    for step, optimizer in enumerate(worker.optimizers):
+        with fabric.autocast():
+            output = worker.module.training_step(batch, step)
+        _check(worker.client, output, len(batch.items))
+        fabric.backward(output.loss.sum())  # a sum, so that each client's gradient is as if it were alone
+        if touched is not None:
+            touched.check_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+    return output
 
 
 def _check(client: Client, output: StepOutput, clients: int) -> None:

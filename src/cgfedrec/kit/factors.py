@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter, shared_start
+from cgfedrec.client import Batch, Client, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import no_count, not_positive
-from cgfedrec.kit.optimisers import FactorAdam, OptimizerCallable
+from cgfedrec.kit.optimisers import FactorAdam, OptimizerCallable, check_elementwise
 from cgfedrec.kit.rows import bmm, linear_loss, rows_of
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.random import Stream, normal

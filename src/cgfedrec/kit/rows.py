@@ -144,7 +144,7 @@ def by_rows(optimizer: Optimizer) -> Optimizer:
     groups = optimizer.param_groups
     steps_as_sgd = type(optimizer) in STEPS_OF_SGD
     if steps_as_sgd and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups):
-        return _RowSGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
+        return RowSGD([{"params": group["params"], "lr": group["lr"]} for group in groups])
     if isinstance(optimizer, Adam):
         _fuse(groups)
     optimizer.register_step_pre_hook(Dense(optimizer))
@@ -157,7 +157,7 @@ def dense_copies(optimizer: Optimizer) -> int:
     These are the gradient as it comes, the gradient made dense, and the optimiser's own state. An optimiser that steps
     on rows alone needs none. One that cannot be made anew to be looked at is taken to have as much state as Adam.
     """
-    if isinstance(optimizer, _RowSGD):
+    if isinstance(optimizer, RowSGD):
         return 0
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.ones(2)
@@ -211,7 +211,7 @@ def _fuse(groups: list[dict[str, Any]]) -> None:
             group["fused"] = True
 
 
-class _RowSGD(SGD):
+class RowSGD(SGD):
     """Plain SGD on item tables `[clients, items, dim]`. Rows that stand in a batch twice are added up in its order."""
 
     @torch.no_grad()

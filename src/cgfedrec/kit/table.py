@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput, check_elementwise, empty_parameter, shared_start
+from cgfedrec.client import Batch, Client, Fused, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import no_count, not_positive
-from cgfedrec.kit.optimisers import OptimizerCallable, TableSGD
+from cgfedrec.kit import fused
+from cgfedrec.kit.optimisers import OptimizerCallable, TableSGD, check_elementwise
 from cgfedrec.kit.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.random import Stream, uniform
@@ -75,6 +77,9 @@ class TableClient(Client):
         rows = rows_of(self.table, batch.items, self._rows)
         self._rows = None
         return StepOutput(linear_loss(rows, self.head_weight.detach(), self.head_bias.detach(), batch))
+
+    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
+        return fused.linear(self.table.data, self.head_weight.data, self.head_bias.data, optimizers, ends)
 
     def upload(self) -> Upload:
         return Upload(self.users, {"table": self.private()["table"]}, bases=self.bases)

@@ -5,15 +5,21 @@ The user vector stays with its client. The item table goes up, is averaged, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.optim import Optimizer
 
+from cgfedrec.client import Fused
+from cgfedrec.kit import fused
 from cgfedrec.kit.factors import FactorClient, FactorMethod
 from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.robust import Aggregation, RobustMethod, RobustTableServer
 from cgfedrec.kit.rows import by_rows
+from cgfedrec.lent import Scratch
 from cgfedrec.server import Server
 from cgfedrec.wire.values import Field
 
@@ -24,8 +30,15 @@ class FedMFClient(FactorClient):
     method: FedMF
     follows = frozenset({"table"})
 
+    def __init__(self, method: FedMF, num_items: int, seed: int) -> None:
+        super().__init__(method, num_items, seed)
+        self._averages = Scratch(), Scratch()  # of Adam, where its steps are compiled
+
     def configure_optimizers(self) -> list[Optimizer]:
         return [by_rows(self.method.optimizer([self.user, self.table]))]
+
+    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
+        return fused.factors(self.table.data, self.user.data, *optimizers, ends, self._averages)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, StepOutput, check_elementwise, empty_parameter
+from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.errors import check, not_between, not_positive
 from cgfedrec.kit.factors import FactorClient, FactorMethod
 from cgfedrec.kit.gather import Gathered, GatherServer, Mailbox
 from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.network import filled, layers_of, not_layers, perceptron, row_length, score_in_chunks
-from cgfedrec.kit.optimisers import OptimizerCallable, TableSGD
+from cgfedrec.kit.optimisers import OptimizerCallable, TableSGD, check_elementwise
 from cgfedrec.kit.rows import by_rows, rows_of
 from cgfedrec.random import Stream, laplace
 from cgfedrec.wire.messages import Broadcast, NotFiniteError, Upload

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, StepOutput
+from cgfedrec.client import Batch, Fused, StepOutput
 from cgfedrec.errors import check, no_count, not_between
+from cgfedrec.kit.fused import plain_rate
 from cgfedrec.kit.table import TableClient, TableMethod, TableSettings
 from cgfedrec.structure.clusters import KMeansKind
-from cgfedrec.structure.contrast import Kind, contrast
+from cgfedrec.structure.contrast import Kind, contrast, loss_and_gradient
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.values import Labels
 
@@ -42,6 +46,23 @@ class AlignedClient(TableClient):
             self.table[:, self.labelled], self.labels, self.method.temperature, kind=self.method.contrast
         )
         return StepOutput(output.loss + self.method.reg * alignment, {"alignment": alignment.detach()})
+
+    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
+        linear = super().fused(optimizers, ends)
+        if linear is None or self.labels is None or self.method.reg == 0:
+            return linear
+        labels, method = self.labels, self.method
+        rate = plain_rate(optimizers[1])
+        assert rate is not None
+
+        def step(batch: Batch) -> StepOutput:
+            table = self.table.data[:, self.labelled]
+            alignment, gradient = loss_and_gradient(table, labels, method.temperature, kind=method.contrast)
+            output = linear(batch)
+            self.table.data[:, self.labelled] -= gradient.mul_(rate * method.reg)
+            return StepOutput(output.loss + method.reg * alignment, {"alignment": alignment})
+
+        return step
 
     def receive(self, broadcast: Broadcast | None, round: int) -> None:
         # The table itself is never overwritten: labels are all that comes down.

@@ -12,11 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, StepOutput, check_elementwise
+from cgfedrec.client import Batch, Fused, StepOutput
 from cgfedrec.errors import no_count
+from cgfedrec.kit.optimisers import check_elementwise
 from cgfedrec.method import MOST_EPOCHS
 from cgfedrec.random import Stream, bits
 from cgfedrec.structure.alignment import AlignedClient, AlignmentSettings
@@ -104,6 +106,9 @@ class ClusterLabelsClient(SumsClient):
 
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         return self.aligned.training_step(batch, step)
+
+    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
+        return self.aligned.fused(optimizers, ends)
 
     def read(self, reading: int) -> Tensor:
         return self.aligned.score()

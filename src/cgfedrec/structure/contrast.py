@@ -47,30 +47,41 @@ def contrast(
     return loss
 
 
+def loss_and_gradient(
+    table: Tensor, labels: Tensor, temperature: float = 0.1, base_temperature: float = 0.5, kind: Kind = "exact"
+) -> tuple[Tensor, Tensor]:
+    """What `contrast` is, and its gradient: they share most of their work. Arguments as there.
+
+    Returns:
+        `[clients]` and `[clients, items, dim]`.
+    """
+    one = table[:1]
+    part: Exact | Prototypes
+    if kind == "exact":
+        part = Exact(labels, temperature, one)
+    else:
+        part = Prototypes(labels, temperature, one)
+    at_once = 1  # a CPU takes one client at a time, whose values then stay in its cache
+    if table.is_cuda:
+        at_once = max(1, min(len(table), GPU_KEPT // part.nbytes))
+    found = [part.loss_and_gradient(clients) for clients in table.split(at_once)]
+    loss, gradient = map(torch.cat, zip(*found, strict=True))
+    scale = temperature / base_temperature
+    return loss * scale, gradient.mul_(scale)
+
+
 class _Contrast(torch.autograd.Function):
-    """Loss and gradient share most of their work, so the gradient is computed with the loss and kept for `backward`."""
+    """The gradient is computed with the loss, and kept for `backward`."""
 
     @staticmethod
     def forward(
         ctx: Any, table: Tensor, labels: Tensor, temperature: float, base_temperature: float, kind: Kind
     ) -> Tensor:
-        one = table[:1].detach()
-        part: Exact | Prototypes
-        if kind == "exact":
-            part = Exact(labels, temperature, one)
-        else:
-            part = Prototypes(labels, temperature, one)
-        at_once = 1  # a CPU takes one client at a time, whose values then stay in its cache
-        if table.is_cuda:
-            at_once = max(1, min(len(table), GPU_KEPT // part.nbytes))
-        found = [part.loss_and_gradient(clients) for clients in table.split(at_once)]
-        loss, gradient = map(torch.cat, zip(*found, strict=True))  # [clients] and [clients, items, dim]
-        ctx.scale = temperature / base_temperature
+        loss, gradient = loss_and_gradient(table.detach(), labels, temperature, base_temperature, kind)
         ctx.save_for_backward(gradient)
-        scaled: Tensor = loss * ctx.scale
-        return scaled
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * (ctx.scale * upstream[0])[:, None, None], None, None, None, None
+        return gradient * upstream[0][:, None, None], None, None, None, None
