@@ -42,7 +42,7 @@ def compiled(function: Function) -> Function:
 def exp_of_negative(x: np.float32) -> np.float32:
     """exp(x) for x of at most 0, by instructions that vectors have: a fifth of the time of the C library's."""
     x = max(x, LOWEST)
-    power = np.floor(x * LOG2_E + np.float32(0.5))
+    power = np.rint(x * LOG2_E)  # not floor(... + 0.5), which numba does not turn into vectors
     rest = x - power * LN_2_HIGH - power * LN_2_LOW
     series = SERIES[0]
     for coefficient in SERIES[1:]:

@@ -18,6 +18,8 @@ from torch import Tensor
 from cgfedrec.structure.exact import GPU_KEPT, Exact
 from cgfedrec.structure.prototypes import Prototypes
 
+CACHED = 8 * 2**20
+"""Bytes of what lies between a table and its gradient, on a CPU: as many clients together as a shared cache holds."""
 Kind = Literal["exact", "prototypes"]
 
 
@@ -61,9 +63,7 @@ def loss_and_gradient(
         part = Exact(labels, temperature, one)
     else:
         part = Prototypes(labels, temperature, one)
-    at_once = 1  # a CPU takes one client at a time, whose values then stay in its cache
-    if table.is_cuda:
-        at_once = max(1, min(len(table), GPU_KEPT // part.nbytes))
+    at_once = max(1, min(len(table), (GPU_KEPT if table.is_cuda else CACHED) // part.nbytes))
     found = [part.loss_and_gradient(clients) for clients in table.split(at_once)]
     loss, gradient = map(torch.cat, zip(*found, strict=True))
     scale = temperature / base_temperature

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from cgfedrec.structure.passes import passes_for
+
 EPSILON = 1e-6
 """What the published code adds to the sum over all other items, relative to the largest term that it could have."""
 TILE = 512
@@ -37,10 +39,13 @@ class Exact:
 
     def __init__(self, labels: Tensor, temperature: float, like: Tensor) -> None:
         items = len(labels)
-        self.temperature = temperature
-        self.members = torch.nn.functional.one_hot(labels).to(like)  # [items, clusters]
-        self.others = self.members.sum(0)[labels] - 1  # [items]: how many positives each anchor has
-        self.anchors = (self.others > 0).to(like)  # [items]: 1 for an item with positives, 0 for one that is alone
+        self.temperature, self.labels = temperature, labels
+        sizes = labels.bincount().to(like)  # [clusters]
+        self.clusters = len(sizes)
+        others = sizes[labels] - 1  # [items]: how many positives each anchor has
+        self.anchors = (others > 0).to(like)  # [items]: 1 for an item with positives, 0 for one that is alone
+        self.shares = self.anchors / others.clamp_min(1)  # [items]: of each positive in the mean over them
+        self.passes = passes_for(like)
         blocks = [slice(start, min(start + TILE, items)) for start in range(0, items, TILE)]
         self.places = [(rows, columns) for index, rows in enumerate(blocks) for columns in blocks[index:]]
         self.sizes = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.places]
@@ -61,50 +66,49 @@ class Exact:
         Returns:
             `[clients]` and `[clients, items, dim]`.
         """
-        norms = torch.linalg.vector_norm(table, dim=2, keepdim=True).clamp_min(1e-12)  # [clients, items, 1]
-        unit = table / norms  # [clients, items, dim]
+        unit, norms = self.passes.unit_rows(table)  # [clients, items, dim], [clients, items, 1]
         # The mean of each anchor's positives: its cluster's sum without itself.
-        pull = self.members @ (self.members.T @ unit) - unit  # [clients, items, dim]
-        pull *= (self.anchors / self.others.clamp_min(1))[:, None]
+        pull = unit * -self.shares[:, None]  # [clients, items, dim]
+        sums = self.passes.by_label(unit, self.labels, self.clusters)
+        self.passes.add_of_label(pull, sums, self.labels, self.shares)
 
-        # All similarities are reduced by 1/T, the largest that there can be, so that no exponential overflows.
         total = torch.full_like(unit[..., 0], EPSILON)  # [clients, items]: the sum over all other items
         kept: list[Tile] = []
-        for rows, columns, tile in self._tiles(unit):
-            total[:, rows] += tile.sum(2)
-            if rows != columns:  # a tile off the diagonal stands for its mirror image too
-                total[:, columns] += tile.sum(1)
+        for rows, columns, tile in self._tiles(unit, total):
             if self.keeps:
                 kept.append((rows, columns, tile))
         terms = self.anchors * (total.log() + (1 - (unit * pull).sum(2)) / self.temperature)  # [clients, items]
 
         tiles: Iterable[Tile] = kept
         if not self.keeps:
-            tiles = self._tiles(unit)
+            tiles = self._tiles(unit, torch.empty_like(total))
         # An anchor is pushed from each other item, in proportion to that one's part in its sum; and each other item
-        # pushes it once more, as an anchor with a sum of its own. One product with both gives the two sums.
-        weight = (self.anchors / total)[..., None]  # [clients, items, 1]
-        stacked = torch.cat((unit, weight * unit), dim=2)  # [clients, items, 2 * dim]
-        product = torch.zeros_like(stacked)
+        # pushes it once more, as an anchor with a sum of its own. What two items do to each other is symmetric.
+        weight = self.anchors / total  # [clients, items]
+        mirrored = unit.mT.contiguous()  # [clients, dim, items]
+        push, push_of_columns = torch.zeros_like(unit), torch.zeros_like(mirrored)
         for rows, columns, tile in tiles:
-            product[:, rows].baddbmm_(tile, stacked[:, columns])
-            if rows != columns:
-                product[:, columns].baddbmm_(tile.transpose(1, 2), stacked[:, rows])
-        as_anchor, as_other = product.chunk(2, dim=2)  # [clients, items, dim] each
+            self.passes.weigh(tile, weight[:, rows], weight[:, columns])
+            push[:, rows].baddbmm_(tile, unit[:, columns])
+            if rows != columns:  # a tile off the diagonal stands for its mirror image too
+                push_of_columns[:, :, columns].baddbmm_(mirrored[:, :, rows], tile)
+        push += push_of_columns.mT
         # Each pair of positives stands in the mean twice, once with either as its anchor.
-        slope = (weight * as_anchor + as_other - 2 * pull) / (self.temperature * unit.shape[1])
-        # What points along a row cannot change its direction, so normalising takes it out of the gradient.
-        return terms.mean(1), (slope - unit * (unit * slope).sum(2, keepdim=True)) / norms
+        slope = push.sub_(pull, alpha=2).div_(self.temperature * unit.shape[1])
+        self.passes.across(slope, unit, norms)
+        return terms.mean(1), slope
 
-    def _tiles(self, unit: Tensor) -> Iterator[Tile]:
-        """Compute exp(s_ij - 1/T) tile by tile, with zeros where i = j, from unit rows `[clients, items, dim]`.
+    def _tiles(self, unit: Tensor, total: Tensor) -> Iterator[Tile]:
+        """Compute exp(s_ij - 1/T) tile by tile, with nothing where i = j, and add up each item's.
 
-        Tiles that are not kept share one piece of memory: each is overwritten by the next.
+        1/T is the largest similarity that there can be, so no exponential overflows. Tiles that are not kept share one
+        piece of memory: each is overwritten by the next.
+
+        Args:
+            unit: `[clients, items, dim]`, of length 1.
+            total: `[clients, items]`, to which each item's sum over all others is added.
         """
-        # One more column, -1 times 1, subtracts the 1/T within the product and saves a pass over the tile.
-        ones = torch.ones_like(unit[..., :1])
-        left = torch.cat((unit, -ones), dim=2) * (1 / self.temperature)  # [clients, items, dim + 1]
-        right = torch.cat((unit, ones), dim=2).transpose(1, 2)  # [clients, dim + 1, items]
+        scaled, others = unit / self.temperature, unit.mT  # [clients, items, dim], [clients, dim, items]
         room = max(self.sizes)
         if self.keeps:
             room = sum(self.sizes)
@@ -114,9 +118,12 @@ class Exact:
         for (rows, columns), size in zip(self.places, self.sizes, strict=True):
             end = start + len(unit) * size
             tile = self.memory[start:end].view(len(unit), rows.stop - rows.start, columns.stop - columns.start)
-            torch.bmm(left[:, rows], right[:, :, columns], out=tile).exp_()
+            torch.bmm(scaled[:, rows], others[:, :, columns], out=tile)
+            of_columns = total[:, columns]
             if rows == columns:
-                tile.diagonal(dim1=1, dim2=2).zero_()
+                tile.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+                of_columns = torch.empty_like(of_columns)  # its rows tell the same
+            self.passes.exponentials(tile, 1 / self.temperature, total[:, rows], of_columns)
             yield rows, columns, tile
             if self.keeps:
                 start = end

@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cgfedrec.client import VECTOR
 from cgfedrec.structure.exact import EPSILON
+from cgfedrec.structure.passes import passes_for
 
 
 class Prototypes:
@@ -24,18 +26,14 @@ class Prototypes:
     """
 
     def __init__(self, labels: Tensor, temperature: float, like: Tensor) -> None:
-        members = torch.nn.functional.one_hot(labels).to(like)  # [items, clusters]
-        sizes = members.sum(0)  # [clusters]
-        others = sizes[labels] - 1  # [items]: how many positives each anchor has
-        self.temperature = temperature
-        self.anchors = (others > 0).to(like)  # [items]: 1 for an item with positives, 0 for one that is alone
-        self.others = others.clamp_min(1)
-        self.shares = members / sizes.clamp_min(1)  # [items, clusters]: of each item in its prototype
-        # For how many items a prototype stands; an anchor does not count itself.
-        self.counts = torch.where(members > 0, others[:, None], sizes)  # [items, clusters]
-        self.nbytes = 3 * members.nbytes
+        self.labels, self.temperature = labels, temperature
+        clusters = -(-(int(labels.max()) + 1) // VECTOR) * VECTOR  # with some that are empty, to go on in whole vectors
+        self.sizes = labels.bincount(minlength=clusters).to(like)  # [clusters]
+        self.anchors = (self.sizes[labels] > 1).to(like)  # [items]: 1 for an item with positives, 0 for one that is alone
+        self.shares = 1 / self.sizes[labels]  # [items]: of each item in its prototype
+        self.passes = passes_for(like)
+        self.nbytes = 3 * len(labels) * len(self.sizes) * like.itemsize
         """Of what one client needs in between."""
-        self.labels = labels
 
     def loss_and_gradient(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of some clients without the factor T / T0, and its gradient.
@@ -46,33 +44,15 @@ class Prototypes:
         Returns:
             `[clients]` and `[clients, items, dim]`.
         """
-        norms = torch.linalg.vector_norm(table, dim=2, keepdim=True).clamp_min(1e-12)  # [clients, items, 1]
-        unit = table / norms  # [clients, items, dim]
-        prototypes = self.shares.T @ unit  # [clients, clusters, dim]
-        similarity = torch.bmm(unit, prototypes.mT / self.temperature)  # [clients, items, clusters]
-
-        # An anchor is no part of its own prototype. Without it, that similarity is the mean over its positives.
-        own = self.labels[:, None].expand(len(table), -1, 1)  # [clients, items, 1]: the anchor's own cluster
-        ratio = 1 + 1 / self.others  # [items]
-        with_itself = similarity.gather(2, own).squeeze(2)
-        positive = self.anchors * (with_itself * ratio - 1 / (self.others * self.temperature))  # [clients, items]
-        similarity.scatter_(2, own, positive[..., None])
-
-        # Each cluster's part of the sum, in the memory of the similarities, which are needed no more. 1/T, the largest
-        # that there can be, is taken away so that no exponential overflows.
-        parts = similarity.sub_(1 / self.temperature).exp_().mul_(self.counts)  # [clients, items, clusters]
-        del similarity
-        total = parts.sum(2) + EPSILON  # [clients, items]
-        terms = self.anchors * (total.log() + 1 / self.temperature - positive)  # [clients, items]
-
-        # How the mean loss changes with each similarity, in the same memory again: a cluster's share of the sum, and
-        # for the anchor's own cluster less the pull of its positives.
-        scale = self.anchors / (self.temperature * table.shape[1])  # [items]
-        slope = parts.mul_((scale / total)[..., None])  # [clients, items, clusters]
-        del parts
-        of_positive = (slope.gather(2, own).squeeze(2) - scale) * ratio  # [clients, items]
-        slope.scatter_(2, own, of_positive[..., None])
+        unit, norms = self.passes.unit_rows(table)  # [clients, items, dim], [clients, items, 1]
+        sums = self.passes.by_label(unit, self.labels, len(self.sizes))
+        prototypes = sums / self.sizes[:, None].clamp_min(1)  # [clients, clusters, dim]
+        slope = torch.bmm(unit, prototypes.mT / self.temperature)  # [clients, items, clusters]: similarities as yet
+        found = self.passes.against_prototypes(slope, self.labels, self.sizes, self.temperature, EPSILON)
+        positive, total = found  # [clients, items] each
+        terms = self.anchors * (total.log() + 1 / self.temperature - positive)
         # A row takes part as an anchor, and as a share of its cluster's prototype.
-        gradient = torch.bmm(slope, prototypes) + self.shares @ torch.bmm(slope.mT, unit)  # [clients, items, dim]
-        # What points along a row cannot change its direction, so normalising takes it out of the gradient.
-        return terms.mean(1), (gradient - unit * (unit * gradient).sum(2, keepdim=True)) / norms
+        gradient = torch.bmm(slope, prototypes)  # [clients, items, dim]
+        self.passes.add_of_label(gradient, torch.bmm(slope.mT, unit), self.labels, self.shares)
+        self.passes.across(gradient, unit, norms)
+        return terms.mean(1), gradient

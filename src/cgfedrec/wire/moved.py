@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.sparse import csc_array
 from torch import Tensor
 
 from cgfedrec.wire.sums import GRID
-
-ROWS_AT_ONCE = 8192
-"""Of sums: what is rounded then stays in the cache."""
 
 
 def of_rows(indices: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -66,12 +62,7 @@ def sum_beside(moved: Tensor, base: Tensor) -> Tensor:
     total = without[:, None] * whole_base + 0.0  # no negative zero, as in any sum
     if rows.is_cuda or rows.dtype == torch.bfloat16:  # which numpy does not know
         return total.index_add_(0, items, (rows.float() * GRID).round_().double()) / GRID
-    added, ours, places = total.numpy(), rows.float().numpy(), items.numpy()
-    for begin in range(0, len(ours), ROWS_AT_ONCE):
-        end = min(begin + ROWS_AT_ONCE, len(ours))
-        with np.errstate(all="ignore"):  # what is not finite is found in the sum
-            whole = np.rint(ours[begin:end] * np.float32(GRID)).astype(np.float64)  # [rows, dim]
-        # [items, rows]: a one where each row is added
-        ones = csc_array((np.ones(len(whole)), places[begin:end], np.arange(len(whole) + 1)), (number, len(whole)))
-        added += ones @ whole
-    return torch.from_numpy(added) / GRID
+    from cgfedrec.kernels import sums as kernel  # here, since numba takes half a second to load
+
+    kernel.add_rows(total.numpy(), rows.float().numpy(), items.numpy(), np.float32(GRID))
+    return total / GRID

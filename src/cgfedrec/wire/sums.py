@@ -96,11 +96,8 @@ def rounded_sum(value: Tensor) -> Tensor:
     """The sum over clients of multiples of 1 / `GRID`, in float64, `[clients, ...]` to `[...]`."""
     if value.is_cuda or value.dtype == torch.bfloat16:  # which numpy does not know
         return (value.float() * GRID).round_().sum(0, dtype=torch.float64) / GRID
-    shape = value.shape[1:]
-    total, whole = np.zeros(shape), np.empty(shape, dtype=np.float32)
-    with np.errstate(all="ignore"):  # what is not finite is found in the sum
-        for client in value.float().numpy():  # one by one, so that what is rounded stays in the cache
-            np.multiply(client, np.float32(GRID), out=whole)
-            np.rint(whole, out=whole)
-            np.add(total, whole, out=total)
+    from cgfedrec.kernels import sums as kernel  # here, since numba takes half a second to load
+
+    total = np.zeros(value.shape[1:])
+    kernel.add(total.reshape(-1), value.float().reshape(len(value), total.size).numpy(), np.float32(GRID))
     return torch.from_numpy(total) / GRID
