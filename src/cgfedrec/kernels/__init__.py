@@ -3,3 +3,19 @@
 Each is a faster way to a result that torch code beside it defines, on a CPU and in float32. Clients are gone through
 one after another, each as if it were alone, so nothing depends on who trains beside whom.
 """
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Samples(NamedTuple):
+    """A batch as loops take it: what each sample is, `[clients, batch]` each."""
+
+    rows: NDArray[np.int64]
+    """Which row of all clients' tables, as one."""
+    targets: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    """Into it goes what the last step saw."""

@@ -5,74 +5,92 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cgfedrec.kernels.compiled import compiled, score, slope
+from cgfedrec.kernels import Samples
+from cgfedrec.kernels.compiled import compiled, inlined, score, slope
+
+
+@inlined
+def moved(
+    value: np.float32,
+    mean: np.float32,
+    square: np.float32,
+    slope: np.float32,
+    rate: np.float32,
+    root: np.float32,
+    epsilon: np.float32,
+    beta_1: np.float32,
+    beta_2: np.float32,
+) -> tuple[np.float32, np.float32, np.float32]:
+    """A number after Adam's step, and its averages of slopes and of their squares; arguments are those before it."""
+    one = np.float32(1)  # a plain 1 would make everything float64
+    mean += (slope - mean) * (one - beta_1)
+    square = square * beta_2 + slope * slope * (one - beta_2)
+    return value - rate * mean / (np.sqrt(square) / root + epsilon), mean, square
 
 
 @compiled
 def step(
     table: NDArray[np.float32],
-    table_averages: NDArray[np.float32],
     users: NDArray[np.float32],
-    user_averages: NDArray[np.float32],
+    of_table: NDArray[np.float32],
+    of_users: NDArray[np.float32],
     ends: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    targets: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    beta_1: np.float32,
-    beta_2: np.float32,
+    samples: Samples,
     rate: np.float32,
     root: np.float32,
-    eps: np.float32,
-    logits: NDArray[np.float32],
+    epsilon: np.float32,
+    beta_1: np.float32,
+    beta_2: np.float32,
 ) -> None:
-    """A step of all clients on a batch, in place. All rows of a client move, as Adam has it.
+    """A step of all clients on a batch, in place. As Adam has it, all rows of a client move.
 
     Args:
         table: `[rows, dim]`, of all clients, one client after another.
-        table_averages: `[rows, 2, dim]`: Adam's averages of gradients and of their squares.
         users: `[clients, dim]`.
-        user_averages: `[clients, 2, dim]`.
+        of_table: `[rows, 2, dim]`: Adam's averages of gradients and of their squares.
+        of_users: `[clients, 2, dim]`: likewise.
         ends: `[clients]`: where each client's rows end.
-        rows: `[clients, batch]`: which row each sample is.
-        targets: `[clients, batch]`.
-        weights: `[clients, batch]`.
-        beta_1: Of the average gradient.
-        beta_2: Of the average square.
+        samples: Of the first clients, or of all.
         rate: Learning rate, over 1 - beta_1^t at step t.
         root: Of 1 - beta_2^t.
-        eps: Added to the root of the average square.
-        logits: `[clients, batch]`; afterwards those before the step.
+        epsilon: Added to the root of the average square.
+        beta_1: Of the average gradient.
+        beta_2: Of the average square.
     """
-    width, dim = rows.shape[1], table.shape[1]
-    slopes, gradient, moved = np.empty(width, np.float32), np.empty(dim, np.float32), np.empty(dim, np.float32)
-    of_rows = np.zeros(0, np.float32)
+    width, dim = samples.rows.shape[1], table.shape[1]
+    slopes, gradient = np.empty(width, np.float32), np.empty(dim, np.float32)
+    sums = np.zeros(0, np.float32)
     start = 0
-    for client in range(len(rows)):
-        user, mine = users[client], rows[client]
-        score(table, mine, user, np.float32(0), logits[client])
-        slope(logits[client], targets[client], weights[client], slopes)
+    for client in range(len(samples.rows)):
+        user, rows, logits = users[client], samples.rows[client], samples.logits[client]
+        score(table, rows, user, np.float32(0), logits)
+        slope(logits, samples.targets[client], samples.weights[client], slopes)
         # A row's gradient is the user vector, times the sum of the slopes of its samples.
-        if len(of_rows) < ends[client] - start:
-            of_rows = np.zeros(ends[client] - start, np.float32)
+        if len(sums) < ends[client] - start:
+            sums = np.zeros(ends[client] - start, np.float32)
         for sample in range(width):
-            of_rows[mine[sample] - start] += slopes[sample]
+            sums[rows[sample] - start] += slopes[sample]
         gradient[:] = 0
         for place in range(start, ends[client]):
-            row, sum_of_slopes = table[place], of_rows[place - start]
-            of_rows[place - start] = 0
-            mean, square = table_averages[place, 0], table_averages[place, 1]
+            row, means, squares = table[place], of_table[place, 0], of_table[place, 1]
+            factor = sums[place - start]
+            sums[place - start] = 0
             for column in range(dim):
-                gradient[column] += sum_of_slopes * row[column]
-                one = sum_of_slopes * user[column]
-                mean[column] += (one - mean[column]) * (np.float32(1) - beta_1)
-                square[column] = square[column] * beta_2 + one * one * (np.float32(1) - beta_2)
-                row[column] -= rate * mean[column] / (np.sqrt(square[column]) / root + eps)
-        mean, square = user_averages[client, 0], user_averages[client, 1]
+                gradient[column] += factor * row[column]
+                row[column], means[column], squares[column] = moved(
+                    row[column],
+                    means[column],
+                    squares[column],
+                    factor * user[column],
+                    rate,
+                    root,
+                    epsilon,
+                    beta_1,
+                    beta_2,
+                )
+        means, squares = of_users[client, 0], of_users[client, 1]
         for column in range(dim):
-            one = gradient[column]
-            mean[column] += (one - mean[column]) * (np.float32(1) - beta_1)
-            square[column] = square[column] * beta_2 + one * one * (np.float32(1) - beta_2)
-            moved[column] = rate * mean[column] / (np.sqrt(square[column]) / root + eps)
-        for column in range(dim):
-            user[column] -= moved[column]
+            user[column], means[column], squares[column] = moved(
+                user[column], means[column], squares[column], gradient[column], rate, root, epsilon, beta_1, beta_2
+            )
         start = ends[client]

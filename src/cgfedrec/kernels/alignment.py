@@ -75,7 +75,7 @@ def weigh(tile: NDArray[np.float32], of_rows: NDArray[np.float32], of_columns: N
 
 @compiled
 def across(slope: NDArray[np.float32], unit: NDArray[np.float32], norms: NDArray[np.float32]) -> None:
-    """Let ``slope`` `[items, dim]`, in rows of length 1, be that in the rows of ``norms`` `[items]` that they came from.
+    """Let ``slope`` `[items, dim]`, in rows of length 1, be that in the rows of lengths `[items]` that they came from.
 
     What points along a row cannot change its direction, so it is taken out.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cgfedrec.kernels import Samples
 from cgfedrec.kernels.compiled import compiled, score, slope
 
 
@@ -13,12 +14,9 @@ def step(
     table: NDArray[np.float32],
     heads: NDArray[np.float32],
     biases: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    targets: NDArray[np.float32],
-    weights: NDArray[np.float32],
+    samples: Samples,
     head_rate: np.float32,
     table_rate: np.float32,
-    logits: NDArray[np.float32],
 ) -> None:
     """Both steps of all clients on a batch, in place.
 
@@ -26,23 +24,21 @@ def step(
         table: `[rows, dim]`, of all clients.
         heads: `[clients, dim]`.
         biases: `[clients]`.
-        rows: `[clients, batch]`: which row each sample is.
-        targets: `[clients, batch]`.
-        weights: `[clients, batch]`.
+        samples: Of the first clients, or of all.
         head_rate: Learning rate of heads and biases.
         table_rate: Of the table.
-        logits: `[clients, batch]`; afterwards those of the second step.
     """
-    width, dim = rows.shape[1], table.shape[1]
+    width, dim = samples.rows.shape[1], table.shape[1]
     slopes, gradient = np.empty(width, np.float32), np.empty(dim, np.float32)
-    for client in range(len(rows)):
-        head, mine = heads[client], rows[client]
-        score(table, mine, head, biases[client], logits[client])
-        slope(logits[client], targets[client], weights[client], slopes)
+    for client in range(len(samples.rows)):
+        head, rows, logits = heads[client], samples.rows[client], samples.logits[client]
+        targets, weights = samples.targets[client], samples.weights[client]
+        score(table, rows, head, biases[client], logits)
+        slope(logits, targets, weights, slopes)
         gradient[:] = 0
         of_bias = np.float32(0)
         for sample in range(width):
-            row = table[mine[sample]]
+            row = table[rows[sample]]
             for column in range(dim):
                 gradient[column] += slopes[sample] * row[column]
             of_bias += slopes[sample]
@@ -50,10 +46,10 @@ def step(
             head[column] -= head_rate * gradient[column]
         biases[client] -= head_rate * of_bias
 
-        score(table, mine, head, biases[client], logits[client])
-        slope(logits[client], targets[client], weights[client], slopes)
+        score(table, rows, head, biases[client], logits)
+        slope(logits, targets, weights, slopes)
         for sample in range(width):
             moved = table_rate * slopes[sample]
-            row = table[mine[sample]]
+            row = table[rows[sample]]
             for column in range(dim):
                 row[column] -= moved * head[column]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, Fused, StepOutput
+from cgfedrec.kernels import Samples
 from cgfedrec.kit.dense import Dense
 from cgfedrec.kit.optimisers import STEPS_OF_SGD, FactorAdam
 from cgfedrec.kit.rows import RowSGD
@@ -50,13 +51,13 @@ def linear(
     from cgfedrec.kernels import linear as kernel  # here, since numba takes half a second, and most commands need none
 
     head_rate, table_rate = np.array(rates, np.float32)
-    parameters = table.flatten(0, 1).numpy(), head.numpy(), bias.numpy()
-    ends, firsts = _places(table, ends)
+    rows, heads, biases = table.flatten(0, 1).numpy(), head.numpy(), bias.numpy()
+    _, firsts = _places(table, ends)
 
     def step(batch: Batch) -> StepOutput:
-        samples, logits = _arrays(batch, firsts)
-        kernel.step(*parameters, *samples, head_rate, table_rate, logits)
-        return _output(batch, logits)
+        samples = _samples(batch, firsts)
+        kernel.step(rows, heads, biases, samples, head_rate, table_rate)
+        return _output(batch, samples)
 
     return step
 
@@ -81,22 +82,23 @@ def factors(
     from cgfedrec.kernels import adam as kernel  # here, as above
 
     group = optimizer.param_groups[0]
-    betas = tuple(map(float, group["betas"]))
-    parameters = []
-    for values, scratch in zip((table.flatten(0, 1), user), memory, strict=True):
-        averages = scratch.tensor((len(values), 2, values.shape[1]), values.dtype, values.device).zero_()
-        parameters += [values.numpy(), averages.numpy()]
-    ends, firsts = _places(table, ends)
+    betas = [float(beta) for beta in group["betas"]]
+    rows, users = table.flatten(0, 1).numpy(), user.numpy()
+    averages = [
+        scratch.tensor((len(values), 2, values.shape[1]), torch.float32, table.device).zero_().numpy()
+        for scratch, values in zip(memory, (rows, users), strict=True)
+    ]
+    bounds, firsts = _places(table, ends)
     steps = 0
 
     def step(batch: Batch) -> StepOutput:
         nonlocal steps
         steps += 1
-        samples, logits = _arrays(batch, firsts)
+        samples = _samples(batch, firsts)
         mean, square = (1 - beta**steps for beta in betas)  # what the averages of so many steps add up to
-        numbers = np.array([*betas, float(group["lr"]) / mean, square**0.5, group["eps"]], np.float32)
-        kernel.step(*parameters, ends, *samples, *numbers, logits)
-        return _output(batch, logits)
+        rates = np.array([float(group["lr"]) / mean, square**0.5, group["eps"], *betas], np.float32)
+        kernel.step(rows, users, averages[0], averages[1], bounds, samples, *rates)
+        return _output(batch, samples)
 
     return step
 
@@ -118,15 +120,13 @@ def _places(table: Tensor, ends: NDArray[np.int64] | None) -> tuple[NDArray[np.i
     return firsts + table.shape[1], firsts
 
 
-def _arrays(batch: Batch, firsts: NDArray[np.int64]) -> tuple[list[NDArray[Any]], NDArray[np.float32]]:
-    """Rows, targets and weights of a batch, and memory for its logits, `[clients, batch]` each."""
+def _samples(batch: Batch, firsts: NDArray[np.int64]) -> Samples:
     rows = batch.items.numpy() + firsts[: len(batch.items), None]
-    samples = [rows, *(np.ascontiguousarray(values.numpy()) for values in (batch.targets, batch.weights))]
-    return samples, np.empty(rows.shape, np.float32)
+    targets, weights = (np.ascontiguousarray(values.numpy()) for values in (batch.targets, batch.weights))
+    return Samples(rows, targets, weights, np.empty(rows.shape, np.float32))
 
 
-def _output(batch: Batch, logits: NDArray[np.float32]) -> StepOutput:
-    losses = F.binary_cross_entropy_with_logits(
-        torch.from_numpy(logits), batch.targets, batch.weights, reduction="none"
-    )  # [clients, batch]
+def _output(batch: Batch, samples: Samples) -> StepOutput:
+    logits = torch.from_numpy(samples.logits)
+    losses = F.binary_cross_entropy_with_logits(logits, batch.targets, batch.weights, reduction="none")
     return StepOutput(losses.sum(1))

@@ -38,7 +38,7 @@ class FedMFClient(FactorClient):
         return [by_rows(self.method.optimizer([self.user, self.table]))]
 
     def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
-        return fused.factors(self.table.data, self.user.data, *optimizers, ends, self._averages)
+        return fused.factors(self.table.data, self.user.data, optimizers[0], ends, self._averages)
 
 
 @dataclass(frozen=True, kw_only=True)
