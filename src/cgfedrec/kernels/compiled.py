@@ -47,7 +47,7 @@ def inlined(function: Function) -> Function:
 @inlined
 def exp_of_negative(x: np.float32) -> np.float32:
     """exp(x) for x of at most 0, by instructions that vectors have: a fifth of the time of the C library's."""
-    x = max(x, LOWEST)
+    x = LOWEST if x < LOWEST else x  # what is no number stays none
     power = np.rint(x * LOG2_E)  # not floor(... + 0.5), which numba does not turn into vectors
     rest = x - power * LN_2_HIGH - power * LN_2_LOW
     series = SERIES[0]

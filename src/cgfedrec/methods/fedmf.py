@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from cgfedrec.client import Fused
 from cgfedrec.kit import fused
-from cgfedrec.kit.factors import FactorClient, FactorMethod
+from cgfedrec.kit.factors import FactorBase, FactorClient, FactorMethod
 from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.robust import Aggregation, RobustMethod, RobustTableServer
 from cgfedrec.kit.rows import by_rows
@@ -30,7 +30,7 @@ class FedMFClient(FactorClient):
     method: FedMF
     follows = frozenset({"table"})
 
-    def __init__(self, method: FedMF, num_items: int, seed: int) -> None:
+    def __init__(self, method: FactorBase, num_items: int, seed: int) -> None:
         super().__init__(method, num_items, seed)
         self._averages = Scratch(), Scratch()  # of Adam, where its steps are compiled
 
