@@ -30,6 +30,8 @@ from cgfedrec.structure.clusterlabels import ClusterLabels
 from cgfedrec.structure.contrast import Kind, loss_and_gradient
 from cgfedrec.structure.passes import CompiledPasses, Passes, passes_for
 from cgfedrec.testing import prepared, same, trained
+from cgfedrec.wire.moved import sum_beside
+from cgfedrec.wire.sums import GRID, rounded_sum
 
 METHODS: dict[str, Callable[[], Method]] = {
     "Local": lambda: Local(dim=16, local_epochs=2),
@@ -188,6 +190,22 @@ def test_each_pass_is_torch_s() -> None:
         outcomes.append([*found, positive[:, ~alone], total[:, ~alone]])
     for torch_s, ours in zip(*outcomes, strict=True):
         torch.testing.assert_close(ours, torch_s, rtol=1e-5, atol=1e-6)
+
+
+def test_sums_are_those_of_rounded_numbers() -> None:
+    # longer than a piece; as small as 2^-45, where rounding shows, and as large as 2^20
+    values = (
+        torch.randn(4, 3000, generator=torch.Generator().manual_seed(0))
+        * 2.0 ** torch.arange(-45, 20).repeat(47)[:3000]
+    )
+    expected = (values.double() * GRID).round() / GRID
+    assert rounded_sum(values).equal(expected.sum(0))
+    assert not rounded_sum(values).equal(values.double().sum(0))
+    tables, base = values.view(4, 100, 30), torch.zeros(100, 30)
+    assert sum_beside(tables.to_sparse(2).coalesce(), base).equal(expected.sum(0).view(100, 30))
+    values[1, 7], values[2, 2999] = torch.nan, -torch.inf
+    assert rounded_sum(values).isnan().nonzero().tolist() == [[7]]
+    assert rounded_sum(values)[2999] == -torch.inf
 
 
 @compiled.compiled
