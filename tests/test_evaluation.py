@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgfedrec.data import FederatedDataModule, Synthetic
+from cgfedrec.evaluation import metrics
+from cgfedrec.evaluation.metrics import LARGE
 from cgfedrec.evaluation.ranking import best, rank_table, ranked
 
 
@@ -37,9 +40,10 @@ def test_the_table_of_ranks_names_each_held_out_item(make_data: Callable[..., Fe
     k=st.integers(1, 12),
     levels=st.sampled_from([2, 40, 10**6]),
     open_share=st.sampled_from([0.02, 0.9]),
+    large=st.sampled_from([0, LARGE]),
 )
 def test_the_best_are_those_of_a_stable_sort(
-    seed: int, users: int, num_items: int, k: int, levels: int, open_share: float
+    seed: int, users: int, num_items: int, k: int, levels: int, open_share: float, large: int
 ) -> None:
     drawn = torch.Generator().manual_seed(seed)
     scores = torch.randint(levels, (users, num_items), generator=drawn) / levels
@@ -47,7 +51,8 @@ def test_the_best_are_those_of_a_stable_sort(
     candidates = torch.rand(users, num_items, generator=drawn) < open_share
     k = min(k, num_items)
     ordered = torch.where(candidates & ~scores.isnan(), scores, -torch.inf).sort(dim=1, descending=True, stable=True)
-    values, items = best(scores, candidates, k)
+    with patch.object(metrics, "LARGE", large):
+        values, items = best(scores, candidates, k)
     assert values.equal(ordered.values[:, :k])
     there = values.isfinite()
     assert items[there].equal(ordered.indices[:, :k][there])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,9 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
+from cgfedrec.evaluation import metrics
 from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate, RankingMetric, Recommended, rank, rank_sampled
 
 CUTOFFS = (1, 3, 10)
+
+
+@pytest.fixture(params=[metrics.LARGE, 0], ids=["torch", "compiled"], scope="module", autouse=True)
+def _either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    with patch.object(metrics, "LARGE", request.param):
+        yield
 
 
 def a_ranking(seed: int, users: int = 12, items: int = 25) -> tuple[Tensor, Tensor, Tensor]:

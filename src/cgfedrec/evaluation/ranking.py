@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.module import FederatedDataModule, Stage
-from cgfedrec.evaluation.metrics import METRICS, MISS, NO_RANK, Recommended, each_users, rank, rank_sampled
+from cgfedrec.evaluation.metrics import METRICS, MISS, NO_RANK, Recommended, each_users, is_large, rank, rank_sampled
 
 SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
@@ -221,6 +221,12 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Scores and item numbers, `[users, k]` each; the score is -inf where a user has fewer than ``k`` candidates.
     """
+    if is_large(scores):
+        from cgfedrec.kernels import ranks as kernel
+
+        found = scores.new_full((len(scores), k), -torch.inf), torch.zeros(len(scores), k, dtype=torch.int64)
+        kernel.best(scores.numpy(), candidates.numpy(), *(one.numpy() for one in found))
+        return found
     masked = torch.where(candidates, scores.nan_to_num(nan=-torch.inf), -torch.inf)
     top = masked.topk(min(k + 1, masked.shape[1]))
     values, items = top.values[:, :k], top.indices[:, :k]

@@ -1,0 +1,69 @@
+"""Where items stand in a catalogue, and which are the best of it: what `cgfedrec.evaluation` says in torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgfedrec.kernels.compiled import compiled
+
+AT_ONCE = 64
+"""Scores of which it is seen at once whether any is among the best."""
+
+
+@compiled
+def best(scores: NDArray[Any], candidates: NDArray[np.bool_], values: NDArray[Any], items: NDArray[np.int64]) -> None:
+    """The best candidates of each user, best first; of equal ones the lower number first.
+
+    Args:
+        scores: `[users, items]`; what is no number, or no candidate, is not among the best.
+        candidates: `[users, items]`.
+        values: `[users, k]`, -inf everywhere; into it go the scores of the best.
+        items: `[users, k]`; likewise their numbers.
+    """
+    last = values.shape[1] - 1
+    for user in range(len(scores)):
+        mine, found, values_found = scores[user], items[user], values[user]
+        for first in range(0, len(mine), AT_ONCE):
+            piece = mine[first : first + AT_ONCE]
+            above = 0
+            for place in range(len(piece)):
+                above += piece[place] > values_found[last]
+            if above == 0:
+                continue
+            for place in range(len(piece)):
+                item, score = first + place, piece[place]
+                if score > values_found[last] and candidates[user, item]:
+                    rank = last
+                    while rank > 0 and values_found[rank - 1] < score:
+                        values_found[rank], found[rank] = values_found[rank - 1], found[rank - 1]
+                        rank -= 1
+                    values_found[rank], found[rank] = score, item
+
+
+@compiled
+def ahead(
+    scores: NDArray[Any], candidates: NDArray[np.bool_], relevant: NDArray[np.int64], counts: NDArray[np.int64]
+) -> None:
+    """How many other candidates stand before each relevant item, those with an equal score among them.
+
+    Args:
+        scores: `[users, items]`.
+        candidates: `[users, items]`.
+        relevant: `[users, relevant]`, -1 where a user has fewer.
+        counts: `[users, relevant]`: into it go the numbers of candidates, the relevant ones left out.
+    """
+    for user in range(len(scores)):
+        mine, open_to, items = scores[user], candidates[user], relevant[user]
+        for place in range(len(items)):
+            count = 0
+            if items[place] >= 0:
+                target = mine[items[place]]
+                for item in range(len(mine)):
+                    # "not below" and not "at least": what is no number compares as false, and so stands last.
+                    count += open_to[item] & (not mine[item] < target)
+                for item in items:
+                    count -= item >= 0 and open_to[item] and not mine[item] < target
+            counts[user, place] = count
