@@ -195,7 +195,10 @@ def test_what_is_no_list_of_ids_is_refused(loops: dict[str, FederatedLoop]) -> N
 
 
 def test_few_of_many_items_are_enough_to_look_at() -> None:
-    """The short way finds the same as the long one, ties and hidden items included, on any shape of neighbours."""
+    """The short way finds the same as the long one, ties and hidden items included, on any shape of neighbours.
+
+    So does the compiled one, for many users at once.
+    """
     generator = np.random.default_rng(0)
     for case in range(60):
         number, users = int(generator.integers(3, 400)), int(generator.integers(1, 30))
@@ -214,10 +217,11 @@ def test_few_of_many_items_are_enough_to_look_at() -> None:
         open_ = torch.ones_like(scores, dtype=torch.bool)
         open_[whose, items] = False
         values, expected = best(scores, open_, k)
-        for only_adds, sparse in ((True, 0), (True, 10**9), (False, 0)):
+        for only_adds, sparse, many in (True, 0, 99), (True, 10**9, 99), (False, 0, 99), (True, 0, 1), (False, 0, 1):
             reader.only_adds = only_adds
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr("cgfedrec.serving.neighbours.SPARSE", sparse)
+                patched.setattr("cgfedrec.serving.neighbours.MANY", many)
                 patched.setattr("cgfedrec.serving.readers.CELLS", 1000)
                 found, which = parts_of(reader.best(history, history, users, k))
             assert np.array_equal(found, values.numpy())
@@ -248,7 +252,8 @@ def test_what_is_popular_takes_the_memory_of_what_is_shown() -> None:
         assert items.tolist() == [item for item in popular.items.tolist() if item not in one][:3]
 
 
-def test_weights_below_zero_are_not_looked_at_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("many", [1, 2])
+def test_weights_below_zero_are_not_looked_at_in_short(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where something takes away from scores, all of them are compared."""
     starts, targets = np.array([0, 2, 2, 2, 2, 2, 2]), np.array([1, 2], np.int32)
     beside = np.array([6, 5, 4, 3, 2, 1], np.float32)
@@ -256,6 +261,7 @@ def test_weights_below_zero_are_not_looked_at_in_short(monkeypatch: pytest.Monke
     reader = NeighbourReader(starts, targets, np.ones(2, np.float32), beside, beside, "any", 0.0, buckets)
     one = Entries(*np.array([[0], [0], [0]]))
     monkeypatch.setattr("cgfedrec.serving.neighbours.SPARSE", 0)
+    monkeypatch.setattr("cgfedrec.serving.neighbours.MANY", many)
     assert parts_of(reader.best(one, one, 1, 2))[1].tolist() == [[3, 4]]
 
 

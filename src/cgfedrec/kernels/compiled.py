@@ -31,10 +31,19 @@ def compiled(function: Function) -> Function:
     Its machine code is kept beside the source, or where the system has the user's caches. Where neither can be written,
     each process compiles it anew, which takes a second.
     """
+    return _compiled(function, SETTINGS)
+
+
+def compiled_as_written(function: Function) -> Function:
+    """As `compiled`; but each operation is rounded, in the order in which it stands there."""
+    return _compiled(function, SETTINGS | {"fastmath": False})
+
+
+def _compiled(function: Function, settings: dict[str, Any]) -> Function:
     try:
-        made: Function = numba.njit(cache=True, **SETTINGS)(function)
+        made: Function = numba.njit(cache=True, **settings)(function)
     except RuntimeError:  # nowhere to keep it
-        made = numba.njit(**SETTINGS)(function)
+        made = numba.njit(**settings)(function)
     return made
 
 

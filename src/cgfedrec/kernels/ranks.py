@@ -14,6 +14,16 @@ AT_ONCE = 64
 
 
 @compiled
+def insert(values: NDArray[Any], items: NDArray[np.int64], score: Any, item: int) -> None:
+    """Put an item in its place among the best, `[k]` each, of which the last goes; of equal ones the lower is first."""
+    rank = len(values) - 1
+    while rank > 0 and (values[rank - 1] < score or (values[rank - 1] == score and items[rank - 1] > item)):
+        values[rank], items[rank] = values[rank - 1], items[rank - 1]
+        rank -= 1
+    values[rank], items[rank] = score, item
+
+
+@compiled
 def best(scores: NDArray[Any], candidates: NDArray[np.bool_], values: NDArray[Any], items: NDArray[np.int64]) -> None:
     """The best candidates of each user, best first; of equal ones the lower number first.
 
@@ -36,11 +46,7 @@ def best(scores: NDArray[Any], candidates: NDArray[np.bool_], values: NDArray[An
             for place in range(len(piece)):
                 item, score = first + place, piece[place]
                 if score > values_found[last] and candidates[user, item]:
-                    rank = last
-                    while rank > 0 and values_found[rank - 1] < score:
-                        values_found[rank], found[rank] = values_found[rank - 1], found[rank - 1]
-                        rank -= 1
-                    values_found[rank], found[rank] = score, item
+                    insert(values_found, found, score, item)
 
 
 @compiled

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from cgfedrec.serving.container import Arrays
 from cgfedrec.serving.readers import Entries, Ordered, Reader, blocks, check_vectors, most, number_of
-from cgfedrec.serving.top import NOTHING, best_keys, in_rows, keys_of
+from cgfedrec.serving.top import LAST, NOTHING, best_keys, in_rows, keys_of
 
 PIECE = 16
 """Neighbours that are fetched together. Of 8, 16 and 32 it is the fastest on real lists, whose lengths differ."""
 SPARSE = 50
 """How many times as long as an item takes among all it takes alone, where few of all are looked at. Measured."""
+
+MANY = 4096
+"""Users from which on a compiled loop is worth the half second that it takes to load."""
 
 
 class NeighbourReader(Reader):
@@ -111,6 +114,8 @@ class NeighbourReader(Reader):
         These are the neighbours of a history, and of all others the first by what everybody has beside. Nothing takes
         away from that: whoever stands behind k others there that may be shown stands behind them in the end.
         """
+        if number >= MANY:
+            return self._best_of_many(history, kept_out, number, k)
         terms = (self.starts[history.items + 1] - self.starts[history.items]).sum()
         if not self.only_adds or terms * SPARSE > number * self.num_items:
             return super().best(history, kept_out, number, k)
@@ -140,6 +145,17 @@ class NeighbourReader(Reader):
             board[cells] = board[hidden] = 0
             mark[cells] = -1
         return np.concatenate(found)
+
+    def _best_of_many(self, history: Entries, kept_out: Entries, number: int, k: int) -> NDArray[np.int64]:
+        """`best` by a compiled loop."""
+        from cgfedrec.kernels import neighbours as kernel
+
+        values, items = np.full((number, k), -np.inf, np.float32), np.full((number, k), LAST)
+        bounds, hidden = (np.searchsorted(one.users, np.arange(number + 1)) for one in (history, kept_out))
+        near = self.starts, self.targets, self.weights, self.beside, self.by_beside.items, self.only_adds
+        counts = self.counts(history.ages)
+        kernel.best(*near, bounds, history.items, counts, hidden, kept_out.items, values, items)
+        return keys_of(values, items)
 
     def _terms(self, history: Entries) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """What each neighbour of each entry adds to which cell of a board `[users * items]`, `[terms]` each.
