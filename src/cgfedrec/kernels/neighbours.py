@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgfedrec.kernels.compiled import compiled_as_written
-from cgfedrec.kernels.ranks import insert
+from cgfedrec.kernels.ranks import offer
+
+NOTHING, HIDDEN = np.float32(np.nan), np.float32(-np.inf)
 
 
 @compiled_as_written
@@ -43,40 +45,34 @@ def best(
         found: `[users, k]`, above any item's number everywhere; into it go items.
     """
     number, k = len(beside), values.shape[1]
-    board, state = np.zeros(number, np.float32), np.zeros(number, np.int8)  # of an item: 1 is near, 2 is hidden
+    board = np.full(number, NOTHING, np.float32)  # what neighbours add; no number where nothing does
     seen = np.empty(number, np.int64)
     for user in range(len(values)):
         scores, best_items, many = values[user], found[user], 0
         for entry in range(bounds[user], bounds[user + 1]):
             for place in range(starts[items[entry]], starts[items[entry] + 1]):
                 item = targets[place]
-                board[item] += weights[place] * counts[entry]
-                if state[item] == 0:
-                    state[item] = 1
+                added, before = weights[place] * counts[entry], board[item]
+                if np.isnan(before):
+                    board[item] = added
                     seen[many] = item
                     many += 1
+                else:
+                    board[item] = before + added
         for place in range(hidden_bounds[user], hidden_bounds[user + 1]):
-            item = hidden[place]
-            if state[item] == 0:
-                seen[many] = item
+            if np.isnan(board[hidden[place]]):
+                seen[many] = hidden[place]
                 many += 1
-            state[item] = 2
+            board[hidden[place]] = HIDDEN
         for place in range(many):
             item = seen[place]
-            score = board[item] + beside[item]
-            if state[item] == 1 and not (
-                score < scores[k - 1] or (score == scores[k - 1] and item > best_items[k - 1])
-            ):
-                insert(scores, best_items, score, item)
-        shown = 0
+            offer(scores, best_items, board[item] + beside[item], item)
+        others = 0
         for item in first:
-            if only_adds and shown == k:
+            if only_adds and others == k:
                 break
-            if state[item] == 0:
-                shown += 1
-                score = beside[item]
-                if not (score < scores[k - 1] or (score == scores[k - 1] and item > best_items[k - 1])):
-                    insert(scores, best_items, score, item)
+            if np.isnan(board[item]):
+                others += 1
+                offer(scores, best_items, beside[item], item)
         for place in range(many):
-            board[seen[place]] = 0
-            state[seen[place]] = 0
+            board[seen[place]] = NOTHING

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cgfedrec.kernels.compiled import compiled
+from cgfedrec.kernels.compiled import compiled, compiled_as_written
 
 AT_ONCE = 64
 """Scores of which it is seen at once whether any is among the best."""
 
 
-@compiled
-def insert(values: NDArray[Any], items: NDArray[np.int64], score: Any, item: int) -> None:
-    """Put an item in its place among the best, `[k]` each, of which the last goes; of equal ones the lower is first."""
+@compiled_as_written
+def offer(values: NDArray[Any], items: NDArray[np.int64], score: Any, item: int) -> None:
+    """Put an item in its place among the best `[k]`, if it has one. The last goes; of equal ones the lower is first."""
     rank = len(values) - 1
+    if score < values[rank] or (score == values[rank] and item > items[rank]):
+        return
     while rank > 0 and (values[rank - 1] < score or (values[rank - 1] == score and items[rank - 1] > item)):
         values[rank], items[rank] = values[rank - 1], items[rank - 1]
         rank -= 1
@@ -44,9 +46,8 @@ def best(scores: NDArray[Any], candidates: NDArray[np.bool_], values: NDArray[An
             if above == 0:
                 continue
             for place in range(len(piece)):
-                item, score = first + place, piece[place]
-                if score > values_found[last] and candidates[user, item]:
-                    insert(values_found, found, score, item)
+                if piece[place] > values_found[last] and candidates[user, first + place]:
+                    offer(values_found, found, piece[place], first + place)
 
 
 @compiled
