@@ -17,11 +17,12 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from lightning import Fabric
 from rich.console import Console
 
 import cgfedrec as package
+from cgfedrec import train
 from cgfedrec.cli import main
+from cgfedrec.client import Batch, CompiledSteps, StepOutput
 from cgfedrec.errors import Notice
 from cgfedrec.run.advice import advice
 from cgfedrec.run.console import show_unfinished
@@ -95,14 +96,20 @@ def test_four_calls_lie_between_the_command_and_the_inner_step(tiny: str, monkey
             frame = frame.f_back
         return names
 
-    backward = Fabric.backward
+    found = train._compiled
 
-    def watched(fabric: Fabric, loss: torch.Tensor) -> None:
-        calls = ours(sys._current_frames()[command]) + ours(sys._getframe(1))
-        seen.append(calls[calls.index("_fit") + 1 :])
-        backward(fabric, loss)
+    def watched(*arguments: Any) -> CompiledSteps:
+        steps = found(*arguments)
+        assert steps is not None
 
-    monkeypatch.setattr(Fabric, "backward", watched)
+        def step(batch: Batch) -> StepOutput:
+            calls = ours(sys._current_frames()[command]) + ours(sys._getframe(1))
+            seen.append(calls[calls.index("_fit") + 1 :])
+            return steps(batch)
+
+        return step
+
+    monkeypatch.setattr(train, "_compiled", watched)
     assert run("fit", "--config", tiny, "--loop.rounds", "1") == 0
     # The shortest, since the command's own thread may be busy with another cohort's upload meanwhile.
     between = [name for name in min(seen, key=len) if name != "Workers.map"]  # hands a cohort to a worker's thread

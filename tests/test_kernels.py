@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
 from lightning import Fabric
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cgfedrec.client import Batch, Client, StepOutput
+from cgfedrec.data.synthetic import Synthetic
+from cgfedrec.errors import RunError
 from cgfedrec.kernels import compiled
+from cgfedrec.kernels.cache import Cache, Files
 from cgfedrec.kernels.compiled import exp_of_negative
-from cgfedrec.kit.fused import plain_rate
 from cgfedrec.kit.optimisers import FactorAdam, TableSGD
 from cgfedrec.kit.rows import by_rows
+from cgfedrec.kit.steps import plain_rate
 from cgfedrec.kit.table import TableClient
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedCo, CGFedRec, CoFedRec, FedMF, Local, PFedRec
 from cgfedrec.methods.fedmf import FedMFClient
+from cgfedrec.methods.local import LocalClient
+from cgfedrec.methods.pfedrec import PFedRecClient
 from cgfedrec.structure.alignment import AlignedClient
 from cgfedrec.structure.clusterlabels import ClusterLabels
 from cgfedrec.structure.contrast import Kind, loss_and_gradient
@@ -41,6 +47,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     # With a smaller epsilon Adam turns what is left by rounding into whole steps.
     "FedMF, no whole vectors": lambda: FedMF(dim=5, optimizer=partial(FactorAdam, eps=1e-4)),
     "FedMF, other averages": lambda: FedMF(dim=8, optimizer=partial(Adam, lr=0.02, betas=(0.8, 0.95), eps=1e-4)),
+    "FedMF, a long average": lambda: FedMF(dim=8, optimizer=partial(FactorAdam, betas=(0.9, 0.999999), eps=1e-4)),
     "CGFedRec": lambda: CGFedRec(dim=16, clusters=6, reg=0.5),
     "CGFedRec, prototypes": lambda: CGFedRec(dim=16, clusters=6, reg=0.5, contrast="prototypes"),
     "CoFedRec": lambda: CoFedRec(dim=16, clusters=6, reg=0.5),
@@ -52,16 +59,16 @@ def loops_of(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each cohort that trains from now on, whether it does so in a compiled loop."""
     seen: list[bool] = []
     for kind in (Client, TableClient, AlignedClient, FedMFClient):
-        if "fused" in vars(kind):
-            made = vars(kind)["fused"]
+        if "compiled_steps" in vars(kind):
+            made = vars(kind)["compiled_steps"]
 
-            def fused(self: Client, *args: Any, made: Any = made, kind: type = kind) -> Any:
+            def compiled_steps(self: Client, *args: Any, made: Any = made, kind: type = kind) -> Any:
                 found = made(self, *args)
-                if kind is next(base for base in type(self).__mro__ if "fused" in vars(base)):
+                if kind is next(base for base in type(self).__mro__ if "compiled_steps" in vars(base)):
                     seen.append(found is not None)
                 return found
 
-            monkeypatch.setattr(kind, "fused", fused)
+            monkeypatch.setattr(kind, "compiled_steps", compiled_steps)
     return seen
 
 
@@ -74,7 +81,7 @@ def by_steps(method: Method, monkeypatch: pytest.MonkeyPatch, **options: Any) ->
     """A run in which every step is the client's and its optimisers'."""
     with monkeypatch.context() as patch:
         for kind in (TableClient, AlignedClient, FedMFClient):
-            patch.setattr(kind, "fused", Client.fused)
+            patch.setattr(kind, "compiled_steps", Client.compiled_steps)
         return trained(method, prepared(), 7, **options)
 
 
@@ -99,9 +106,9 @@ class OtherOptimisers(TableClient):
 
 
 def test_a_step_of_ones_own_is_taken() -> None:
-    assert TableClient.fused is not Client.fused
-    assert ScaledClient.fused is Client.fused
-    assert OtherOptimisers.fused is Client.fused
+    assert TableClient.compiled_steps is not Client.compiled_steps
+    assert ScaledClient.compiled_steps is Client.compiled_steps
+    assert OtherOptimisers.compiled_steps is Client.compiled_steps
 
 
 @pytest.mark.parametrize(
@@ -130,11 +137,88 @@ def test_what_is_as_it_should_be_is_compiled(seen: list[bool]) -> None:
 
 
 def test_whoever_meddles_with_an_optimiser_is_heard() -> None:
-    optimizer = TableSGD([nn.Parameter(torch.zeros(2, 3))], lr=0.5)
-    assert plain_rate(optimizer) == 0.5
-    assert plain_rate(by_rows(optimizer)) == 0.5
+    held, other = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(2, 3))
+    optimizer = TableSGD([held], lr=0.5)
+    assert plain_rate(optimizer, held) == 0.5
+    assert plain_rate(by_rows(optimizer), held) == 0.5
+    assert plain_rate(optimizer, held, other) is None
+    assert plain_rate(TableSGD([held, other], lr=0.5), held) is None
+    groups: Any = [{"params": [held], "lr": 0.1}, {"params": [other], "lr": 0.2}]
+    assert plain_rate(TableSGD(groups), held, other) is None
+    handle = register_optimizer_step_post_hook(lambda *_: None)
+    assert plain_rate(optimizer, held) is None
+    handle.remove()
     optimizer.register_step_post_hook(lambda *_: None)
-    assert plain_rate(optimizer) is None
+    assert plain_rate(optimizer, held) is None
+    meddling: list[Callable[[Any], Any]] = [
+        lambda parameter: parameter.requires_grad_(False),
+        lambda parameter: parameter.register_hook(lambda gradient: 2 * gradient),
+        lambda parameter: parameter.register_post_accumulate_grad_hook(lambda _: None),
+    ]
+    for meddle in meddling:
+        parameter = nn.Parameter(torch.zeros(2, 3))
+        assert plain_rate(TableSGD([parameter], lr=0.5), parameter) == 0.5
+        meddle(parameter)
+        assert plain_rate(TableSGD([parameter], lr=0.5), parameter) is None
+    double = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    assert plain_rate(TableSGD([double], lr=0.5), double) is None
+
+
+class Counting:
+    """A callback that wants to hear of steps."""
+
+    steps = 0
+
+    def on_after_optimizer_step(self, **_: Any) -> None:
+        self.steps += 1
+
+
+def test_whoever_wants_to_hear_of_steps_does() -> None:
+    loop, heard = FederatedLoop(rounds=1), Counting()
+    loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=[heard]), prepared(), Local())
+    loop.fit()
+    assert heard.steps > 0
+
+
+def test_a_step_that_one_client_was_given_is_taken(seen: list[bool]) -> None:
+    loop = FederatedLoop(rounds=1)
+    loop.setup(Fabric(accelerator="cpu", devices=1), prepared(), Local())
+    every = [loop.clients.workers._idle.get() for _ in range(loop.clients.workers.number)]
+    for worker in every:
+        worker.client.training_step = worker.client.training_step  # type: ignore[method-assign]
+        loop.clients.workers._idle.put(worker)
+    loop.fit()
+    assert not seen
+
+
+@pytest.mark.parametrize("shift", [1, -1, 10**7])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", [LocalClient, PFedRecClient, FedMFClient])
+def test_items_that_there_are_not_are_refused(
+    kind: type[Client], whole: bool, shift: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiled loop would read and write wherever that is."""
+    if whole:
+        monkeypatch.setattr(kind, "follows", frozenset())
+
+    def shifted(self: Client) -> list[Batch]:
+        return [batch._replace(items=batch.items + shift) for batch in self.own.batches()]
+
+    monkeypatch.setattr(kind, "batches", shifted)
+    method = {LocalClient: Local, PFedRecClient: PFedRec, FedMFClient: FedMF}[kind]()
+    data = prepared(synthetic=Synthetic(users=60, items=20, groups=2, interactions=10))
+    with pytest.raises(RunError, match="not in the catalogue"):
+        trained(method, data, 7, rounds=1)
+
+
+@pytest.mark.parametrize(("kind", "items", "dim"), [("exact", 513, 16), ("prototypes", 96, 16), ("prototypes", 33, 7)])
+def test_alignment_of_some_clients_is_that_of_each(kind: Kind, items: int, dim: int) -> None:
+    """To the bit: who trains beside whom depends on how many processes there are."""
+    table, labels = examples(9, items, dim, 5)
+    together = loss_and_gradient(table, labels, kind=kind)
+    alone = [loss_and_gradient(one.clone(), labels, kind=kind) for one in table.split(1)]
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert whole.equal(torch.cat(parts))
 
 
 def test_mixed_precision_is_torch_s(seen: list[bool]) -> None:
@@ -226,17 +310,67 @@ def test_the_exponential_is_one() -> None:
     assert np.isnan(odd[4])
 
 
-def test_where_machine_code_cannot_be_kept_it_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = numba.njit
+def double(number: float) -> float:
+    return 2 * number
 
-    def nowhere(*args: Any, cache: bool = False, **settings: Any) -> Any:
-        if cache:
-            return lambda _: (_ for _ in ()).throw(RuntimeError("no locator available"))
-        return made(*args, **settings)
 
-    monkeypatch.setattr(numba, "njit", nowhere)
+class Elsewhere(Cache):
+    """Keeps it in a folder of a test."""
 
-    def double(number: float) -> float:
-        return 2 * number
+    folder = Path()
 
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._cache_file = Files(self.folder, "double")
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(Elsewhere, "folder", tmp_path)
+    monkeypatch.setattr(compiled, "Cache", Elsewhere)
+    return tmp_path
+
+
+def hits(function: Any) -> int:
+    return sum(function.stats.cache_hits.values())
+
+
+def test_machine_code_is_used_again(kept: Path) -> None:
+    first, second = compiled.compiled(double), compiled.compiled(double)
+    assert [first(4.0), second(4.0)] == [8.0, 8.0]
+    assert [hits(first), hits(second)] == [0, 1]
+    assert len(list(kept.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"12345678", b"short", None], ids=["empty", "cut", "short", "a bit"])
+def test_machine_code_that_is_damaged_is_made_anew(damage: bytes | None, kept: Path) -> None:
+    assert compiled.compiled(double)(4.0) == 8.0
+    (file,) = kept.iterdir()
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]) if damage is None else damage)
+    again = compiled.compiled(double)
+    assert again(4.0) == 8.0
+    assert hits(again) == 0
+    once_more = compiled.compiled(double)
+    assert once_more(4.0) == 8.0
+    assert hits(once_more) == 1  # what was damaged has been replaced
+
+
+def test_machine_code_of_other_sources_is_not_used(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled.compiled(double)(4.0) == 8.0
+    monkeypatch.setattr("cgfedrec.kernels.cache.source", lambda: "another")
+    again = compiled.compiled(double)
+    assert again(4.0) == 8.0
+    assert hits(again) == 0
+
+
+def test_where_machine_code_cannot_be_kept_it_is_made_anew(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Elsewhere, "folder", kept / "file" / "folder")
+    (kept / "file").write_text("no folder")
+    assert compiled.compiled(double)(4.0) == 8.0
+
+    def nowhere(self: Cache, function: Any) -> None:
+        raise RuntimeError("no locator available")
+
+    monkeypatch.setattr(Elsewhere, "__init__", nowhere)
     assert compiled.compiled(double)(4.0) == 8.0

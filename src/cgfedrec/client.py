@@ -39,8 +39,8 @@ class StepOutput(NamedTuple):
     reported: Mapping[str, Tensor] = MappingProxyType({})
 
 
-Fused = Callable[[Batch], StepOutput]
-"""Takes all of a batch's steps at once: see `Client.fused`."""
+CompiledSteps = Callable[[Batch], StepOutput]
+"""Takes all of a batch's steps at once: see `Client.compiled_steps`."""
 
 
 class Client(LightningModule, ABC):
@@ -89,8 +89,8 @@ class Client(LightningModule, ABC):
         # What was said of another need not be true.
         if cls._has_changed("follows", "training_step", "receive", "upload"):
             cls.follows = frozenset()
-        if cls._has_changed("fused", "training_step", "configure_optimizers"):
-            cls.fused = Client.fused  # type: ignore[method-assign]
+        if cls._has_changed("compiled_steps", "training_step", "configure_optimizers"):
+            cls.compiled_steps = Client.compiled_steps  # type: ignore[method-assign]
 
     @classmethod
     def _has_changed(cls, said: str, *names: str) -> bool:
@@ -113,7 +113,7 @@ class Client(LightningModule, ABC):
     def configure_optimizers(self) -> list[Optimizer]:
         """The optimisers that take one step each, in this order, on every batch."""
 
-    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
+    def compiled_steps(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> CompiledSteps | None:
         """What takes all of a batch's steps in one compiled loop (`cgfedrec.kernels`); by default there is none.
 
         It ends where `training_step`, the gradients and the optimisers do, but for rounding, and many times as fast. It

@@ -20,6 +20,8 @@ from cgfedrec.errors import RunError
 from cgfedrec.lent import Lent
 from cgfedrec.wire.moved import of_rows
 
+NO_ITEM = "a batch has items that are not in the catalogue; see Client.batches"
+
 
 class Touched:
     """The rows of a cohort's tables that its batches touch. While there is one, the client has these alone.
@@ -42,6 +44,8 @@ class Touched:
         self.client, self.names = client, names
         self._bases = {name: client.get_parameter(name).data[0] for name in names}  # [items, dim]
         clients, num_items = len(client.users), len(self._bases[names[0]])
+        if any(len(batch.items) and not 0 <= batch.items.min() <= batch.items.max() < num_items for batch in batches):
+            raise RunError(NO_ITEM)
         # All tables as one, `[clients * items]`: where each sample's item stands in it, and which are touched at all.
         places = [batch.items.cpu().numpy() + num_items * np.arange(len(batch.items))[:, None] for batch in batches]
         touched = np.zeros(clients * num_items, bool)

@@ -10,7 +10,7 @@ from lightning import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput
+from cgfedrec.client import Batch, Client, CompiledSteps, StepOutput
 from cgfedrec.errors import RunError
 from cgfedrec.lent import Lent
 from cgfedrec.touched import Touched
@@ -59,10 +59,7 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
     touched = Touched.by(worker.client, batches, worker.memory)
     if touched is not None:
         batches = touched.batches
-    fused = None
-    if fabric.device.type == "cpu" and fabric.strategy.precision.precision == "32-true":
-        ends = touched.ends if touched is not None else None
-        fused = worker.client.fused([one.optimizer for one in worker.optimizers], ends)
+    compiled = _compiled(fabric, worker, touched)
     cohort = worker.client.private()
     # [clients]: sums over all batches, and how many samples they had
     losses, seen = torch.zeros(2, len(worker.client.users), device=fabric.device)
@@ -74,7 +71,7 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
         if len(batch.items) < active:
             active = len(batch.items)
             narrow(worker.client, worker.optimizers, active, touched)
-        output = fused(batch) if fused is not None else _steps(fabric, worker, batch, touched)
+        output = _steps(fabric, worker, batch, touched) if compiled is None else compiled(batch)
         seen[:active] += batch.sizes
         losses[:active] += output.loss.detach() * batch.sizes
         for name in output.reported:
@@ -88,6 +85,19 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
     if not means.isfinite().all():
         raise NotFiniteError("training loss", worker.client.users[~means.isfinite().all(1)].tolist())
     return means
+
+
+def _compiled(fabric: Fabric, worker: Worker, touched: Touched | None) -> CompiledSteps | None:
+    """What takes a cohort's steps in a compiled loop, where nobody has asked for anything that it does not do."""
+    if fabric.device.type != "cpu" or fabric.strategy.precision.precision != "32-true":
+        return None
+    if "training_step" in vars(worker.client):
+        return None
+    for optimizer in worker.optimizers:
+        if any(callable(getattr(one, "on_after_optimizer_step", None)) for one in optimizer._callbacks):
+            return None
+    ends = touched.ends if touched is not None else None
+    return worker.client.compiled_steps([optimizer.optimizer for optimizer in worker.optimizers], ends)
 
 
 def _steps(fabric: Fabric, worker: Worker, batch: Batch, touched: Touched | None) -> StepOutput:

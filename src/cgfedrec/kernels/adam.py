@@ -18,13 +18,13 @@ def moved(
     rate: np.float32,
     root: np.float32,
     epsilon: np.float32,
-    beta_1: np.float32,
-    beta_2: np.float32,
+    new_mean: np.float32,
+    old_square: np.float32,
+    new_square: np.float32,
 ) -> tuple[np.float32, np.float32, np.float32]:
     """A number after Adam's step, and its averages of slopes and of their squares; arguments are those before it."""
-    one = np.float32(1)  # a plain 1 would make everything float64
-    mean += (slope - mean) * (one - beta_1)
-    square = square * beta_2 + slope * slope * (one - beta_2)
+    mean += (slope - mean) * new_mean
+    square = square * old_square + slope * slope * new_square
     return value - rate * mean / (np.sqrt(square) / root + epsilon), mean, square
 
 
@@ -39,8 +39,9 @@ def step(
     rate: np.float32,
     root: np.float32,
     epsilon: np.float32,
-    beta_1: np.float32,
-    beta_2: np.float32,
+    new_mean: np.float32,
+    old_square: np.float32,
+    new_square: np.float32,
 ) -> None:
     """A step of all clients on a batch, in place. As Adam has it, all rows of a client move.
 
@@ -54,8 +55,9 @@ def step(
         rate: Learning rate, over 1 - beta_1^t at step t.
         root: Of 1 - beta_2^t.
         epsilon: Added to the root of the average square.
-        beta_1: Of the average gradient.
-        beta_2: Of the average square.
+        new_mean: What a new gradient weighs in the average, 1 - beta_1.
+        old_square: What the average square so far weighs in the next, beta_2.
+        new_square: What a new square does, 1 - beta_2. It is no difference of float32 numbers: these are too coarse.
     """
     width, dim = samples.rows.shape[1], table.shape[1]
     slopes, gradient = np.empty(width, np.float32), np.empty(dim, np.float32)
@@ -85,12 +87,22 @@ def step(
                     rate,
                     root,
                     epsilon,
-                    beta_1,
-                    beta_2,
+                    new_mean,
+                    old_square,
+                    new_square,
                 )
         means, squares = of_users[client, 0], of_users[client, 1]
         for column in range(dim):
             user[column], means[column], squares[column] = moved(
-                user[column], means[column], squares[column], gradient[column], rate, root, epsilon, beta_1, beta_2
+                user[column],
+                means[column],
+                squares[column],
+                gradient[column],
+                rate,
+                root,
+                epsilon,
+                new_mean,
+                old_square,
+                new_square,
             )
         start = ends[client]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from cgfedrec.kernels.cache import Cache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,10 +29,9 @@ SERIES = tuple(np.float32(1 / number) for number in (5040, 720, 120, 24, 6, 2, 1
 
 
 def compiled(function: Function) -> Function:
-    """The same function, compiled at its first call.
+    """The same function, compiled at its first call, once for each machine (`cgfedrec.kernels.cache`).
 
-    Its machine code is kept beside the source, or where the system has the user's caches. Where neither can be written,
-    each process compiles it anew, which takes a second.
+    Where its machine code cannot be kept, each process compiles it anew, which takes a second or two.
     """
     return _compiled(function, SETTINGS)
 
@@ -40,11 +42,12 @@ def compiled_as_written(function: Function) -> Function:
 
 
 def _compiled(function: Function, settings: dict[str, Any]) -> Function:
-    try:
-        made: Function = numba.njit(cache=True, **settings)(function)
-    except RuntimeError:  # nowhere to keep it
-        made = numba.njit(**settings)(function)
-    return made
+    made: Any = numba.njit(**settings)(function)
+    if made is not function:  # as it is where NUMBA_DISABLE_JIT is set
+        with suppress(RuntimeError):  # there is nowhere to keep it
+            made._cache = Cache(function)  # what njit(cache=True) does with a cache of its own
+    found: Function = made
+    return found
 
 
 def inlined(function: Function) -> Function:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, Client, Fused, StepOutput, empty_parameter, shared_start
+from cgfedrec.client import Batch, Client, CompiledSteps, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import no_count, not_positive
-from cgfedrec.kit import fused
+from cgfedrec.kit import steps
 from cgfedrec.kit.optimisers import OptimizerCallable, TableSGD, check_elementwise
 from cgfedrec.kit.rows import bmm, by_rows, linear_loss, rows_of
 from cgfedrec.method import MOST_DIM, Method
@@ -78,8 +78,8 @@ class TableClient(Client):
         self._rows = None
         return StepOutput(linear_loss(rows, self.head_weight.detach(), self.head_bias.detach(), batch))
 
-    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
-        return fused.linear(self.table.data, self.head_weight.data, self.head_bias.data, optimizers, ends)
+    def compiled_steps(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> CompiledSteps | None:
+        return steps.linear(self.table, self.head_weight, self.head_bias, optimizers, ends)
 
     def upload(self) -> Upload:
         return Upload(self.users, {"table": self.private()["table"]}, bases=self.bases)

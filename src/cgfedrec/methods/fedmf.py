@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
-from cgfedrec.client import Fused
-from cgfedrec.kit import fused
+from cgfedrec.client import CompiledSteps
+from cgfedrec.kit import steps
 from cgfedrec.kit.factors import FactorBase, FactorClient, FactorMethod
 from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.robust import Aggregation, RobustMethod, RobustTableServer
@@ -37,8 +37,8 @@ class FedMFClient(FactorClient):
     def configure_optimizers(self) -> list[Optimizer]:
         return [by_rows(self.method.optimizer([self.user, self.table]))]
 
-    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
-        return fused.factors(self.table.data, self.user.data, optimizers[0], ends, self._averages)
+    def compiled_steps(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> CompiledSteps | None:
+        return steps.factors(self.table, self.user, optimizers[0], ends, self._averages)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, Fused, StepOutput
+from cgfedrec.client import Batch, CompiledSteps, StepOutput
 from cgfedrec.errors import check, no_count, not_between
-from cgfedrec.kit.fused import plain_rate
+from cgfedrec.kit.steps import plain_rate
 from cgfedrec.kit.table import TableClient, TableMethod, TableSettings
 from cgfedrec.structure.clusters import KMeansKind
 from cgfedrec.structure.contrast import Kind, contrast, loss_and_gradient
@@ -47,13 +47,12 @@ class AlignedClient(TableClient):
         )
         return StepOutput(output.loss + self.method.reg * alignment, {"alignment": alignment.detach()})
 
-    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
-        linear = super().fused(optimizers, ends)
-        if linear is None or self.labels is None or self.method.reg == 0:
+    def compiled_steps(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> CompiledSteps | None:
+        linear = super().compiled_steps(optimizers, ends)
+        rate = plain_rate(optimizers[1], self.table)
+        if linear is None or rate is None or self.labels is None or self.method.reg == 0:
             return linear
         labels, method = self.labels, self.method
-        rate = plain_rate(optimizers[1])
-        assert rate is not None
 
         def step(batch: Batch) -> StepOutput:
             table = self.table.data[:, self.labelled]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, Fused, StepOutput
+from cgfedrec.client import Batch, CompiledSteps, StepOutput
 from cgfedrec.errors import no_count
 from cgfedrec.kit.optimisers import check_elementwise
 from cgfedrec.method import MOST_EPOCHS
@@ -107,8 +107,8 @@ class ClusterLabelsClient(SumsClient):
     def training_step(self, batch: Batch, step: int) -> StepOutput:  # type: ignore[override]
         return self.aligned.training_step(batch, step)
 
-    def fused(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> Fused | None:
-        return self.aligned.fused(optimizers, ends)
+    def compiled_steps(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> CompiledSteps | None:
+        return self.aligned.compiled_steps(optimizers, ends)
 
     def read(self, reading: int) -> Tensor:
         return self.aligned.score()

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cgfedrec.client import VECTOR
 from cgfedrec.structure.exact import GPU_KEPT, Exact
 from cgfedrec.structure.prototypes import Prototypes
 
 CACHED = 8 * 2**20
-"""Bytes of what lies between a table and its gradient, on a CPU: as many clients together as a shared cache holds."""
+"""Bytes of similarities of some clients together, on a CPU: what its cores share holds them."""
 Kind = Literal["exact", "prototypes"]
 
 
@@ -63,7 +64,12 @@ def loss_and_gradient(
         part = Exact(labels, temperature, one)
     else:
         part = Prototypes(labels, temperature, one)
-    at_once = max(1, min(len(table), (GPU_KEPT if table.is_cuda else CACHED) // part.nbytes))
+    at_once = 1  # a CPU takes one client at a time, whose values then stay in its cache
+    if table.is_cuda:
+        at_once = max(1, min(len(table), GPU_KEPT // max(1, part.nbytes)))
+    elif kind == "prototypes" and table[0].numel() % VECTOR == 0 and table.shape[2] > 1:
+        # Or several, where each begins as a tensor of its own would: then a product rounds none otherwise.
+        at_once = max(1, min(len(table), CACHED // max(1, part.nbytes)))
     found = [part.loss_and_gradient(clients) for clients in table.split(at_once)]
     loss, gradient = map(torch.cat, zip(*found, strict=True))
     scale = temperature / base_temperature

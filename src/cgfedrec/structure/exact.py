@@ -49,8 +49,8 @@ class Exact:
         blocks = [slice(start, min(start + TILE, items)) for start in range(0, items, TILE)]
         self.places = [(rows, columns) for index, rows in enumerate(blocks) for columns in blocks[index:]]
         self.sizes = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in self.places]
-        self.nbytes = sum(self.sizes) * like.itemsize
-        """Of one client's triangle."""
+        self.nbytes = (sum(self.sizes) + max(self.sizes, default=0)) * like.itemsize
+        """Of one client's triangle, and of a tile beside it."""
         most = KEPT
         if like.is_cuda:
             most = GPU_KEPT

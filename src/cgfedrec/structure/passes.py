@@ -30,7 +30,8 @@ class Passes:
             labels: `[items]`.
             clusters: How many.
         """
-        return rows.new_zeros(len(rows), clusters, rows.shape[2]).index_add_(1, labels, rows)
+        members = torch.nn.functional.one_hot(labels, clusters).to(rows)  # [items, clusters]
+        return members.T @ rows  # and no index_add_, whose order is open on a GPU
 
     def add_of_label(self, rows: Tensor, sums: Tensor, labels: Tensor, shares: Tensor) -> None:
         """Add to rows `[clients, items, dim]` a share `[items]` of their clusters' sums `[clients, clusters, dim]`."""
@@ -144,7 +145,7 @@ class CompiledPasses(Passes):
 
 
 def passes_for(like: Tensor) -> Passes:
-    """Those for tensors of the type and on the device of an example."""
+    """Those for tensors of the type and on the device of an example `[...]`."""
     if like.device.type == "cpu" and like.dtype == torch.float32:
         return CompiledPasses()
     return Passes()

@@ -29,9 +29,8 @@ class Prototypes:
         self.labels, self.temperature = labels, temperature
         clusters = -(-(int(labels.max()) + 1) // VECTOR) * VECTOR  # with some that are empty, to go on in whole vectors
         self.sizes = labels.bincount(minlength=clusters).to(like)  # [clusters]
-        self.anchors = (self.sizes[labels] > 1).to(
-            like
-        )  # [items]: 1 for an item with positives, 0 for one that is alone
+        # [items]: 1 for an item with positives, 0 for one that is alone
+        self.anchors = (self.sizes[labels] > 1).to(like)
         self.shares = 1 / self.sizes[labels]  # [items]: of each item in its prototype
         self.passes = passes_for(like)
         self.nbytes = 3 * len(labels) * len(self.sizes) * like.itemsize
