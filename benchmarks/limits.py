@@ -23,13 +23,12 @@ from benchmarks import threads
 from benchmarks.__main__ import machine, markdown
 from benchmarks.leak import ratings
 from benchmarks.threads import Others
+from cgfedrec.kernels import alignment
 from cgfedrec.protocol import Protocol
 from cgfedrec.random import Stream, bits
 
 DIM, EPOCHS, CLUSTERS = 32, 2, 60
-COLUMNS = 64
-"""Columns of the product in the exact contrast: rows, and what else is summed with them."""
-PRODUCTS = 5
+PRODUCTS = 3
 """Products of items x clusters x dim in a contrast against prototypes, with those of its gradient."""
 
 
@@ -49,7 +48,8 @@ def rates(items: int) -> dict[str, float]:
     tables = torch.zeros(155 * items, DIM)  # a cohort's
     rows = torch.randint(len(tables), (155 * 256,))
     values, spread = torch.ones(len(rows), DIM), rows[:, None].expand(-1, DIM)
-    tile, left, right = torch.rand(512, 512), torch.rand(512, DIM), torch.rand(512, COLUMNS)
+    tile, left = torch.rand(512, 512), torch.rand(512, DIM)
+    arguments = -tile.numpy(), np.float32(2), np.zeros(512, np.float32), np.zeros(512, np.float32)
     cosines, prototypes = torch.rand(items, DIM), torch.rand(DIM, CLUSTERS)
     positions = np.arange(2**18)
     return {
@@ -57,9 +57,9 @@ def rates(items: int) -> dict[str, float]:
         "bytes read": fastest(large.sum, large.nbytes),
         "rows fetched": fastest(lambda: torch.embedding(tables, rows), len(rows)),
         "rows added": fastest(lambda: tables.scatter_add_(0, spread, values), len(rows)),
-        "exponentials": fastest(tile.exp, tile.numel()),
-        "wide products": fastest(lambda: torch.mm(tile, right), 2 * 512 * 512 * COLUMNS),
-        "narrow products": fastest(lambda: torch.mm(left, left.T), 2 * 512 * 512 * DIM),
+        "exponentials": fastest(lambda: alignment.exponentials(*arguments), tile.numel()),
+        "products with rows": fastest(lambda: torch.mm(tile, left), 2 * 512 * 512 * DIM),
+        "products of rows": fastest(lambda: torch.mm(left, left.T), 2 * 512 * 512 * DIM),
         "prototype products": fastest(lambda: torch.mm(cosines, prototypes), 2 * items * DIM * CLUSTERS),
         "random numbers": fastest(lambda: bits(1, Stream.NEGATIVES, positions), len(positions)),
     }
@@ -77,7 +77,7 @@ def needed(path: Path) -> tuple[dict[str, dict[str, float]], int]:
     return {
         "round, not aligned": unaligned,
         "round, aligned": unaligned
-        | {"exponentials": pairs, "narrow products": 2 * pairs * DIM, "wide products": 4 * pairs * COLUMNS},
+        | {"exponentials": pairs, "products of rows": 2 * pairs * DIM, "products with rows": 4 * pairs * DIM},
         "round, prototypes": unaligned
         | {
             "exponentials": contrasts * items * CLUSTERS,
