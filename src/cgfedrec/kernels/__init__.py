@@ -4,6 +4,8 @@ Each is a faster way to a result that torch code beside it defines, on a CPU and
 one after another, each as if it were alone, so nothing depends on who trains beside whom.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import numpy as np
