@@ -44,3 +44,36 @@ def add_rows(
         row, sums = rows[number], total[places[number]]
         for column in range(len(row)):
             sums[column] += np.rint(row[column] * grid)
+
+
+@compiled
+def to_whole(
+    values: NDArray[np.float32],
+    scale: np.float32,
+    limit: np.float32,
+    whole: NDArray[np.int64],
+    clipped: NDArray[np.int64],
+    finite: NDArray[np.bool_],
+) -> None:
+    """The whole numbers nearest to ``scale`` times those of all clients, where these are within a limit.
+
+    Args:
+        values: `[clients, numbers]`.
+        scale: As said.
+        limit: To which what is beyond it is clipped.
+        whole: `[clients, numbers]`, into which they go.
+        clipped: `[clients]`: how many of each client's were clipped.
+        finite: `[clients]`: whether all of a client's are finite.
+    """
+    for client in range(len(values)):
+        mine, found = values[client], whole[client]
+        beyond, odd = 0, 0
+        for place in range(len(mine)):
+            scaled = mine[place] * scale
+            within = scaled if scaled < limit else limit
+            within = within if within > -limit else -limit
+            found[place] = np.int64(np.rint(within))
+            beyond += within != scaled
+            odd += not abs(scaled) < np.float32(np.inf)
+        clipped[client] = beyond
+        finite[client] = odd == 0

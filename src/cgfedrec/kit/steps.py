@@ -55,7 +55,7 @@ def linear(
         head: `[clients, dim]`.
         bias: `[clients]`.
         optimizers: Of the head with its bias, and of the table.
-        ends: As of `Client.fused`.
+        ends: As of `Client.compiled_steps`.
 
     Returns:
         ``None`` where one of the optimisers does something else.
@@ -90,7 +90,7 @@ def factors(
         table: `[clients, items, dim]`, or `[1, rows, dim]` as `Client.follows` has it.
         user: `[clients, dim]`.
         optimizer: Of both, before its first step.
-        ends: As of `Client.fused`.
+        ends: As of `Client.compiled_steps`.
         memory: For Adam's averages of the table and of the user vector.
 
     Returns:
