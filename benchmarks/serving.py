@@ -144,7 +144,7 @@ def main() -> None:
             print(f"{items:,} items, {size:.0f} MB: answers after {own:.2f} s, {whole:.2f} s with the interpreter")
             for length in LENGTHS:
                 p50, p99 = np.percentile(latencies(recommender, drawn(items, length, 300)), (50, 99))
-                clock, processor = a_second(recommender, drawn(items, length, 1000))
+                clock, processor = a_second(recommender, drawn(items, length, 5000))
                 print(
                     f"  history of {length}: p50 {p50:.2f} ms, p99 {p99:.2f} ms; all at once {clock:,.0f} a second, "
                     f"{processor:,.0f} a second of the processor"
