@@ -13,11 +13,13 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from torch import Tensor
 
 from benchmarks import threads
 from benchmarks.__main__ import machine, markdown
@@ -42,9 +44,15 @@ def fastest(work: Callable[[], object], amount: float) -> float:
     return amount / best
 
 
+def shared(work: Callable[[Tensor], object]) -> float:
+    """Bytes a second and thread, where each thread does this to memory of its own, `[2, any]`, at the same time."""
+    large = [torch.ones(2, 2**24) for _ in range(threads.cores())]
+    with ThreadPoolExecutor(len(large), initializer=lambda: torch.set_num_threads(1)) as pool:
+        return fastest(lambda: list(pool.map(work, large)), large[0].nbytes)
+
+
 def rates(items: int) -> dict[str, float]:
-    """What one thread does a second."""
-    large, into = torch.ones(2**25), torch.empty(2**25)
+    """What one thread does a second: with memory, which threads share, while the others do so too."""
     tables = torch.zeros(155 * items, DIM)  # a cohort's
     rows = torch.randint(len(tables), (155 * 256,))
     values, spread = torch.ones(len(rows), DIM), rows[:, None].expand(-1, DIM)
@@ -53,8 +61,8 @@ def rates(items: int) -> dict[str, float]:
     cosines, prototypes = torch.rand(items, DIM), torch.rand(DIM, CLUSTERS)
     positions = np.arange(2**18)
     return {
-        "bytes copied": fastest(lambda: into.copy_(large), large.nbytes),
-        "bytes read": fastest(large.sum, large.nbytes),
+        "bytes copied": shared(lambda memory: memory[0].copy_(memory[1])) / 2,
+        "bytes read": shared(torch.sum),
         "rows fetched": fastest(lambda: torch.embedding(tables, rows), len(rows)),
         "rows added": fastest(lambda: tables.scatter_add_(0, spread, values), len(rows)),
         "exponentials": fastest(lambda: alignment.exponentials(*arguments), tile.numel()),

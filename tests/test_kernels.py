@@ -31,6 +31,7 @@ from cgfedrec.methods import CGFedCo, CGFedRec, CoFedRec, FedMF, Local, PFedRec
 from cgfedrec.methods.fedmf import FedMFClient
 from cgfedrec.methods.local import LocalClient
 from cgfedrec.methods.pfedrec import PFedRecClient
+from cgfedrec.structure import prototypes
 from cgfedrec.structure.alignment import AlignedClient
 from cgfedrec.structure.clusterlabels import ClusterLabels
 from cgfedrec.structure.contrast import Kind, loss_and_gradient
@@ -240,9 +241,15 @@ def examples(clients: int, items: int, dim: int, clusters: int) -> tuple[Tensor,
 @pytest.mark.parametrize("kind", ["exact", "prototypes"])
 @pytest.mark.parametrize(("items", "clusters"), [(5, 2), (90, 7), (700, 40)])
 @pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
-def test_compiled_alignment_is_torch_s(kind: Kind, items: int, clusters: int, temperature: float) -> None:
+@pytest.mark.parametrize("fewest", [8, 64])
+def test_compiled_alignment_is_torch_s(
+    kind: Kind, items: int, clusters: int, temperature: float, fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prototypes, "CACHED", 2**19 if fewest == 64 else 0)  # else so few items at a time
+    monkeypatch.setattr(prototypes, "FEWEST", fewest)
     table, labels = examples(3, items, 12, clusters)
     ours, slope = loss_and_gradient(table, labels, temperature, kind=kind)
+    monkeypatch.setattr(prototypes, "FEWEST", 10**6)
     expected, expected_slope = loss_and_gradient(table.double(), labels, temperature, kind=kind)
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
     rest = slice(1, None)  # the gradient of a row without length is arbitrary, and huge
@@ -268,7 +275,7 @@ def test_each_pass_is_torch_s() -> None:
         slope = rows.clone()
         passes.across(slope, unit, norms.clamp_min(1))
         similarity = unit @ (sums / sizes[:, None]).mT
-        positive, total = passes.against_prototypes(similarity, labels, sizes, 1.0, 1e-6)
+        positive, total = passes.against_prototypes(similarity, labels, sizes, 1.0, 1e-6, 70)
         alone = sizes[labels] == 1
         found = [unit, norms, sums, rows, tile, of_rows, of_columns, weighed, slope, similarity]
         outcomes.append([*found, positive[:, ~alone], total[:, ~alone]])

@@ -95,23 +95,25 @@ def against_prototypes(
     sizes: NDArray[np.float32],
     temperature: np.float32,
     epsilon: np.float32,
+    items: np.float32,
     positives: NDArray[np.float32],
     totals: NDArray[np.float32],
 ) -> None:
     """Let each similarity to a prototype be the loss's slope in it. An anchor's own prototype is without itself.
 
     Args:
-        similarity: `[items, clusters]`, over the temperature.
-        labels: `[items]`.
+        similarity: `[rows, clusters]`, over the temperature, of some of the items.
+        labels: `[rows]`.
         sizes: `[clusters]`: how many items each has.
         temperature: T.
         epsilon: Added to each anchor's sum.
-        positives: `[items]`: into it goes each anchor's similarity to its own prototype.
-        totals: `[items]`: into it goes the sum of exp(similarity - 1/T) over all other items.
+        items: How many there are in all, over which the loss is a mean.
+        positives: `[rows]`: into it goes each anchor's similarity to its own prototype.
+        totals: `[rows]`: into it goes the sum of exp(similarity - 1/T) over all other items.
     """
     one = np.float32(1)  # a plain 1 would make everything float64
     bound = one / temperature
-    scale = bound / np.float32(len(similarity))
+    scale = bound / items
     # Passes of their own: a vector cannot be loaded at once after one of its numbers has been stored.
     for item in range(len(similarity)):
         row, own = similarity[item], labels[item]

@@ -64,19 +64,20 @@ class Passes:
         slope /= norms
 
     def against_prototypes(
-        self, similarity: Tensor, labels: Tensor, sizes: Tensor, temperature: float, epsilon: float
+        self, similarity: Tensor, labels: Tensor, sizes: Tensor, temperature: float, epsilon: float, items: int
     ) -> tuple[Tensor, Tensor]:
         """Let each similarity to a prototype be the loss's slope in it. An anchor's own prototype is without itself.
 
         Args:
-            similarity: `[clients, items, clusters]`, over the temperature.
-            labels: `[items]`.
+            similarity: `[clients, rows, clusters]`, over the temperature, of some of the items.
+            labels: `[rows]`.
             sizes: `[clusters]`: how many items each has.
             temperature: T.
             epsilon: Added to each anchor's sum.
+            items: How many there are in all, over which the loss is a mean.
 
         Returns:
-            `[clients, items]` each: an anchor's similarity to its own prototype, and the sum over all other items. Both
+            `[clients, rows]` each: an anchor's similarity to its own prototype, and the sum over all other items. Both
             are of no use for an item that is alone in its cluster.
         """
         others = sizes[labels] - 1  # [items]: how many positives each anchor has
@@ -91,7 +92,7 @@ class Passes:
         similarity.sub_(1 / temperature).exp_().mul_(counts)
         total = similarity.sum(2) + epsilon  # [clients, items]
         # A cluster's share of the sum, and for the anchor's own cluster less the pull of its positives.
-        scale = anchors / (temperature * len(labels))  # [items]
+        scale = anchors / (temperature * items)  # [items]
         similarity.mul_((scale / total)[..., None])
         of_own = (similarity.gather(2, own).squeeze(2) - scale) * ratio
         similarity.scatter_(2, own, of_own[..., None])
@@ -135,10 +136,10 @@ class CompiledPasses(Passes):
             self._do.across(*one)
 
     def against_prototypes(
-        self, similarity: Tensor, labels: Tensor, sizes: Tensor, temperature: float, epsilon: float
+        self, similarity: Tensor, labels: Tensor, sizes: Tensor, temperature: float, epsilon: float, items: int
     ) -> tuple[Tensor, Tensor]:
         positives, totals = torch.empty(2, *similarity.shape[:2])
-        numbers = np.float32(temperature), np.float32(epsilon)
+        numbers = np.float32(temperature), np.float32(epsilon), np.float32(items)
         for mine, *found in _each(similarity, positives, totals):
             self._do.against_prototypes(mine, labels.numpy(), sizes.numpy(), *numbers, *found)
         return positives, totals

@@ -15,6 +15,9 @@ from cgfedrec.client import VECTOR
 from cgfedrec.structure.exact import EPSILON
 from cgfedrec.structure.passes import passes_for
 
+CACHED, FEWEST = 2**19, 64
+"""Bytes of similarities at a time, and items, at least."""
+
 
 class Prototypes:
     """What the loss of every client needs of the labels.
@@ -33,7 +36,10 @@ class Prototypes:
         self.anchors = (self.sizes[labels] > 1).to(like)
         self.shares = 1 / self.sizes[labels]  # [items]: of each item in its prototype
         self.passes = passes_for(like)
-        self.nbytes = 3 * len(labels) * len(self.sizes) * like.itemsize
+        # A CPU takes as many items at a time as a core's cache holds the similarities of.
+        at_once = len(labels) if like.is_cuda else max(FEWEST, CACHED // (clusters * like.itemsize))
+        self.blocks = [slice(start, start + at_once) for start in range(0, len(labels), at_once)]
+        self.nbytes = 3 * min(len(labels), at_once) * clusters * like.itemsize
         """Of what one client needs in between."""
 
     def loss_and_gradient(self, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,12 +54,16 @@ class Prototypes:
         unit, norms = self.passes.unit_rows(table)  # [clients, items, dim], [clients, items, 1]
         sums = self.passes.by_label(unit, self.labels, len(self.sizes))
         prototypes = sums / self.sizes[:, None].clamp_min(1)  # [clients, clusters, dim]
-        slope = torch.bmm(unit, prototypes.mT / self.temperature)  # [clients, items, clusters]: similarities as yet
-        found = self.passes.against_prototypes(slope, self.labels, self.sizes, self.temperature, EPSILON)
-        positive, total = found  # [clients, items] each
-        terms = self.anchors * (total.log() + 1 / self.temperature - positive)
-        # A row takes part as an anchor, and as a share of its cluster's prototype.
-        gradient = torch.bmm(slope, prototypes)  # [clients, items, dim]
-        self.passes.add_of_label(gradient, torch.bmm(slope.mT, unit), self.labels, self.shares)
+        scaled = prototypes.mT / self.temperature  # [clients, dim, clusters]
+        terms, gradient, of_prototypes = torch.empty_like(norms[..., 0]), torch.empty_like(unit), torch.zeros_like(sums)
+        for rows in self.blocks:
+            slope = torch.bmm(unit[:, rows], scaled)  # [clients, rows, clusters]: similarities as yet
+            mine = self.labels[rows], self.sizes, self.temperature, EPSILON, len(self.labels)
+            positive, total = self.passes.against_prototypes(slope, *mine)  # [clients, rows] each
+            terms[:, rows] = self.anchors[rows] * (total.log() + 1 / self.temperature - positive)
+            # A row takes part as an anchor, and as a share of its cluster's prototype.
+            gradient[:, rows] = torch.bmm(slope, prototypes)
+            of_prototypes.baddbmm_(slope.mT, unit[:, rows])
+        self.passes.add_of_label(gradient, of_prototypes, self.labels, self.shares)
         self.passes.across(gradient, unit, norms)
         return terms.mean(1), gradient
