@@ -28,7 +28,7 @@ fit: $(INSTALLED)  ## train CGFedCo on the embedded data set
 	$(BIN)/cgfedrec fit --config configs/quickstart.yaml
 
 DATA ?= ../shared/data
-paper: $(INSTALLED)  ## train the paper's CGFedRec with its published settings, on ML-100K and FilmTrust in DATA (up to an hour each on two quiet cores)
+paper: $(INSTALLED)  ## train the paper's CGFedRec with its published settings, on ML-100K and FilmTrust in DATA (up to half an hour each on two quiet cores)
 	$(BIN)/cgfedrec fit --config configs/paper/ml-100k.yaml --data.path $(DATA)/ml-100k/ratings.csv
 	$(BIN)/cgfedrec fit --config configs/paper/filmtrust.yaml --data.path $(DATA)/filmtrust/ratings.tsv
 
