@@ -23,7 +23,7 @@ from cgfedrec.kernels.cache import Cache, Files
 from cgfedrec.kernels.compiled import exp_of_negative
 from cgfedrec.kit.optimisers import FactorAdam, TableSGD
 from cgfedrec.kit.rows import by_rows
-from cgfedrec.kit.steps import plain_rate
+from cgfedrec.kit.steps import Places, plain_rate
 from cgfedrec.kit.table import TableClient
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
@@ -210,6 +210,20 @@ def test_items_that_there_are_not_are_refused(
     data = prepared(synthetic=Synthetic(users=60, items=20, groups=2, interactions=10))
     with pytest.raises(RunError, match="not in the catalogue"):
         trained(method, data, 7, rounds=1)
+
+
+def test_batches_whose_parts_do_not_belong_together_are_refused() -> None:
+    table, items = nn.Parameter(torch.zeros(2, 9, 4)), torch.zeros(2, 3, dtype=torch.int64)
+    numbers = torch.zeros(2, 3)
+    good = Batch(items, numbers.double(), numbers, torch.ones(2), torch.ones(2, dtype=torch.bool))
+    assert Places(table, None).samples(good).targets.dtype == np.float32
+    for wrong in (
+        good._replace(targets=numbers[:, :2]),
+        good._replace(weights=numbers[:1]),
+        Batch(*(torch.cat((one, one)) for one in good)),
+    ):
+        with pytest.raises(RunError, match="more than 2 clients"):
+            Places(table, None).samples(wrong)
 
 
 @pytest.mark.parametrize(("kind", "items", "dim"), [("exact", 513, 16), ("prototypes", 96, 16), ("prototypes", 33, 7)])

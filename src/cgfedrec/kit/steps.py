@@ -171,14 +171,18 @@ class Places:
         """A batch, `[clients, batch]`, for a loop, which looks at nothing itself.
 
         Raises:
-            RunError: for items that there are not.
+            RunError: for items that there are not, and for a batch whose parts do not belong together.
         """
         clients = len(batch.items)
+        if not (batch.items.shape == batch.targets.shape == batch.weights.shape) or clients > len(self.starts):
+            raise RunError(f"a batch has parts of other shapes, or more than {len(self.starts)} clients")
         rows = batch.items.numpy() + self._added[:clients, None]
         outside = (rows < self.starts[:clients, None]) | (rows >= self.ends[:clients, None])
         if outside.any():
             raise RunError(NO_ITEM)
-        targets, weights = (np.ascontiguousarray(values.numpy()) for values in (batch.targets, batch.weights))
+        targets, weights = (
+            np.ascontiguousarray(values.numpy(), np.float32) for values in (batch.targets, batch.weights)
+        )
         return Samples(rows, targets, weights, np.empty(rows.shape, np.float32))
 
 
