@@ -226,10 +226,13 @@ def test_batches_whose_parts_do_not_belong_together_are_refused() -> None:
             Places(table, None).samples(wrong)
 
 
-@pytest.mark.parametrize(("kind", "items", "dim"), [("exact", 513, 16), ("prototypes", 96, 16), ("prototypes", 33, 7)])
-def test_alignment_of_some_clients_is_that_of_each(kind: Kind, items: int, dim: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "items", "dim", "clusters"),
+    [("exact", 513, 16, 5), ("prototypes", 96, 16, 5), ("prototypes", 33, 7, 5), ("prototypes", 1600, 10, 300)],
+)
+def test_alignment_of_some_clients_is_that_of_each(kind: Kind, items: int, dim: int, clusters: int) -> None:
     """To the bit: who trains beside whom depends on how many processes there are."""
-    table, labels = examples(9, items, dim, 5)
+    table, labels = examples(9, items, dim, clusters)
     together = loss_and_gradient(table, labels, kind=kind)
     alone = [loss_and_gradient(one.clone(), labels, kind=kind) for one in table.split(1)]
     for whole, parts in zip(together, zip(*alone, strict=True), strict=True):

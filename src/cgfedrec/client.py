@@ -89,8 +89,13 @@ class Client(LightningModule, ABC):
         # What was said of another need not be true.
         if cls._has_changed("follows", "training_step", "receive", "upload"):
             cls.follows = frozenset()
-        if cls._has_changed("compiled_steps", "training_step", "configure_optimizers"):
+        if cls.steps_otherwise():
             cls.compiled_steps = Client.compiled_steps  # type: ignore[method-assign]
+
+    @classmethod
+    def steps_otherwise(cls) -> bool:
+        """Whether its steps are other ones than those that `compiled_steps` takes."""
+        return cls._has_changed("compiled_steps", "training_step", "configure_optimizers")
 
     @classmethod
     def _has_changed(cls, said: str, *names: str) -> bool:

@@ -44,7 +44,9 @@ class Touched:
         self.client, self.names = client, names
         self._bases = {name: client.get_parameter(name).data[0] for name in names}  # [items, dim]
         clients, num_items = len(client.users), len(self._bases[names[0]])
-        if any(len(batch.items) and not 0 <= batch.items.min() <= batch.items.max() < num_items for batch in batches):
+        if any(
+            batch.items.numel() and not 0 <= batch.items.min() <= batch.items.max() < num_items for batch in batches
+        ):
             raise RunError(NO_ITEM)
         # All tables as one, `[clients * items]`: where each sample's item stands in it, and which are touched at all.
         places = [batch.items.cpu().numpy() + num_items * np.arange(len(batch.items))[:, None] for batch in batches]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning import Fabric
+from lightning.fabric.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -89,9 +90,9 @@ def train(fabric: Fabric, worker: Worker, batches: Sequence[Batch]) -> Tensor:
 
 def _compiled(fabric: Fabric, worker: Worker, touched: Touched | None) -> CompiledSteps | None:
     """What takes a cohort's steps in a compiled loop, where nobody has asked for anything that it does not do."""
-    if fabric.device.type != "cpu" or fabric.strategy.precision.precision != "32-true":
+    if fabric.device.type != "cpu" or type(fabric.strategy.precision) is not Precision:  # that of float32
         return None
-    if "training_step" in vars(worker.client):
+    if "training_step" in vars(worker.client) or worker.client.steps_otherwise():
         return None
     for optimizer in worker.optimizers:
         if any(callable(getattr(one, "on_after_optimizer_step", None)) for one in optimizer._callbacks):

@@ -20,6 +20,8 @@ AT_ONCE = 2**22
 """Scores of a cohort. Beyond some 16 MB memory comes anew from the system each time, and that takes longest."""
 FEWEST = 16
 """Users of a cohort, however large the catalogue."""
+FEW = 64
+"""Length of a list up to which a compiled loop finds it: it puts one item after another in its place."""
 USERS_AT_ONCE = 1024
 """Users of a cohort where nothing is trained or kept for them."""
 
@@ -82,7 +84,7 @@ def ranked(
         scores, cohort = scorer(users).cpu(), data.ranking(users, stage)
         ranks = _ranks(scores, cohort)
         values, items = best(scores, cohort.candidates, min(SHOWN, data.num_items))
-        return users, ranks, best_first(scores, cohort.relevant), items.masked_fill(~values.isfinite(), -1)
+        return users, ranks, best_first(scores, cohort.relevant), items.masked_fill(values == -torch.inf, -1)
 
     return stacked(each(rank_cohort, data.ranked(stage, at_once(cohort_size, data.num_items), among)))
 
@@ -221,13 +223,13 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Scores and item numbers, `[users, k]` each; the score is -inf where a user has fewer than ``k`` candidates.
     """
-    if is_large(scores):
+    if is_large(scores) and 0 < k <= FEW:
         from cgfedrec.kernels import ranks as kernel
 
         found = scores.new_full((len(scores), k), -torch.inf), torch.zeros(len(scores), k, dtype=torch.int64)
-        kernel.best(scores.numpy(), candidates.numpy(), *(one.numpy() for one in found))
+        kernel.best(scores.detach().numpy(), candidates.numpy(), *(one.numpy() for one in found))
         return found
-    masked = torch.where(candidates, scores.nan_to_num(nan=-torch.inf), -torch.inf)
+    masked = torch.where(candidates, scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), -torch.inf)
     top = masked.topk(min(k + 1, masked.shape[1]))
     values, items = top.values[:, :k], top.indices[:, :k]
     # Which of equals come first is left open by `topk`. For users who have some among their best it is asked again.

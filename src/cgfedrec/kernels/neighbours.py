@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cgfedrec.kernels.compiled import compiled_as_written
 from cgfedrec.kernels.ranks import offer
 
-NOTHING, HIDDEN = np.float32(np.nan), np.float32(-np.inf)
+HIDDEN = np.float32(-np.inf)
 
 
 @compiled_as_written
@@ -18,7 +18,6 @@ def best(
     weights: NDArray[np.float32],
     beside: NDArray[np.float32],
     first: NDArray[np.int64],
-    only_adds: bool,
     bounds: NDArray[np.int64],
     items: NDArray[np.int64],
     counts: NDArray[np.float32],
@@ -34,8 +33,7 @@ def best(
         targets: `[neighbours]`: which items they are.
         weights: `[neighbours]`.
         beside: `[items]`, which every item scores besides.
-        first: `[items]`: all of them, the best by what is beside first.
-        only_adds: Whether neighbours take nothing away. Then of items that are near nothing the first k are enough.
+        first: `[items]`: all of them, the best by what is beside first. Of those that are near nothing k are enough.
         bounds: `[users + 1]`: where the history of each user begins.
         items: `[entries]`, of all histories.
         counts: `[entries]`: what each counts.
@@ -45,34 +43,29 @@ def best(
         found: `[users, k]`, above any item's number everywhere; into it go items.
     """
     number, k = len(beside), values.shape[1]
-    board = np.full(number, NOTHING, np.float32)  # what neighbours add; no number where nothing does
+    board = np.empty(number, np.float32)  # what neighbours add
+    last_user = np.full(number, -1)  # for whom an item was seen last: until then nothing of it counts
     seen = np.empty(number, np.int64)
     for user in range(len(values)):
         scores, best_items, many = values[user], found[user], 0
         for entry in range(bounds[user], bounds[user + 1]):
             for place in range(starts[items[entry]], starts[items[entry] + 1]):
                 item = targets[place]
-                added, before = weights[place] * counts[entry], board[item]
-                if np.isnan(before):
-                    board[item] = added
-                    seen[many] = item
-                    many += 1
+                added = weights[place] * counts[entry]
+                if last_user[item] == user:
+                    board[item] += added
                 else:
-                    board[item] = before + added
+                    board[item], last_user[item], seen[many] = added, user, item
+                    many += 1
         for place in range(hidden_bounds[user], hidden_bounds[user + 1]):
-            if np.isnan(board[hidden[place]]):
-                seen[many] = hidden[place]
-                many += 1
-            board[hidden[place]] = HIDDEN
+            board[hidden[place]], last_user[hidden[place]] = HIDDEN, user
         for place in range(many):
             item = seen[place]
             offer(scores, best_items, board[item] + beside[item], item)
         others = 0
         for item in first:
-            if only_adds and others == k:
+            if others == k:
                 break
-            if np.isnan(board[item]):
+            if last_user[item] != user:
                 others += 1
                 offer(scores, best_items, beside[item], item)
-        for place in range(many):
-            board[seen[place]] = NOTHING

@@ -17,7 +17,7 @@ AT_ONCE = 64
 def offer(values: NDArray[Any], items: NDArray[np.int64], score: Any, item: int) -> None:
     """Put an item in its place among the best `[k]`, if it has one. The last goes; of equal ones the lower is first."""
     rank = len(values) - 1
-    if score < values[rank] or (score == values[rank] and item > items[rank]):
+    if not (score > values[rank] or (score == values[rank] and item < items[rank])):  # what is no number has none
         return
     while rank > 0 and (values[rank - 1] < score or (values[rank - 1] == score and items[rank - 1] > item)):
         values[rank], items[rank] = values[rank - 1], items[rank - 1]

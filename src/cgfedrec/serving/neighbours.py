@@ -17,8 +17,9 @@ PIECE = 16
 SPARSE = 50
 """How many times as long as an item takes among all it takes alone, where few of all are looked at. Measured."""
 
-MANY = 4096
-"""Users from which on a compiled loop is worth the half second that it takes to load."""
+MANY, FEW = 2**23, 64
+"""Neighbours in all histories from which on a compiled loop is worth the half second that it takes to load, and of how
+many items at most it finds the best: it puts one after another in its place."""
 
 
 class NeighbourReader(Reader):
@@ -114,9 +115,9 @@ class NeighbourReader(Reader):
         These are the neighbours of a history, and of all others the first by what everybody has beside. Nothing takes
         away from that: whoever stands behind k others there that may be shown stands behind them in the end.
         """
-        if number >= MANY:
-            return self._best_of_many(history, kept_out, number, k)
         terms = (self.starts[history.items + 1] - self.starts[history.items]).sum()
+        if terms >= MANY and k <= FEW:
+            return self._best_of_many(history, kept_out, number, k)
         if not self.only_adds or terms * SPARSE > number * self.num_items:
             return super().best(history, kept_out, number, k)
         parts = blocks(number, self.num_items)
@@ -152,7 +153,7 @@ class NeighbourReader(Reader):
 
         values, items = np.full((number, k), -np.inf, np.float32), np.full((number, k), LAST)
         bounds, hidden = (np.searchsorted(one.users, np.arange(number + 1)) for one in (history, kept_out))
-        near = self.starts, self.targets, self.weights, self.beside, self.by_beside.items, self.only_adds
+        near = self.starts, self.targets, self.weights, self.beside, self.by_beside.items
         counts = self.counts(history.ages)
         kernel.best(*near, bounds, history.items, counts, hidden, kept_out.items, values, items)
         return keys_of(values, items)

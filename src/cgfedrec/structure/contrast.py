@@ -19,7 +19,7 @@ from cgfedrec.client import VECTOR
 from cgfedrec.structure.exact import GPU_KEPT, Exact
 from cgfedrec.structure.prototypes import Prototypes
 
-CACHED = 8 * 2**20
+TOGETHER = 8 * 2**20
 """Bytes of similarities of some clients together, on a CPU: what its cores share holds them."""
 Kind = Literal["exact", "prototypes"]
 
@@ -67,9 +67,9 @@ def loss_and_gradient(
     at_once = 1  # a CPU takes one client at a time, whose values then stay in its cache
     if table.is_cuda:
         at_once = max(1, min(len(table), GPU_KEPT // max(1, part.nbytes)))
-    elif kind == "prototypes" and table[0].numel() % VECTOR == 0 and table.shape[2] > 1:
-        # Or several, where each begins as a tensor of its own would: then a product rounds none otherwise.
-        at_once = max(1, min(len(table), CACHED // max(1, part.nbytes)))
+    elif kind == "prototypes" and table.shape[2] % VECTOR == 0:
+        # Or several, where rows of each begin as a tensor of its own would: then a product rounds none otherwise.
+        at_once = max(1, min(len(table), TOGETHER // max(1, part.nbytes)))
     found = [part.loss_and_gradient(clients) for clients in table.split(at_once)]
     loss, gradient = map(torch.cat, zip(*found, strict=True))
     scale = temperature / base_temperature

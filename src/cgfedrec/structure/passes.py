@@ -30,7 +30,7 @@ class Passes:
             labels: `[items]`.
             clusters: How many.
         """
-        members = torch.nn.functional.one_hot(labels, clusters).to(rows)  # [items, clusters]
+        members = rows.new_zeros(len(labels), clusters).scatter_(1, labels[:, None], 1)  # [items, clusters]
         return members.T @ rows  # and no index_add_, whose order is open on a GPU
 
     def add_of_label(self, rows: Tensor, sums: Tensor, labels: Tensor, shares: Tensor) -> None:

@@ -15,8 +15,10 @@ from cgfedrec.client import VECTOR
 from cgfedrec.structure.exact import EPSILON
 from cgfedrec.structure.passes import passes_for
 
-CACHED, FEWEST = 2**19, 64
-"""Bytes of similarities at a time, and items, at least."""
+CACHED = 2**19
+"""Bytes of similarities of one client at a time, on a CPU."""
+FEWEST = 64
+"""Items at a time, at least."""
 
 
 class Prototypes:

@@ -77,9 +77,9 @@ class FixedPoint:
         if value.is_cpu:
             from cgfedrec.kernels import sums  # here, since numba takes half a second to load
 
-            whole = _MEMORY.tensor(value.shape, torch.int64)
-            flat = (one.reshape(len(value), value[:1].numel()).numpy() for one in (values, whole))
-            sums.to_whole(next(flat), np.float32(scale), np.float32(limit), next(flat), clipped.numpy(), finite.numpy())
+            whole, shape = _MEMORY.tensor(value.shape, torch.int64), (len(value), value[:1].numel())
+            numbers, found = values.reshape(shape).numpy(), whole.view(shape).numpy()
+            sums.to_whole(numbers, np.float32(scale), np.float32(limit), found, clipped.numpy(), finite.numpy())
         else:
             scaled = (values * scale).flatten(1)
             within = scaled.clamp(-limit, limit)
