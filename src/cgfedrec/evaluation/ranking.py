@@ -233,7 +233,8 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     top = masked.topk(min(k + 1, masked.shape[1]))
     values, items = top.values[:, :k], top.indices[:, :k]
     # Which of equals come first is left open by `topk`. For users who have some among their best it is asked again.
-    tied = (top.values.diff(dim=1) == 0).any(1)  # -inf less -inf is no number, and not 0
+    equal = top.values[:, 1:] == top.values[:, :-1]
+    tied = (equal & (top.values[:, 1:] > -torch.inf)).any(1)
     if tied.any():
         items[tied] = _first_of_equals(masked[tied], k, values[tied][:, -1:])
         values[tied] = masked[tied].gather(1, items[tied])
