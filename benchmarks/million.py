@@ -1,6 +1,6 @@
 """A large federation from end to end: seconds of each phase, bytes and memory of one run of CGFedCo.
 
-    python -m benchmarks.million [--users 1000000] [--items 100000] [--estimate]      (half an hour, 3.2 GiB)
+    python -m benchmarks.million [--users 1000000] [--items 100000] [--estimate]      (20 minutes, 4.7 GiB)
 
 The table is written first: every user has a group, takes nine tenths of the items from it, and the popular ones more
 often. Options that it does not know go to `cgfedrec`.
