@@ -12,6 +12,7 @@ from torch import Tensor
 from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.evaluation.metrics import METRICS, MISS, NO_RANK, Recommended, each_users, is_large, rank, rank_sampled
+from cgfedrec.kernels import FEW
 
 SHOWN = 10
 """Length of the list whose coverage and popularity are reported."""
@@ -20,8 +21,6 @@ AT_ONCE = 2**22
 """Scores of a cohort. Beyond some 16 MB memory comes anew from the system each time, and that takes longest."""
 FEWEST = 16
 """Users of a cohort, however large the catalogue."""
-FEW = 64
-"""Length of a list up to which a compiled loop finds it: it puts one item after another in its place."""
 USERS_AT_ONCE = 1024
 """Users of a cohort where nothing is trained or kept for them."""
 

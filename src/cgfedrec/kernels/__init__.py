@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+FEW = 64
+"""Length of a list of the best up to which a loop finds it: it puts one item after another in its place."""
+
 
 class Samples(NamedTuple):
     """A batch as loops take it: what each sample is, `[clients, batch]` each."""

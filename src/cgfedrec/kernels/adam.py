@@ -14,7 +14,7 @@ def moved(
     value: np.float32,
     mean: np.float32,
     square: np.float32,
-    slope: np.float32,
+    gradient: np.float32,
     rate: np.float32,
     root: np.float32,
     epsilon: np.float32,
@@ -22,9 +22,9 @@ def moved(
     old_square: np.float32,
     new_square: np.float32,
 ) -> tuple[np.float32, np.float32, np.float32]:
-    """A number after Adam's step, and its averages of slopes and of their squares; arguments are those before it."""
-    mean += (slope - mean) * new_mean
-    square = square * old_square + slope * slope * new_square
+    """A number after Adam's step, and its averages of gradients and of their squares; arguments are those before it."""
+    mean += (gradient - mean) * new_mean
+    square = square * old_square + gradient * gradient * new_square
     return value - rate * mean / (np.sqrt(square) / root + epsilon), mean, square
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cgfedrec.kernels import FEW
 from cgfedrec.serving.container import Arrays
 from cgfedrec.serving.readers import Entries, Ordered, Reader, blocks, check_vectors, most, number_of
 from cgfedrec.serving.top import LAST, NOTHING, best_keys, in_rows, keys_of
@@ -17,9 +18,8 @@ PIECE = 16
 SPARSE = 50
 """How many times as long as an item takes among all it takes alone, where few of all are looked at. Measured."""
 
-MANY, FEW = 2**23, 64
-"""Neighbours in all histories from which on a compiled loop is worth the half second that it takes to load, and of how
-many items at most it finds the best: it puts one after another in its place."""
+MANY = 2**23
+"""Neighbours in all histories from which on a compiled loop is worth the half second that it takes to load."""
 
 
 class NeighbourReader(Reader):
