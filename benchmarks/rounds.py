@@ -39,6 +39,7 @@ from cgfedrec.methods import CGFedRec
 from cgfedrec.protocol import Protocol
 from cgfedrec.run.checkpoint import Header, write_checkpoint
 from cgfedrec.server import Server
+from cgfedrec.simulation.workers import on_one_thread
 from cgfedrec.structure.contrast import loss_and_gradient
 from cgfedrec.train import train
 from cgfedrec.wire.values import Field
@@ -108,7 +109,8 @@ def ours(loop: FederatedLoop, state: dict[str, Any]) -> float:
     store.write(everyone, store.read(everyone))  # in full, as a federation has it that has not just been resumed
     cohorts = list(data.cohorts(everyone, loop.clients.cohort_size))
     drawn = {int(users[0]): data.batches.samples(users.numpy(), 2, data.private_seed) for users in cohorts}
-    with patch.object(type(data.batches), "samples", lambda _, users, *__: drawn[int(users[0])]):
+    drawn_before = patch.object(type(data.batches), "samples", lambda _, users, *__: drawn[int(users[0])])
+    with drawn_before, on_one_thread():  # as `FederatedLoop.fit`
         started = time.perf_counter()
         for trained in loop.clients.train(torch.cat(cohorts), 2):
             loop.server.aggregate(trained.part)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from cgfedrec.simulation.capacity import Place
 from cgfedrec.simulation.demand import Plans
 from cgfedrec.simulation.masked import clients_of
 from cgfedrec.simulation.store import Dtype
+from cgfedrec.simulation.workers import on_one_thread
 from cgfedrec.spends import Spends
 from cgfedrec.wire.wire import Wire
 
@@ -142,6 +142,7 @@ class FederatedLoop(Spends, Evaluations):
         """How many clients take part in a round."""
         return self.sampling.number(self.data.num_users)
 
+    @on_one_thread()
     def fit(self) -> None:
         """Train until the last round, or until a callback sets ``should_stop`` at the end of one.
 
@@ -173,12 +174,10 @@ class FederatedLoop(Spends, Evaluations):
                     self.round, len(participants), self.clients.named(told.refused), self.processes.first
                 )
 
-                # 3. Let the server make of it what it sends next. A worker does it, on one thread like all else: a
-                #    sum by several threads would depend on how many they are.
+                # 3. Let the server make of it what it sends next, on one thread like all else: a sum by several
+                #    threads would depend on how many they are.
                 with self.processes.agreed():
-                    (report,) = self.clients.workers.map(
-                        partial(self.server.end, told.users, told.refused), [self.round]
-                    )
+                    report = self.server.end(told.users, told.refused, self.round)
                 self.processes.check_alike("servers", self.server.state_dict())
                 if not (len(told.users) or report or self.server.finished):
                     self.nobody_came()
@@ -233,6 +232,7 @@ class FederatedLoop(Spends, Evaluations):
         row |= self.row(self.bytes_scoring, self.failures != NONE)
         self.history.append(row | report | {"time/round": seconds})
 
+    @on_one_thread()
     def evaluate(self, stage: Stage) -> Row:
         """Metrics of all clients' present state, named like ``val/ndcg@10``."""
         return summarise(self.data, stage, self.ranked(stage))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.module import FederatedDataModule, Stage
-from cgfedrec.evaluation.metrics import METRICS, MISS, NO_RANK, Recommended, each_users, is_large, rank, rank_sampled
+from cgfedrec.evaluation.metrics import METRICS, MISS, NO_RANK, Recommended, each_users, is_compiled, rank, rank_sampled
 from cgfedrec.kernels import FEW
 
 SHOWN = 10
@@ -222,7 +222,7 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Scores and item numbers, `[users, k]` each; the score is -inf where a user has fewer than ``k`` candidates.
     """
-    if is_large(scores) and 0 < k <= FEW:
+    if is_compiled(scores) and 0 < k <= FEW:
         from cgfedrec.kernels import ranks as kernel
 
         found = scores.new_full((len(scores), k), -torch.inf), torch.zeros(len(scores), k, dtype=torch.int64)

@@ -6,6 +6,7 @@ one after another, each as if it were alone, so nothing depends on who trains be
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,11 @@ from numpy.typing import NDArray
 
 FEW = 64
 """Length of a list of the best up to which a loop finds it: it puts one item after another in its place."""
+
+
+def is_loaded() -> bool:
+    """Whether numba is there already, which takes half a second to load. The same comes out with and without it."""
+    return "numba" in sys.modules
 
 
 class Samples(NamedTuple):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cgfedrec.kernels.compiled import compiled, compiled_as_written
 
-AT_ONCE = 64
+AT_ONCE = 32
 """Scores of which it is seen at once whether any is among the best."""
 
 
@@ -37,16 +37,16 @@ def best(scores: NDArray[Any], candidates: NDArray[np.bool_], values: NDArray[An
     """
     last = values.shape[1] - 1
     for user in range(len(scores)):
-        mine, found, values_found = scores[user], items[user], values[user]
+        mine, open_to, found, values_found = scores[user], candidates[user], items[user], values[user]
         for first in range(0, len(mine), AT_ONCE):
-            piece = mine[first : first + AT_ONCE]
-            above = 0
+            piece, open_here = mine[first : first + AT_ONCE], open_to[first : first + AT_ONCE]
+            above, least = False, values_found[last]
             for place in range(len(piece)):
-                above += piece[place] > values_found[last]
-            if above == 0:
+                above |= open_here[place] & (piece[place] > least)
+            if not above:
                 continue
             for place in range(len(piece)):
-                if piece[place] > values_found[last] and candidates[user, first + place]:
+                if open_here[place] and piece[place] > values_found[last]:
                     offer(values_found, found, piece[place], first + place)
 
 
@@ -73,4 +73,26 @@ def ahead(
                     count += open_to[item] & (not mine[item] < target)
                 for item in items:
                     count -= item >= 0 and open_to[item] and not mine[item] < target
+            counts[user, place] = count
+
+
+@compiled
+def ahead_among(
+    scores: NDArray[Any], sampled: NDArray[np.int64], relevant: NDArray[np.int64], counts: NDArray[np.int64]
+) -> None:
+    """As `ahead`, among a list of candidates in place of a mask.
+
+    Args:
+        scores: `[users, items]`.
+        sampled: `[users, candidates]`, item numbers, none of them relevant.
+        relevant: `[users, relevant]`, as of `ahead`.
+        counts: `[users, relevant]`, likewise.
+    """
+    for user in range(len(scores)):
+        mine = scores[user]
+        for place in range(relevant.shape[1]):
+            count, item = 0, relevant[user, place]
+            if item >= 0:
+                for candidate in sampled[user]:
+                    count += not mine[candidate] < mine[item]
             counts[user, place] = count

@@ -31,6 +31,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Let this thread compute alone inside, as each worker does; also a decorator.
+
+    What several of torch's threads have shared is soon done. Then they wait for more, and a thread that waits is busy
+    for a while: it takes a third of the cores from workers.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Workers:
     """As many workers as torch has threads (``OMP_NUM_THREADS``) on a CPU, one on a GPU.
 
