@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from cgfedrec.data import FederatedDataModule, Synthetic
 from cgfedrec.evaluation import metrics
-from cgfedrec.evaluation.metrics import LARGE
 from cgfedrec.evaluation.ranking import best, rank_table, ranked
 
 
@@ -40,10 +39,10 @@ def test_the_table_of_ranks_names_each_held_out_item(make_data: Callable[..., Fe
     k=st.integers(1, 12),
     levels=st.sampled_from([2, 40, 10**6]),
     open_share=st.sampled_from([0.02, 0.9]),
-    large=st.sampled_from([0, LARGE]),
+    loaded=st.booleans(),
 )
 def test_the_best_are_those_of_a_stable_sort(
-    seed: int, users: int, num_items: int, k: int, levels: int, open_share: float, large: int
+    seed: int, users: int, num_items: int, k: int, levels: int, open_share: float, loaded: bool
 ) -> None:
     drawn = torch.Generator().manual_seed(seed)
     scores = torch.randint(levels, (users, num_items), generator=drawn) / levels
@@ -52,7 +51,7 @@ def test_the_best_are_those_of_a_stable_sort(
     candidates = torch.rand(users, num_items, generator=drawn) < open_share
     k = min(k, num_items)
     ordered = torch.where(candidates & ~scores.isnan(), scores, -torch.inf).sort(dim=1, descending=True, stable=True)
-    with patch.object(metrics, "LARGE", large):
+    with patch.object(metrics, "is_loaded", lambda: loaded):
         values, items = best(scores, candidates, k)
     assert values.equal(ordered.values[:, :k])
     there = values > -torch.inf

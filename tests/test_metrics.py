@@ -17,9 +17,9 @@ from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate, RankingMetr
 CUTOFFS = (1, 3, 10)
 
 
-@pytest.fixture(params=[metrics.LARGE, 0], ids=["torch", "compiled"], scope="module", autouse=True)
+@pytest.fixture(params=[False, True], ids=["torch", "compiled"], scope="module", autouse=True)
 def _either_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    with patch.object(metrics, "LARGE", request.param):
+    with patch.object(metrics, "is_loaded", lambda: request.param):
         yield
 
 

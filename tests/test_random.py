@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from cgfedrec.random import Stream, bits, distinct, integers, uniform
+from cgfedrec.random import Stream, bits, integers, uniform
 
 
 def test_bits_depend_on_every_counter_and_on_nothing_else() -> None:
@@ -27,18 +27,3 @@ def test_uniform_is_uniform() -> None:
 @given(st.integers(0, 2**64 - 1), st.integers(1, 2**31))
 def test_integers_stay_in_range(word: int, high: int) -> None:
     assert 0 <= integers(np.array([word], np.uint64), high)[0] < high
-
-
-@settings(deadline=None)
-@given(st.integers(1, 8), st.integers(0, 20), st.integers(0, 2**32))
-def test_distinct_draws_are_distinct(k: int, spare: int, seed: int) -> None:
-    drawn = distinct(bits(seed, Stream.NEGATIVES, np.arange(30)[:, None], np.arange(k)), np.full(30, k + spare))
-    assert ((drawn >= 0) & (drawn < k + spare)).all()
-    assert all(len(set(row)) == k for row in drawn.tolist())
-
-
-def test_every_subset_is_equally_likely() -> None:
-    drawn = distinct(bits(0, Stream.NEGATIVES, np.arange(60_000)[:, None], np.arange(2)), np.full(60_000, 4))
-    _, counts = np.unique(np.sort(drawn, axis=1), axis=0, return_counts=True)
-    assert len(counts) == 6
-    assert abs(counts / 10_000 - 1).max() < 0.05

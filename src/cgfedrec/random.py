@@ -131,31 +131,6 @@ def integers(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int
     return np.asarray(drawn).view(np.int64)
 
 
-def distinct(random_bits: NDArray[np.uint64], high: ArrayLike) -> NDArray[np.int64]:
-    """Draw without replacement: ``k`` different numbers of [0, high), every set of ``k`` equally likely.
-
-    Floyd's algorithm (Bentley and Floyd 1987), vectorised over all leading axes.
-
-    Args:
-        random_bits: `[..., k]`.
-        high: `[...]`, at least ``k`` everywhere.
-
-    Returns:
-        `[..., k]`.
-    """
-    k = random_bits.shape[-1]
-    drawn = np.empty((k, *random_bits.shape[:-1]), np.int64)  # what is compared lies in one piece
-    for position in range(k):
-        last = np.asarray(high) - k + position
-        candidate = integers(random_bits[..., position], last + 1)
-        taken = np.zeros(candidate.shape, bool)
-        # A number that is taken is replaced by the last one, which no earlier position could draw.
-        for earlier in range(position):
-            taken |= drawn[earlier] == candidate
-        drawn[position] = np.where(taken, last, candidate)
-    return np.moveaxis(drawn, 0, -1)
-
-
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64: each bit of the result depends on all bits of the state."""
     mixed = state ^ (state >> np.uint64(30))

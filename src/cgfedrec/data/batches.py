@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cgfedrec.data.lists import USERS_AT_ONCE, Lists
-from cgfedrec.random import Stream, bits, distinct
+from cgfedrec.random import Stream, bits
 
 SHORTEST = 32
 """Samples to which a client with fewer is padded."""
@@ -120,40 +120,26 @@ class Batches:
             epochs: Passes over the samples.
             seed: Of negatives and of the order of samples.
         """
-        numbers = users.numpy()
+        from cgfedrec.kernels import draws  # here, since numba takes half a second, and most commands draw nothing
+
+        numbers, longest = users.numpy(), int(self.counts[users.numpy()].max())
         steps, width = self.steps[numbers], int(self.widths[numbers[0]])
-        counts = self.counts[numbers]
-        samples, starts = self.samples(numbers, round, seed).ravel(), counts.cumsum() - counts
-        # [clients, steps, width]; as one row, [clients, steps * width], a client's samples of an epoch come first.
-        shape = (len(numbers), int(steps[0]), width)
-        place = np.arange(shape[1] * width)
-        inside = place < counts[:, None]
-        # Samples of a batch that are no padding, [clients, steps], and what each weighs, [clients, steps, width].
-        sizes = inside.reshape(shape).sum(2).astype(np.float32)
-        weights = inside.reshape(shape) / np.maximum(sizes, 1)[:, :, None]
-        items, targets = np.empty((epochs, *shape), np.int64), np.empty((epochs, *shape), np.float32)
-        positive = place % (1 + self.negatives) == 0  # it stands first, and its negatives behind it
-        for epoch in range(epochs):
-            keys = bits(seed, Stream.SHUFFLE, numbers[:, None], round, epoch, place)
-            order = _shuffled(keys, counts)
-            # Padding reads beyond a client's samples, and beyond all samples at the end: hence clip, and item 0.
-            items[epoch] = np.where(inside, samples.take(starts[:, None] + order, mode="clip"), 0).reshape(shape)
-            targets[epoch] = (inside & positive[order]).reshape(shape)
-        batches = []
-        for step in range(epochs * shape[1]):
-            # A client with s batches an epoch takes epochs * s steps: step t is batch t % s of its epoch t // s. Those
-            # who still have some are the first ones, by the order within a cohort.
-            mine = steps[epochs * steps > step]
-            client, epoch_of, part = np.arange(len(mine)), step // mine, step % mine
-            chosen = (
-                items[epoch_of, client, part],
-                targets[epoch_of, client, part],
-                weights[client, part],
-                sizes[client, part],
-                part == mine - 1,
-            )
-            batches.append(Batch(*map(torch.from_numpy, chosen)))
-        return batches
+        states = bits(seed, Stream.SHUFFLE, numbers, round, np.arange(epochs)[:, None])
+        positive = np.arange(longest) % (1 + self.negatives) == 0  # it stands first, and its negatives behind it
+        # [steps of all epochs]: those who still have some are the first ones, by the order within a cohort.
+        having = (epochs * steps > np.arange(epochs * steps[0])[:, None]).sum(1)
+        rows = int(having.sum())
+        found = (
+            np.zeros((rows, width), np.int64),
+            np.zeros((rows, width), np.float32),
+            np.zeros((rows, width), np.float32),
+            np.zeros(rows, np.float32),
+            np.zeros(rows, bool),
+        )
+        samples = self.samples(numbers, round, seed).ravel()
+        draws.batches(states, samples, self.counts[numbers], positive, having.cumsum() - having, *found)
+        split = (torch.from_numpy(values).split(having.tolist()) for values in found)
+        return [Batch(*parts) for parts in zip(*split, strict=True)]
 
     def samples(self, users: NDArray[np.int64], round: int, seed: int) -> NDArray[np.int64]:
         """Every positive of ``users``, `[clients]`, with its negatives behind it, one client after another.
@@ -166,15 +152,10 @@ class Batches:
         Returns:
             `[positives, 1 + negatives]`: the negatives of one positive are different items.
         """
-        positives, client, place = self.positives.flat(users)
-        pool = self.excluded.outside(users, self.num_items)
-        # A draw's position counts through a client's own draws, whoever is in the cohort beside it.
-        positions = place * self.negatives + np.arange(self.negatives)[:, None]  # [negatives, positives]
-        drawn = bits(seed, Stream.NEGATIVES, users[client], round, positions)
-        samples = np.empty((len(positives), 1 + self.negatives), np.int64)
-        samples[:, 0] = positives
-        samples[:, 1:] = pool.take(client, distinct(drawn.T, pool.sizes[client]))
-        return samples
+        times = self.positives.lengths[users]
+        states = bits(seed, Stream.NEGATIVES, users, round)
+        positives = self.positives.flat(users).items[:, None]  # [positives, 1]
+        return np.hstack([positives, self.excluded.drawn_outside(users, states, times, self.negatives, self.num_items)])
 
     def samples_of_all(self, round: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """`samples` of every client: users `[positives]`, and items `[positives, 1 + negatives]`."""
@@ -182,25 +163,3 @@ class Batches:
         parts = [everyone[start : start + USERS_AT_ONCE] for start in range(0, len(everyone), USERS_AT_ONCE)]
         items = np.concatenate([self.samples(users, round, seed) for users in parts])
         return np.repeat(everyone, self.positives.lengths), items
-
-
-def _shuffled(keys: NDArray[np.uint64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each client's places in ascending order of their keys; behind its own, those that it does not have.
-
-    Each place is written into the low bits of its key, and the numbers are sorted. That is faster than to ask numpy for
-    the order of the keys, and the high bits that are left of each key are random enough.
-
-    Args:
-        keys: `[clients, places]`; they are gone afterwards.
-        counts: `[clients]`: how many places each has.
-
-    Returns:
-        `[clients, places]`
-    """
-    low = np.uint64(2 ** int(keys.shape[1] - 1).bit_length() - 1)
-    keys &= ~low
-    keys |= np.arange(keys.shape[1], dtype=np.uint64)
-    for row, count in zip(keys, counts.tolist(), strict=True):
-        row[:count].sort()  # all rows in one call would sort what is behind them too, which takes twice as long
-    keys &= low
-    return keys.view(np.int64)

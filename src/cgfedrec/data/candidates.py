@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgfedrec.data.lists import USERS_AT_ONCE, Flat, Lists
+from cgfedrec.data.lists import Flat, Lists
 from cgfedrec.data.split import Part
-from cgfedrec.random import Stream, bits, distinct
+from cgfedrec.random import Stream, bits
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,8 @@ class Candidates:
     def _sampled(self, part: Part, number: int) -> NDArray[np.int32]:
         """Every user's sample, `[users, number]`: drawn once, and the same in every round, so that rounds compare."""
         if part not in self._drawn:
-            num_users = len(self.touched.lengths)
-            found = np.empty((num_users, number), np.int32)
-            for start in range(0, num_users, USERS_AT_ONCE):
-                users = np.arange(start, min(start + USERS_AT_ONCE, num_users))
-                drawn = bits(self.seed, Stream.CANDIDATES, users[:, None], part, np.arange(number))
-                pool = self.touched.outside(users, self.num_items)
-                found[users] = pool.take(np.arange(len(users)), distinct(drawn, pool.sizes))
-            self._drawn[part] = found
+            users = np.arange(len(self.touched.lengths))
+            states = bits(self.seed, Stream.CANDIDATES, users, part)
+            drawn = self.touched.drawn_outside(users, states, np.ones_like(users), number, self.num_items)
+            self._drawn[part] = drawn.astype(np.int32)
         return self._drawn[part]

@@ -30,37 +30,6 @@ class Flat(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pool:
-    """The items that some users may be given: those outside each user's list, in ascending order.
-
-    Args:
-        cells: `[free]`, int64, one user behind the other. Item i of the user in row r is r * num_items + i. A search in
-            a flat mask yields just these numbers, and to take them apart at once would cost as much again.
-        sizes: `[users]`: how many items each user has to choose from.
-        num_items: Of the catalogue.
-    """
-
-    cells: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    num_items: int
-
-    def take(self, row: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The items at some places of users' pools.
-
-        Args:
-            row: `[rows]`: whose pool, counted from 0 among the pool's users.
-            place: `[rows, items]`, each from 0 to below the user's size.
-
-        Returns:
-            `[rows, items]`, int64.
-        """
-        starts = self.sizes.cumsum() - self.sizes
-        items: NDArray[np.int64] = self.cells[starts[row][:, None] + place]
-        items -= row[:, None] * self.num_items
-        return items
-
-
-@dataclass(frozen=True)
 class Lists:
     """A list of items for each user, as compressed sparse rows.
 
@@ -110,9 +79,31 @@ class Lists:
         marked[row, items] = True
         return marked
 
-    def outside(self, users: NDArray[np.int64], num_items: int) -> Pool:
-        """What is in no list of ``users``: each user's own pool of the other items."""
-        return Pool(np.flatnonzero(~self.mask(users, num_items)), num_items - self.lengths[users], num_items)
+    def drawn_outside(
+        self, users: NDArray[np.int64], states: NDArray[np.uint64], times: NDArray[np.int64], number: int, high: int
+    ) -> NDArray[np.int64]:
+        """Draw items that are in no list of their users: different ones each time, every set equally likely.
+
+        Args:
+            users: `[rows]`
+            states: `[rows]`: `cgfedrec.random.bits` of what a row's draws hang on beside their number.
+            times: `[rows]`: how often something is drawn.
+            number: How many items each time.
+            high: How many items there are.
+
+        Returns:
+            `[sum of times, number]`
+
+        Raises:
+            ValueError: where fewer are in no list.
+        """
+        from cgfedrec.kernels import draws  # here, since numba takes half a second, and most commands draw nothing
+
+        if (times[high - self.lengths[users] < number] > 0).any():
+            raise ValueError(f"some users have fewer than {number} items outside their lists")
+        items = np.empty((times.sum(), number), np.int64)
+        draws.outside(self.starts, self.items, users, states, times, high, items)
+        return items
 
 
 def fingerprint(parts: Iterable[Lists], ids: Iterable[pl.Series], when: NDArray[np.int64] | None) -> str:
