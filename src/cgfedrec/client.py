@@ -67,6 +67,9 @@ class Client(LightningModule, ABC):
     touch, and ``batch.items`` counts among them. Afterwards `private` has it as a sparse tensor (`cgfedrec.touched`).
     A subclass with a `training_step`, `receive` or `upload` of its own says anew what follows. Nothing does where an
     optimiser moves rows that had no gradient, as decay does."""
+    scores_moved: ClassVar[bool] = False
+    """Whether `score` takes tables that follow as `moved` has them, so that nobody lays them out for it: the parameter
+    is the base then, which all share. A subclass with a `score` of its own says so anew."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     own: Own
@@ -89,6 +92,8 @@ class Client(LightningModule, ABC):
         # What was said of another need not be true.
         if cls._has_changed("follows", "training_step", "receive", "upload"):
             cls.follows = frozenset()
+        if cls._has_changed("scores_moved", "score"):
+            cls.scores_moved = False
         if cls.steps_otherwise():
             cls.compiled_steps = Client.compiled_steps  # type: ignore[method-assign]
 
@@ -157,6 +162,7 @@ class Client(LightningModule, ABC):
         """Let all of the cohort have one table `[items, dim]` in place of their own: what `receive` does with it."""
         parameter = self.get_parameter(name)
         if name in self.follows:
+            self.moved.pop(name, None)
             parameter.data = shared_by(table.to(parameter), len(self.users))
         else:
             parameter.data.copy_(table)
@@ -229,19 +235,23 @@ class Client(LightningModule, ABC):
         """
         return {name: parameter.data for name, parameter in self.named_parameters()} | self.moved
 
-    def load(self, users: Tensor, private: Mapping[str, Tensor]) -> None:
+    def load(self, users: Tensor, private: Mapping[str, Tensor], bases: Mapping[str, Tensor] | None = None) -> None:
         """Become another cohort. Training changes its private state in place.
 
         Args:
             users: `[clients]`, int64: who they are.
             private: For every parameter, `[clients, ...]`. It is copied only where it does not lie as a new tensor
-                would (`aligned`).
+                would (`aligned`). For clients that only score, tables may be sparse (`scores_moved`).
+            bases: What the other rows of these are, `[items, dim]` each.
         """
-        self.users, self.moved, self.bases = users, {}, {}
+        self.users, self.moved, self.bases = users, {}, dict(bases or {})
         for name, parameter in self.named_parameters():
             parameter.grad = None
             value = private[name]
-            if len(value) and is_shared(value):  # and so it stays, on another device too
+            if value.is_sparse:
+                self.moved[name] = value
+                parameter.data = shared_by(self.bases[name].to(parameter.device), len(value))
+            elif len(value) and is_shared(value):  # and so it stays, on another device too
                 parameter.data = shared_by(value[0].to(parameter.device), len(value))
             else:
                 parameter.data = aligned(value.to(parameter.device))

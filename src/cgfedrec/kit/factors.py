@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cgfedrec.client import Batch, Client, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import no_count, not_positive
+from cgfedrec.kit import scores
 from cgfedrec.kit.optimisers import FactorAdam, OptimizerCallable, check_elementwise
-from cgfedrec.kit.rows import bmm, linear_loss, rows_of
+from cgfedrec.kit.rows import linear_loss, rows_of
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.random import Stream, normal
 from cgfedrec.wire.messages import Broadcast, Upload
@@ -29,6 +30,8 @@ class FactorClient(Client):
         num_items: n.
         seed: The private one.
     """
+
+    scores_moved = True
 
     def __init__(self, method: FactorBase, num_items: int, seed: int) -> None:
         super().__init__()
@@ -60,8 +63,7 @@ class FactorClient(Client):
         return Upload(self.users, {"table": self.private()["table"]}, bases=self.bases)
 
     def score(self) -> Tensor:
-        # [clients, 1, dim] @ [clients, dim, items]
-        return bmm(self.user.detach()[:, None], self.table.detach().mT).squeeze(1)
+        return scores.linear(self.user, self.table, self.moved.get("table"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from cgfedrec.client import Batch, Client, CompiledSteps, StepOutput, empty_parameter, shared_start
 from cgfedrec.errors import no_count, not_positive
-from cgfedrec.kit import steps
+from cgfedrec.kit import scores, steps
 from cgfedrec.kit.optimisers import OptimizerCallable, TableSGD, check_elementwise
-from cgfedrec.kit.rows import bmm, by_rows, linear_loss, rows_of
+from cgfedrec.kit.rows import by_rows, linear_loss, rows_of
 from cgfedrec.method import MOST_DIM, Method
 from cgfedrec.random import Stream, uniform
 from cgfedrec.wire.messages import Upload
@@ -35,6 +35,8 @@ class TableClient(Client):
         num_items: n.
         seed: The private one.
     """
+
+    scores_moved = True
 
     def __init__(self, method: TableSettings, num_items: int, seed: int) -> None:
         super().__init__()
@@ -85,8 +87,8 @@ class TableClient(Client):
         return Upload(self.users, {"table": self.private()["table"]}, bases=self.bases)
 
     def score(self) -> Tensor:
-        # [clients, 1, dim] @ [clients, dim, items]; the bias is left out, which changes no client's order
-        return bmm(self.head_weight.detach()[:, None], self.table.detach().mT).squeeze(1)
+        # The bias is left out, which changes no client's order.
+        return scores.linear(self.head_weight, self.table, self.moved.get("table"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -248,7 +248,7 @@ class Clients:
             client, found = worker.client, []
             if client.scores_after == "aggregation":
                 broadcast, nbytes = self.sent(users, round + 1)
-            for some in users.split(self.capacity.scored if client.follows else max(len(users), 1)):
+            for some in [users] if newcomers else self.store.parts(client, users, self.capacity.scored):
                 if newcomers is None:
                     self.store.load(client, some, to_train=False)
                 else:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,18 +15,17 @@ from torch import Tensor
 
 from cgfedrec.client import Client, shared_by
 from cgfedrec.files import DamagedError
-from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, MemoryBlocks, checked, checksums
+from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, checked, checksums
+from cgfedrec.simulation.store.checkpointed import Checkpointed
+from cgfedrec.simulation.store.differing import Bytes, raw
 from cgfedrec.simulation.store.index import Index
-from cgfedrec.simulation.store.layout import Bytes, Layout, Rows, kept_as, raw
-from cgfedrec.simulation.store.states import check_state, some_of
+from cgfedrec.simulation.store.layout import Layout, Rows, kept_as
 from cgfedrec.wire.moved import laid_out, some
 
-COPIED_AT_ONCE = 64
-"""Records that are copied at a time from one kind of store to another: all at once would take twice the memory."""
 NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
-class ClientStore(ABC):
+class ClientStore(Checkpointed):
     """Holds every client's private tensors, a record for each client.
 
     A client that never took part has no record: it is still at its start, which `Client.start` can make at any time. So
@@ -86,6 +84,9 @@ class ClientStore(ABC):
         if not (to_train or known.any()):
             client.load(users, client.start(users))
             return
+        if not to_train and takes_moved(client) and (found := self._beside(users, client.follows)):
+            client.load(users, *found)
+            return
         private = self._memory_of(client, len(users))
         if known.all():
             self._read_into(users, private, without)
@@ -93,6 +94,40 @@ class ClientStore(ABC):
             for name, rows in self.read(users[known]).items():
                 private[name][known] = rows.to(private[name].dtype)
         self._become(client, users, private, without)
+
+    def parts(self, client: Client, users: Tensor, laid_out: int) -> Sequence[Tensor]:
+        """Users `[clients]` in parts who can be loaded together to score.
+
+        Args:
+            client: That scores.
+            users: Whose scores are wanted.
+            laid_out: How many have room for tables that are laid out.
+        """
+        parts: Sequence[Tensor] = users.split(laid_out if client.follows else max(len(users), 1))
+        if takes_moved(client):
+            lengths = self._kinds(users).unique_consecutive(dim=0, return_counts=True)[1]
+            if len(lengths) <= len(parts):
+                parts = users.split(lengths.tolist())
+        return parts
+
+    def _kinds(self, users: Tensor) -> Tensor:
+        """`[clients, any]`: alike for users whose tables `_beside` can tell together."""
+        return torch.hstack((self.known[users, None], self.index.bases[users]))
+
+    def _beside(self, users: Tensor, names: Collection[str]) -> tuple[Rows, Rows] | None:
+        """The state of users `[clients]`, of which tables ``names`` are what differs from a base, and these bases.
+
+        ``None`` where they have no base, or not the same one.
+        """
+        if not (self.known[users].all() and set(names) <= set(self.layout.tables)):
+            return None
+        found = {name: self.index.bases[users, self.layout.tables.index(name)].unique() for name in names}
+        if any(len(numbers) > 1 or numbers[0] < 0 for numbers in found.values()):
+            return None
+        rows = self._read(users, None, beside=names)
+        bases = {name: self.layout.table(name, self._base(int(numbers))) for name, numbers in found.items()}
+        rows, bases = ({name: one.to(self.computed[name]) for name, one in some.items()} for some in (rows, bases))
+        return rows, bases
 
     def _become(self, client: Client, users: Tensor, private: Rows, without: Collection[str]) -> None:
         """Turn ``client`` into a cohort, of whom ``private`` has what those were left with who have taken part."""
@@ -169,13 +204,15 @@ class ClientStore(ABC):
         """
         return self._read(users, None)
 
-    def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
+    def _read(
+        self, users: Tensor, into: Rows | None, without: Collection[str] = (), beside: Collection[str] = ()
+    ) -> Rows:
         index = self.index
         bases, numbers = index.bases[users], index.numbers[users]
         content = checked(self.blocks, index.blocks_of(users), index.lengths(users), index.sums[users])
         tables = {number: self._base(number) for number in bases.unique().tolist() if number >= 0}
         try:
-            return self.layout.unpack(content, bases, numbers, tables, into, without)
+            return self.layout.unpack(content, bases, numbers, tables, into, without, beside)
         except ValueError as error:
             raise DamagedError(f"{self.blocks.name}: {error}") from error
 
@@ -231,65 +268,7 @@ class ClientStore(ABC):
             numbers[on_base[:, table], table] = number
         return numbers
 
-    def pin(self, name: str) -> None:
-        """Keep all that is here now for the checkpoint ``name``, which is about to be written.
 
-        What an earlier checkpoint of this name needed may be overwritten from now on.
-        """
-        with self._lock:
-            self.index.room.find_free(self.index.used())
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs."""
-        return self.index.state_dict(self.order)
-
-    def load_state_dict(self, state: dict[str, Any], whose: Tensor | None = None) -> None:
-        """Become what `state_dict` returned, whichever kind of store that was.
-
-        Clients that the state does not name are at their start afterwards.
-
-        Args:
-            state: Of any kind of store; it may hold anything.
-            whose: `[users]`, bool: of whom it is taken over; by default of all.
-
-        Raises:
-            DamagedError: if a record is no longer what was written.
-            FileNotFoundError: if the state refers to a file that is not in this store's folder.
-            ValueError: if it is no state of such a store.
-        """
-        check_state(state, self.num_users, self.layout, self.files)
-        if whose is not None:
-            state = some_of(state, whose, self.layout)
-        source: Blocks = self.files
-        if "pieces" in state:
-            source = MemoryBlocks(self.layout.block, state["pieces"])
-        self._take_over(state, source)
-
-    @abstractmethod
-    def _take_over(self, state: dict[str, Any], source: Blocks) -> None:
-        """Become a checked state, whose records lie in ``source``."""
-
-    def _refer(self, state: Mapping[str, Any]) -> None:
-        """Have the records of a state, which lie where it says."""
-        self.index.load_state_dict(state)
-        self.index.room.find_free(self.index.used())
-        self.known[state["users"]] = True
-
-    def _copy(self, state: Mapping[str, Any], source: Blocks) -> dict[str, Any]:
-        """The same state, once its records have been copied from ``source`` to where this store has its own."""
-        bases = torch.tensor([self.layout.base_length(table) for table in state["base_tables"].tolist()])
-        copied = dict(state)
-        for blocks, sums, lengths in (
-            ("blocks", "sums", self.layout.lengths(state["bases"] >= 0, state["numbers"])),
-            ("base_blocks", "base_sums", bases.long()),
-        ):
-            new = []
-            ends = lengths.cumsum(0).tolist()
-            for start in range(0, len(lengths), COPIED_AT_ONCE):
-                part = slice(start, start + COPIED_AT_ONCE)
-                begin, end = ends[start] - int(lengths[start]), ends[part][-1]
-                content = checked(source, state[blocks][begin:end], lengths[part], state[sums][part])
-                new.append(self.index.room.take(len(content)))
-                self.blocks.write(new[-1], content)
-            copied[blocks] = torch.cat([torch.empty(0, dtype=torch.int64), *new])
-        return copied
+def takes_moved(client: Client) -> bool:
+    """Whether a client scores with tables as what differs from a base (`Client.scores_moved`)."""
+    return client.scores_moved and bool(client.follows) and client.device.type == "cpu"

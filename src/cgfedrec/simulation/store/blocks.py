@@ -19,7 +19,7 @@ import xxhash
 from torch import Tensor
 
 from cgfedrec.files import DamagedError, room_for, sync_folder
-from cgfedrec.simulation.store.layout import Bytes, raw
+from cgfedrec.simulation.store.differing import Bytes, raw
 
 Dtype = Literal["float32", "bfloat16"]
 """The type in which floating-point values may be kept between rounds."""

@@ -7,8 +7,7 @@ is its bytes. What differs is found by comparing bits, so that nothing is lost w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,19 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cgfedrec.simulation.store.differing import Bytes, changed, lines_of, raw
 from cgfedrec.wire.moved import of_rows
 
 Rows = dict[str, Tensor]
 """Rows of each private tensor, by its name: `[clients, ...]`."""
-Bytes = NDArray[np.uint8]
 SMALL = 4096
 """Bytes of a block, about: what a file system reads and writes at once. Smaller records take one block."""
 MOST_BLOCKS = 256
 """Of one record: large ones have larger blocks, so that to list them takes little."""
 ITEM = 4
 """Bytes of an item's number."""
-_CACHE = 2**18
-"""Numbers that are compared at a time."""
 
 
 class Packed(NamedTuple):
@@ -89,6 +86,10 @@ class Layout:
         """Bytes of a whole table."""
         return int(self.items[table] * self.widths[table])
 
+    def table(self, name: str, content: Bytes) -> Tensor:
+        """A base `[items, dim]` from its bytes."""
+        return torch.from_numpy(content.copy()).view(self.dtypes[name]).view(self.shapes[name])
+
     def pack(self, clients: int, rows: Rows, bases: Mapping[str, Tensor]) -> Packed:
         """Records of clients.
 
@@ -111,27 +112,27 @@ class Layout:
             lines[:, self.whole :] = 0
             return Packed(content, on_base, numbers)
         flat, block = content.reshape(-1), 0
-        changed = {name: _changed(rows[name], bases[name]) for name in bases}
+        differs = {name: changed(rows[name], bases[name]) for name in bases}
         for client in range(clients):
             at = block * self.block
             for name in self._order:
                 if name in bases:
                     table, width = self.tables.index(name), self._nbytes[name] // self.shapes[name][0]
-                    items, lines, places = changed[name][client]
+                    items, lines, places = differs[name][client]
                     if len(items) * (width + ITEM) < self._nbytes[name]:
                         on_base[client, table], numbers[client, table] = True, len(items)
                         flat[at : at + ITEM * len(items)] = items.view(np.uint8)
                         at += ITEM * len(items)
                         picked = flat[at : at + width * len(items)]
                         # They are there, so "clip" changes nothing; without it numpy would take a detour.
-                        np.take(lines, places, 0, _lines(picked, width), "clip")
+                        np.take(lines, places, 0, lines_of(picked, width), "clip")
                         at += len(picked)
                         continue
                 if name in here:
                     one = here[name][client]
                 else:
                     one = raw(bases[name]).copy()
-                    _lines(one, width)[items] = lines[places]
+                    lines_of(one, width)[items] = lines[places]
                 flat[at : at + len(one)] = one
                 at += len(one)
             block = max(-(-at // self.block), block + 1)
@@ -146,6 +147,7 @@ class Layout:
         tables: Mapping[int, Bytes],
         into: Rows | None = None,
         without: Collection[str] = (),
+        beside: Collection[str] = (),
     ) -> Rows:
         """Rows from records, `[clients, ...]` of each tensor.
 
@@ -156,12 +158,14 @@ class Layout:
             tables: The bytes of each base, `[bytes]`, by its number.
             into: Where to put them, in tensors of the types in which they are kept; by default in new ones.
             without: Tables that nobody needs: what is in theirs is left as it is.
+            beside: Tables that all clients keep by what differs, of which this is wanted alone: sparse (`moved`).
 
         Raises:
             ValueError: if the numbers of items in a record are none.
         """
         clients = len(bases)
-        given = into or {}
+        given = (into or {}) | {name: torch.empty(clients, 0, dtype=self.dtypes[name]) for name in beside}
+        differ: dict[str, list[tuple[NDArray[np.int32], NDArray[Any]]]] = {name: [] for name in beside}
         rows = {
             name: given[name] if name in given else torch.empty(clients, *self.shapes[name], dtype=self.dtypes[name])
             for name in self._order
@@ -176,9 +180,9 @@ class Layout:
         lengths = self.lengths(bases >= 0, numbers)
         flat, begins = content.reshape(-1), ((lengths.cumsum(0) - lengths) * self.block).tolist()
         for client, at in enumerate(begins):
-            beside = [-1] * (len(self._order) - len(self.tables))
+            none = [-1] * (len(self._order) - len(self.tables))
             for name, base, number in zip(
-                self._order, beside + bases[client].tolist(), beside + numbers[client].tolist(), strict=True
+                self._order, none + bases[client].tolist(), none + numbers[client].tolist(), strict=True
             ):
                 target = places[name][client]
                 if base < 0:
@@ -186,18 +190,31 @@ class Layout:
                         target[:] = flat[at : at + len(target)]
                     at += len(target)
                     continue
-                width = len(target) // self.shapes[name][0]
+                width = self._nbytes[name] // self.shapes[name][0]
                 if name in without:
                     at += number * (width + ITEM)
                     continue
-                target[:] = tables[base]
                 items = flat[at : at + ITEM * number].view(np.int32)
                 at += ITEM * number
                 if number and not (items[0] >= 0 and items[-1] < self.shapes[name][0] and (np.diff(items) > 0).all()):
                     raise ValueError(f"the items of a client's {name} are no ascending numbers of items")
-                _lines(target, width)[items] = _lines(flat[at : at + width * number], width)
+                lines = lines_of(flat[at : at + width * number], width)
                 at += width * number
+                if name in beside:
+                    differ[name].append((items, lines))
+                else:
+                    target[:] = tables[base]
+                    lines_of(target, width)[items] = lines
+        for name, found in differ.items():
+            rows[name] = self._sparse(name, found)
         return {name: rows[name] for name in self.shapes}
+
+    def _sparse(self, name: str, found: Sequence[tuple[NDArray[np.int32], NDArray[Any]]]) -> Tensor:
+        """A table of clients as what differs, `[clients, items, dim]`, from each one's items and lines."""
+        items, lines = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        owners = np.arange(len(found)).repeat([len(mine) for mine, _ in found])
+        values = torch.from_numpy(lines).view(self.dtypes[name])
+        return of_rows(torch.from_numpy(np.stack((owners, items))), values, (len(found), *self.shapes[name]))
 
     def _parts(self) -> Iterator[tuple[str, slice]]:
         """Where each tensor lies in a record in which all are whole."""
@@ -205,77 +222,6 @@ class Layout:
         for name in self._order:
             yield name, slice(at, at + self._nbytes[name])
             at += self._nbytes[name]
-
-
-class Changed(NamedTuple):
-    """What of one client's table is not as in a base, bit for bit."""
-
-    items: NDArray[np.int32]
-    """`[rows]`, ascending: the items of these rows."""
-    lines: NDArray[Any]
-    """Bytes of rows, as `_lines`."""
-    places: NDArray[np.int64]
-    """`[rows]`: where these rows stand among them."""
-
-
-def _changed(tables: Tensor, base: Tensor) -> list[Changed]:
-    """What of each client's table, `[clients, items, dim]`, dense or sparse, is not as in a base `[items, dim]`."""
-    width, found = base.shape[1] * base.itemsize, []
-    if not tables.is_sparse:
-        mask = differing(tables, base)  # [clients, items]
-        for table, differs in zip(raw(tables).reshape(len(tables), -1), mask, strict=True):
-            places = differs.nonzero()[0]
-            found.append(Changed(places.astype(np.int32), _lines(table, width), places))
-        return found
-    owners, items = tables.indices().numpy()
-    lines = _lines(raw(tables.values()), width)
-    differs = (lines != _lines(raw(base), width)[items]).any(1).nonzero()[0]  # [rows]
-    ends = np.searchsorted(owners[differs], np.arange(len(tables) + 1))
-    for begin, end in pairwise(ends):
-        places = differs[begin:end]
-        found.append(Changed(items[places].astype(np.int32), lines, places))
-    return found
-
-
-def _lines(content: Bytes, width: int) -> NDArray[Any]:
-    """Bytes as rows of so many each, `[rows, numbers]`, of the widest numbers that fit."""
-    kind = np.int32 if width % 4 == 0 else np.uint8
-    return content.view(kind).reshape(-1, width // np.dtype(kind).itemsize)
-
-
-def differing(tables: Tensor, base: Tensor) -> NDArray[np.bool_]:
-    """Which rows are not those of a base, bit for bit, `[clients, items]`.
-
-    Args:
-        tables: `[clients, items, dim]`
-        base: `[items, dim]`, of the same type.
-    """
-    words = torch.int64 if base.shape[1] * base.itemsize % 8 == 0 else torch.uint8
-    # [.., items, words]
-    ours, theirs = (torch.from_numpy(raw(one)).view(words).reshape(*one.shape[:-1], -1) for one in (tables, base))
-    differs = torch.empty(tables.shape[:2], dtype=torch.bool)
-    # A few clients at a time, so that what is found lies in the cache when it is read again.
-    few = max(_CACHE // max(theirs.numel(), 1), 1)
-    for start in range(0, len(ours), few):
-        found = ours[start : start + few] != theirs
-        if found.shape[2] % 8 == 0:
-            found = found.view(torch.int64)  # eight at a time: several times as fast
-        torch.any(found, 2, out=differs[start : start + few])
-    mask: NDArray[np.bool_] = differs.numpy()
-    return mask
-
-
-def raw(rows: Tensor) -> Bytes:
-    """The bytes of rows, `[bytes]`, not copied where they lie next to each other. Numpy has no bfloat16; all is bytes.
-
-    Args:
-        rows: `[...]`
-    """
-    there = rows.detach().contiguous()
-    # Torch leaves the stride of an axis of length 1 as it is: it may be that of an expanded one.
-    flat = there.as_strided((there.numel(),), (1,), there.storage_offset())
-    content: Bytes = flat.view(torch.uint8).numpy()
-    return content
 
 
 def kept_as(rows: Tensor, dtype: torch.dtype) -> Tensor:

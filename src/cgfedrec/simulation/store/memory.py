@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cgfedrec.simulation.store.base import ClientStore
@@ -41,12 +40,7 @@ class MemoryStore(ClientStore):
         found = {}
         for numbers in sorted(set(map(tuple, self.index.bases[users].tolist()))):
             tables = [(name, number) for name, number in zip(self.layout.tables, numbers, strict=True) if number >= 0]
-            found[numbers] = {
-                name: torch.from_numpy(self._base(number).copy())
-                .view(self.layout.dtypes[name])
-                .view(self.layout.shapes[name])
-                for name, number in tables
-            }
+            found[numbers] = {name: self.layout.table(name, self._base(number)) for name, number in tables}
         return found
 
     def _take_over(self, state: dict[str, Any], source: Blocks) -> None:

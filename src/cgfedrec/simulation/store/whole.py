@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from cgfedrec.client import Client
-from cgfedrec.simulation.store.base import COPIED_AT_ONCE, NONE, ClientStore
+from cgfedrec.simulation.store.base import NONE, ClientStore, takes_moved
 from cgfedrec.simulation.store.blocks import Blocks, MemoryBlocks
-from cgfedrec.simulation.store.layout import Rows, differing, kept_as
+from cgfedrec.simulation.store.checkpointed import COPIED_AT_ONCE
+from cgfedrec.simulation.store.differing import differing
+from cgfedrec.simulation.store.layout import Rows, kept_as
 from cgfedrec.simulation.store.memory import MemoryStore
 from cgfedrec.wire.moved import of_rows, some
 
@@ -70,6 +72,9 @@ class WholeStore(ClientStore):
         if not (to_train or known.any()):
             client.load(users, client.start(users))
             return
+        if not to_train and takes_moved(client) and (found := self._beside(users, client.follows)):
+            client.load(users, *found)
+            return
         waiting = self._waiting[users] >= 0
         private = self._in_place(users)
         # What comes down to score with may change a client's private state, which must not stay here.
@@ -82,6 +87,21 @@ class WholeStore(ClientStore):
                     torch.index_select(self._rows[name], 0, self._place[users], out=rows)
         self._lay_out(users, private, without)
         self._become(client, users, private, without)
+
+    def _kinds(self, users: Tensor) -> Tensor:
+        return torch.stack((self.known[users].long(), self._waiting[users]), dim=1)
+
+    def _beside(self, users: Tensor, names: Collection[str]) -> tuple[Rows, Rows] | None:
+        waiting = self._waiting[users].unique()
+        if len(waiting) > 1 or waiting[0] < 0:
+            return None
+        trained, places = self._trained[int(waiting)], self._place[users]
+        if not set(names) <= trained.rows.keys():
+            return None
+        there = (users[:, None] == trained.users).nonzero()[:, 1]
+        rows = {name: some(kept, there) for name, kept in trained.rows.items()}
+        rows |= {name: whole[places] for name, whole in self._rows.items() if name not in rows}
+        return rows, {name: trained.bases[name] for name in trained.rows}
 
     def _in_place(self, users: Tensor) -> Rows | None:
         """The rows of users `[clients]` where they lie, `[clients, ...]`; none where others stand between them."""
@@ -131,7 +151,9 @@ class WholeStore(ClientStore):
             rows = {name: some(value, left).clone() for name, value in trained.rows.items()}
             self._trained[number] = TrainedRows(trained.users[left], rows, trained.bases)
 
-    def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
+    def _read(
+        self, users: Tensor, into: Rows | None, without: Collection[str] = (), beside: Collection[str] = ()
+    ) -> Rows:
         rows = {name: rows[self._place[users]] for name, rows in self._rows.items()}
         self._lay_out(users, rows)
         return rows
