@@ -22,6 +22,8 @@ from cgfedrec.simulation.store.index import Index
 from cgfedrec.simulation.store.layout import Layout, Rows, kept_as
 from cgfedrec.wire.moved import laid_out, some
 
+FEW = 4
+"""Clients whose tables are laid out in the time that a part takes for itself, where tables are small."""
 NONE: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -106,7 +108,7 @@ class ClientStore(Checkpointed):
         parts: Sequence[Tensor] = users.split(laid_out if client.follows else max(len(users), 1))
         if takes_moved(client):
             lengths = self._kinds(users).unique_consecutive(dim=0, return_counts=True)[1]
-            if len(lengths) <= len(parts):
+            if len(lengths) <= max(len(parts), len(users) // FEW):
                 parts = users.split(lengths.tolist())
         return parts
 
