@@ -2,8 +2,9 @@
 
 A federation's catalogue has rows for all items, and a client's batches touch some hundreds of them. The other rows stay
 what everybody has. So nobody goes over them: neither an optimiser, nor what adds uploads up (`cgfedrec.wire.moved`),
-nor the store of clients' state. Tables are laid out in full for clients to score with, for steps of the wire, and for a
-server that looks at single uploads. Results are the same to the bit.
+nor the store of clients' state, nor whoever scores by products with rows (`Client.scores_moved`). Tables are laid out
+in full for clients that score otherwise, for steps of the wire, and for a server that looks at single uploads. Results
+are the same to the bit.
 """
 
 from __future__ import annotations

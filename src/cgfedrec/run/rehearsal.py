@@ -24,6 +24,7 @@ from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.estimates import Alike, InTurn, Rehearsed
 from cgfedrec.simulation.store import STORES
+from cgfedrec.simulation.workers import on_one_thread
 from cgfedrec.structure.ahead import Phase, first_of, phases
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.discovery import TRAIN
@@ -37,6 +38,7 @@ SAMPLE = 512
 """Clients of the sample, or as many as one cohort for each worker has where these are more."""
 
 
+@on_one_thread()  # as in a run
 def tried_out(loop: FederatedLoop) -> Alike | InTurn:
     """Let one cohort train, and see what it takes in the round after; or a sample go through all phases.
 
@@ -176,7 +178,7 @@ def _rehearsed(
         server.aggregate(total)
         server.wire = Wire()  # the sample's sum has been opened, and that is what was scaled
         started = time.perf_counter()
-        list(loop.clients.workers.map(partial(server.update, wanted), [round]))  # on one thread, as in a run
+        server.update(wanted, round)
         seconds = time.perf_counter() - started
         server.wire = carrying
         # Whoever is wanted takes part, in however many rounds; a round of training has its participants.
