@@ -194,6 +194,26 @@ def test_a_step_that_one_client_was_given_is_taken(seen: list[bool]) -> None:
     assert not seen
 
 
+@pytest.mark.parametrize("name", ["training_step", "configure_optimizers"])
+@pytest.mark.parametrize("method", ["Local", "CGFedRec", "cluster labels"])
+def test_a_step_that_a_class_was_given_later_is_taken(
+    method: str, name: str, seen: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training it is there by the class that it was put on, by a subclass, or in what a client has."""
+    made, calls = getattr(TableClient, name), list[str]()
+
+    def mine(self: TableClient, *args: Any) -> Any:
+        calls.append(name)
+        return made(self, *args)
+
+    monkeypatch.setattr(TableClient, name, mine)
+    trained(METHODS[method](), prepared(), 7, rounds=6)
+    assert calls
+    assert not any(seen)
+    monkeypatch.undo()
+    assert not AlignedClient.steps_replaced()
+
+
 @pytest.mark.parametrize("shift", [1, -1, 10**7])
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("kind", [LocalClient, PFedRecClient, FedMFClient])

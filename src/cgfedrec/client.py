@@ -24,6 +24,8 @@ ALIGNMENT = 64
 """Bytes: a multiple of this is where torch begins a new tensor."""
 VECTOR = 16
 """How many float32 numbers the widest vector of a CPU holds."""
+STEPS = ("training_step", "configure_optimizers")
+"""The methods that say what a client's steps are."""
 
 
 class StepOutput(NamedTuple):
@@ -77,6 +79,8 @@ class Client(LightningModule, ABC):
     """What their other rows are, `[items, dim]` by name."""
     seed: int
     """The seed of what only clients may know: noise, private heads, and the user vectors with which they start."""
+    _defined: ClassVar[list[object]]
+    """`_steps` as the class was defined."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,13 +93,14 @@ class Client(LightningModule, ABC):
         # What was said of another need not be true.
         if cls._has_changed("follows", "training_step", "receive", "upload"):
             cls.follows = frozenset()
-        if cls.steps_otherwise():
+        if cls._has_changed("compiled_steps", *STEPS):
             cls.compiled_steps = Client.compiled_steps  # type: ignore[method-assign]
+        cls._defined = _steps(cls)
 
     @classmethod
-    def steps_otherwise(cls) -> bool:
-        """Whether its steps are other ones than those that `compiled_steps` takes."""
-        return cls._has_changed("compiled_steps", "training_step", "configure_optimizers")
+    def steps_replaced(cls) -> bool:
+        """Whether others were put in the place of its steps since it was defined: `compiled_steps` takes those."""
+        return any(vars(base)["_defined"] != _steps(base) for base in cls.__mro__ if "_defined" in vars(base))
 
     @classmethod
     def _has_changed(cls, said: str, *names: str) -> bool:
@@ -123,7 +128,8 @@ class Client(LightningModule, ABC):
 
         It ends where `training_step`, the gradients and the optimisers do, but for rounding, and many times as fast. It
         is asked for on a CPU in float32, before each cohort trains. A subclass with a `training_step` or
-        `configure_optimizers` of its own has none, unless it says so anew.
+        `configure_optimizers` of its own has none, unless it says so anew. Nobody asks for it where either was replaced
+        later, on a class or a client.
 
         Args:
             optimizers: Those of `configure_optimizers`.
@@ -245,6 +251,11 @@ class Client(LightningModule, ABC):
                 parameter.data = shared_by(value[0].to(parameter.device), len(value))
             else:
                 parameter.data = aligned(value.to(parameter.device))
+
+
+def _steps(cls: type[Client]) -> list[object]:
+    """What `STEPS` are of a class."""
+    return [getattr(cls, name) for name in STEPS]
 
 
 def aligned(value: Tensor) -> Tensor:
