@@ -71,6 +71,7 @@ def page_of(
         worth=_worth(training.history),
         readings=sorted(judged.items(), key=lambda one: -one[1])[:READ],
         judged=len(judged),
+        private=f"{SPENT}epsilon" in summary,
         protocol=protocol,
         took=duration(summary["seconds"]),
         config=config,
