@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 
+from cgfedrec.data import FederatedDataModule, Interactions, of_frame
 from cgfedrec.errors import InputError
 from cgfedrec.experiments.compare import setups
 from cgfedrec.run.api import fit
@@ -19,6 +21,13 @@ from tests.test_compare import RATES, changed_at, compare
 ROWS = [f"{user},{(user * 7 + place * place) % 60},{user + 9 * place}" for user in range(20) for place in range(8)]
 LOCAL = {"Local": {"method": {"class_path": "cgfedrec.methods.Local", "init_args": RATES}}}
 CUTS = {"split": "rolling", "rolling": {"cuts": 3, "least": 2}}
+
+
+class Elsewhere(FederatedDataModule):
+    """Interactions of which no ``data.path`` tells."""
+
+    def read(self) -> Interactions:
+        return of_frame(pl.read_csv("ratings.csv"), self.format)
 
 
 @pytest.fixture(autouse=True)
@@ -122,4 +131,24 @@ def test_a_rolling_evaluation_that_was_stopped_does_not_go_on_with_other_data() 
     Path("run/summary.json").unlink()
     write([*ROWS, "0,59,500"])
     with pytest.raises(InputError, match=r"run_dir: run/cuts/03 has results on other data: what ratings.csv"):
+        fit(given)
+
+
+def test_what_a_data_module_of_ones_own_reads_is_looked_at_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a path it is not taken for the embedded data, which never change."""
+    kind, data = f"{__name__}.Elsewhere", {"negatives": 1, **CUTS}
+    config = planned(LOCAL, [0])
+    said = yaml.safe_load(config.read_text())
+    said["data"]["one"] = {"data": {"class_path": kind, "init_args": {"negatives": 1}}}
+    config.write_text(yaml.safe_dump(said))
+    given = {"method": "EASE", "logger": None, "run_dir": "run", "data": {"class_path": kind, "init_args": data}}
+    assert compare(config) == 0
+    assert "<dt>data</dt><dd>data module Elsewhere: 20 users" in Path("out/report.html").read_text()
+    fit(given)
+    Path("run/summary.json").unlink()
+    write([*ROWS, "0,59,500"])
+    capsys.readouterr()
+    assert compare(config) == 2
+    assert "other data: what data module Elsewhere holds has changed; choose" in capsys.readouterr().err
+    with pytest.raises(InputError, match="run/cuts/03 has results on other data: what data module Elsewhere holds has"):
         fit(given)

@@ -17,6 +17,7 @@ from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.run.api import open_data
+from cgfedrec.run.loggers import _tags_of
 from cgfedrec.run.run import Run
 from cgfedrec.settings.here import look_here
 from cgfedrec.settings.hooks import HOOKS, unheeded, unheeded_data
@@ -61,6 +62,15 @@ class Log(CSVLogger):
 class Strict:
     def __init__(self, word: str) -> None:
         raise ValueError(f"{word} is no word")
+"""
+EVENTS = """
+from dataclasses import replace
+from cgfedrec.data import FederatedDataModule, Interactions, Synthetic
+
+class Events(FederatedDataModule):
+    def read(self) -> Interactions:
+        drawn = Synthetic(users=30, items=40, interactions=8).draw(0)
+        return replace(drawn, times=drawn.times + 900_000_000)
 """
 QUICK = [
     *("--data.synthetic.users", "30", "--data.synthetic.items", "40", "--data.synthetic.interactions", "8"),
@@ -232,6 +242,23 @@ def test_the_data_module_of_the_page_reads_what_it_says() -> None:
     data = open_data([*own, "--data.format.timestamp_column", "null", "--data.split", "none", "--data.negatives", "1"])
     assert data.user_ids.to_list() == ["ann", "bob"]
     assert data.num_items == 17
+
+
+def test_what_a_data_module_reads_is_not_called_the_embedded_data(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("events.py").write_text(EVENTS)
+    assert main(["fit", "--data", "events.Events", *QUICK]) == 0
+    given = ["--ckpt_path", "run/checkpoints/best.ckpt", "--trust", "events"]
+    assert main(["test", *given]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("data module Events: 30 users")
+    assert "flatters recency" in shown.out
+    assert shown.err.startswith("data: data module Events\n")
+    assert "<title>CGFedCo on data module Events</title>" in Path("run/report.html").read_text()
+    assert _tags_of(yaml.safe_load(Path("run/config.yaml").read_text()))[1] == "data module Events"
+    assert main(["test", *given, "--data.split", "random"]) == 2
+    refused = capsys.readouterr().err
+    assert "other data than data module Events, or on another split" in refused
+    assert "embedded" not in shown.out + shown.err + refused
 
 
 def test_every_hook_of_a_data_module_but_setup_is_refused() -> None:

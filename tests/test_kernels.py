@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from cgfedrec.client import Batch, Client, StepOutput
 from cgfedrec.data.synthetic import Synthetic
 from cgfedrec.errors import RunError
 from cgfedrec.kernels import compiled
-from cgfedrec.kernels.cache import Cache, Files
+from cgfedrec.kernels.cache import UNUSED, Cache, Files
 from cgfedrec.kernels.compiled import exp_of_negative
 from cgfedrec.kit.optimisers import FactorAdam, TableSGD
 from cgfedrec.kit.rows import by_rows
@@ -190,6 +192,26 @@ def test_a_step_that_one_client_was_given_is_taken(seen: list[bool]) -> None:
         loop.clients.workers._idle.put(worker)
     loop.fit()
     assert not seen
+
+
+@pytest.mark.parametrize("name", ["training_step", "configure_optimizers"])
+@pytest.mark.parametrize("method", ["Local", "CGFedRec", "cluster labels"])
+def test_a_step_that_a_class_was_given_later_is_taken(
+    method: str, name: str, seen: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training it is there by the class that it was put on, by a subclass, or in what a client has."""
+    made, calls = getattr(TableClient, name), list[str]()
+
+    def mine(self: TableClient, *args: Any) -> Any:
+        calls.append(name)
+        return made(self, *args)
+
+    monkeypatch.setattr(TableClient, name, mine)
+    trained(METHODS[method](), prepared(), 7, rounds=6)
+    assert calls
+    assert not any(seen)
+    monkeypatch.undo()
+    assert not AlignedClient.steps_replaced()
 
 
 @pytest.mark.parametrize("shift", [1, -1, 10**7])
@@ -386,6 +408,26 @@ def test_machine_code_of_other_sources_is_not_used(kept: Path, monkeypatch: pyte
     again = compiled.compiled(double)
     assert again(4.0) == 8.0
     assert hits(again) == 0
+
+
+def test_machine_code_that_nobody_reads_any_more_is_removed(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiled.compiled(double)(4.0) == 8.0
+    (old,) = kept.iterdir()
+    of_another, other = kept / "triple-1.nbc", kept / "double.pyc"
+    of_another.touch()
+    other.touch()
+    long_ago = time.time() - UNUSED - 60
+    for path, read in ((old, long_ago), (of_another, time.time()), (other, long_ago)):
+        os.utime(path, (read, long_ago))
+    with monkeypatch.context() as patch:
+        patch.setattr("cgfedrec.kernels.cache.source", lambda: "another")
+        assert compiled.compiled(double)(4.0) == 8.0
+    (new,) = set(kept.iterdir()) - {of_another, other}
+    assert new != old
+    assert of_another.exists()  # another version at work reads it
+    assert other.exists()
+    assert compiled.compiled(double)(4.0) == 8.0  # what was removed is made anew
+    assert old.exists()
 
 
 def test_where_machine_code_cannot_be_kept_it_is_made_anew(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,13 @@ import pytest
 import torch
 from lightning import Fabric
 
-from cgfedrec.client import ALIGNMENT, aligned, empty_parameter
+from cgfedrec.client import empty_parameter
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import InputError
 from cgfedrec.kit.optimisers import LowRankSGD, TableSGD
 from cgfedrec.kit.rows import baddbmm, bmm, by_rows, dense_copies
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.memory import ALIGNMENT, aligned
 from cgfedrec.method import Method
 from cgfedrec.methods import CGFedRec, FedMF, Local, PFedRec
 from cgfedrec.testing import OPTIMIZERS, Conformance, trained

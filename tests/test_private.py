@@ -312,6 +312,18 @@ def test_with_much_budget_it_is_as_good_as_without_noise() -> None:
     assert ours > 0.9 * theirs
 
 
+def test_what_is_told_of_readings_is_how_much_better_they_are_than_popularity_alone() -> None:
+    data = crowd()
+    quiet, plain = (trained(method, data, 200, rounds=10) for method in (private(60.0), CGFedCo()))
+    ours, theirs = (
+        [loop.history[-1][f"readings/{name}"] for name in server_of(loop).structure.readings] for loop in (quiet, plain)
+    )
+    noise = Privacy(epsilon=60.0).sigma("choose", JUDGED_NORM, 800) / 800
+    assert abs(ours[-1]) < 6 * noise
+    better = max(theirs) - theirs[-1]
+    assert better / 2 < max(ours) < better  # which are clipped
+
+
 def test_too_few_people_find_nothing_and_are_told_so() -> None:
     data = prepared(synthetic=Synthetic(users=30, items=60, groups=6, interactions=12))
     with (
@@ -396,8 +408,16 @@ def test_the_command_line_tells_epsilon_and_refuses_to_spend_more(
     assert main(["fit", "--method", "CGFedCo", "--method.privacy.epsilon", "8", *given, "--run_dir", "one"]) == 0
     summary = json.loads(Path("one/summary.json").read_text())
     assert summary["privacy/epsilon"] == pytest.approx(8)
-    assert "epsilon 8 at delta" in Path("one/report.html").read_text()
-    capsys.readouterr()
+    page = Path("one/report.html").read_text()
+    assert "epsilon 8 at delta" in page
+    # The reading that clients have chosen is named where they choose, and what the sum with noise says of each.
+    shown = capsys.readouterr().out
+    chosen = shown.partition("--method.read_by ")[2].partition(";")[0].strip("'\n")
+    assert f"choose: 600 clients  {chosen}  val/ndcg@10" in shown
+    told = {name.removeprefix("readings/"): value for name, value in summary.items() if name.startswith("readings/")}
+    assert max(told, key=lambda name: told[name]) == chosen
+    assert "validation, above popularity alone, clipped and with noise" in page
+    assert f"<td>{chosen}</td>" in page
     last = "one/checkpoints/last.ckpt"
     more = [*given[:1], '{"users": 620, "items": 60, "groups": 6}', *given[2:]]
     assert main(["fit", "--update_from", last, *more, "--run_dir", "two"]) == 2

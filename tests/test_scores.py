@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgfedrec.client import Client, is_shared
+from cgfedrec.client import Client
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.synthetic import Synthetic
 from cgfedrec.failures import Failures
 from cgfedrec.kit import scores
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.memory import is_shared
 from cgfedrec.method import Method
 from cgfedrec.methods import FedMF, PFedRec
 from cgfedrec.methods.fedmf import FedMFClient

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer
 
-from cgfedrec.client import Batch, Client, StepOutput, is_shared
+from cgfedrec.client import Batch, Client, StepOutput
 from cgfedrec.data.synthetic import Synthetic
 from cgfedrec.errors import RunError
 from cgfedrec.failures import Failures
@@ -21,6 +21,7 @@ from cgfedrec.kit.rows import by_rows, leaves_alone
 from cgfedrec.kit.table import TableClient
 from cgfedrec.lent import Lent, Scratch
 from cgfedrec.loop import FederatedLoop
+from cgfedrec.memory import is_shared
 from cgfedrec.method import Method
 from cgfedrec.methods import FedMF, FedNCF, PFedRec
 from cgfedrec.methods.fedmf import FedMFClient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import cgfedrec
 from cgfedrec.data.changes import Changes
+from cgfedrec.errors import Notice
 from cgfedrec.kit.means import TableServer
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.random import shared_seed
@@ -107,3 +109,24 @@ def test_a_share_is_one_of_those_who_can_train(tmp_path: Path) -> None:
     loop = federation(fitted(table.filter(~gone), tmp_path / "new", run, **half))
     assert len(loop.sample()) == round((len(users) - 10) / 2)
     assert loop.sample().min() >= 10
+
+
+def test_that_fewer_can_train_than_are_to_take_part_is_said_once(tmp_path: Path) -> None:
+    table = drawn(40)
+    few = SMALL | {"loop.participants": 35, "loop.rounds": 3}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run = fitted(table, tmp_path / "old", **few)
+        kept = table.filter(~pl.col("user").is_in(run.data.user_ids[:4].implode()))
+        fitted(kept, tmp_path / "enough", run, **few)
+        assert not [one for one in told if issubclass(one.category, Notice)]
+        gone = pl.col("user").is_in(run.data.user_ids[:10].implode())
+        again = fitted(table.filter(~gone), tmp_path / "new", run, **few)
+        cgfedrec.load(again.checkpoints / "best.ckpt")
+    (notice,) = [str(one.message) for one in told if issubclass(one.category, Notice)]
+    users = run.data.num_users
+    expected = f"35 are to take part, and of the {users} users only {users - 10} have anything to train on"
+    assert expected in notice
+    loop = federation(again)
+    assert loop.round == 3
+    assert len(loop.sample()) == users - 10

@@ -17,13 +17,12 @@ from torch.optim import Optimizer
 
 from cgfedrec.data.batches import Batch as Batch
 from cgfedrec.data.own import Own
+from cgfedrec.memory import aligned, is_shared, shared_by
 from cgfedrec.serving.readers import Reader
 from cgfedrec.wire.messages import Broadcast, Upload
 
-ALIGNMENT = 64
-"""Bytes: a multiple of this is where torch begins a new tensor."""
-VECTOR = 16
-"""How many float32 numbers the widest vector of a CPU holds."""
+STEPS = ("training_step", "configure_optimizers")
+"""The methods that say what a client's steps are."""
 
 
 class StepOutput(NamedTuple):
@@ -80,6 +79,8 @@ class Client(LightningModule, ABC):
     """What their other rows are, `[items, dim]` by name."""
     seed: int
     """The seed of what only clients may know: noise, private heads, and the user vectors with which they start."""
+    _defined: ClassVar[list[object]]
+    """`_steps` as the class was defined."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,13 +95,14 @@ class Client(LightningModule, ABC):
             cls.follows = frozenset()
         if cls._has_changed("scores_moved", "score"):
             cls.scores_moved = False
-        if cls.steps_otherwise():
+        if cls._has_changed("compiled_steps", *STEPS):
             cls.compiled_steps = Client.compiled_steps  # type: ignore[method-assign]
+        cls._defined = _steps(cls)
 
     @classmethod
-    def steps_otherwise(cls) -> bool:
-        """Whether its steps are other ones than those that `compiled_steps` takes."""
-        return cls._has_changed("compiled_steps", "training_step", "configure_optimizers")
+    def steps_replaced(cls) -> bool:
+        """Whether others were put in the place of its steps since it was defined: `compiled_steps` takes those."""
+        return any(vars(base)["_defined"] != _steps(base) for base in cls.__mro__ if "_defined" in vars(base))
 
     @classmethod
     def _has_changed(cls, said: str, *names: str) -> bool:
@@ -128,7 +130,8 @@ class Client(LightningModule, ABC):
 
         It ends where `training_step`, the gradients and the optimisers do, but for rounding, and many times as fast. It
         is asked for on a CPU in float32, before each cohort trains. A subclass with a `training_step` or
-        `configure_optimizers` of its own has none, unless it says so anew.
+        `configure_optimizers` of its own has none, unless it says so anew. Nobody asks for it where either was replaced
+        later, on a class or a client.
 
         Args:
             optimizers: Those of `configure_optimizers`.
@@ -257,33 +260,9 @@ class Client(LightningModule, ABC):
                 parameter.data = aligned(value.to(parameter.device))
 
 
-def aligned(value: Tensor) -> Tensor:
-    """The same values where a new tensor would begin: at a multiple of `ALIGNMENT`, copied if they do not.
-
-    How a product of matrices rounds may depend on where its operands begin. Without this, a cohort's place in a store
-    would show in the results, and so would a message's place in memory. Values that are expanded along the first axis
-    are shared by all clients, and stay where they are.
-
-    Args:
-        value: `[...]`
-
-    Returns:
-        `[...]`
-    """
-    if is_shared(value) or value.data_ptr() % ALIGNMENT == 0:
-        return value
-    return value.clone()
-
-
-def shared_by(value: Tensor, clients: int) -> Tensor:
-    """One value `[...]` for each of some clients, in the memory of one, `[clients, ...]`. Nobody may change it."""
-    value = aligned(value)
-    return value.as_strided((clients, *value.shape), (0, *value.stride()))
-
-
-def is_shared(value: Tensor) -> bool:
-    """Whether the rows of `[clients, ...]` lie in the memory of one."""
-    return value.ndim > 0 and value.stride(0) == 0
+def _steps(cls: type[Client]) -> list[object]:
+    """What `STEPS` are of a class."""
+    return [getattr(cls, name) for name in STEPS]
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:

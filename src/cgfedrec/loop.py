@@ -37,7 +37,7 @@ class FederatedLoop(Spends, Evaluations):
     Args:
         rounds: How many rounds to train, at most.
         participation: Share of the clients that take part in a round.
-        participants: Number of clients that take part in a round, in place of a share.
+        participants: Number of clients that take part in a round, in place of a share; at most as many as there are.
         resample: Whether participants are drawn anew in every round, or once for all.
         cohort_size: How many clients are trained together; ``auto`` for what fits the cache of a CPU or the memory of
             a GPU. Changes speed and memory, and no result.
@@ -82,10 +82,8 @@ class FederatedLoop(Spends, Evaluations):
         self._place: Place = store
         self.state_dtype: Dtype = state_dtype
         self.evaluate_every, self.checkpoint_every, self.compress = evaluate_every, checkpoint_every, compress
-        self.patience = patience
-        self.failures = failures
-        self.round = self.attempt = 0
-        self.seconds = 0.0
+        self.patience, self.failures = patience, failures
+        self.round, self.attempt, self.seconds = 0, 0, 0.0
         self.should_stop = False
 
     def setup(
@@ -127,6 +125,8 @@ class FederatedLoop(Spends, Evaluations):
         if update_from is not None:
             assert data.changes is not None
             self.server.update_from(update_from["server"], data.changes)
+        if to_train and self.processes.first and self.server.wanted() is None:
+            self.sampling.tell_fewer(len(data.batches.able), data.num_users)
 
         # 2. The clients, and room for their state. For so many rounds the best one can stay the best, and needs its
         #    rows. Then training stops.

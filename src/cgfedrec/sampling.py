@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.errors import no_count, not_positive
+from cgfedrec.errors import Notice, no_count, not_positive
 from cgfedrec.random import Stream, bits
 
 
@@ -34,6 +35,16 @@ class Sampling:
         if self.participants is None or self.participants <= users:
             return None
         return f"loop.participants: {self.participants} is more than the {users} {of}"
+
+    def tell_fewer(self, able: int, users: int) -> None:
+        """Say it where fewer of the ``users`` are ``able`` to train than are to take part in a round."""
+        if self.participants is not None and self.participants > able:
+            warnings.warn(
+                f"loop.participants: {self.participants} are to take part, and of the {users} users only {able} have "
+                "anything to train on: these take part in each round",
+                Notice,
+                stacklevel=3,
+            )
 
     def draw(self, pool: Tensor, number: int, seed: int, round: int, attempt: int = 0) -> Tensor:
         """This round's participants, `[participants]`, int64, in ascending order.

@@ -25,7 +25,8 @@ SPENT = "privacy/"
 ``privacy/delta``."""
 
 READINGS = "readings/"
-"""What begins the names under which a server reports how well each way to read what it has found serves clients."""
+"""What begins the names under which a server reports how well each way to read what it has found serves clients: by
+their metric, or, under differential privacy, by how much that is above popularity alone, clipped and with noise."""
 
 
 class Server(Growing):

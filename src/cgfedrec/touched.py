@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.client import VECTOR, Batch, Client, is_shared
+from cgfedrec.client import Batch, Client
 from cgfedrec.errors import RunError
 from cgfedrec.lent import Lent
+from cgfedrec.memory import VECTOR, is_shared
 from cgfedrec.wire.moved import of_rows
 
 NO_ITEM = "a batch has items that are not in the catalogue; see Client.batches"

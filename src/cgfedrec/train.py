@@ -92,7 +92,7 @@ def _compiled(fabric: Fabric, worker: Worker, touched: Touched | None) -> Compil
     """What takes a cohort's steps in a compiled loop, where nobody has asked for anything that it does not do."""
     if fabric.device.type != "cpu" or type(fabric.strategy.precision) is not Precision:  # that of float32
         return None
-    if "training_step" in vars(worker.client) or worker.client.steps_otherwise():
+    if "training_step" in vars(worker.client) or worker.client.steps_replaced():
         return None
     for optimizer in worker.optimizers:
         if any(callable(getattr(one, "on_after_optimizer_step", None)) for one in optimizer._callbacks):

@@ -1,4 +1,4 @@
-"""The arguments of the data: what is wrong with them, before anything is read."""
+"""The arguments of the data, before anything is read: what is wrong with them, and where the data come from."""
 
 from __future__ import annotations
 
@@ -36,3 +36,25 @@ def argument_problems(
         yield no_count(f"data.{name}", count)
     if path is not None and format.timestamp_column is None and split in NEEDS_TIME:
         yield f"data.format.timestamp_column: split {split} needs times; choose the split random or none"
+
+
+def is_embedded(path: str | None, kind: str) -> bool:
+    """Whether the data are the embedded data set. Arguments are those of `origin`."""
+    return not path and _name(kind) == "FederatedDataModule"
+
+
+def origin(path: str | None, kind: str) -> str:
+    """Where the data come from, as people are told.
+
+    Args:
+        path: ``data.path``.
+        kind: The class of the data module, by its name or where it is imported from. One that somebody has written
+            may read anything.
+    """
+    if is_embedded(path, kind):
+        return "embedded data"
+    return path or f"data module {_name(kind)}"
+
+
+def _name(kind: str) -> str:
+    return kind.rpartition(".")[2]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from cgfedrec.data.arguments import argument_problems
+from cgfedrec.data.arguments import argument_problems, origin
 from cgfedrec.data.batches import Batch, Batches
 from cgfedrec.data.candidates import Candidates, RankingCohort
 from cgfedrec.data.changes import Before, Changes, before_of, changes
@@ -177,7 +177,7 @@ class FederatedDataModule(LightningDataModule):
 
     def _kept(self, read_in: Interactions, fewest: int) -> tuple[Interactions, NDArray[np.int8]]:
         """Those who take part, and what each of their positive interactions is for (`drop_users`)."""
-        name = self.path or "embedded data"
+        name = origin(self.path, type(self).__name__)
         min_users = 1 if self.cut else self.min_users  # at a cut they have been left out
         return drop_users(read_in, name, self._split, fewest, min_users, self.negatives, self.protocol.leaks)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,9 @@ from numba.core.serialize import dumps
 
 from cgfedrec.errors import InputError, RunError
 from cgfedrec.files import write_atomically
+
+UNUSED = 30 * 24 * 3600
+"""Seconds after which a file that nobody reads any more is removed."""
 
 
 class Cache(FunctionCache):
@@ -68,6 +72,18 @@ class Files:
         payload = dumps(data)  # type: ignore[no-untyped-call]
         with suppress(InputError, RunError, OSError):
             write_atomically(self._path(key), xxhash.xxh3_64_digest(payload) + payload)
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove what nobody has read for long: files of other sources, above all, of which each upgrade leaves some.
+
+        Another version may be at work in the same folder. It compiles anew what is gone.
+        """
+        for path in self.folder.glob("*.nbc"):
+            status = path.stat()
+            # Where a disk keeps no times of reading, they are those of writing.
+            if max(status.st_atime, status.st_mtime) < time.time() - UNUSED:
+                path.unlink(missing_ok=True)
 
     def flush(self) -> None:
         """Forget everything."""

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgfedrec.client import VECTOR
 from cgfedrec.kit.rows import baddbmm
+from cgfedrec.memory import VECTOR
 from cgfedrec.method import MOST_DIM
 
 MOST_LAYERS = 32

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from cgfedrec.client import VECTOR, Batch
+from cgfedrec.client import Batch
 from cgfedrec.kit.dense import Dense, add_rows
 from cgfedrec.kit.optimisers import STEPS_OF_SGD
+from cgfedrec.memory import VECTOR
 
 
 def rows_of(table: Tensor, items: Tensor, gathered: Tensor | None = None) -> Tensor:

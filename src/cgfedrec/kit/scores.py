@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.client import is_shared
 from cgfedrec.kit.rows import bmm
+from cgfedrec.memory import is_shared
 from cgfedrec.wire.moved import laid_out
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cgfedrec.client import aligned, empty_parameter
+from cgfedrec.client import empty_parameter
 from cgfedrec.errors import no_count, not_between, not_positive
 from cgfedrec.kit.factors import FactorBase, FactorClient
 from cgfedrec.kit.means import TableServer
 from cgfedrec.kit.rows import by_rows
+from cgfedrec.memory import aligned
 from cgfedrec.random import Stream, laplace
 from cgfedrec.wire.messages import Broadcast, Upload
 from cgfedrec.wire.values import Field

@@ -10,6 +10,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from rich.console import Console
 
+from cgfedrec.data.arguments import origin
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError, Notice
@@ -182,7 +183,8 @@ def _opened(path: Path, state: State, given: Said, console: Console | None) -> R
         warnings.warn(f"no titles: {items.path} of the run is not there; --data.items.path names another", Notice, 3)
         items.path = None
     if console:
-        console.print(f"data: {settings.data.init_args.path or 'embedded data'}", highlight=False, soft_wrap=True)
+        name = origin(settings.data.init_args.path, settings.data.class_path)
+        console.print(f"data: {name}", highlight=False, soft_wrap=True)
     run = Run(settings, path.parent, console=console, clients=path.parent / CLIENTS, to_train=False)
     run.restore(state)
     return run

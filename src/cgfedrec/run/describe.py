@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.arguments import is_embedded, origin
 from cgfedrec.data.recognising import recognised
 from cgfedrec.data.report import left_out
 from cgfedrec.data.split import Part
@@ -21,12 +22,13 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
     counts = data.interactions_per_user()
     total = int(counts.sum())
     density = total / (data.num_users * data.num_items)
-    name = data.path or "embedded data"
+    kind = type(data).__name__
+    name = origin(data.path, kind)
     told = f"{name}: {data.num_users:,} users, {data.num_items:,} items, {total:,} interactions, density {density:.2%}"
     if dropped := left_out(data.report):
         told += f"; {dropped}"
     console.print(told, highlight=False, soft_wrap=True)
-    if data.split == "leave_one_out" and data.days is not None and data.path is not None:
+    if data.split == "leave_one_out" and data.days is not None and not is_embedded(data.path, kind):
         console.print(
             "their times are true: leave one out tests against what others did later, and so flatters recency; "
             "--data.split rolling does not",

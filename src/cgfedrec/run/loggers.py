@@ -14,6 +14,7 @@ import lightning.pytorch.loggers as theirs
 import polars as pl
 import torch
 
+from cgfedrec.data.arguments import origin
 from cgfedrec.errors import check, no_count
 from cgfedrec.history import Row
 from cgfedrec.pages.render import alone
@@ -234,7 +235,7 @@ def _tags_of(config: Mapping[str, Any]) -> list[str]:
     """The method, the data and the protocol of a run's settings, as tags."""
     method = str(config["method"]["class_path"]).rpartition(".")[2]
     path = (config["data"].get("init_args") or {}).get("path")
-    data = Path(path).stem if path else "embedded data"
+    data = Path(path).stem if path else origin(None, config["data"]["class_path"])
     tags = [method, data, f"{config['protocol']['name']} protocol"]
     return [tag[:LONGEST_TAG] for tag in tags if tag]
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.arguments import origin
 from cgfedrec.evaluation.beyond import GROUPS
 from cgfedrec.history import Row
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.pages.plot import Figure, Line, chart
 from cgfedrec.pages.render import alone, page
-from cgfedrec.protocol import Protocol
 from cgfedrec.run.beyond import groups_told, titled, within
 from cgfedrec.run.console import METRICS, OF_LATE, TITLES, metric_name
 from cgfedrec.run.structure import Shown
@@ -30,8 +31,7 @@ READ = 6
 def page_of(
     summary: Mapping[str, Any],
     training: Training,
-    protocol: Protocol,
-    named: str,
+    data: FederatedDataModule,
     config: str,
     directory: Path,
     structure: Shown | None,
@@ -41,13 +41,13 @@ def page_of(
     Args:
         summary: As in ``summary.json``.
         training: What came to its end.
-        protocol: By which it was measured.
-        named: The data, as a person knows them.
+        data: On which.
         config: The settings as YAML.
         directory: The run's folder.
         structure: What was discovered, if anything.
     """
     metric = training.monitor.removeprefix("val/")
+    protocol, named = data.protocol, Path(origin(data.path, type(data).__name__)).name
     method = str(summary["method"]).rpartition(".")[2]
     loop = training if isinstance(training, FederatedLoop) else None
     beyond, sizes = titled(within(summary, "test/"), metric), within(summary, GROUPS)
@@ -71,6 +71,7 @@ def page_of(
         worth=_worth(training.history),
         readings=sorted(judged.items(), key=lambda one: -one[1])[:READ],
         judged=len(judged),
+        private=f"{SPENT}epsilon" in summary,
         protocol=protocol,
         took=duration(summary["seconds"]),
         config=config,

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from cgfedrec import __version__
+from cgfedrec.data.arguments import origin
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.failures import NONE
 from cgfedrec.loop import FederatedLoop
@@ -108,7 +109,7 @@ class Checkpoints:
         if state["method"] != self.header.method:
             other_method = f"ckpt_path: was trained with {state['method']}, this run uses {self.header.method}"
         if state["fingerprint"] != self.header.fingerprint:
-            ours = loop.data.path or "the embedded set"
+            ours = origin(loop.data.path, type(loop.data).__name__)
             other_data = f"ckpt_path: was trained on other data than {ours}, or on another split"
         check(other_method, other_data)
         check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.header.config), resumed is not None))

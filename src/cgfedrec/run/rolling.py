@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cgfedrec.centralized import Popularity
 from cgfedrec.centralized.reference import Reference
+from cgfedrec.data.arguments import is_embedded, origin
 from cgfedrec.data.module import Stage
 from cgfedrec.errors import InputError, check
 from cgfedrec.evaluation.metrics import each_users
@@ -137,9 +138,10 @@ class Cuts(Evaluations):
     def _trained(self, folder: Path, settings: Namespace) -> dict[str, Any]:
         """The summary of the run in a folder, which is trained if it is not finished; empty if it was interrupted."""
         if (summary := _finished(folder, yaml.safe_load(dump(settings)))) is not None:
-            path = settings.data.init_args.path  # embedded data follow from the settings
-            if path and summary.get("data") != self._fingerprint(settings):
-                changed = f"has results on other data: what {path} holds has changed"
+            data = settings.data.init_args.path, settings.data.class_path
+            # Embedded data follow from the settings.
+            if not is_embedded(*data) and summary.get("data") != self._fingerprint(settings):
+                changed = f"has results on other data: what {origin(*data)} holds has changed"
                 raise InputError(f"run_dir: {folder} {changed}; remove it, or choose another")
             self.seconds += summary["seconds"]  # of an earlier call
             return summary

@@ -254,10 +254,9 @@ class Run(Trained):
     def _write_page(self) -> None:
         """Write ``report.html``, and each chart as an SVG for a paper; not for a cut of a rolling evaluation."""
         if self.data.cut is None:
-            named = Path(self.data.path).name if self.data.path else "the embedded data"
             if isinstance(self.training, FederatedLoop):
                 self.structure = shown(self.training)
-            known = self.data.protocol, named, self.config, self.directory, self.structure
+            known = self.data, self.config, self.directory, self.structure
             write_atomically(self.directory / PAGE, page_of(self.summary, self.training, *known))
             for name, text in pictures(self.training, self.structure).items():
                 write_atomically(self.directory / name, text)

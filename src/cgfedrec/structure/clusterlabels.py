@@ -108,6 +108,8 @@ class ClusterLabelsClient(SumsClient):
         return self.aligned.training_step(batch, step)
 
     def compiled_steps(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> CompiledSteps | None:
+        if self.aligned.steps_replaced():
+            return None
         return self.aligned.compiled_steps(optimizers, ends)
 
     def read(self, reading: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cgfedrec.client import VECTOR
+from cgfedrec.memory import VECTOR
 from cgfedrec.structure.exact import GPU_KEPT, Exact
 from cgfedrec.structure.prototypes import Prototypes
 

@@ -13,9 +13,8 @@ from torch import Tensor
 from cgfedrec.data.changes import Changes
 from cgfedrec.errors import check
 from cgfedrec.kit.sums import SumsInTurn
-from cgfedrec.server import READINGS
 from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of
-from cgfedrec.structure.judging import UNIT, chosen_by, judgement
+from cgfedrec.structure.judging import UNIT, chosen_by, judgement, told_of
 from cgfedrec.structure.plausible import check_sum, implausible
 from cgfedrec.structure.private import CHOOSE
 from cgfedrec.structure.rows import Rows
@@ -235,9 +234,7 @@ class CountingServer(SumsInTurn):
         if name == CHOOSE:
             self.judged = total
             self.chosen.fill_(chosen_by(total, int(self.chosen), list(self.structure.readings)))
-            means = (total.double() / UNIT / int(self.there.sum())).tolist()
-            readings = (f"{READINGS}{reading}" for reading in self.structure.readings)
-            return dict(zip(readings, means, strict=True))
+            return told_of(total, UNIT, int(self.there.sum()), list(self.structure.readings))
         if self.past is not None:
             total = self._with_past(name, total)
         if int(self.at) == 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.errors import Notice
+from cgfedrec.server import READINGS
 from cgfedrec.structure.discovery import Discovery
 from cgfedrec.structure.private import judged_bounds
 from cgfedrec.wire.bounds import Bounds
@@ -48,3 +49,16 @@ def chosen_by(judged: Tensor, before: int, readings: Sequence[str]) -> int:
         stacklevel=2,
     )
     return before
+
+
+def told_of(judged: Tensor, unit: int, clients: int, readings: Sequence[str]) -> dict[str, float]:
+    """What a server reports of readings: clients' mean of each, by its name.
+
+    Args:
+        judged: `[readings]`, in parts of ``unit``: what all have said of each.
+        unit: As said.
+        clients: How many they are.
+        readings: Their names.
+    """
+    means = (judged.double() / unit / clients).tolist()
+    return {f"{READINGS}{name}": mean for name, mean in zip(readings, means, strict=True)}

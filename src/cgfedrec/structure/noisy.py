@@ -20,6 +20,7 @@ from cgfedrec.privacy.budget import FRACTION, LEAST_SIGMA, MOST_DELTA, MOST_SIGM
 from cgfedrec.server import SPENT
 from cgfedrec.structure.collect import LABELS, PAIRS, SumsServer
 from cgfedrec.structure.discovery import Discovery
+from cgfedrec.structure.judging import told_of
 from cgfedrec.structure.nystroem import factor
 from cgfedrec.structure.private import CHOOSE, JUDGED_NORM, NoisyTally, both_ways, once
 from cgfedrec.structure.structure import Structure
@@ -101,7 +102,7 @@ class PrivateServer(SumsServer):
             # The sums of how much better each reading is than popularity alone, in parts of `FRACTION`.
             self.judged = total
             self.chosen.fill_(int(total.argmax()))
-            return self._spent(name)
+            return told_of(total, FRACTION, self.clients, list(self.structure.readings)) | self._spent(name)
         return super().opened(name, total) | self._spent(name)
 
     def implausible(self, upload: Upload) -> dict[int, str]:

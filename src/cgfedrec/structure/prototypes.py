@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgfedrec.client import VECTOR
+from cgfedrec.memory import VECTOR
 from cgfedrec.structure.exact import EPSILON
 from cgfedrec.structure.passes import passes_for
 

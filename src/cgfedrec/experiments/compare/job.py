@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from cgfedrec.data.arguments import origin
 from cgfedrec.errors import InputError
 from cgfedrec.files import DamagedError, file_digest, read_json
 from cgfedrec.protocol import Protocol
@@ -83,8 +84,9 @@ class Job:
             return f"with other settings ({', '.join(names)})"
         if self.fingerprint is None or self._fingerprint_there() in (None, self.fingerprint):
             return None
-        path = (_options(self.config) or {}).get("data.init_args.path")
-        return f"on other data: what {path} holds has changed"
+        options: Any = _options(self.config) or {}
+        name = origin(options.get("data.init_args.path"), options.get("data.class_path"))
+        return f"on other data: what {name} holds has changed"
 
     def _fingerprint_there(self) -> str | None:
         """Of the data of the run in the folder; ``None`` if what would say it is damaged, gone or too old."""
@@ -135,7 +137,7 @@ class Facts:
     """How a data set is measured, the same for every method.
 
     Attributes:
-        path: Of its file; ``None`` for embedded data.
+        path: Of its file; in words where there is none.
         users, items, interactions: How many there are of each, those that were dropped left out.
         fingerprint: Of what was read and held out with the first seed; at cuts in time, of the last one.
         held_out: How many items are ranked in a test; at all cuts together, if there are several.
@@ -145,7 +147,7 @@ class Facts:
         protocol: How results are measured.
     """
 
-    path: str | None
+    path: str
     users: int
     items: int
     interactions: int

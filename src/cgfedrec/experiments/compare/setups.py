@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import Namespace
 
 from cgfedrec.centralized.reference import Reference
+from cgfedrec.data.arguments import is_embedded, origin
 from cgfedrec.data.rolling import Rolling
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, check
@@ -107,7 +108,7 @@ class Setups:
             config: The whole one, with its own seed.
         """
         data, seed = run.data, config["seed_everything"]
-        if data.path is None:
+        if is_embedded(data.path, type(data).__name__):
             return None
         if data.split != "random" and data.protocol.ties != "random":
             seed = self.seeds[0]
@@ -208,7 +209,7 @@ def _facts(run: Run) -> Facts:
     if not data.holds_out("test"):
         raise InputError("data.split: holds nothing out for a test: there is nothing to compare")
     return Facts(
-        path=data.path,
+        path=origin(data.path, type(data).__name__),
         users=data.num_users,
         items=data.num_items,
         interactions=int(data.interactions_per_user().sum()),

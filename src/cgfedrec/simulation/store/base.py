@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cgfedrec.client import Client, shared_by
+from cgfedrec.client import Client
 from cgfedrec.files import DamagedError
+from cgfedrec.memory import shared_by
 from cgfedrec.simulation.store.blocks import Blocks, Dtype, FileBlocks, checked, checksums
 from cgfedrec.simulation.store.checkpointed import Checkpointed
 from cgfedrec.simulation.store.differing import Bytes, raw
