@@ -65,7 +65,7 @@ def test_only_items_with_rows_are_aligned(data: FederatedDataModule) -> None:
     """What the alignment adds to the table's loss is the contrast of the items with labels, and pulls no other."""
     loop = trained(method(reg=0.5), data, 100, rounds=COUNTED + 1)
     client, scarce = client_of(loop), scarce_items(loop.data)
-    users = torch.arange(5)
+    users = next(loop.data.cohorts(torch.arange(loop.data.num_users), 5))
     client.load(users, loop.clients.store.read(users))
     client.own = Own(loop.data, users, loop.round + 1, 1)
     client.receive(loop.server.broadcast(users, loop.round + 1), loop.round + 1)
@@ -90,7 +90,7 @@ def test_a_client_trains_as_that_of_the_paper_does(data: FederatedDataModule) ->
     loop = trained(method(), data, 100, rounds=COUNTED)
     paper = CGFedRec(clusters=8, dim=8)
     theirs = trained(paper, data, 100, rounds=1)
-    users = loop.data.order()[:5]
+    users = next(loop.data.cohorts(torch.arange(loop.data.num_users), 5))
     own = Own(loop.data, users, COUNTED + 1, paper.local_epochs)
     with theirs.clients.workers.one() as worker:
         aligned = worker.client

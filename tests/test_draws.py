@@ -94,6 +94,19 @@ def test_batches_are_shuffled_and_cut_as_said(make_data: Callable[..., Federated
             assert not mine
 
 
+def test_users_who_are_no_cohort_are_refused(make_data: Callable[..., FederatedDataModule]) -> None:
+    data = make_data(batch_size=16)
+    (users,) = data.cohorts(torch.arange(data.num_users), 100)
+    assert data.batches.steps[users[0]] > data.batches.steps[users[-1]]
+    assert data.draw(users, 1, 1)
+    with pytest.raises(ValueError, match="none of `cohorts`"):
+        data.draw(users.flip(0), 1, 1)
+    wide = make_data(batch_size=1000)
+    first, second = list(wide.cohorts(torch.arange(wide.num_users), 100))[:2]
+    with pytest.raises(ValueError, match="differ in width"):
+        wide.draw(torch.cat((first, second)), 1, 1)
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=60))
 @example([])

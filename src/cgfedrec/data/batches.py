@@ -119,11 +119,16 @@ class Batches:
             round: From 1.
             epochs: Passes over the samples.
             seed: Of negatives and of the order of samples.
+
+        Raises:
+            ValueError: for users in another order.
         """
         from cgfedrec.kernels import draws  # here, since numba takes half a second, and most commands draw nothing
 
         numbers, longest = users.numpy(), int(self.counts[users.numpy()].max())
         steps, width = self.steps[numbers], int(self.widths[numbers[0]])
+        if (self.widths[numbers] != width).any() or (np.diff(steps) > 0).any():
+            raise ValueError("the users are none of `cohorts`: their batches differ in width, or some have more later")
         states = bits(seed, Stream.SHUFFLE, numbers, round, np.arange(epochs)[:, None])
         positive = np.arange(longest) % (1 + self.negatives) == 0  # it stands first, and its negatives behind it
         # [steps of all epochs]: those who still have some are the first ones, by the order within a cohort.

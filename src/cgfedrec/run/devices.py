@@ -130,7 +130,7 @@ def write_client(loop: FederatedLoop, header: Header, user: object, path: Path) 
     check(_no_file(path))
     one = torch.tensor([number])
     with loop.clients.workers.one() as worker:
-        loop.clients.store.load(worker.client, one, to_train=False)
+        loop.clients.store.load(worker.client, one)  # as to train, with tables in full
         private = {name: value.detach().cpu().clone() for name, value in worker.client.private().items()}
     welcome, _ = loop.clients.wire.down(loop.server.welcome(), 1)
     if welcome is None:  # as the loop does where nobody greets

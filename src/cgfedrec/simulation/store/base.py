@@ -107,7 +107,7 @@ class ClientStore(Checkpointed):
             laid_out: How many have room for tables that are laid out.
         """
         parts: Sequence[Tensor] = users.split(laid_out if client.follows else max(len(users), 1))
-        if takes_moved(client):
+        if takes_moved(client) and len(users):
             lengths = self._kinds(users).unique_consecutive(dim=0, return_counts=True)[1]
             if len(lengths) <= max(len(parts), len(users) // FEW):
                 parts = users.split(lengths.tolist())
