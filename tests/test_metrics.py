@@ -12,7 +12,8 @@ from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
 from cgfedrec.evaluation import metrics
-from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate, RankingMetric, Recommended, rank, rank_sampled
+from cgfedrec.evaluation.metrics import MRR, NDCG, NO_RANK, HitRate, RankingMetric, rank, rank_sampled
+from cgfedrec.evaluation.recommended import Recommended
 
 CUTOFFS = (1, 3, 10)
 
@@ -76,6 +77,25 @@ def test_ranks_are_those_of_a_stable_sort_with_ties_against_the_model(seed: int)
         ranked = sorted((i for i in range(15) if allowed[i] or i in mine), key=lambda i: (-row[i], i in mine))
         expected = sorted(ranked.index(item) + 1 for item in mine)
         assert ranks == expected + [NO_RANK] * (2 - len(mine))
+
+
+def test_items_that_there_are_not_are_refused() -> None:
+    """A loop would read beyond its memory."""
+    scores, everything = torch.rand(2, 5), torch.ones(2, 5, dtype=torch.bool)
+    relevant, sampled = torch.tensor([[4], [-1]]), torch.tensor([[0, 1], [2, 3]])
+    rank(scores, relevant, everything)
+    rank_sampled(scores, relevant, sampled)
+    for wrong in sampled - 1, sampled + 2, sampled[:1]:
+        with pytest.raises(IndexError):
+            rank_sampled(scores, relevant, wrong)
+    for none in relevant + 1, relevant[:1].repeat(3, 1):
+        with pytest.raises(IndexError):
+            rank_sampled(scores, none, sampled)
+        with pytest.raises(IndexError):
+            rank(scores, none, everything)
+    for narrow in everything[:, :4], everything[:1]:
+        with pytest.raises(IndexError):
+            rank(scores, relevant, narrow)
 
 
 @settings(deadline=None)

@@ -68,6 +68,18 @@ def test_a_score_does_not_depend_on_where_its_row_lies(dim: int) -> None:
     assert rounded.sub(expected).abs().max() < 1e-12 * (1 + dim), "torch does the same"
 
 
+def test_vectors_of_other_tables_are_refused() -> None:
+    """A loop would read beyond the end of a row."""
+    tables = torch.randn(3, 7, 4)
+    scores.linear(torch.randn(3, 4), tables)
+    for vectors in torch.randn(3, 5), torch.randn(4, 4), torch.randn(2, 4):
+        with pytest.raises(ValueError, match="do not belong"):
+            scores.linear(vectors, tables)
+    moved = of_rows(torch.tensor([[0], [8]]), torch.randn(1, 4), (3, 9, 4))
+    with pytest.raises(ValueError, match="do not belong"):
+        scores.linear(torch.randn(3, 4), tables[:1].expand(3, -1, -1), moved)
+
+
 METHODS: dict[str, tuple[type[Client], Callable[[], Method]]] = {
     "PFedRec": (PFedRecClient, lambda: PFedRec(dim=8)),
     "FedMF": (FedMFClient, lambda: FedMF(dim=8)),

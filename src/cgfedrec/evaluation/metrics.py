@@ -39,6 +39,9 @@ def rank(scores: Tensor, relevant: Tensor, candidates: Tensor) -> Tensor:
     Returns:
         `[users, relevant]`, int64, from 1, ascending; `NO_RANK` where there is no item.
 
+    Raises:
+        IndexError: for items that there are not.
+
     Example:
         Item 2 has the second score. Item 1 has the same score as item 0, and ties count against it.
 
@@ -48,11 +51,10 @@ def rank(scores: Tensor, relevant: Tensor, candidates: Tensor) -> Tensor:
                 [2]])
     """
     missing = relevant < 0
+    check_numbers(scores, relevant.clamp_min(0), mask=candidates)
     if is_compiled(scores):
         from cgfedrec.kernels import ranks as kernel
 
-        if relevant.numel() and int(relevant.max()) >= scores.shape[1]:
-            raise IndexError(f"item {int(relevant.max())} is none of {scores.shape[1]}")
         counts = torch.empty_like(relevant)
         kernel.ahead(scores.detach().numpy(), candidates.numpy(), relevant.numpy(), counts.numpy())
         return ranks_behind(counts, missing)
@@ -86,6 +88,9 @@ def rank_sampled(scores: Tensor, relevant: Tensor, sampled: Tensor) -> Tensor:
     Returns:
         `[users, relevant]`, int64, from 1, ascending; `NO_RANK` where there is no item.
 
+    Raises:
+        IndexError: for items that there are not.
+
     Example:
         Among items 0 and 3 alone, item 2 is first.
 
@@ -94,6 +99,7 @@ def rank_sampled(scores: Tensor, relevant: Tensor, sampled: Tensor) -> Tensor:
         tensor([[1]])
     """
     missing = relevant < 0
+    check_numbers(scores, relevant.clamp_min(0), sampled)
     if is_compiled(scores):
         from cgfedrec.kernels import ranks as kernel
 
@@ -103,6 +109,25 @@ def rank_sampled(scores: Tensor, relevant: Tensor, sampled: Tensor) -> Tensor:
     target = scores.gather(1, relevant.clamp_min(0))  # [users, relevant]
     ranks = (~(scores.gather(1, sampled)[:, None] < target[:, :, None])).sum(2)  # summed: [users, relevant, candidates]
     return ranks_behind(ranks, missing)
+
+
+def check_numbers(scores: Tensor, *items: Tensor, mask: Tensor | None = None) -> None:
+    """Refuse items that there are not: loops look at nothing themselves, and torch lets some pass.
+
+    Args:
+        scores: `[users, items]`.
+        items: `[users, any]` each: numbers of items.
+        mask: `[users, items]`.
+
+    Raises:
+        IndexError: for numbers of no items, and for what has other users or items.
+    """
+    users, number = scores.shape
+    for one in items:
+        if len(one) != users or (one.numel() and not 0 <= int(one.min()) <= int(one.max()) < number):
+            raise IndexError(f"there are {users} users and {number} items, and others are asked for")
+    if mask is not None and mask.shape != scores.shape:
+        raise IndexError(f"candidates {list(mask.shape)} do not belong to scores {list(scores.shape)}")
 
 
 def ranks_behind(better: Tensor, missing: Tensor) -> Tensor:
@@ -250,41 +275,3 @@ def each_users(metric: str, ranks: Tensor) -> Tensor:
     """
     kind, k = parsed(metric)
     return kind.gain(ranks, k).double()
-
-
-class Recommended(Metric):
-    """What is recommended: the share of the catalogue that anyone is shown, and how popular that is on average.
-
-    Args:
-        popularity: `[items]`, the share of users who have each item in training.
-        k: The length of the recommended list.
-
-    Example:
-        Two of four items are shown, one twice.
-
-        >>> metric = Recommended(torch.tensor([0.5, 0.2, 0.1, 0.0]), k=1)
-        >>> metric.update(torch.tensor([[0], [0], [1]]))
-        >>> {name: round(value.item(), 4) for name, value in metric.compute().items()}
-        {'coverage@1': 0.5, 'popularity@1': 0.4}
-    """
-
-    full_state_update = False
-    shown: Tensor
-
-    def __init__(self, popularity: Tensor, k: int = 10, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.k = k
-        self.popularity = popularity
-        self.add_state("shown", torch.zeros(len(popularity), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, items: Tensor) -> None:
-        """Add recommended lists, `[users, k]`, -1 where there is none."""
-        self.shown += torch.bincount(items[items >= 0], minlength=len(self.shown))
-
-    def compute(self) -> dict[str, Tensor]:
-        """``coverage@k``, the share of the catalogue, and ``popularity@k``, a mean over what was shown."""
-        shown = self.shown.double()
-        return {
-            f"coverage@{self.k}": (shown > 0).double().mean(),
-            f"popularity@{self.k}": (shown * self.popularity.to(shown)).sum() / shown.sum(),
-        }

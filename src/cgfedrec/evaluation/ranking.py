@@ -11,7 +11,17 @@ from torch import Tensor
 
 from cgfedrec.data.candidates import RankingCohort
 from cgfedrec.data.module import FederatedDataModule, Stage
-from cgfedrec.evaluation.metrics import METRICS, MISS, NO_RANK, Recommended, each_users, is_compiled, rank, rank_sampled
+from cgfedrec.evaluation.metrics import (
+    METRICS,
+    MISS,
+    NO_RANK,
+    check_numbers,
+    each_users,
+    is_compiled,
+    rank,
+    rank_sampled,
+)
+from cgfedrec.evaluation.recommended import Recommended
 from cgfedrec.kernels import FEW
 
 SHOWN = 10
@@ -225,6 +235,7 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if is_compiled(scores) and 0 < k <= FEW:
         from cgfedrec.kernels import ranks as kernel
 
+        check_numbers(scores, mask=candidates)
         found = scores.new_full((len(scores), k), -torch.inf), torch.zeros(len(scores), k, dtype=torch.int64)
         kernel.best(scores.detach().numpy(), candidates.numpy(), *(one.numpy() for one in found))
         return found

@@ -20,8 +20,13 @@ def linear(vectors: Tensor, tables: Tensor, moved: Tensor | None = None) -> Tens
         vectors: `[clients, dim]`.
         tables: `[clients, items, dim]`: of each, or one that all share.
         moved: `[clients, items, dim]`, sparse: rows that stand in place of those of the table that all share.
+
+    Raises:
+        ValueError: if their shapes do not belong together.
     """
     vectors, tables = vectors.detach(), tables.detach()
+    if vectors.shape != (len(tables), tables.shape[2]) or (moved is not None and moved.shape != tables.shape):
+        raise ValueError(f"vectors {list(vectors.shape)} do not belong to tables {list(tables.shape)}")
     if tables.device.type != "cpu" or {vectors.dtype, tables.dtype} != {torch.float32}:
         if moved is not None:
             tables = laid_out(moved, tables[0])
