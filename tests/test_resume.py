@@ -239,6 +239,17 @@ def test_a_run_goes_on_wherever_its_checkpoint_is_named(config: Path) -> None:
     same_end(Path("whole"), Path("third"))
 
 
+def test_a_run_beside_the_current_folder_goes_on_by_its_absolute_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is called `../run` then, which is the same one."""
+    run = Path("run").absolute()
+    cgfedrec_package.fit(TINY, {"loop.rounds": 1, "run_dir": str(run)})
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    more = cgfedrec_package.fit({"ckpt_path": str(run / "checkpoints/last.ckpt"), "loop.rounds": 2})
+    assert more.summary["rounds"] == 2
+    assert more.directory.resolve() == run
+
+
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
 def test_a_kill_between_the_two_names_of_a_checkpoint_loses_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A best round is written under two names; whichever is not there yet, the run goes on to the same end."""
