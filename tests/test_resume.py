@@ -171,6 +171,18 @@ def test_a_finished_run_can_be_given_more_rounds(config: Path) -> None:
     same_end(Path("whole"), Path("run"))
 
 
+def test_fewer_rounds_than_are_behind_a_run_are_refused(config: Path) -> None:
+    """They had been written into its settings, which then told of another run than its results."""
+    last = "run/checkpoints/last.ckpt"
+    assert cgfedrec("fit", "--config", config, "--run_dir", "run", "--loop.rounds", "4").returncode == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*.*")}
+    refused = cgfedrec("fit", "--ckpt_path", last, "--loop.rounds", "2")
+    assert refused.returncode == 2
+    assert refused.stderr == ("error: loop.rounds: the checkpoint is of round 4, and 2 are fewer; give 4 or more\n")
+    assert {path: path.read_bytes() for path in Path("run").rglob("*.*")} == before
+    assert cgfedrec("fit", "--ckpt_path", last, "--loop.rounds", "4").returncode == 0
+
+
 def test_rounds_that_were_too_few_to_rank_with_are_no_best_ones() -> None:
     """While CGFedCo counts there is popularity alone. It was evaluated, since no more rounds were asked for."""
     few = cgfedrec_package.fit(TINY, {"method": "CGFedCo", "loop.rounds": 2, "run_dir": "few"})

@@ -111,7 +111,7 @@ class Checkpoints:
         if state["fingerprint"] != self.header.fingerprint:
             ours = origin(loop.data.path, type(loop.data).__name__)
             other_data = f"ckpt_path: was trained on other data than {ours}, or on another split"
-        check(other_method, other_data)
+        check(other_method, other_data, _fewer(loop, state) if resumed else None)
         check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.header.config), resumed is not None))
         self.header = self.header._replace(run=state["run"])
         if resumed and isinstance(loop, FederatedLoop) and loop.processes.first:
@@ -181,6 +181,14 @@ class Checkpoints:
         if (state["run"], state["fingerprint"], state["loop"].get("round")) != ours:
             raise InputError(f"ckpt_path: {path} is not round {round} of this run, the best so far")
         return state
+
+
+def _fewer(loop: FederatedLoop | ReferenceFit, state: State) -> str | None:
+    """Why a run cannot go on to fewer rounds than are behind it: its settings would tell of another run."""
+    done = state["loop"].get("round")
+    if isinstance(loop, FederatedLoop) and isinstance(done, int) and done > loop.rounds:
+        return f"loop.rounds: the checkpoint is of round {done}, and {loop.rounds} are fewer; give {done} or more"
+    return None
 
 
 def _best_round(loop: FederatedLoop) -> int | None:
