@@ -216,6 +216,20 @@ def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_the_folder_of_a_run_is_answered_with_the_checkpoint_that_is_meant() -> None:
+    """To go on from the best round would repeat the rounds after it."""
+    cgfedrec_package.fit(TINY, {"loop.rounds": 1, "run_dir": "run"})
+    for arguments, name in (
+        (["fit", "--ckpt_path"], "last"),
+        (["fit", "--update_from"], "last"),
+        (["recommend", "--ckpt_path"], "best"),
+    ):
+        for folder in ("run", "run/checkpoints"):
+            refused = cgfedrec(*arguments, folder)
+            assert refused.returncode == 2
+            assert refused.stderr.endswith(f"which is a folder; try run/checkpoints/{name}.ckpt\n")
+
+
 def test_a_run_goes_on_wherever_its_checkpoint_is_named(config: Path) -> None:
     """In a config file, in another directory, from a copy: always to the end of the whole run."""
     assert cgfedrec("fit", "--config", config, "--run_dir", "whole").returncode == 0
