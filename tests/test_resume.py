@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,10 @@ import torch
 import yaml
 
 import cgfedrec as cgfedrec_package
+from cgfedrec import cli
+from cgfedrec.__main__ import main
 from cgfedrec.files import read_json
+from cgfedrec.run import console
 from cgfedrec.run.checkpoint import read_checkpoint
 from tests.commands import Command, cgfedrec
 from tests.conftest import TINY
@@ -116,6 +120,49 @@ def test_a_signal_before_the_first_round_is_told() -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; no round was under way" in err
+
+
+def test_a_signal_when_all_is_written_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its table has been printed then, and a run that is said to be stopped would be started again."""
+    monkeypatch.setattr(console, "show_result", lambda *given: os.kill(os.getpid(), signal.SIGINT))
+    small = ("--data.synthetic.users", "60", "--data.synthetic.items", "40", "--run_dir", "run")
+    assert cli.main(["fit", *small]) == 0
+    assert capsys.readouterr().err.endswith("\nSIGINT: the run is over; nothing is left to stop\n")
+    assert Path("run/summary.json").exists()
+
+
+def test_a_second_signal_says_how_to_go_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.py").write_text(SLOW)
+    monkeypatch.setenv("SLOW", "1")
+    process = Command(
+        "fit", "--config", config, "--method", "mine.Slow", "--loop.checkpoint_every", "1", "--run_dir", "run"
+    )
+    while not Path("slow").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGINT)
+    while "once more to stop at once" not in process.stderr:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGINT)
+    while process.stderr.count("round 3 is given up, and the last checkpoint stands; go on with: cgfedrec fit") != 1:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.kill()  # what trains sleeps
+
+
+def test_a_signal_while_python_starts_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Imported:
+        @property
+        def main(self) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "cgfedrec.cli", Imported())
+    assert main() == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 SLOW = """
