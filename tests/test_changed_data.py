@@ -13,7 +13,7 @@ import yaml
 from cgfedrec.data import FederatedDataModule, Interactions, of_frame
 from cgfedrec.errors import InputError
 from cgfedrec.experiments.compare import setups
-from cgfedrec.run.api import fit
+from cgfedrec.run.api import fit, load
 from cgfedrec.run.opened import data_of
 from tests.commands import launch
 from tests.test_compare import RATES, changed_at, compare
@@ -152,3 +152,44 @@ def test_what_a_data_module_of_ones_own_reads_is_looked_at_too(capsys: pytest.Ca
     assert "other data: what data module Elsewhere holds has changed; choose" in capsys.readouterr().err
     with pytest.raises(InputError, match="run/cuts/03 has results on other data: what data module Elsewhere holds has"):
         fit(given)
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [("CGFedCo", "bring the run up to date with cgfedrec fit --update_from"), ("EASE", "train anew")],
+)
+def test_a_checkpoint_says_that_its_file_has_changed_and_what_to_do(method: str, what: str) -> None:
+    """The file has its name still: it is not called another one, nor split otherwise."""
+    given = {"method": method, "data.path": "ratings.csv", "data.split": "none", "logger": None}
+    fit(given, {"run_dir": "run"})
+    last, copy = Path("run/checkpoints/last.ckpt"), Path("copy.csv")
+    copy.write_bytes(Path("ratings.csv").read_bytes())
+    write([*ROWS, "0,59,999"])
+    now = (
+        "ckpt_path: was trained on other data than ratings.csv holds now: it has changed since, or is another file of "
+        f"that name. Give a copy of then as --data.path, or {what}"
+    )
+    with pytest.raises(InputError) as told:
+        load(last)
+    assert told.value.problems == [now]
+    with pytest.raises(InputError) as told:
+        fit({"ckpt_path": str(last), "logger": None})
+    assert told.value.problems == [now]
+    assert len(load(last, {"data.path": "copy.csv"}).recommend([0])) == 10
+
+    Path("ratings.csv").rename("other.csv")
+    copy.rename("ratings.csv")
+    other = "ckpt_path: was trained on other data than other.csv, or on another split; its own is ratings.csv"
+    split = "ckpt_path: was trained on other data than ratings.csv, or on another split"
+    for asked, problem in ({"data.path": "other.csv"}, other), ({"data.split": "random"}, split):
+        with pytest.raises(InputError) as told:
+            load(last, asked)
+        assert told.value.problems == [problem]
+
+
+def test_a_checkpoint_says_that_what_its_data_module_reads_has_changed() -> None:
+    given = {"method": "EASE", "data": f"{__name__}.Elsewhere", "data.split": "none"}
+    fit(given, {"run_dir": "run", "logger": None})
+    write([*ROWS, "0,59,999"])
+    with pytest.raises(InputError, match=r"than data module Elsewhere reads now; train anew$"):
+        load("run/checkpoints/last.ckpt", given)

@@ -184,7 +184,7 @@ def test_commands_to_be_copied_are_quoted(tiny: str, capsys: pytest.CaptureFixtu
     wide = Console(width=1000)
     show_unfinished(wide, "labels", 5, Path(last))
     run_.summary["best_round"] = run_.summary["rounds"]
-    told = [run_.go_on, run_._stands(), *advice(run_), capsys.readouterr().out]
+    told = [run_.go_on, run_._stands(5), *advice(run_), capsys.readouterr().out]
     commands = [shlex.split(text[text.index("cgfedrec fit") :])[:4] for text in told if "cgfedrec fit" in text]
     assert commands == [["cgfedrec", "fit", "--ckpt_path", last]] * 4
     Path(last).unlink()

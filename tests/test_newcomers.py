@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +387,23 @@ def test_others_are_split_and_measured_as_those_in_training(split: Any, candidat
         assert cohort.candidates[user].nonzero().squeeze(1).tolist() == sorted(
             set(range(data.num_items)) - had - (set(newcomers.ranking(everybody, "val").relevant[user].tolist()) - {-1})
         )
+
+
+@pytest.mark.parametrize("method", ["CGFedCo", "FedGF", "labels"])
+def test_before_anything_is_found_nothing_is_recommended_or_exported(method: str) -> None:
+    """Everybody would be shown what is popular, or the first items, and be told that it comes of their history."""
+    labels = {"class_path": "CGFedCo", "structure": {"class_path": "cgfedrec.structure.labelsets.LabelSets"}}
+    settings = {"data.synthetic": PLANTED, "logger": None, "loop.rounds": 2 if method != "FedGF" else 1}
+    run = cgfedrec.fit(settings, {"method": labels if method == "labels" else method, "run_dir": "run"})
+    calls: list[Callable[[], object]] = [lambda: run.recommend([1]), lambda: run.recommend([1], explain=True)]
+    if method != "labels":
+        calls += [lambda: run.recommend_for({"ann": [1, 2]}), lambda: run.export("out")]
+    for call in calls:
+        with pytest.raises(InputError, match="stopped before it had found what its clients recommend by; go on"):
+            call()
+    for asked in (["--user", "1"], *([] if method == "labels" else [["--have", "1"]])):
+        done = command("recommend", "--ckpt_path", "run/checkpoints/best.ckpt", *asked)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.count("stopped before it had found") == 1
+    one = cgfedrec.fit({"data.synthetic": PLANTED, "logger": None, "loop.rounds": 1, "method": "PFedRec"})
+    assert set(one.recommend()["source"]) == {"model"}

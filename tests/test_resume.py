@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,10 @@ import torch
 import yaml
 
 import cgfedrec as cgfedrec_package
+from cgfedrec import cli
+from cgfedrec.__main__ import main
 from cgfedrec.files import read_json
+from cgfedrec.run import console
 from cgfedrec.run.checkpoint import read_checkpoint
 from tests.commands import Command, cgfedrec
 from tests.conftest import TINY
@@ -118,6 +122,49 @@ def test_a_signal_before_the_first_round_is_told() -> None:
     assert "stopped by SIGTERM; no round was under way" in err
 
 
+def test_a_signal_when_all_is_written_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its table has been printed then, and a run that is said to be stopped would be started again."""
+    monkeypatch.setattr(console, "show_result", lambda *given: os.kill(os.getpid(), signal.SIGINT))
+    small = ("--data.synthetic.users", "60", "--data.synthetic.items", "40", "--run_dir", "run")
+    assert cli.main(["fit", *small]) == 0
+    assert capsys.readouterr().err.endswith("\nSIGINT: the run is over; nothing is left to stop\n")
+    assert Path("run/summary.json").exists()
+
+
+def test_a_second_signal_says_how_to_go_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.py").write_text(SLOW)
+    monkeypatch.setenv("SLOW", "1")
+    process = Command(
+        "fit", "--config", config, "--method", "mine.Slow", "--loop.checkpoint_every", "1", "--run_dir", "run"
+    )
+    while not Path("slow").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGINT)
+    while "once more to stop at once" not in process.stderr:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGINT)
+    while process.stderr.count("round 3 is given up, and the last checkpoint stands; go on with: cgfedrec fit") != 1:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.kill()  # what trains sleeps
+
+
+def test_a_signal_while_python_starts_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Imported:
+        @property
+        def main(self) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "cgfedrec.cli", Imported())
+    assert main() == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 SLOW = """
 import os, time
 from dataclasses import dataclass
@@ -171,6 +218,18 @@ def test_a_finished_run_can_be_given_more_rounds(config: Path) -> None:
     same_end(Path("whole"), Path("run"))
 
 
+def test_fewer_rounds_than_are_behind_a_run_are_refused(config: Path) -> None:
+    """They had been written into its settings, which then told of another run than its results."""
+    last = "run/checkpoints/last.ckpt"
+    assert cgfedrec("fit", "--config", config, "--run_dir", "run", "--loop.rounds", "4").returncode == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*.*")}
+    refused = cgfedrec("fit", "--ckpt_path", last, "--loop.rounds", "2")
+    assert refused.returncode == 2
+    assert refused.stderr == ("error: loop.rounds: the checkpoint is of round 4, and 2 are fewer; give 4 or more\n")
+    assert {path: path.read_bytes() for path in Path("run").rglob("*.*")} == before
+    assert cgfedrec("fit", "--ckpt_path", last, "--loop.rounds", "4").returncode == 0
+
+
 def test_rounds_that_were_too_few_to_rank_with_are_no_best_ones() -> None:
     """While CGFedCo counts there is popularity alone. It was evaluated, since no more rounds were asked for."""
     few = cgfedrec_package.fit(TINY, {"method": "CGFedCo", "loop.rounds": 2, "run_dir": "few"})
@@ -202,6 +261,20 @@ def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "is no checkpoint" in refused.stderr
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_folder_of_a_run_is_answered_with_the_checkpoint_that_is_meant() -> None:
+    """To go on from the best round would repeat the rounds after it."""
+    cgfedrec_package.fit(TINY, {"loop.rounds": 1, "run_dir": "run"})
+    for arguments, name in (
+        (["fit", "--ckpt_path"], "last"),
+        (["fit", "--update_from"], "last"),
+        (["recommend", "--ckpt_path"], "best"),
+    ):
+        for folder in ("run", "run/checkpoints"):
+            refused = cgfedrec(*arguments, folder)
+            assert refused.returncode == 2
+            assert refused.stderr.endswith(f"which is a folder; try run/checkpoints/{name}.ckpt\n")
 
 
 def test_a_run_goes_on_wherever_its_checkpoint_is_named(config: Path) -> None:
@@ -237,6 +310,17 @@ def test_a_run_goes_on_wherever_its_checkpoint_is_named(config: Path) -> None:
     done = cgfedrec("fit", "--ckpt_path", copy, "--run_dir", "third", "--loop.rounds", ROUNDS)
     assert done.returncode == 0, done.stderr
     same_end(Path("whole"), Path("third"))
+
+
+def test_a_run_beside_the_current_folder_goes_on_by_its_absolute_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is called `../run` then, which is the same one."""
+    run = Path("run").absolute()
+    cgfedrec_package.fit(TINY, {"loop.rounds": 1, "run_dir": str(run)})
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    more = cgfedrec_package.fit({"ckpt_path": str(run / "checkpoints/last.ckpt"), "loop.rounds": 2})
+    assert more.summary["rounds"] == 2
+    assert more.directory.resolve() == run
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])

@@ -293,9 +293,9 @@ def test_methods_whose_clients_need_training_are_refused_by_name() -> None:
             export(loop, HEADER, Path("out"))
     assert not Path("out").exists()
     unfinished = trained(CGFedCo(columns=8), prepared(**DATA), 30, rounds=2)
-    with pytest.raises(InputError, match="stopped before it had found neighbours"):
+    with pytest.raises(InputError, match="stopped before it had found what its clients recommend by"):
         export(unfinished, HEADER, Path("out"))
-    with pytest.raises(InputError, match="stopped before it had found a filter"):
+    with pytest.raises(InputError, match="stopped before it had found what its clients recommend by"):
         export(trained(FedGF(rank=4), prepared(**DATA), 30, rounds=1), HEADER, Path("out"))
     run = cgfedrec.fit({"data": {"synthetic": {"users": 30, "items": 40}}, "method": "EASE", "logger": None})
     with pytest.raises(InputError, match="is a reference"):

@@ -156,6 +156,13 @@ def test_a_run_says_what_it_is_and_shows_what_was_discovered() -> None:
     assert "table/examples" not in kept  # private, and nobody asked
 
 
+def test_a_run_that_found_nothing_yet_logs_no_examples(recwarn: pytest.WarningsRecorder) -> None:
+    logger = {"class_path": WANDB, "init_args": {"examples": 3}}
+    assert "unfinished" in cgfedrec.fit(QUICK, {"loop.rounds": 2, "logger": logger, "run_dir": "run"}).summary
+    assert not list(Path("run").rglob("examples_*"))
+    assert not [one for one in recwarn if "recommend" in str(one.message)]  # that it could not be logged
+
+
 def test_what_is_recommended_to_some_users_is_logged_where_asked_for() -> None:
     Path("titles.csv").write_text("id,title\n" + "".join(f"{item},Film {item}\n" for item in range(1, 81)))
     logger = {"class_path": WANDB, "init_args": {"examples": 3}}

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except RunError as error:
         return _fail(arguments, 1, str(error))
     except KeyboardInterrupt as stopped:
-        for number in stopped.args:  # of `_stop`
+        for number in stopped.args:  # of `_fit`
             return _fail(arguments, 128 + number, f"stopped by {number.name}; no round was under way")
         return _fail(arguments, 130, "interrupted")
     except BrokenPipeError:  # the reader of our output has left
@@ -111,7 +111,15 @@ def _fail(arguments: Arguments, code: int, *problems: str) -> int:
 def _fit(arguments: Arguments, options: list[str]) -> int:
     from cgfedrec.run.signals import Signals
 
-    with Signals(_stop):  # before all that takes seconds to import
+    ended = False
+
+    def stop(came: list[signal.Signals]) -> str:
+        """What a signal does before the first round and after the last, where nothing else looks after it."""
+        if ended:  # and all is written
+            return "the run is over; nothing is left to stop"
+        raise KeyboardInterrupt(came[-1])
+
+    with Signals(stop):  # before all that takes seconds to import
         from cgfedrec.run.advice import advice
         from cgfedrec.run.api import start
         from cgfedrec.run.console import console, show_result
@@ -122,6 +130,7 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
         out = console()
         with start(said(options=options), console=out) as run:
             run.fit()
+            ended = True
         if run.interrupted:
             if run.processes.first:
                 out.print(run.go_on, soft_wrap=True)
@@ -131,11 +140,6 @@ def _fit(arguments: Arguments, options: list[str]) -> int:
             for line in advice(run):
                 out.print(line, highlight=False, soft_wrap=True)
         return 0
-
-
-def _stop(came: list[signal.Signals]) -> str:
-    """What a signal does before the first round and after the last, where nothing else looks after it."""
-    raise KeyboardInterrupt(came[-1])
 
 
 def _estimate(arguments: Arguments, options: list[str]) -> int:

@@ -214,6 +214,13 @@ class Client(LightningModule, ABC):
         """Each client's scores of all items, `[clients, items]`; only their order matters."""
 
     @property
+    def structured(self) -> bool:
+        """Whether what it reads its history by has come down, for clients that score after aggregation. Before that
+        it scores by popularity at best, and nothing is recommended.
+        """
+        return True
+
+    @property
     def popular_now(self) -> Tensor:
         """`[items]`: how popular each item is now, as far as what came down tells.
 
@@ -223,10 +230,7 @@ class Client(LightningModule, ABC):
 
     def reader(self) -> Reader:
         """What a newcomer is scored with, in plain arrays, from what has come down. Only clients that serve newcomers
-        have it.
-
-        Raises:
-            InputError: where that has not come down yet.
+        have it, and they are asked for it once they are `structured`.
         """
         raise NotImplementedError
 

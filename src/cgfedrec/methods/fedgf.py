@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgfedrec.errors import InputError, no_count, not_between
+from cgfedrec.errors import no_count, not_between
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.kit.basis import first_basis, orthonormal, projected
 from cgfedrec.kit.sums import AddingClient, SumsInTurn, check_enough
@@ -117,8 +117,12 @@ class FedGFClient(AddingClient):
         """`[items]`: how many clients have each; all alike before that has come down."""
         return self.kept.get("counts", torch.zeros(self.num_items, device=self.device))
 
+    @property
+    def structured(self) -> bool:
+        return "basis" in self.kept
+
     def score(self) -> Tensor:
-        if "basis" not in self.kept:  # too early: no filter has come down, and all items are alike
+        if not self.structured:  # too early: no filter has come down, and all items are alike
             return torch.zeros(len(self.users), self.num_items, device=self.device)
         linear, ideal = self._filters()
         return (linear + self._alpha * ideal).float()
@@ -129,8 +133,6 @@ class FedGFClient(AddingClient):
         return self.method.alphas[int(self.kept.get("chosen", torch.tensor(0)))]
 
     def reader(self) -> FilterReader:
-        if "basis" not in self.kept:
-            raise InputError("ckpt_path: its run was stopped before it had found a filter; go on with it first")
         basis, spectrum, counts = (self.kept[name].cpu().numpy() for name in ("basis", "spectrum", "counts"))
         return FilterReader(basis, spectrum, counts, self._alpha, self.method.least_clients)
 

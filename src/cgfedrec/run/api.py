@@ -14,7 +14,7 @@ from cgfedrec.data.arguments import origin
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError, Notice
-from cgfedrec.run.checkpoint import State, read_checkpoint
+from cgfedrec.run.checkpoint import LAST, State, read_checkpoint
 from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.frame import with_table
 from cgfedrec.run.opened import data_of, open_run
@@ -76,7 +76,7 @@ def start(given: Said, callbacks: Sequence[object] = (), console: Console | None
         update = Update.read(older)
         base = settings_in(update.state["config"], given)
     if checkpoint:
-        state = read_checkpoint(checkpoint)
+        state = read_checkpoint(checkpoint, LAST)
         base = settings_in(state["config"], given)
     settings = parse(given, base)
     if is_rolling(settings):

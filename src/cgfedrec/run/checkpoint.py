@@ -133,16 +133,20 @@ def copy(source: Path, target: Path) -> None:
         write_atomically(target, lambda file: shutil.copyfileobj(opened, file), source.stat().st_size)
 
 
-def read_checkpoint(path: Path) -> State:
+def read_checkpoint(path: Path, usual: str = BEST) -> State:
     """Read what `write_checkpoint` wrote, once all of it has been checked; nothing in the file is executed or imported.
 
     Tensors are mapped, and take memory as they are used.
+
+    Args:
+        path: Of the file.
+        usual: Which checkpoint of a run is meant, where a folder is given: to go on with it, `LAST`.
 
     Raises:
         InputError: if it is no checkpoint of this version, or is damaged.
     """
     if not path.is_file():
-        raise InputError(f"ckpt_path: no file {path}{_where_instead(path)}")
+        raise InputError(f"ckpt_path: no file {path}{_where_instead(path, usual)}")
     length = _checked_length(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -190,10 +194,10 @@ def _checked_length(path: Path) -> int:
     return int(length)
 
 
-def _where_instead(path: Path) -> str:
+def _where_instead(path: Path, usual: str) -> str:
     """Where a checkpoint is that is looked for in the wrong place, or why there is none."""
     if path.is_dir():
-        inside = [one for one in (path / BEST, path / "checkpoints" / BEST) if one.is_file()]
+        inside = [one for one in (path / usual, path / "checkpoints" / usual) if one.is_file()]
         return f", which is a folder; try {inside[0]}" if inside else ", which is a folder"
     if path.name in (BEST, LAST) and (path.parent.parent / "cuts").is_dir():
         return "; a rolling evaluation leaves none: train with another split to recommend"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from cgfedrec.client import Client
 from cgfedrec.errors import check
 from cgfedrec.files import locked, no_folder, remove_leftovers
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.checkpoint import Header
+from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.serving.readers import Reader
 from cgfedrec.serving.recommender import Recommender
 
@@ -53,14 +56,37 @@ def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | N
 
 
 def reader_of(loop: FederatedLoop) -> Reader:
-    """What a client at its start reads by, once it has what comes down to all."""
+    """What a client at its start reads by, once it has what comes down to all.
+
+    Raises:
+        InputError: where nothing to read by has come down yet.
+    """
+    check(nothing_yet(loop))
+    with _somebody(loop) as client:
+        return client.reader()
+
+
+def nothing_yet(training: FederatedLoop | ReferenceFit) -> str | None:
+    """Why nothing can be recommended yet, if that is so: clients would all score by popularity, or by nothing."""
+    if isinstance(training, ReferenceFit):
+        return None
+    with _somebody(training) as client:
+        if client.structured:
+            return None
+    return "ckpt_path: its run was stopped before it had found what its clients recommend by; go on with it first"
+
+
+@contextmanager
+def _somebody(loop: FederatedLoop) -> Iterator[Client]:
+    """A client at its start, with what comes down to all, if it scores by that."""
     somebody = torch.arange(1)
     with loop.clients.workers.one() as worker:
         client = worker.client
         client.load(somebody, client.start(somebody))
-        broadcast, _ = loop.clients.sent(somebody, loop.round + 1)
-        client.receive(broadcast, loop.round + 1)
-        return client.reader()
+        if client.scores_after == "aggregation":
+            broadcast, _ = loop.clients.sent(somebody, loop.round + 1)
+            client.receive(broadcast, loop.round + 1)
+        yield client
 
 
 def about(loop: FederatedLoop, header: Header) -> dict[str, Any]:

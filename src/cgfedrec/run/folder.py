@@ -104,7 +104,8 @@ def _folder_of(checkpoint: str) -> Path | None:
 
 def _check_free(directory: Path, settings: Namespace) -> None:
     """Raise `InputError` for a folder that holds a run other than the one that is to be continued."""
-    if settings.ckpt_path and directory.absolute() == _folder_of(settings.ckpt_path):
+    own = _folder_of(settings.ckpt_path) if settings.ckpt_path else None
+    if own and directory.resolve() == own.resolve():  # one of them may be named through `..`
         return
     if any(path.exists() for path in (directory / "checkpoints" / LAST, directory / "summary.json")):
         raise InputError(f"run_dir: {directory} already holds a run; choose another, or continue it with --ckpt_path")

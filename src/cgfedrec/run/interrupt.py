@@ -26,17 +26,19 @@ class Interrupt:
     the round after which they stop, so they end it however long it takes.
 
     Args:
-        stands: Says what is left of the run where a round is given up.
+        stands: Says what is left of the run where this round is given up.
 
     Attributes:
         signal: The number of the first signal that came, to any process, if one did.
     """
 
-    def __init__(self, stands: Callable[[], str]) -> None:
+    def __init__(self, stands: Callable[[int], str]) -> None:
         self.stands = stands
         self.signal: int | None = None
         self._signals: Signals | None = None
         self._timer: threading.Timer | None = None
+        self._told = False
+        self._ending = 0  # the round after which it stops
         self._judged = 0  # the last round of which `on_round_end` has heard
 
     def on_federation_start(self, loop: FederatedLoop) -> None:
@@ -44,9 +46,11 @@ class Interrupt:
 
         def stop(came: list[Signal]) -> str:
             if len(came) > 1:
+                if loop.processes.first:
+                    self._tell()
                 raise SystemExit(128 + came[-1])
             # What comes when a round has been judged already stops the next one, unless there is none.
-            number = min(loop.round + (self._judged == loop.round), loop.rounds)
+            self._ending = number = min(loop.round + (self._judged == loop.round), loop.rounds)
             told = f"ending round {number}, then saving; once more to stop at once"
             if loop.processes.number == 1:
                 seconds = GRACE[came[0]]
@@ -60,11 +64,17 @@ class Interrupt:
 
     def _give_up(self, number: Signal) -> None:
         """End the process on SIGTERM, as that would have done without us; on SIGINT as a second one does."""
-        print(f"\n{self.stands()}", file=sys.stderr, flush=True)
+        self._tell()
         if number == signal.SIGTERM:
             sys.stdout.flush()
             os._exit(128 + number)  # the interpreter would wait for threads that train
         os.kill(os.getpid(), number)
+
+    def _tell(self) -> None:
+        """Say once what is left of the run."""
+        if not self._told:
+            self._told = True
+            print(f"\n{self.stands(self._ending)}", file=sys.stderr, flush=True)
 
     def on_round_end(self, loop: FederatedLoop) -> None:
         """Stop after this round if a signal has come. All processes must agree, whichever of them was told."""

@@ -18,6 +18,7 @@ from cgfedrec.data.arguments import origin
 from cgfedrec.errors import check, no_count
 from cgfedrec.history import Row
 from cgfedrec.pages.render import alone
+from cgfedrec.run.export import nothing_yet
 from cgfedrec.run.page import PAGE
 from cgfedrec.run.structure import named
 
@@ -173,7 +174,7 @@ class WandbLogger(theirs.WandbLogger):
             )
             if found.theta:
                 self._log({"structure/theta": wandb.Html(alone(found.theta))})
-        if self.examples:
+        if self.examples and not nothing_yet(run.scorer):
             table = self._examples(run)
             self._log({"examples": _table(table.columns, table.rows())})
 

@@ -22,6 +22,7 @@ from cgfedrec.evaluation.ranking import best
 from cgfedrec.files import write_atomically
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.because import Why, because
+from cgfedrec.run.export import nothing_yet
 from cgfedrec.run.reference import ReferenceFit
 
 
@@ -48,8 +49,9 @@ def recommend(
         item has no row; `without_any` names them.
 
     Raises:
-        InputError: if none of the users is in the data.
+        InputError: if none of the users is in the data, and where nothing has been found yet to recommend by.
     """
+    check(nothing_yet(training))
     data = training.data
     served, at_once = torch.ones(data.num_users, dtype=torch.bool), SCORED_AT_ONCE
     if isinstance(training, FederatedLoop):
@@ -103,8 +105,10 @@ def recommend_for(
         The columns of `recommend`. ``source`` is ``history``, or ``popularity`` for somebody without any.
 
     Raises:
-        InputError: for users that are none of them, and for clients that need more than a history.
+        InputError: for users that are none of them, for clients that need more than a history, and where nothing has
+            been found yet to recommend by.
     """
+    check(nothing_yet(loop))
     known = _asked(newcomers, users, top_k, "the histories that are given")
     everybody = torch.from_numpy(known)
     lengths = newcomers.histories(everybody).lengths.numpy()

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from cgfedrec import __version__
-from cgfedrec.data.arguments import origin
+from cgfedrec.data.arguments import is_embedded, origin
 from cgfedrec.errors import InputError, RunError, check
 from cgfedrec.failures import NONE
 from cgfedrec.loop import FederatedLoop
@@ -109,9 +109,8 @@ class Checkpoints:
         if state["method"] != self.header.method:
             other_method = f"ckpt_path: was trained with {state['method']}, this run uses {self.header.method}"
         if state["fingerprint"] != self.header.fingerprint:
-            ours = origin(loop.data.path, type(loop.data).__name__)
-            other_data = f"ckpt_path: was trained on other data than {ours}, or on another split"
-        check(other_method, other_data)
+            other_data = f"ckpt_path: {_other_data(loop, state['config'], self.header.config)}"
+        check(other_method, other_data, _fewer(loop, state) if resumed else None)
         check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.header.config), resumed is not None))
         self.header = self.header._replace(run=state["run"])
         if resumed and isinstance(loop, FederatedLoop) and loop.processes.first:
@@ -181,6 +180,39 @@ class Checkpoints:
         if (state["run"], state["fingerprint"], state["loop"].get("round")) != ours:
             raise InputError(f"ckpt_path: {path} is not round {round} of this run, the best so far")
         return state
+
+
+def _other_data(loop: FederatedLoop | ReferenceFit, before: str, now: str) -> str:
+    """What is to be said of data that are not those of a checkpoint, by the settings of then and of now."""
+    ours = origin(loop.data.path, type(loop.data).__name__)
+    then, asked = (_source(yaml.safe_load(config)) for config in (before, now))
+    if then != asked or is_embedded(loop.data.path, type(loop.data).__name__):
+        named = then["data"]["path"]
+        instead = f"; its own is {named}" if named and named != asked["data"]["path"] else ""
+        return f"was trained on other data than {ours}, or on another split{instead}"
+    what = "train anew"
+    if isinstance(loop, FederatedLoop) and loop.server.updates != "never":
+        what = "bring the run up to date with cgfedrec fit --update_from"
+    if loop.data.path is None:  # a data module of one's own
+        return f"was trained on other data than {ours} reads now; {what}"
+    return (
+        f"was trained on other data than {ours} holds now: it has changed since, or is another file of that name. Give "
+        f"a copy of then as --data.path, or {what}"
+    )
+
+
+def _source(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that say which data there are and how they are split."""
+    data = {name: value for name, value in config["data"]["init_args"].items() if name != "items"}
+    return {"data": data, "class_path": config["data"]["class_path"], "seed": config["seed_everything"]}
+
+
+def _fewer(loop: FederatedLoop | ReferenceFit, state: State) -> str | None:
+    """Why a run cannot go on to fewer rounds than are behind it: its settings would tell of another run."""
+    done = state["loop"].get("round")
+    if isinstance(loop, FederatedLoop) and isinstance(done, int) and done > loop.rounds:
+        return f"loop.rounds: the checkpoint is of round {done}, and {loop.rounds} are fewer; give {done} or more"
+    return None
 
 
 def _best_round(loop: FederatedLoop) -> int | None:

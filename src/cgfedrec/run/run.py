@@ -149,13 +149,13 @@ class Run(Trained):
         last = self.checkpoints / LAST
         return f"stopped after round {self.training.round}; go on with: cgfedrec fit --ckpt_path {quote(str(last))}"
 
-    def _stands(self) -> str:
+    def _stands(self, round: int) -> str:
         """What is left where a round is given up."""
         last = self.checkpoints / LAST
         if not last.exists():
-            return f"round {self.training.round} is given up; nothing has been saved yet"
+            return f"round {round} is given up; nothing has been saved yet"
         return (
-            f"round {self.training.round} is given up, and the last checkpoint stands; go on with: "
+            f"round {round} is given up, and the last checkpoint stands; go on with: "
             f"cgfedrec fit --ckpt_path {quote(str(last))}"
         )
 

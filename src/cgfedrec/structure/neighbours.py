@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 
 from cgfedrec.client import Batch, StepOutput, empty_parameter
 from cgfedrec.data.candidates import RankingCohort
-from cgfedrec.errors import InputError, no_count, not_positive
+from cgfedrec.errors import no_count, not_positive
 from cgfedrec.evaluation.ranking import gains
 from cgfedrec.forgetting import RECENTS
 from cgfedrec.serving.neighbours import NeighbourReader
@@ -210,8 +210,6 @@ class NeighboursClient(SumsClient):
         return history @ self.weights
 
     def reader(self) -> NeighbourReader:
-        if not self.structured:
-            raise InputError("ckpt_path: its run was stopped before it had found neighbours; go on with it first")
         neighbours = (self.weights.indptr.astype(np.int64), self.weights.indices.astype(np.int32), self.weights.data)
         beside, counts = self.reads_by()
         popular = self.popular_now.float().cpu().numpy()
