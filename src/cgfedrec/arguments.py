@@ -34,7 +34,8 @@ Every option has an environment variable, which the command line outranks: CGFED
 recommend. The settings of a run have theirs from fit wherever they are taken: CGFEDREC_FIT_LOOP__ROUNDS for
 --loop.rounds; see fit --help.
 
-exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n"""
+exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 3 too few changes to go on with (fit
+--update_from), 128 + n stopped by signal n"""
 _MORE = "; further options, such as --data.path, override the checkpoint's config (--trust: see SECURITY.md)"
 _ITEMS = (
     "a table of items with their titles, by default the run's own (data.items.path); the other options of data.items "
