@@ -149,6 +149,7 @@ def _add_export(parser: ArgumentParser) -> None:
     add("--client", metavar="ID", help="write this user's client alone: its private state and what came down to it")
     add("--server", action="store_true", help="write the server alone: what it has found, and no user")
     add("--items", metavar="FILE", help=_ITEMS)
+    add("--catalogue", metavar="FILE", help="of a run over a network: items.csv of any of its nodes")
 
 
 def _add_serve(parser: ArgumentParser) -> None:

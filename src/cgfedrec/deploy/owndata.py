@@ -47,7 +47,7 @@ class NodeFolder:
     @property
     def items(self) -> pl.Series:
         """Item ids as texts, `[items]`; the number of an item is its place."""
-        return _column(self.path / ITEMS, "item")
+        return column(self.path / ITEMS, "item")
 
     @property
     def catalogue(self) -> str:
@@ -64,7 +64,7 @@ class NodeFolder:
             InputError: for numbers that are none, or twice there.
         """
         path = self.path / USERS
-        users, numbers = _column(path, "user"), _column(path, "number").cast(pl.Int64, strict=False)
+        users, numbers = column(path, "user"), column(path, "number").cast(pl.Int64, strict=False)
         if numbers.null_count() or not numbers.is_between(0, clients - 1).all():
             raise InputError(f"{path}: numbers must be whole, from 0 to {clients - 1}")
         if numbers.n_unique() < len(numbers) or users.n_unique() < len(users):
@@ -168,8 +168,8 @@ def catalogue_of(items: pl.Series) -> str:
     return digest("\n".join(items.cast(pl.String).to_list()).encode())
 
 
-def _column(path: Path, name: str) -> pl.Series:
-    """A column of a file of ours, as texts."""
+def column(path: Path, name: str) -> pl.Series:
+    """A column of a file of ours, as texts, `[rows]`. Raises `InputError` for one that is not there or has gaps."""
     try:
         table = pl.read_csv(path, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 import yaml
 
+from cgfedrec.client import Client
 from cgfedrec.errors import check
 from cgfedrec.files import locked, no_folder, remove_leftovers
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.checkpoint import Header
 from cgfedrec.serving.readers import Reader
 from cgfedrec.serving.recommender import Recommender
+from cgfedrec.wire.messages import Broadcast
 
 Titles = Mapping[Any, str | None]
 """Of items, by their ids or by these as text."""
@@ -34,8 +36,8 @@ def recommender_of(loop: FederatedLoop, header: Header, titles: Titles | None = 
     check(loop.clients.no_newcomers())
     data, known = loop.data, loop.data.titles if titles is None else titles
     named = {str(item): title for item, title in known.items()}
-    ids = data.item_ids.to_list()
-    return Recommender(ids, [named.get(str(one)) for one in ids], reader_of(loop), data.has_times, about(loop, header))
+    ids, told = data.item_ids.to_list(), about(header, loop.round)
+    return Recommender(ids, [named.get(str(one)) for one in ids], reader_of(loop), data.has_times, told)
 
 
 def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | None = None) -> Recommender:
@@ -46,24 +48,35 @@ def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | N
     """
     check(no_folder("output", folder))
     found = recommender_of(loop, header, titles)
+    write(found, folder)
+    return found
+
+
+def write(recommender: Recommender, folder: Path) -> None:
+    """Write it into a folder, in one atomic step. Raises as `export`."""
+    check(no_folder("output", folder))
     with locked(folder, f"output: an export is being written into {folder}; wait for it"):
         remove_leftovers(folder)
-        found.save(folder)
-    return found
+        recommender.save(folder)
 
 
 def reader_of(loop: FederatedLoop) -> Reader:
     """What a client at its start reads by, once it has what comes down to all."""
     somebody = torch.arange(1)
     with loop.clients.workers.one() as worker:
-        client = worker.client
-        client.load(somebody, client.start(somebody))
         broadcast, _ = loop.clients.sent(somebody, loop.round + 1)
-        client.receive(broadcast, loop.round + 1)
-        return client.reader()
+        return reader_by(worker.client, broadcast, loop.round + 1)
 
 
-def about(loop: FederatedLoop, header: Header) -> dict[str, Any]:
+def reader_by(client: Client, broadcast: Broadcast | None, round: int) -> Reader:
+    """What a client at its start reads by, once it has what comes down to all before a round."""
+    somebody = torch.arange(1)
+    client.load(somebody, client.start(somebody))
+    client.receive(broadcast, round)
+    return client.reader()
+
+
+def about(header: Header, round: int) -> dict[str, Any]:
     """What an export tells of the run that it comes from: its method and settings, and nothing of its data."""
     settings = yaml.safe_load(header.config)["method"].get("init_args") or {}
-    return {"method": header.method, "settings": settings, "run": header.run, "round": loop.round}
+    return {"method": header.method, "settings": settings, "run": header.run, "round": round}
