@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -14,6 +15,7 @@ from cgfedrec.errors import check
 from cgfedrec.files import locked, no_folder, remove_leftovers
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.checkpoint import Header
+from cgfedrec.serving.neighbours import NeighbourReader
 from cgfedrec.serving.readers import Reader
 from cgfedrec.serving.recommender import Recommender
 from cgfedrec.wire.messages import Broadcast
@@ -36,8 +38,12 @@ def recommender_of(loop: FederatedLoop, header: Header, titles: Titles | None = 
     check(loop.clients.no_newcomers())
     data, known = loop.data, loop.data.titles if titles is None else titles
     named = {str(item): title for item, title in known.items()}
-    ids, told = data.item_ids.to_list(), about(header, loop.round)
-    return Recommender(ids, [named.get(str(one)) for one in ids], reader_of(loop), data.has_times, told)
+    ids, told, reader = data.item_ids.to_list(), about(header, loop.round), reader_of(loop)
+    if len(data.people.left):  # then it is an update, and those are of methods whose clients read so
+        assert isinstance(reader, NeighbourReader)
+        kept = np.setdiff1d(np.arange(len(ids)), data.people.left)
+        ids, reader = [ids[item] for item in kept], reader.only(kept)
+    return Recommender(ids, [named.get(str(one)) for one in ids], reader, data.has_times, told)
 
 
 def export(loop: FederatedLoop, header: Header, folder: Path, titles: Titles | None = None) -> Recommender:
