@@ -36,6 +36,8 @@ class NodeFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        named = "flower-supernode is told by --node-config \"folder='...'\" which one is this node's"
+        check(None if path.is_dir() else f"{path.absolute()}: there is no such folder on this machine; {named}")
         found = sorted(path.glob(INTERACTIONS))
         check(
             None if (path / ITEMS).is_file() else f"{path / ITEMS}: is missing: the catalogue, a column item",
