@@ -38,7 +38,7 @@ from cgfedrec.deploy.parcels import (
     unpack_uploads,
 )
 from cgfedrec.deploy.server import RunEndedError
-from cgfedrec.deploy.server import main as serve
+from cgfedrec.deploy.server import app as server_app
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.run.checkpoint import Header, read_checkpoint, write_checkpoint
@@ -224,7 +224,7 @@ def test_a_node_without_its_folder_ends_the_run_and_both_say_why(capsys: pytest.
 
     grid.nodes[0] = on_flower
     with pytest.raises(RunEndedError) as ended:
-        serve(grid, Context(1, 1, {}, RecordDict(), dict(config)))  # type: ignore[arg-type]
+        server_app(grid, Context(1, 1, {}, RecordDict(), dict(config)))  # type: ignore[arg-type]
     why = f"{Path('node-0').absolute()}: there is no such folder on this machine; flower-supernode is told by"
     assert f"node 0: {why}" in str(ended.value)
     assert f"error: {why}" in capsys.readouterr().out

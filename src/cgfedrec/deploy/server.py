@@ -22,7 +22,8 @@ app = ServerApp()
 class RunEndedError(Exception):
     """Ends a run for the reason that its message gives. Flower shows the traceback of what ends a run: it has none."""
 
-    __traceback__ = None
+    # Context managers on its way set it, too.
+    __traceback__ = property(lambda self: None, lambda self, traceback: None)
 
 
 @app.main()
