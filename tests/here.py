@@ -33,10 +33,15 @@ CGFEDCO = {"class_path": "cgfedrec.methods.CGFedCo"}
 
 
 def deployed(
-    method: Mapping[str, Any], loop: Mapping[str, Any] | None = None, nodes: int = 2, steps: Sequence[object] = ()
+    method: Mapping[str, Any],
+    loop: Mapping[str, Any] | None = None,
+    nodes: int = 2,
+    steps: Sequence[object] = (),
+    split: str = "leave_one_out",
 ) -> Terms:
     """Write a deployment into ``fed``, whose nodes have the simulator's secret, so that results compare."""
     settings = SMALL | {"method": method, "loop": SMALL["loop"] | dict(loop or {}), "wire": {"steps": list(steps)}}
+    settings["data"] = {"init_args": SMALL["data"]["init_args"] | {"split": split}}
     Path("config.yaml").write_text(yaml.safe_dump(settings))
     done = cgfedrec("deploy", "--config", "config.yaml", "--nodes", nodes, "--output", "fed")
     assert done.returncode == 0, done.stderr

@@ -101,7 +101,7 @@ def test_users_with_too_few_interactions_are_dropped_and_counted(make_data: Make
     assert "b" not in data.item_ids
     assert data.report["users with too few interactions"] == 1
     assert data.people.clients.tolist() == [-1, 0, 1, 2]
-    assert data.item_ids.filter(data.people.owned(np.array([0]))[0].tolist()).to_list() == ["a"]
+    assert data.item_ids.filter(data.people.kept_from(np.array([0]))[0].tolist()).to_list() == ["a"]
 
 
 def test_missing_times_need_a_split_without_them(tmp_path: Path, make_data: MakeData) -> None:

@@ -177,10 +177,10 @@ def test_a_night_of_too_few_changes_is_told_as_it_will_be_refused(
     assert run(old, new) == 0
     out = capsys.readouterr().out
     told = f"fit --update_from: only {users} clients have changes, fewer than method.least_clients (3 by default): it "
-    assert (f"{told}will be refused, with exit code 2, until there are more" in out) == (users < 3)
+    assert (f"{told}will be refused, with exit code 3, until there are more" in out) == (users < 3)
     checkpoint = tmp_path / "first" / "run" / "checkpoints" / "last.ckpt"
     options = ["--data.path", str(new), "--run_dir", str(later), "--logger", "null"]
-    assert main(["fit", "--update_from", str(checkpoint), *options]) == (2 if users < 3 else 0)
+    assert main(["fit", "--update_from", str(checkpoint), *options]) == (3 if users < 3 else 0)
     assert later.exists() == (users >= 3)
 
 

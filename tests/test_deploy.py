@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import yaml
 for name in ("flwr", "cryptography", "tomli"):
     pytest.importorskip(name, reason="pip install 'cgfedrec[flower]'")
 
+from flwr.app import Context, Message, RecordDict
 
+from cgfedrec.deploy.client import answer
 from cgfedrec.deploy.layouts import pack_layout, unpack_layout
 from cgfedrec.deploy.network import federate
 from cgfedrec.deploy.node import Node
@@ -33,6 +37,8 @@ from cgfedrec.deploy.parcels import (
     unpack_broadcast,
     unpack_uploads,
 )
+from cgfedrec.deploy.server import RunEndedError
+from cgfedrec.deploy.server import app as server_app
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.run.checkpoint import Header, read_checkpoint, write_checkpoint
@@ -205,6 +211,30 @@ def test_a_node_says_what_its_folder_lacks() -> None:
     (folder / "interactions.csv").unlink()
     with pytest.raises(InputError, match=r"(?s)is missing.*expected one"):
         node_of(terms)
+
+
+def test_a_node_without_its_folder_ends_the_run_and_both_say_why(capsys: pytest.CaptureFixture[str]) -> None:
+    terms = deployed(PFEDREC)
+    config = {name.replace("_", "-"): value for name, value in vars(terms).items()}
+    grid = Here(terms)
+
+    def on_flower(parcel: Parcel) -> Parcel:
+        node = Context(1, 1, {"folder": "node-0"}, RecordDict(), dict(config))
+        return Parcel.of(answer(Message(parcel.records(), 1, "query.who"), node).content)
+
+    grid.nodes[0] = on_flower
+    with pytest.raises(RunEndedError) as ended:
+        server_app(grid, Context(1, 1, {}, RecordDict(), dict(config)))  # type: ignore[arg-type]
+    why = f"{Path('node-0').absolute()}: there is no such folder on this machine; flower-supernode is told by"
+    assert f"node 0: {why}" in str(ended.value)
+    assert f"error: {why}" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:  # as Flower logs it
+        shown = StringIO()
+        log = logging.getLogger("flwr of this test")
+        patch.setattr(log, "handlers", [logging.StreamHandler(shown)])
+        log.error("ServerApp raised an exception", exc_info=ended.value)
+    assert why in shown.getvalue()
+    assert "Traceback" not in shown.getvalue()
 
 
 def test_data_that_change_in_a_run_are_noticed() -> None:

@@ -19,6 +19,7 @@ from cgfedrec.errors import InputError, Notice
 from cgfedrec.run.api import load_to_test
 from cgfedrec.run.devices import write_client
 from cgfedrec.run.structure import shown
+from cgfedrec.serving import Recommender
 from cgfedrec.structure.collect import SumsServer
 from cgfedrec.structure.tallies import SHARES
 from cgfedrec.structure.updating import possible, with_new_labels, with_new_rows
@@ -154,6 +155,39 @@ def test_nothing_is_kept_of_whoever_is_gone(tmp_path: Path) -> None:
     assert back.data.changes is not None
     assert back.data.changes.counts["new users"] == 3
     assert set(back.recommend(["u1"], top_k=2)["source"]) == {"model"}
+
+
+@pytest.mark.parametrize("numbers", [False, True], ids=["text", "numbers"])
+def test_what_only_they_had_who_are_gone_is_shown_to_nobody_and_named_by_no_export(
+    tmp_path: Path, numbers: bool
+) -> None:
+    """Sums keep the places of such items; the catalogue that people see is that of a run that starts anew."""
+    table = drawn()
+    own = pl.DataFrame([("u1", f"i{900 + one}", 9 + one) for one in range(3)], table.schema, orient="row")
+    table = pl.concat([table, own]).with_columns(pl.col("item").str.slice(1 if numbers else 0))
+    asked = {"method.read_by": "rho 0.5, beta 0.1"}
+    first = fitted(table, tmp_path / "first", **asked)
+    left = table.filter(pl.col("user") != "u1")
+    rest = pl.concat([left, left[:12].with_columns(user=pl.format("n{}", pl.int_range(12) % 4))])
+    second, anew = (fitted(rest, tmp_path / name, one, **asked) for name, one in (("second", first), ("anew", None)))
+    alone = set(table["item"]) - set(rest["item"])
+    assert len(alone) >= 3
+    assert alone <= set(second.data.item_ids.cast(pl.String))
+
+    loaded = cgfedrec.load(second.checkpoints / "best.ckpt")
+    exported = [run.export(tmp_path / f"served{place}") for place, run in enumerate((second, loaded))]
+    before = Recommender.load(tmp_path / "served0")
+    history = [*anew.data.item_ids[:5].to_list(), next(iter(alone))]
+    for found in (*exported, before):
+        assert found.ids == anew.data.item_ids.to_list()
+        assert found.recommend(history, 5).unknown == [history[-1]]
+    for run in (second, loaded):
+        shown = run.recommend(["u2"], top_k=1000)["item"].cast(pl.String)
+        assert set(shown) == set(rest["item"]) - set(rest.filter(pl.col("user") == "u2")["item"])
+        with pytest.warns(Notice, match="1 item is not in the data"):
+            lists = run.recommend_for({"me": history}, 1000)
+        assert lists["item"].to_list() == before.recommend(history, 1000).items
+        assert lists["score"].cast(pl.Float32).to_list() == before.recommend(history, 1000).scores
 
 
 @pytest.mark.parametrize("half_life", [None, 10.0])

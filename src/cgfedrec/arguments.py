@@ -34,7 +34,8 @@ Every option has an environment variable, which the command line outranks: CGFED
 recommend. The settings of a run have theirs from fit wherever they are taken: CGFEDREC_FIT_LOOP__ROUNDS for
 --loop.rounds; see fit --help.
 
-exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n"""
+exit codes: 0 done, 1 a run failed, 2 something given cannot be used, 3 too few changes to go on with (fit
+--update_from), 128 + n stopped by signal n"""
 _MORE = "; further options, such as --data.path, override the checkpoint's config (--trust: see SECURITY.md)"
 _ITEMS = (
     "a table of items with their titles, by default the run's own (data.items.path); the other options of data.items "
@@ -148,6 +149,7 @@ def _add_export(parser: ArgumentParser) -> None:
     add("--client", metavar="ID", help="write this user's client alone: its private state and what came down to it")
     add("--server", action="store_true", help="write the server alone: what it has found, and no user")
     add("--items", metavar="FILE", help=_ITEMS)
+    add("--catalogue", metavar="FILE", help="of a run over a network: items.csv of any of its nodes")
 
 
 def _add_serve(parser: ArgumentParser) -> None:

@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: The words behind ``cgfedrec``; by default those that the process was started with.
 
     Returns:
-        Its exit code: 0 done, 1 a run failed, 2 something given cannot be used, 128 + n stopped by signal n.
+        Its exit code: 0 done, 1 a run failed, 2 something given cannot be used, 3 too few changes to go on with
+        (``fit --update_from``), 128 + n stopped by signal n.
     """
     if argv is None:
         argv = sys.argv[1:]
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         code: int = arguments.run(arguments, options)
         return code
     except InputError as error:
-        return _fail(arguments, 2, *error.problems)
+        return _fail(arguments, error.code, *error.problems)
     except RunError as error:
         return _fail(arguments, 1, str(error))
     except KeyboardInterrupt as stopped:

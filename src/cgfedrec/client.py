@@ -278,3 +278,13 @@ def empty_parameter(*shape: int) -> nn.Parameter:
 def shared_start(seed: int, scale: float, *shape: int) -> Tensor:
     """The values with which all clients start, `[*shape]`, N(0, scale^2); drawn once, and never changed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def no_newcomers(client: Client, method: str) -> str | None:
+    """Why clients of a method can serve nobody who was not in training, if that is so."""
+    if client.serves_newcomers:
+        return None
+    return (
+        f"method: clients of {method} score with what they have trained themselves, and not by a history: "
+        "nobody can be served who was not in training"
+    )

@@ -34,11 +34,22 @@ class InputError(Exception):
         problems: Every problem found, not only the first.
     """
 
+    code = 2
+
     def __init__(self, problems: str | Iterable[str]) -> None:
         if isinstance(problems, str):  # it too is an iterable of texts, of its letters
             problems = [problems]
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class TooFewError(InputError):
+    """Too few clients have changes to go on from a run with them; exit code 3.
+
+    A job that comes again goes on from the same run then, and must be able to tell this from what it has to mend.
+    """
+
+    code = 3
 
 
 class RunError(Exception):

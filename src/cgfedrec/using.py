@@ -9,8 +9,12 @@ import sys
 from argparse import Namespace as Arguments
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from cgfedrec.errors import InputError, check, printable
+
+if TYPE_CHECKING:
+    from cgfedrec.serving import Recommender
 
 YOU = "you"
 """Whose history ``recommend --have`` gives."""
@@ -118,11 +122,13 @@ def export(arguments: Arguments, options: list[str]) -> int:
     if arguments.items and (arguments.client is not None or arguments.server):
         titles = "--items: titles are for what recommends; leave out --client and --server"
     check(one, titles)
+    if arguments.catalogue is not None:
+        return _export_of_network(arguments, options)
 
     from cgfedrec.run.api import load
     from cgfedrec.run.console import console
 
-    output, out = Path(arguments.output), console()
+    output = Path(arguments.output)
     run = load(arguments.ckpt_path, options=_with_items(arguments, options), console=console(stderr=True))
     if arguments.client is not None or arguments.server:
         from cgfedrec.run.devices import write_client, write_server
@@ -131,16 +137,38 @@ def export(arguments: Arguments, options: list[str]) -> int:
             write_server(run.loop, run.header, output)
         else:
             write_client(run.loop, run.header, arguments.client, output)
-        out.print(f"{output}: {output.stat().st_size:,} bytes", highlight=False, soft_wrap=True)
-        return 0
-    found = run.export(output)
-    out.print(
-        f"{output}: {found.num_items:,} items, read by {found.reader.reading}; version {found.version}\n"
-        f"serve it with: cgfedrec serve {quote(str(output))}",
-        highlight=False,
-        soft_wrap=True,
-    )
+        _tell_export(output, None)
+    else:
+        _tell_export(output, run.export(output))
     return 0
+
+
+def _export_of_network(arguments: Arguments, options: list[str]) -> int:
+    """Write what the server of a run over a network has."""
+    check(None if arguments.client is None else "--client: in a run over a network a client's state is on its node")
+    from cgfedrec.deploy.opened import ServerOfNetwork
+
+    output = Path(arguments.output)
+    run = ServerOfNetwork(Path(arguments.ckpt_path), Path(arguments.catalogue), _with_items(arguments, options))
+    if arguments.server:
+        run.write(output)
+        _tell_export(output, None)
+    else:
+        _tell_export(output, run.export(output))
+    return 0
+
+
+def _tell_export(output: Path, found: Recommender | None) -> None:
+    """Say what was written: what recommends, or a file."""
+    from cgfedrec.run.console import console
+
+    told = f"{output}: {output.stat().st_size:,} bytes"
+    if found is not None:
+        told = (
+            f"{output}: {found.num_items:,} items, read by {found.reader.reading}; version {found.version}\n"
+            f"serve it with: cgfedrec serve {quote(str(output))}"
+        )
+    console().print(told, highlight=False, soft_wrap=True)
 
 
 def serve(arguments: Arguments, options: list[str]) -> int:

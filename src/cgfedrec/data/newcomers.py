@@ -74,6 +74,7 @@ class Newcomers(FederatedDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read and split. Raises `InputError` if nobody is left."""
         super().setup(stage)
+        self.people = replace(self.people, left=self.trained.people.left)
         self.also_trained = self.user_ids.filter(pl.Series(places(self.user_ids, self.trained.user_ids) >= 0))
 
     def read(self) -> Interactions:
@@ -88,6 +89,7 @@ class Newcomers(FederatedDataModule):
         if self.split != "none":
             kept, part = super()._kept(read_in, fewest)
         number = places(kept.item_ids, self.trained.item_ids)
+        number = np.where(np.isin(number, self.trained.people.left), -1, number)
         self.unknown = kept.item_ids.filter(pl.Series(number < 0))
         known = number[kept.items] >= 0
         missed = kept.users[kept.positive][(part == Part.TEST) & ~known[kept.positive]]

@@ -38,4 +38,6 @@ def answer(message: Message, context: Context) -> Message:
         answered = node.answer(Parcel.of(message.content))
     except (InputError, ValueError) as error:
         answered = declined(FAILED, str(error))
+    if answered.text("status") == FAILED:  # the server is told; here it is whoever looks after the node
+        print(f"error: {answered.text('why')}", flush=True)
     return Message(answered.records(), reply_to=message)

@@ -36,6 +36,8 @@ class NodeFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        named = "flower-supernode is told by --node-config \"folder='...'\" which one is this node's"
+        check(None if path.is_dir() else f"{path.absolute()}: there is no such folder on this machine; {named}")
         found = sorted(path.glob(INTERACTIONS))
         check(
             None if (path / ITEMS).is_file() else f"{path / ITEMS}: is missing: the catalogue, a column item",
@@ -47,7 +49,7 @@ class NodeFolder:
     @property
     def items(self) -> pl.Series:
         """Item ids as texts, `[items]`; the number of an item is its place."""
-        return _column(self.path / ITEMS, "item")
+        return column(self.path / ITEMS, "item")
 
     @property
     def catalogue(self) -> str:
@@ -64,7 +66,7 @@ class NodeFolder:
             InputError: for numbers that are none, or twice there.
         """
         path = self.path / USERS
-        users, numbers = _column(path, "user"), _column(path, "number").cast(pl.Int64, strict=False)
+        users, numbers = column(path, "user"), column(path, "number").cast(pl.Int64, strict=False)
         if numbers.null_count() or not numbers.is_between(0, clients - 1).all():
             raise InputError(f"{path}: numbers must be whole, from 0 to {clients - 1}")
         if numbers.n_unique() < len(numbers) or users.n_unique() < len(users):
@@ -168,8 +170,8 @@ def catalogue_of(items: pl.Series) -> str:
     return digest("\n".join(items.cast(pl.String).to_list()).encode())
 
 
-def _column(path: Path, name: str) -> pl.Series:
-    """A column of a file of ours, as texts."""
+def column(path: Path, name: str) -> pl.Series:
+    """A column of a file of ours, as texts, `[rows]`. Raises `InputError` for one that is not there or has gaps."""
     try:
         table = pl.read_csv(path, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:

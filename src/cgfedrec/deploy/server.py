@@ -13,9 +13,17 @@ from flwr.serverapp import Grid, ServerApp
 from cgfedrec.deploy.exchange import Exchange
 from cgfedrec.deploy.network import federate
 from cgfedrec.deploy.settings import Terms
+from cgfedrec.errors import InputError, RunError
 from cgfedrec.settings.trust import import_paths
 
 app = ServerApp()
+
+
+class RunEndedError(Exception):
+    """Ends a run for the reason that its message gives. Flower shows the traceback of what ends a run: it has none."""
+
+    # Context managers on its way set it, too.
+    __traceback__ = property(lambda self: None, lambda self, traceback: None)
 
 
 @app.main()
@@ -25,8 +33,11 @@ def main(grid: Grid, context: Context) -> None:
     terms = Terms.of(context.run_config)
     run = terms.run(context.run_id)
     exchange = Exchange(grid, run, terms.wait, terms.absent, say)
-    # Whoever starts the run wrote its settings.
-    federate(terms, run, exchange, tuple(import_paths(terms.settings)))
+    try:
+        # Whoever starts the run wrote its settings.
+        federate(terms, run, exchange, tuple(import_paths(terms.settings)))
+    except (InputError, RunError) as error:
+        raise RunEndedError(str(error)) from None
 
 
 def say(text: str) -> None:

@@ -157,6 +157,8 @@ def commands(output: Path, nodes: int) -> str:
     lines = [
         f"{output / APP} is the app, and {output / NODES} has a folder for each node, to be carried to its machine.",
         "Put the server's name or address in place of server.example; docs/deploy.md says more.",
+        f"On one machine it is 127.0.0.1, a node's folder is {output.absolute() / NODES / 'node-0'},",
+        "and each SuperNode needs a --port of its own.",
         "",
         "# 1. On the server: certificates, and a key for each node. A node gets keys/ca.crt and its own key.",
         f"{python} -m cgfedrec.deploy.certificates server.example keys {names}",

@@ -13,8 +13,8 @@ from rich.console import Console
 from cgfedrec.data.arguments import origin
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
-from cgfedrec.errors import InputError, Notice
-from cgfedrec.run.checkpoint import LAST, State, read_checkpoint
+from cgfedrec.errors import InputError, Notice, check
+from cgfedrec.run.checkpoint import LAST, State, no_network, read_checkpoint
 from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.frame import with_table
 from cgfedrec.run.opened import data_of, open_run
@@ -77,6 +77,7 @@ def start(given: Said, callbacks: Sequence[object] = (), console: Console | None
         base = settings_in(update.state["config"], given)
     if checkpoint:
         state = read_checkpoint(checkpoint, LAST)
+        check(no_network(state))
         base = settings_in(state["config"], given)
     settings = parse(given, base)
     if is_rolling(settings):
@@ -106,7 +107,7 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
         InputError: if the checkpoint cannot be read, or the data are not those that it was trained on.
     """
     path = Path(ckpt_path)
-    return _opened(path, read_checkpoint(path), _of_use(configs, options), console)
+    return _opened(path, read_checkpoint(path), of_use(configs, options), console)
 
 
 def load_beside(
@@ -126,8 +127,9 @@ def load_beside(
     Raises:
         InputError: as `load`.
     """
-    given, path = _of_use((), options), Path(ckpt_path)
+    given, path = of_use((), options), Path(ckpt_path)
     state = read_checkpoint(path)
+    check(no_network(state))
     others: FederatedDataModule = instantiate(parse(given, settings_in(state["config"], given))).data
     return _opened(path, state, given.without("data", apart), console), others
 
@@ -146,8 +148,9 @@ def load_to_test(
         InputError: as `load`; where the checkpoint's own data, which name its items, cannot be read; and for methods
             whose clients cannot serve people who were not in training.
     """
-    given, path = _of_use((), options), Path(ckpt_path)
+    given, path = of_use((), options), Path(ckpt_path)
     state = read_checkpoint(path)
+    check(no_network(state))
     own, asked = (parse(said, settings_in(state["config"], said)) for said in (given.without("data", OTHERS), given))
     if own.data == asked.data or _is_trained_on(path, state, asked):
         return _opened(path, state, given, console), None
@@ -169,7 +172,7 @@ def _is_trained_on(path: Path, state: State, settings: Namespace) -> bool:
         return False
 
 
-def _of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
+def of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
     """What is said to a command that only uses a checkpoint."""
     given = said([*configs, UNLOGGED | {"callbacks": None}], options)
     refuse_of_fit(given, "a checkpoint that is only used")
@@ -177,6 +180,7 @@ def _of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
 
 
 def _opened(path: Path, state: State, given: Said, console: Console | None) -> Run:
+    check(no_network(state))
     settings = parse(given, settings_in(state["config"], given))
     items = settings.data.init_args.get("items")
     if items and items.path and not given.who(TITLES) and not Path(items.path).exists():

@@ -172,6 +172,22 @@ def read_checkpoint(path: Path, usual: str = BEST) -> State:
     return cast(State, state)
 
 
+def no_network(state: State, option: str = "ckpt_path") -> str | None:
+    """Why a command that needs data and clients cannot use a checkpoint, where these are on the nodes of a network."""
+    if not over_network(state):
+        return None
+    return (
+        f"{option}: is of a run over a network, whose interactions and clients are on their nodes. What serves people "
+        "is written by cgfedrec export --catalogue items.csv, with that file of any node; "
+        f"flwr run ... --run-config 'resume=\"{state['run']}\"' goes on with it (docs/deploy.md)"
+    )
+
+
+def over_network(state: State) -> bool:
+    """Whether a checkpoint is of the server of a run over a network (`cgfedrec.deploy.nodes.Nodes.state_dict`)."""
+    return "taken" in state["loop"]
+
+
 def _checked_length(path: Path) -> int:
     """The bytes before the trailer, if they are those that were written."""
     size = path.stat().st_size

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -141,7 +142,7 @@ def write_client(loop: FederatedLoop, header: Header, user: object, path: Path) 
     _take_apart("welcome", welcome, words, tensors)
     if sent is not None:
         _take_apart("broadcast", sent, words, tensors, one)
-    whole = {"about": about(loop, header), "num_items": data.num_items, "values": words, "sent": sent is not None}
+    whole = {"about": about(header, loop.round), "num_items": data.num_items, "values": words, "sent": sent is not None}
     write_container(path, CLIENT, whole, {name: one.cpu().numpy() for name, one in tensors.items()})
 
 
@@ -151,22 +152,32 @@ def write_server(loop: FederatedLoop, header: Header, path: Path) -> None:
     Raises:
         InputError: for a server that has to look at single uploads, and so holds what single clients have sent.
     """
-    server, data = loop.server, loop.data
+    write_server_alone(loop.server, loop.data.item_ids, loop.data.num_users, about(header, loop.round), path)
+
+
+def write_server_alone(server: Server, item_ids: pl.Series, clients: int, about: Mapping[str, Any], path: Path) -> None:
+    """Write a server; errors as of `write_server`.
+
+    Args:
+        server: With the state that is written.
+        item_ids: `[items]`, in the order of their numbers.
+        clients: How many there are.
+        about: Of its run (`cgfedrec.run.export.about`).
+        path: Where to.
+    """
     problem = None
     if server.sees_single_uploads:
-        problem = f"server: that of {header.method} looks at single uploads and keeps what it has made of them"
+        problem = f"server: that of {about['method']} looks at single uploads and keeps what it has made of them"
     check(problem, _no_file(path))
     state = {name: one.cpu() for name, one in server.state_dict().items() if name not in server.of_clients}
     arrays: dict[str, Any] = {f"state/{name}": one.numpy() for name, one in state.items()}
-    if data.item_ids.dtype.is_integer():
-        arrays["ids"] = data.item_ids.to_numpy()
+    if item_ids.dtype.is_integer():
+        arrays["ids"] = item_ids.to_numpy()
     else:
-        arrays |= packed_texts("ids", data.item_ids.to_list())
-    clients = data.num_users
+        arrays |= packed_texts("ids", item_ids.to_list())
     if isinstance(server, SumsInTurn):
         clients = int(server.enrolled.sum())
-    whole = {"about": about(loop, header), "clients": clients}
-    write_container(path, SERVER, whole, arrays)
+    write_container(path, SERVER, {"about": about, "clients": clients}, arrays)
 
 
 def _no_file(path: Path) -> str | None:

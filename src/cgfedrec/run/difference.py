@@ -82,7 +82,7 @@ def show_difference(console: Console, found: Difference) -> None:
     if number < LEAST:
         verdict = (
             f"only {number} clients have changes, fewer than method.least_clients ({LEAST} by default): it will be "
-            "refused, with exit code 2, until there are more"
+            "refused, with exit code 3, until there are more"
         )
     elif verdict is None:
         verdict = (

@@ -149,7 +149,7 @@ def _table(
     tables = []
     for start in range(0, len(known), cohort_size):
         part = slice(start, start + cohort_size)
-        values, items = best(scored(part), ~data.people.owned(known[part]), min(top_k, data.num_items))
+        values, items = best(scored(part), ~data.people.kept_from(known[part]), min(top_k, data.num_items))
         columns = {
             "user": data.people.ids[np.repeat(known[part], items.shape[1])],
             "rank": np.tile(np.arange(1, items.shape[1] + 1), len(items)),

@@ -93,6 +93,17 @@ class NeighbourReader(Reader):
         reading, decay = str(parameters["reading"]), number_of(parameters, "decay")
         return cls(starts, targets, **vectors, reading=reading, decay=decay)
 
+    def only(self, items: NDArray[np.int64]) -> NeighbourReader:
+        """The same for some of its items, `[kept]`, ascending, by their places there; the others are nobody's."""
+        number = np.full(self.num_items, -1)
+        number[items] = np.arange(len(items))
+        sources = np.repeat(number, np.diff(self.starts))
+        there = (sources >= 0) & (number[self.targets] >= 0)
+        starts = np.append(0, np.bincount(sources[there], minlength=len(items)).cumsum())
+        near = number[self.targets[there]].astype(np.int32), self.weights[there]
+        beside = self.beside[items], self.popular[items]
+        return NeighbourReader(starts, *near, *beside, self.reading, self.decay, self.buckets)
+
     def scores(self, history: Entries, number: int) -> NDArray[np.float32]:
         board = np.zeros((number, self.num_items), np.float32)
         np.add.at(board.reshape(-1), *self._terms(history))

@@ -12,6 +12,7 @@ import torch
 from lightning import Fabric
 from torch import Tensor
 
+from cgfedrec.client import no_newcomers
 from cgfedrec.data.module import FederatedDataModule, Stage
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.data.own import Own
@@ -232,12 +233,7 @@ class Clients:
     def no_newcomers(self) -> str | None:
         """Why nobody can be served who was not in training, if that is so."""
         with self.workers.one() as worker:
-            if worker.client.serves_newcomers:
-                return None
-        return (
-            f"method: clients of {self._method} score with what they have trained themselves, and not by a history: "
-            "nobody can be served who was not in training"
-        )
+            return no_newcomers(worker.client, self._method)
 
     def _score(
         self, users: Tensor, round: int, newcomers: Newcomers | None = None

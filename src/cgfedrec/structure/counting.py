@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.data.changes import Changes
-from cgfedrec.errors import check
+from cgfedrec.errors import TooFewError, check
 from cgfedrec.kit.sums import SumsInTurn
 from cgfedrec.structure.discovery import TRAIN, Discovery, Step, changes_of
 from cgfedrec.structure.judging import UNIT, chosen_by, judgement, told_of
@@ -134,7 +134,13 @@ class CountingServer(SumsInTurn):
         return Past(self.past_counts.cpu(), int(self.rows_before), float(self.days))
 
     def update_from(self, state: Mapping[str, Any], changes: Changes) -> None:
-        check(*self._cannot_update(state, changes))
+        check(*self._cannot_update(state))
+        number = changes.counts["changed users"]
+        if number < self.least_clients:
+            raise TooFewError(
+                f"update_from: only {number} clients have changes, and a sum of fewer than {self.least_clients} "
+                "(method.least_clients) is not opened; wait until there are more"
+            )
         moved = torch.from_numpy(changes.moved)
         first = self.tallies[0]
         counts = torch.zeros(self.num_items, state["counts"].shape[1], dtype=torch.int64)
@@ -155,7 +161,7 @@ class CountingServer(SumsInTurn):
         self.chosen = state["chosen"].clone()
         self.begin_update()
 
-    def _cannot_update(self, state: Mapping[str, Any], changes: Changes) -> Iterator[str | None]:
+    def _cannot_update(self, state: Mapping[str, Any]) -> Iterator[str | None]:
         """Why changes cannot be added to the sums in a state."""
         sums = len(self.tallies) if state["past_counts"].numel() else len(self.sums)
         if int(state["at"]) != sums:
@@ -165,12 +171,6 @@ class CountingServer(SumsInTurn):
         if self.structure.train_rounds:
             kind = type(self.structure).__name__
             yield f"update_from: clients train {kind}, which cannot be brought up to date; start again"
-        number = changes.counts["changed users"]
-        if number < self.least_clients:
-            yield (
-                f"update_from: only {number} clients have changes, and a sum of fewer than {self.least_clients} "
-                "(method.least_clients) is not opened; wait until there are more"
-            )
 
     def begin_update(self) -> None:
         """Count nothing but changes from now on."""

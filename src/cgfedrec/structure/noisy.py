@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cgfedrec.data.changes import Changes
 from cgfedrec.errors import RunError, check
 from cgfedrec.privacy.accountant import delta_of_drawing, epsilon_of, rho_of_sum
 from cgfedrec.privacy.budget import FRACTION, LEAST_SIGMA, MOST_DELTA, MOST_SIGMA
@@ -94,7 +93,7 @@ class PrivateServer(SumsServer):
             "that would spend more than method.privacy allows, whatever loop.failures.refused says"
         )
 
-    def _cannot_update(self, state: Mapping[str, Any], changes: Changes) -> Iterator[str | None]:
+    def _cannot_update(self, state: Mapping[str, Any]) -> Iterator[str | None]:
         yield "update_from: clients would add to sums again, and spend more than method.privacy allows; start again"
 
     def opened(self, name: str, total: Tensor) -> dict[str, float]:

@@ -596,6 +596,7 @@ _shtab_cgfedrec_export_options=(
   "--client[write this user\'s client alone\: its private state and what came down to it]:client:"
   "--server[write the server alone\: what it has found, and no user]"
   "--items[a table of items with their titles, by default the run\'s own (data.items.path)\; the other options of data.items say how it is laid out]:items:_files"
+  "--catalogue[of a run over a network\: items.csv of any of its nodes]:catalogue:_files"
   "--print_config[show what there is]"
   "--method.help[show what there is]"
   "--data.help[show what there is]"
