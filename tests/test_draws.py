@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cgfedrec.data import FederatedDataModule
+from cgfedrec.data import FederatedDataModule, Interactions
 from cgfedrec.data.lists import Lists
+from cgfedrec.data.synthetic import Synthetic
 from cgfedrec.kernels import draws
+from cgfedrec.protocol import Protocol
 from cgfedrec.random import Stream, bits, integers
 
 
@@ -69,6 +72,51 @@ def test_more_than_there_are_cannot_be_drawn() -> None:
     assert len(lists.drawn_outside(users, states, np.array([0, 2]), 3, 5)) == 2
     with pytest.raises(ValueError, match="fewer than 3 items"):
         lists.drawn_outside(users, states, np.array([1, 2]), 3, 5)
+
+
+@pytest.mark.parametrize("lists", [[[3, 1], [2]], [[1], [2, 2]]])
+def test_lists_that_do_not_ascend_are_refused(lists: list[list[int]]) -> None:
+    users, states = np.arange(2), bits(0, Stream.NEGATIVES, np.arange(2))
+    assert lists_of([[3], [1], [], [0, 1]], np.int32).ascend
+    with pytest.raises(ValueError, match="do not ascend"):
+        lists_of(lists, np.int32).drawn_outside(users, states, np.ones_like(users), 1, 9)
+
+
+def test_nobody_is_given_their_own_items_whatever_the_order_of_ids() -> None:
+    """Items are numbered anew where a run goes on, and a data module may have had them in any order."""
+
+    class Reversed(FederatedDataModule):
+        def read(self) -> Interactions:
+            made = super().read()
+            items = (len(made.item_ids) - 1 - made.items).astype(made.items.dtype)
+            parts = made.user_ids, made.item_ids.reverse(), made.users, items, made.times, made.positive
+            return Interactions(*parts, dict(made.report))
+
+    synthetic = Synthetic(users=30, items=300, groups=6, interactions=12)
+    first = Reversed(synthetic=synthetic)
+    first.attach(Protocol("reference"), 0, run="a")
+    first.setup()
+    then = Reversed(synthetic=synthetic)
+    then.attach(Protocol("reference"), 0, before=first.to_keep(), run="a")
+    then.setup()
+    for data in first, then:
+        everyone = np.arange(data.num_users)
+        row, samples = data._train.flat(everyone).row, data.batches.samples(everyone, 1, data.private_seed)
+        sampled = data.ranking(torch.from_numpy(everyone), "test").sampled
+        assert sampled is not None
+        for user in everyone:
+            own = data.candidates.touched.flat(everyone[user : user + 1]).items
+            assert not np.isin(samples[row == user, 1:], own).any()
+            assert not np.isin(sampled[user].numpy(), own).any()
+
+
+def test_samples_of_another_number_are_refused(make_data: Callable[..., FederatedDataModule]) -> None:
+    data = make_data()
+    users = next(data.cohorts(torch.arange(data.num_users), 100))
+    fewer = data.batches.samples(users.numpy(), 1, 0)[:, :-1]
+    for wrong in fewer, data.batches.samples(users.numpy(), 1, 0).astype(np.int32):
+        with patch.object(type(data.batches), "samples", lambda *_: wrong), pytest.raises(ValueError, match="and not"):  # noqa: B023
+            data.draw(users, 1, 1)
 
 
 def test_batches_are_shuffled_and_cut_as_said(make_data: Callable[..., FederatedDataModule]) -> None:

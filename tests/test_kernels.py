@@ -211,7 +211,7 @@ def test_a_step_that_a_class_was_given_later_is_taken(
     assert calls
     assert not any(seen)
     monkeypatch.undo()
-    assert not AlignedClient.steps_replaced()
+    assert not AlignedClient.replaced("training_step")
 
 
 @pytest.mark.parametrize("shift", [1, -1, 10**7])

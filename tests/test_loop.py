@@ -210,3 +210,31 @@ def test_what_a_client_reports_keeps_no_graph(make_data: MakeData, monkeypatch: 
     )
     loop = trained(method(), make_data(batch_size=16), 100)
     assert loop.history[-1]["train/alignment"] == pytest.approx(loop.history[-1]["train/loss"])
+
+
+def test_the_loop_computes_on_one_thread_and_gives_the_others_back(make_data: MakeData) -> None:
+    """A federation that a callback sets up has as many workers as one outside."""
+    seen: list[tuple[int, int]] = []
+
+    class Inner:
+        def on_round_end(self, loop: FederatedLoop) -> None:
+            inner = FederatedLoop(rounds=1)
+            inner.setup(Fabric(accelerator="cpu", devices=1), make_data(), Local(dim=4))
+            inner.fit()
+            seen.append((torch.get_num_threads(), inner.clients.workers.number))
+            if loop.round == 2:
+                raise RuntimeError("a callback fails")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        loop = FederatedLoop(rounds=3)
+        loop.setup(Fabric(accelerator="cpu", devices=1, callbacks=[Inner()]), make_data(), Local(dim=4))
+        with pytest.raises(RuntimeError, match="a callback fails"):
+            loop.fit()
+        assert torch.get_num_threads() == 2
+        loop.evaluate("test")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(1, 2), (1, 2)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,49 @@ def test_a_client_with_scores_of_its_own_has_whole_tables(data: FederatedDataMod
 
     ours, theirs = trained(Likewise(dim=8), data, 7), trained(PFedRec(dim=8), data, 7)
     assert ours.score(torch.arange(USERS)).equal(theirs.score(torch.arange(USERS)))
+
+
+def test_a_score_that_was_put_there_later_has_whole_tables(
+    data: FederatedDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, everyone = trained(PFedRec(dim=8), data, 7), data.order()
+    expected = loop.score(everyone)
+
+    def later(self: PFedRecClient) -> Tensor:
+        return (self.table.detach() @ self.head_weight.detach()[:, :, None]).squeeze(2)
+
+    monkeypatch.setattr(PFedRecClient, "score", later)
+    torch.testing.assert_close(loop.score(everyone), expected)
+    monkeypatch.undo()
+    for _ in range(loop.clients.workers.number):
+        with loop.clients.workers.one() as worker:
+            monkeypatch.setattr(worker.client, "score", partial(later, worker.client))  # type: ignore[arg-type]
+    torch.testing.assert_close(loop.score(everyone), expected)
+
+
+def test_a_client_that_loads_in_its_own_way_has_whole_tables(data: FederatedDataModule) -> None:
+    class Loading(PFedRecClient):
+        def load(self, users: Tensor, private: Mapping[str, Tensor]) -> None:  # type: ignore[override]
+            super().load(users, private)
+
+    class Method(PFedRec):
+        client_class = Loading
+
+    ours, theirs = trained(Method(dim=8), data, 7), trained(PFedRec(dim=8), data, 7)
+    assert ours.score(data.order()).equal(theirs.score(data.order()))
+
+
+def test_whole_tables_are_laid_out_a_few_at_a_time(data: FederatedDataModule, loaded: list[tuple[int, bool]]) -> None:
+    """Also where others score beside a base."""
+    loop = trained(PFedRec(dim=8), data, 7, failures=Failures(refused=0.5))
+    store, some = loop.clients.store, data.order()[5:25]
+    everyone = data.order()
+    found = loop.score(everyone)
+    store.write(some, store.read(some))  # without a base
+    loop.clients.capacity = replace(loop.clients.capacity, scored=7)
+    loaded.clear()
+    assert loop.score(everyone).equal(found)
+    assert loaded == [(5, False), (7, True), (7, True), (6, True), (15, False)]
 
 
 def test_what_comes_down_to_score_with_replaces_a_table(data: FederatedDataModule) -> None:

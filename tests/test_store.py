@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -19,6 +20,8 @@ from cgfedrec.kit.table import TableClient
 from cgfedrec.methods.local import Local
 from cgfedrec.simulation.store import ClientStore, DiskStore, MemoryStore, OpenedStore, WholeStore
 from cgfedrec.simulation.store.blocks import checksums
+from cgfedrec.simulation.store.differing import raw
+from cgfedrec.simulation.store.layout import Layout
 
 USERS, ITEMS, DIM = 23, 7, 4
 ROW = 4 * (ITEMS * DIM + DIM + 1)
@@ -432,6 +435,19 @@ def test_items_of_a_record_that_are_none_are_refused(items: list[int], large: Ta
     store.index.sums[3] = checksums(record[: store.layout.block].numpy().reshape(1, -1), torch.tensor([1]))[0]
     with pytest.raises(DamagedError, match="the items of a client's table are no ascending numbers"):
         store.read(torch.tensor([3]))
+
+
+def test_items_whose_differences_are_too_large_for_their_type_are_refused() -> None:
+    """From 2^31 - 1 to -2 is a step up, if it is counted in 32 bits."""
+    layout = Layout({"table": (LARGE, DIM)}, {"table": torch.float32})
+    table = torch.randn(LARGE, DIM)
+    rows = table.repeat(1, 1, 1)
+    rows[0, [0, 5, 7, 399]] += 1
+    packed = layout.pack(1, {"table": rows}, {"table": table})
+    packed.content.reshape(-1)[:16] = np.array([0, 2**31 - 1, -2, 399], np.int32).view(np.uint8)
+    for beside in (), ("table",):
+        with pytest.raises(ValueError, match="no ascending numbers"):
+            layout.unpack(packed.content, torch.zeros(1, 1), packed.numbers, {0: raw(table)}, beside=beside)
 
 
 HOSTILE: dict[str, Any] = {

@@ -68,7 +68,7 @@ class Client(LightningModule, ABC):
     optimiser moves rows that had no gradient, as decay does."""
     scores_moved: ClassVar[bool] = False
     """Whether `score` takes tables that follow as `moved` has them, so that nobody lays them out for it: the parameter
-    is the base then, which all share. A subclass with a `score` of its own says so anew."""
+    is the base then, which all share. A subclass with a `score` or `load` of its own says so anew."""
     users: Tensor
     """`[clients]`, int64: who is in the cohort."""
     own: Own
@@ -79,8 +79,8 @@ class Client(LightningModule, ABC):
     """What their other rows are, `[items, dim]` by name."""
     seed: int
     """The seed of what only clients may know: noise, private heads, and the user vectors with which they start."""
-    _defined: ClassVar[list[object]]
-    """`_steps` as the class was defined."""
+    _defined: ClassVar[dict[str, object]]
+    """Its steps and ``score``, as the class was defined."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,16 +93,17 @@ class Client(LightningModule, ABC):
         # What was said of another need not be true.
         if cls._has_changed("follows", "training_step", "receive", "upload"):
             cls.follows = frozenset()
-        if cls._has_changed("scores_moved", "score"):
+        if cls._has_changed("scores_moved", "score", "load"):
             cls.scores_moved = False
         if cls._has_changed("compiled_steps", *STEPS):
             cls.compiled_steps = Client.compiled_steps  # type: ignore[method-assign]
-        cls._defined = _steps(cls)
+        cls._defined = {name: getattr(cls, name) for name in (*STEPS, "score")}
 
     @classmethod
-    def steps_replaced(cls) -> bool:
-        """Whether others were put in the place of its steps since it was defined: `compiled_steps` takes those."""
-        return any(vars(base)["_defined"] != _steps(base) for base in cls.__mro__ if "_defined" in vars(base))
+    def replaced(cls, *names: str) -> bool:
+        """Whether others were put in the place of `STEPS` or ``score`` since it was defined."""
+        defined = [(base, vars(base)["_defined"]) for base in cls.__mro__ if "_defined" in vars(base)]
+        return any(getattr(base, name) != methods[name] for base, methods in defined for name in names)
 
     @classmethod
     def _has_changed(cls, said: str, *names: str) -> bool:
@@ -262,11 +263,6 @@ class Client(LightningModule, ABC):
                 parameter.data = shared_by(value[0].to(parameter.device), len(value))
             else:
                 parameter.data = aligned(value.to(parameter.device))
-
-
-def _steps(cls: type[Client]) -> list[object]:
-    """What `STEPS` are of a class."""
-    return [getattr(cls, name) for name in STEPS]
 
 
 def empty_parameter(*shape: int) -> nn.Parameter:

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, Client, CompiledSteps, StepOutput
+from cgfedrec.client import STEPS, Batch, Client, CompiledSteps, StepOutput
 from cgfedrec.errors import RunError
 from cgfedrec.lent import Lent
 from cgfedrec.touched import Touched
@@ -92,7 +92,7 @@ def _compiled(fabric: Fabric, worker: Worker, touched: Touched | None) -> Compil
     """What takes a cohort's steps in a compiled loop, where nobody has asked for anything that it does not do."""
     if fabric.device.type != "cpu" or type(fabric.strategy.precision) is not Precision:  # that of float32
         return None
-    if "training_step" in vars(worker.client) or worker.client.steps_replaced():
+    if "training_step" in vars(worker.client) or worker.client.replaced(*STEPS):
         return None
     for optimizer in worker.optimizers:
         if any(callable(getattr(one, "on_after_optimizer_step", None)) for one in optimizer._callbacks):

@@ -141,8 +141,10 @@ class Batches:
             np.zeros(rows, np.float32),
             np.zeros(rows, bool),
         )
-        samples = self.samples(numbers, round, seed).ravel()
-        draws.batches(states, samples, self.counts[numbers], positive, having.cumsum() - having, *found)
+        samples, counts = self.samples(numbers, round, seed).ravel(), self.counts[numbers]
+        if samples.dtype != np.int64 or len(samples) != counts.sum():
+            raise ValueError(f"there are {len(samples)} samples ({samples.dtype}), and not {counts.sum()} (int64)")
+        draws.batches(states, samples, counts, positive, having.cumsum() - having, *found)
         split = (torch.from_numpy(values).split(having.tolist()) for values in found)
         return [Batch(*parts) for parts in zip(*split, strict=True)]
 

@@ -93,7 +93,7 @@ class Interactions:
         users, user_place = _united(self.user_ids, user_ids)
         items, item_place = _united(self.item_ids, item_ids)
         order = self.order
-        if users.dtype != self.user_ids.dtype or items.dtype != self.item_ids.dtype:
+        if not all((place[1:] > place[:-1]).all() for place in (user_place, item_place)):
             order = np.empty(0, np.int32)  # found anew: as text, 10 comes before 9
         return replace(
             self,

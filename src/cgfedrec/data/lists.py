@@ -57,6 +57,14 @@ class Lists:
         """`[users]`: how many items each list has."""
         return np.diff(self.starts)
 
+    @cached_property
+    def ascend(self) -> bool:
+        """Whether every list does, and has no item twice."""
+        rises = self.items[1:] > self.items[:-1]
+        begins = self.starts[(self.starts > 0) & (self.starts < len(self.items))]
+        rises[begins - 1] = True  # from one list to the next
+        return bool(rises.all())
+
     def flat(self, users: NDArray[np.int64]) -> Flat:
         """The lists of ``users``, `[rows]`, one behind the other."""
         lengths = self.lengths[users]
@@ -95,12 +103,14 @@ class Lists:
             `[sum of times, number]`
 
         Raises:
-            ValueError: where fewer are in no list.
+            ValueError: where fewer are in no list, and for lists that do not ascend.
         """
         from cgfedrec.kernels import draws  # here, since numba takes half a second, and most commands draw nothing
 
         if (times[high - self.lengths[users] < number] > 0).any():
             raise ValueError(f"some users have fewer than {number} items outside their lists")
+        if not self.ascend:
+            raise ValueError("some lists of items do not ascend, or have an item twice")
         items = np.empty((times.sum(), number), np.int64)
         draws.outside(self.starts, self.items, users, states, times, high, items)
         return items

@@ -190,7 +190,7 @@ class FederatedDataModule(LightningDataModule):
             return self.cut.parts(positive) if self.cut else np.zeros(len(positive.users), np.int8)
         return assign(data.only_positive(), self.split, self.protocol.ties, self.temporal_fractions, self.seed)
 
-    @cached_property
+    @property
     def popularity(self) -> Tensor:
         """`[items]`: the share of users who have each item in training."""
         counts = np.bincount(self._train.items, minlength=self.num_items)

@@ -126,8 +126,8 @@ def check_numbers(scores: Tensor, *items: Tensor, mask: Tensor | None = None) ->
     for one in items:
         if len(one) != users or (one.numel() and not 0 <= int(one.min()) <= int(one.max()) < number):
             raise IndexError(f"there are {users} users and {number} items, and others are asked for")
-    if mask is not None and mask.shape != scores.shape:
-        raise IndexError(f"candidates {list(mask.shape)} do not belong to scores {list(scores.shape)}")
+    if mask is not None and (mask.shape != scores.shape or mask.dtype != torch.bool):
+        raise IndexError(f"candidates {list(mask.shape)} ({mask.dtype}) are no mask of scores {list(scores.shape)}")
 
 
 def ranks_behind(better: Tensor, missing: Tensor) -> Tensor:

@@ -227,15 +227,16 @@ def best(scores: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         scores: `[users, items]`; one that is no number counts as the lowest.
         candidates: `[users, items]`, bool.
-        k: At most the number of items.
+        k: How many, at most.
 
     Returns:
         Scores and item numbers, `[users, k]` each; the score is -inf where a user has fewer than ``k`` candidates.
     """
+    check_numbers(scores, mask=candidates)
+    k = min(k, scores.shape[1])
     if is_compiled(scores) and 0 < k <= FEW:
         from cgfedrec.kernels import ranks as kernel
 
-        check_numbers(scores, mask=candidates)
         found = scores.new_full((len(scores), k), -torch.inf), torch.zeros(len(scores), k, dtype=torch.int64)
         kernel.best(scores.detach().numpy(), candidates.numpy(), *(one.numpy() for one in found))
         return found

@@ -50,7 +50,7 @@ class Capacity:
         memory: Bytes that it needs in memory at most, with those of the process and its data. A run that goes on from a
             checkpoint may map that much of it besides, and gives it back when memory is short.
         cohort_size: How many clients train together.
-        scored: How many score together. Tables of which they train some rows are whole then, and laid out anew.
+        scored: How many score together where tables of which they train some rows are laid out for it.
     """
 
     store: Literal["memory", "whole", "disk", "checkpoint"]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from queue import SimpleQueue
 from typing import TypeVar
@@ -31,6 +32,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+_threads: ContextVar[int] = ContextVar("threads", default=0)
+"""How many torch has outside of `on_one_thread`: a callback may set up a federation of its own."""
+
+
 @contextmanager
 def on_one_thread() -> Iterator[None]:
     """Let this thread compute alone inside, as each worker does; also a decorator.
@@ -39,11 +44,13 @@ def on_one_thread() -> Iterator[None]:
     for a while: it takes a third of the cores from workers.
     """
     before = torch.get_num_threads()
+    outside = _threads.set(_threads.get() or before)
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _threads.reset(outside)
 
 
 class Workers:
@@ -55,7 +62,7 @@ class Workers:
     """
 
     def __init__(self, fabric: Fabric, client: Callable[[], Client]) -> None:
-        self.number = 1 if fabric.device.type == "cuda" else torch.get_num_threads()
+        self.number = 1 if fabric.device.type == "cuda" else _threads.get() or torch.get_num_threads()
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         # Set up once and for all cohorts: Fabric keeps every module that it has ever set up.
         for _ in range(self.number):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cgfedrec.client import Batch, CompiledSteps, StepOutput
+from cgfedrec.client import STEPS, Batch, CompiledSteps, StepOutput
 from cgfedrec.errors import no_count
 from cgfedrec.kit.optimisers import check_elementwise
 from cgfedrec.method import MOST_EPOCHS
@@ -108,7 +108,7 @@ class ClusterLabelsClient(SumsClient):
         return self.aligned.training_step(batch, step)
 
     def compiled_steps(self, optimizers: Sequence[Optimizer], ends: NDArray[np.int64] | None) -> CompiledSteps | None:
-        if self.aligned.steps_replaced():
+        if self.aligned.replaced(*STEPS):
             return None
         return self.aligned.compiled_steps(optimizers, ends)
 

@@ -107,15 +107,24 @@ class ClientStore(Checkpointed):
             laid_out: How many have room for tables that are laid out.
         """
         parts: Sequence[Tensor] = users.split(laid_out if client.follows else max(len(users), 1))
-        if takes_moved(client) and len(users):
-            lengths = self._kinds(users).unique_consecutive(dim=0, return_counts=True)[1]
-            if len(lengths) <= max(len(parts), len(users) // FEW):
-                parts = users.split(lengths.tolist())
-        return parts
+        if not takes_moved(client) or not len(users):
+            return parts
+        kinds = self._kinds(users)
+        whole = self.known[users] & (kinds < 0).any(1)  # these are laid out
+        found: list[Tensor] = []
+        for run, as_they_lie in zip(*self._runs(users, kinds, whole), strict=True):
+            found += run.split(laid_out) if as_they_lie else [run]
+        return found if len(found) <= len(parts) + int((~whole).sum()) // FEW else parts
+
+    def _runs(self, users: Tensor, kinds: Tensor, whole: Tensor) -> tuple[Sequence[Tensor], Sequence[bool]]:
+        """Users `[clients]` in runs of one kind, and of each run whether tables are ``whole`` `[clients]`."""
+        both = torch.hstack((self.known[users, None], kinds))  # [clients, any]
+        lengths = both.unique_consecutive(dim=0, return_counts=True)[1]
+        return users.split(lengths.tolist()), whole[lengths.cumsum(0) - 1].tolist()
 
     def _kinds(self, users: Tensor) -> Tensor:
-        """`[clients, any]`: alike for users whose tables `_beside` can tell together."""
-        return torch.hstack((self.known[users, None], self.index.bases[users]))
+        """`[clients, any]`: alike for users whose tables `_beside` can tell together, negative for whole tables."""
+        return self.index.bases[users]
 
     def _beside(self, users: Tensor, names: Collection[str]) -> tuple[Rows, Rows] | None:
         """The state of users `[clients]`, of which tables ``names`` are what differs from a base, and these bases.
@@ -274,4 +283,6 @@ class ClientStore(Checkpointed):
 
 def takes_moved(client: Client) -> bool:
     """Whether a client scores with tables as what differs from a base (`Client.scores_moved`)."""
+    if client.replaced("score") or "score" in vars(client):
+        return False
     return client.scores_moved and bool(client.follows) and client.device.type == "cpu"

@@ -89,7 +89,7 @@ class WholeStore(ClientStore):
         self._become(client, users, private, without)
 
     def _kinds(self, users: Tensor) -> Tensor:
-        return torch.stack((self.known[users].long(), self._waiting[users]), dim=1)
+        return self._waiting[users, None]
 
     def _beside(self, users: Tensor, names: Collection[str]) -> tuple[Rows, Rows] | None:
         waiting = self._waiting[users].unique()
