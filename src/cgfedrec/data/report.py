@@ -10,14 +10,17 @@ SHOWN = 5
 """Of many things, so many are named."""
 BREAKS = "line ends within quotes"
 """Counted, though nothing is lost by them: in a file with a stray quote they hold what should be rows."""
+PADDED, HOLLOW = "ids with blanks around them", "ids that read like none (NA, null, None, nan)"
+"""Counted, though they are ids like any other: a file that was exported without care has them."""
 OUTSIDE = "of items outside the catalogue"
 """Interactions of people who were not in training; a note of its own names their items."""
-_NOT_LEFT_OUT = ("rows", BREAKS, OUTSIDE)
+_TOLD_OF = (BREAKS, PADDED, HOLLOW)
+_NOT_LEFT_OUT = ("rows", *_TOLD_OF, OUTSIDE)
 _EXPLAINED = {"duplicates": "duplicates (the same user and item again: the earliest counts, without times the first)"}
 
 
 def left_out(report: Mapping[str, int]) -> str:
-    """What a report counts as left out, and line ends within quotes; empty if there is nothing to tell.
+    """What a report counts as left out, and what it counts besides; empty if there is nothing to tell.
 
     >>> left_out({"rows": 1200, "unreadable rows": 231, "duplicates": 0, BREAKS: 4})
     'left out: 231 unreadable rows; 4 line ends within quotes'
@@ -28,8 +31,7 @@ def left_out(report: Mapping[str, int]) -> str:
         if what not in _NOT_LEFT_OUT and count
     )
     told = [f"left out: {counts}"] if counts else []
-    if breaks := report.get(BREAKS, 0):
-        told.append(f"{breaks:,} {BREAKS}")
+    told += [f"{report[what]:,} {what}" for what in _TOLD_OF if report.get(what)]
     return "; ".join(told)
 
 
