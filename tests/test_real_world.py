@@ -508,7 +508,12 @@ def test_ids_that_begin_with_a_dash(words: list[str], odd: Path, capsys: pytest.
 
 @pytest.mark.parametrize(
     "words",
-    [["--have", "--top_k", "3"], ["--user", "--data.path", "x.csv"], ["--have", "--user", "7"], ["--user", "--top_k=3"]],
+    [
+        ["--have", "--top_k", "3"],
+        ["--user", "--data.path", "x.csv"],
+        ["--have", "--user", "7"],
+        ["--user", "--top_k=3"],
+    ],
     ids=" ".join,
 )
 def test_an_option_is_no_id(words: list[str], odd: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Collection
 
 
 def under_our_name(argv: list[str]) -> list[str]:
@@ -13,11 +13,11 @@ def under_our_name(argv: list[str]) -> list[str]:
     return [*argv[:first], "recommend", *argv[first + 1 :]]
 
 
-def with_ids_joined(argv: list[str], options: Set[str]) -> list[str]:
+def with_ids_joined(argv: list[str], options: Collection[str]) -> list[str]:
     """``--user -a -b`` as ``--user=-a --user=-b``: argparse takes a word that begins with a dash for an option.
 
-    The word behind ``--user`` or ``--have`` is an id, unless it is one of the ``options``, and so are those that follow,
-    up to one that begins with two dashes. Whoever has an id that is called like an option says ``--user=--top_k``.
+    The word behind ``--user`` or ``--have`` is an id, unless it is one of the ``options``, and so are those that
+    follow, up to one that begins with two dashes. Whoever has an id like an option says ``--user=--top_k``.
     """
     if "recommend" not in argv:
         return argv
