@@ -158,7 +158,7 @@ def test_ids_that_nobody_means_are_counted_and_read(tmp_path: Path) -> None:
     pl.DataFrame([*rows, ("u3", "i7 ", 9)], ["user", "item", "timestamp"], orient="row").write_csv(tmp_path / "r.csv")
     data = FederatedDataModule(str(tmp_path / "r.csv"), negatives=1)
     line = told(data).splitlines()[0]
-    assert line.endswith("; 3 ids with blanks around them; 2 ids that read like none (NA, null, None, nan)")
+    assert line.endswith("; 3 ids with blanks at an end; 2 ids such as NA, null, None or nan")
     assert data.user_ids.to_list() == [" u1", "NA", "null", "u1", "u2 ", "u3"]
     pl.DataFrame(rows[:5], ["user", "item", "timestamp"], orient="row").write_csv(tmp_path / "r.csv")
     assert told(data).splitlines()[0].endswith("density 100.00%")

@@ -44,7 +44,7 @@ def doubtful(ids: pl.Series) -> dict[str, int]:
     """How many of some ids, `[ids]`, are unlikely to be meant, by why; they are ids all the same.
 
     >>> doubtful(pl.Series(["u1", " u1", "NA"]))
-    {'ids with blanks around them': 1, 'ids that read like none (NA, null, None, nan)': 1}
+    {'ids with blanks at an end': 1, 'ids such as NA, null, None or nan': 1}
     """
     if ids.dtype != pl.String:
         return {}
