@@ -38,6 +38,7 @@ def test_a_run_stands_among_those_on_the_same_data_by_validation() -> None:
     for value, said in (
         (0.999, "the best of 2 runs on these data is CGFedRec in runs/one: 0.9990"),
         (0.0, "this is the best of 2"),
+        (told["val/ndcg@10"], "this run and CGFedRec in runs/one are equal, and the best of 2 runs"),
     ):
         write_json(path, told | {"val/ndcg@10": value, "test/ndcg@10": 1 - value})
         assert any(said in line for line in fit(f"other{value}" if value else "other")), value

@@ -81,8 +81,18 @@ def test_what_cannot_fit_is_refused_with_what_would(machine: Any) -> None:
     with pytest.raises(InputError, match=r"memory needs about 2\d\.\d GiB of memory, and 16.0 GiB are .*: disk, "):
         plan(LARGE, "memory", "auto", CPU, Path())
     machine.disk = 10 * 2**30
-    with pytest.raises(InputError, match=r"disk may lay .* and 10.0 GiB are free: .*bfloat16"):
-        plan(LARGE, "disk", "auto", CPU, Path())
+    folder = Path("run/checkpoints/clients")
+    with pytest.raises(InputError, match=rf"disk may lay .* in {folder}, and 10.0 GiB are free: .*bfloat16"):
+        plan(LARGE, "disk", "auto", CPU, folder)
+    # Clients who keep no table cannot have a smaller one; where state is in memory, checkpoints alone are written.
+    machine.disk = 100_000
+    counting = replace(ML_100K, example={"label": torch.zeros(1, dtype=torch.int64)}, saved=2**21)
+    with pytest.raises(InputError) as refused:
+        plan(counting, "memory", "auto", CPU, folder)
+    assert refused.value.problems == [
+        "loop.store: memory may lay 6 MiB on disk in run/checkpoints, and less than 1 MiB are free: fewer items "
+        "(data.min_users) would need less, or choose another run_dir"
+    ]
 
 
 def test_tables_that_follow_what_comes_down_count_as_the_rows_of_batches() -> None:
@@ -189,7 +199,7 @@ def test_few_participants_of_many_users_fit_in_memory(machine: Any) -> None:
 
 def test_what_is_only_read_needs_no_room(machine: Any) -> None:
     machine.disk = 0
-    with pytest.raises(InputError, match="0 MiB are free"):
+    with pytest.raises(InputError, match="less than 1 MiB are free"):
         plan(LARGE, "disk", "auto", CPU, Path())
     for store in ("memory", "disk", "auto"):
         chosen = plan(LARGE, store, "auto", CPU, Path(), to_train=False)

@@ -19,9 +19,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from cgfedrec.client import Batch, Client, StepOutput
 from cgfedrec.data.synthetic import Synthetic
-from cgfedrec.errors import RunError
+from cgfedrec.errors import Notice, RunError
 from cgfedrec.kernels import compiled
-from cgfedrec.kernels.cache import UNUSED, Cache, Files
+from cgfedrec.kernels.cache import UNUSED, Cache, Files, tell_of_nowhere
 from cgfedrec.kernels.compiled import exp_of_negative
 from cgfedrec.kit.optimisers import FactorAdam, TableSGD
 from cgfedrec.kit.rows import by_rows
@@ -430,13 +430,21 @@ def test_machine_code_that_nobody_reads_any_more_is_removed(kept: Path, monkeypa
     assert old.exists()
 
 
-def test_where_machine_code_cannot_be_kept_it_is_made_anew(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_machine_code_cannot_be_kept_it_is_made_anew_and_told_once(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Elsewhere, "folder", kept / "file" / "folder")
     (kept / "file").write_text("no folder")
-    assert compiled.compiled(double)(4.0) == 8.0
+    tell_of_nowhere.cache_clear()
+    with pytest.warns(Notice, match="NUMBA_CACHE_DIR") as told:
+        assert [compiled.compiled(double)(4.0) for _ in range(2)] == [8.0, 8.0]
+    assert len(told) == 1
 
     def nowhere(self: Cache, function: Any) -> None:
         raise RuntimeError("no locator available")
 
     monkeypatch.setattr(Elsewhere, "__init__", nowhere)
-    assert compiled.compiled(double)(4.0) == 8.0
+    tell_of_nowhere.cache_clear()
+    loop = compiled.compiled(double)  # nothing has been compiled yet, so there is nothing to tell
+    with pytest.warns(Notice, match="NUMBA_CACHE_DIR"):
+        assert loop(4.0) == 8.0

@@ -210,11 +210,13 @@ def test_what_is_unknown_is_named_and_who_was_in_training_is_too(run: Run, check
         same = run.recommend_for({"ann": [5], "zoe": [9, 9, "nothing"]}, top_k=2)
     assert same.filter(user="ann")["item"].equals(table.filter(user="ann")["item"])
     assert same.filter(user="zoe")["item"].equals(table.filter(user="7")["item"])
+    with pytest.warns(Notice, match="2 users were in training too, and here are served by the history that is given"):
+        run.recommend_for({"7": [9], "8": [9]}, top_k=2)
     done = command("recommend", "--ckpt_path", checkpoint, "--have", "-a", "-b")
     assert done.returncode == 0, done.stderr
     assert "warning: 2 interactions are left out: 2 items are not in the data of this checkpoint: -a, -b" in done.stderr
     assert "source popularity: this user has no history that could be read" in done.stdout
-    assert "more down, to score with" in done.stderr
+    assert "to score with, clients would download " in done.stderr
 
 
 def test_ratings_below_the_threshold_are_no_history_and_are_not_recommended(run: Run) -> None:
@@ -232,7 +234,7 @@ def test_rows_that_are_left_out_are_counted(run: Run, checkpoint: str) -> None:
     rows = "user,item,timestamp\nann,5,1\nann,5,2\nann,,3\neve,9,4\n,9,5\n"
     Path("holes.csv").write_text(rows)
     again = "the same user and item again: the earliest counts, without times the first"
-    told = f"holes.csv: left out: 2 unreadable rows, 1 duplicates ({again})"
+    told = f"holes.csv: left out: 2 unreadable rows, 1 duplicate ({again})"
     with pytest.warns(Notice) as notes:
         run.recommend_for("holes.csv", format=Format(bad_rows="drop"))
     assert [str(one.message) for one in notes] == [told]
@@ -245,7 +247,7 @@ def test_rows_that_are_left_out_are_counted(run: Run, checkpoint: str) -> None:
     table.write_csv("short.csv")
     done = command("test", "--ckpt_path", checkpoint, "--data.path", "short.csv")
     assert done.returncode == 0, done.stderr
-    assert "warning: short.csv: left out: 1 users with too few interactions" in done.stderr
+    assert "warning: short.csv: left out: 1 user with too few interactions" in done.stderr
 
 
 def test_bad_histories_are_refused(run: Run, checkpoint: str) -> None:

@@ -506,6 +506,25 @@ def test_ids_that_begin_with_a_dash(words: list[str], odd: Path, capsys: pytest.
     assert len(printed) == len(asked) * (2 if "--top_k" in words else 10)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--have", "--top_k", "3"],
+        ["--user", "--data.path", "x.csv"],
+        ["--have", "--user", "7"],
+        ["--user", "--top_k=3"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_is_no_id(words: list[str], odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("recommend", "--ckpt_path", odd, *words)
+    assert ended.value.code == 2
+    assert f"argument {words[0]}: expected at least one argument" in capsys.readouterr().err
+    assert run("recommend", "--ckpt_path", odd, "--user=--top_k") == 2
+    assert "user: '--top_k' is not in the data of this checkpoint" in capsys.readouterr().err
+
+
 def test_negative_numbers_are_ids(capsys: pytest.CaptureFixture[str]) -> None:
     path = put(Path("a.csv"), text([(-user, item, time) for user, item, time in PLAIN]))
     checkpoint = fit(path, Path("run"))

@@ -23,6 +23,7 @@ import cgfedrec
 from cgfedrec.cli import main
 from cgfedrec.errors import InputError
 from cgfedrec.run.loggers import WandbLogger
+from tests.commands import Command
 from tests.conftest import TINY
 
 WANDB = "cgfedrec.run.loggers.WandbLogger"
@@ -269,6 +270,23 @@ def test_a_service_that_dies_is_said_once_and_ends_nothing() -> None:
     assert "Traceback" not in err
     assert len(pl.read_csv("run/metrics.csv")) == 100
     assert Path("run/summary.json").exists()
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", None])
+def test_without_a_home_it_says_nothing_of_itself_and_logs_all(home: str | None) -> None:
+    """Its service prints what it cannot write into the user's folders, and artifacts were lost."""
+    config = Path("tiny.yaml")
+    config.write_text(yaml.safe_dump(TINY | {"logger": {"class_path": WANDB}}))
+    own = ("HOME", "WANDB_SILENT", "WANDB_CACHE_DIR", "WANDB_DATA_DIR")
+    environment = {name: text for name, text in os.environ.items() if name not in own}
+    if home:
+        environment["HOME"] = home
+    done = Command("fit", "--config", config, "--run_dir", "run", environment=environment)
+    out, err = done.communicate()
+    assert done.returncode == 0
+    assert not re.search(r"\d\d:\d\d:\d\d (INFO|ERROR)", out + err)
+    assert "has failed" not in err
+    assert len(list(Path("run/wandb").glob("offline-run-*"))) == 1
 
 
 def test_another_logger_that_fails_ends_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:

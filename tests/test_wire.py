@@ -321,7 +321,7 @@ def test_fit_test_and_recommend_tell_what_scoring_took(tmp_path: Path, capsys: p
     checkpoint = str(tmp_path / "checkpoints" / "best.ckpt")
     assert users * table < cgfedrec.load(checkpoint).test()["bytes/scoring"] < users * (table + 40)
     assert main(["recommend", "--ckpt_path", checkpoint, "--user", str(run.data.user_ids[0])]) == 0
-    assert "659 B more down, to score with" in capsys.readouterr().err
+    assert "to score with, clients would download 659 B more" in capsys.readouterr().err
 
 
 class Elsewhere(Scaled):

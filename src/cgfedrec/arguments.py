@@ -158,7 +158,13 @@ def _add_serve(parser: ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
     add("--port", type=int, default=8000, help="0 for any free one (%(default)s)")
     add("--max_body", type=int, default=2**18, metavar="BYTES", help="of a request; 413 above (%(default)s)")
-    add("--max_history", type=int, default=5000, metavar="N", help="items of a history; 422 above (%(default)s)")
+    add(
+        "--max_history",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="items of a history, or excluded; 422 above (%(default)s)",
+    )
     add("--max_top_k", type=int, default=100, metavar="K", help="items in an answer; 422 above (%(default)s)")
     add(
         "--rate",

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         return _fail(Arguments(traceback=False), 2, *error.problems)
     # What the parser does not know may be a setting of a run. The command says so itself if it takes none.
-    arguments, options = parser.parse_known_args(with_values_joined(with_ids_joined(argv)))
+    argv = with_ids_joined(argv, _own(verbs["recommend",]) | _settings())
+    arguments, options = parser.parse_known_args(with_values_joined(argv))
     tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
     if arguments.words in OWN_HELP and asks_for_help(options):  # here, since it is quick
         if arguments.words != ("fit",):
@@ -85,11 +86,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _misspelt(options: list[str], verb: ArgumentParser) -> Iterator[str]:
     """The problem with each option that is no setting of a run, but nearly one of the command's own."""
-    settings = set(re.findall(r"--[a-z_]+", packaged(SETTINGS)))
-    own = set(verb._option_string_actions) - {"-h", "--help"}
+    settings, own = _settings(), _own(verb)
     for name in (word.partition("=")[0] for word in options):
         if name.startswith("--") and "." not in name and name not in settings and (meant := nearest(name, own)):
             yield f"{name}: there is no such option{meant}"
+
+
+def _own(verb: ArgumentParser) -> set[str]:
+    """The options of a command itself."""
+    return set(verb._option_string_actions) - {"-h", "--help"}
+
+
+def _settings() -> set[str]:
+    """The options that are settings of a run, each up to its first dot."""
+    return set(re.findall(r"--[a-z_]+", packaged(SETTINGS)))
 
 
 def _warning(

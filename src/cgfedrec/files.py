@@ -11,12 +11,11 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import xxhash
 
@@ -60,19 +59,19 @@ def write_atomically(
         content = content.encode()
     with open_to_us(path):
         path.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
-    partial = partial_of(path)
+    partial, heard = partial_of(path), list[OSError]()
     try:
         with open_to_us(path):
             with _opened(partial, private) as file:
                 if callable(content):
-                    content(file)
+                    content(cast(BinaryIO, _Heard(file, heard)))
                 else:
                     file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
     except BaseException as error:  # an interrupt too leaves a part behind
-        full = _full_disk(error)
+        full = next((one for one in (error, *heard) if isinstance(one, OSError) and one.errno in _FULL), None)
         problem = ""
         if full is not None:  # said before the part is removed, which makes room again
             problem = no_room(path, _size(partial), size)
@@ -82,6 +81,33 @@ def write_atomically(
             raise RunError(problem) from full
         raise
     sync_folder(path.parent)
+
+
+class _Heard:
+    """A file that keeps what the system says when a write fails: libraries raise an error of their own in its place.
+
+    Polars writes Parquet so, and often says no more than "transport error". To this file, which is none of Python's
+    own, it writes by `write`, as all others do.
+    """
+
+    def __init__(self, file: BinaryIO, heard: list[OSError]) -> None:
+        self.file, self.heard = file, heard
+
+    def write(self, data: bytes | memoryview) -> int:
+        with self._hearing():
+            return self.file.write(data)
+
+    def flush(self) -> None:
+        with self._hearing():
+            self.file.flush()
+
+    @contextmanager
+    def _hearing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.heard.append(error)
+            raise
 
 
 def _opened(path: Path, private: bool) -> BinaryIO:
@@ -167,21 +193,6 @@ def open_to_us(path: Path) -> Iterator[None]:
         if error.errno in _CLOSED:
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
         raise
-
-
-def _full_disk(error: BaseException | None) -> BaseException | None:
-    """The error that says that a disk is full, if that is what this error comes from: libraries wrap it in their own.
-
-    Polars has the operating system's number of it in its text alone.
-    """
-    while error is not None:
-        number = error.errno if isinstance(error, OSError) else None
-        if told := re.search(r"\(os error (\d+)\)", str(error)):
-            number = int(told[1])
-        if number in _FULL:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def digest(data: bytes | memoryview) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 def under_our_name(argv: list[str]) -> list[str]:
     """``predict``, as Lightning calls it, as ``recommend``; all else as it is."""
@@ -11,17 +13,20 @@ def under_our_name(argv: list[str]) -> list[str]:
     return [*argv[:first], "recommend", *argv[first + 1 :]]
 
 
-def with_ids_joined(argv: list[str]) -> list[str]:
+def with_ids_joined(argv: list[str], options: Collection[str]) -> list[str]:
     """``--user -a -b`` as ``--user=-a --user=-b``: argparse takes a word that begins with a dash for an option.
 
-    The word behind ``--user`` or ``--have`` is an id, whatever it is, and so are those that follow, up to one that
-    begins with two dashes.
+    The word behind ``--user`` or ``--have`` is an id, unless it is one of the ``options``, and so are those that
+    follow, up to one that begins with two dashes. Whoever has an id like an option says ``--user=--top_k``.
     """
     if "recommend" not in argv:
         return argv
     joined: list[str] = []
     option, needs_one = "", False
     for word in argv:
+        if needs_one and word.partition("=")[0].partition(".")[0] in options:
+            joined.append(option)  # argparse says that an id is missing
+            needs_one, option = False, ""
         if needs_one or (option and not word.startswith("--")):
             joined.append(f"{option}={word}")
             needs_one = False
@@ -30,7 +35,7 @@ def with_ids_joined(argv: list[str]) -> list[str]:
         else:
             joined.append(word)
             option = ""
-    if needs_one:  # argparse says that an id is missing
+    if needs_one:  # as above
         joined.append(option)
     return joined
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cgfedrec.data.ids import as_ids
+from cgfedrec.data.ids import as_ids, doubtful
 from cgfedrec.data.interactions import Interactions, Numbers, Times, by_user_and_item, index_type, renumbered
 from cgfedrec.data.layout import Format
 from cgfedrec.data.tables import HEADERS, OVERLONG, SHOWN, Table, more_like_these
@@ -104,6 +105,7 @@ def encode(given: Table, layout: Format) -> Interactions:
             HEADERS: given.left_out.get(HEADERS, 0),
             "duplicates": int(again.sum()),
             "below the threshold": int((~positive).sum()),
+            **(Counter(doubtful(user_ids)) + Counter(doubtful(item_ids))),
         },
         order,
     )

@@ -6,8 +6,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cgfedrec.data.report import HOLLOW, PADDED
+
 EXACT = 2**53
 """Floats hold every whole number up to here; above it, neighbours become the same float."""
+
+_NONE = ("na", "n/a", "<na>", "null", "none", "nan")
+"""What programs write where there is no value, in lower case."""
 
 
 def as_ids(ids: pl.Series) -> pl.Series:
@@ -33,6 +38,19 @@ def as_ids(ids: pl.Series) -> pl.Series:
     if (numbers.cast(pl.String) == text).all() and numbers.null_count() == text.null_count():
         return numbers
     return text
+
+
+def doubtful(ids: pl.Series) -> dict[str, int]:
+    """How many of some ids, `[ids]`, are unlikely to be meant, by why; they are ids all the same.
+
+    >>> doubtful(pl.Series(["u1", " u1", "NA"]))
+    {'ids with blanks at an end': 1, 'ids such as NA, null, None or nan': 1}
+    """
+    if ids.dtype != pl.String:
+        return {}
+    bare = ids.str.strip_chars()
+    counts = {PADDED: int((bare != ids).sum()), HOLLOW: int(bare.str.to_lowercase().is_in(_NONE).sum())}
+    return {what: count for what, count in counts.items() if count}
 
 
 def places(ids: pl.Series, among: pl.Series) -> NDArray[np.int64]:

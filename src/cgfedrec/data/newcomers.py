@@ -114,8 +114,9 @@ class Newcomers(FederatedDataModule):
             )
         if len(self.also_trained):
             told.append(
-                f"{many(len(self.also_trained), 'user was', 'users were')} in training too, and here is served by "
-                f"the history that is given, as anybody else: {named(self.also_trained)}"
+                f"{many(len(self.also_trained), 'user was', 'users were')} in training too, and here "
+                f"{'is' if len(self.also_trained) == 1 else 'are'} served by the history that is given, as anybody "
+                f"else: {named(self.also_trained)}"
             )
         return told
 

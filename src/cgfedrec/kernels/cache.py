@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import time
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 
 import numba
 import xxhash
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, NullCache
 from numba.core.serialize import dumps
 
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.errors import InputError, Notice, RunError
 from cgfedrec.files import write_atomically
 
 UNUSED = 30 * 24 * 3600
@@ -39,6 +40,25 @@ class Cache(FunctionCache):
     def __init__(self, function: Any) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
         self._cache_file: Any = Files(Path(self.cache_path), self._impl.filename_base)
+
+
+class Nowhere(NullCache):
+    """In place of a `Cache` where there is no folder to write to."""
+
+    def save_overload(self, sig: object, data: object) -> None:
+        """Say what that costs, once something has been compiled."""
+        tell_of_nowhere()
+
+
+@cache
+def tell_of_nowhere() -> None:
+    """Say, once in a process, that it compiles what the next one will have to compile again."""
+    warnings.warn(
+        "machine code can be kept neither beside the installation nor in ~/.cache: each process compiles its loops "
+        "anew, which takes seconds; name a folder that can be written to by NUMBA_CACHE_DIR",
+        Notice,
+        stacklevel=2,
+    )
 
 
 class Files:
@@ -70,8 +90,12 @@ class Files:
     def save(self, key: object, data: object) -> None:
         """Keep something under a key; where it cannot be written, the next process compiles anew."""
         payload = dumps(data)  # type: ignore[no-untyped-call]
-        with suppress(InputError, RunError, OSError):
+        try:
             write_atomically(self._path(key), xxhash.xxh3_64_digest(payload) + payload)
+        except (InputError, RunError, OSError):
+            tell_of_nowhere()
+            return
+        with suppress(OSError):  # another process clears too
             self._clear()
 
     def _clear(self) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cgfedrec.kernels.cache import Cache
+from cgfedrec.kernels.cache import Cache, Nowhere
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -44,8 +43,10 @@ def compiled_as_written(function: Function) -> Function:
 def _compiled(function: Function, settings: dict[str, Any]) -> Function:
     made: Any = numba.njit(**settings)(function)
     if made is not function:  # as it is where NUMBA_DISABLE_JIT is set
-        with suppress(RuntimeError):  # there is nowhere to keep it
+        try:
             made._cache = Cache(function)  # what njit(cache=True) does with a cache of its own
+        except RuntimeError:  # there is nowhere to keep it
+            made._cache = Nowhere()
     found: Function = made
     return found
 

@@ -107,8 +107,11 @@ def _among_others(run: Run) -> Iterator[str]:
             f"by validation {metric} the best of {len(others) + 1} runs on these data is {best.name} in {best.folder}: "
             f"{best.value:.4f}, this one {ours:.4f}"
         )
-    else:
-        yield f"by validation {metric} this is the best of {len(others) + 1} runs on these data"
+        return
+    place = "this is the best"
+    if best.value == ours:
+        place = f"this run and {best.name} in {best.folder} are equal, and the best"
+    yield f"by validation {metric} {place} of {len(others) + 1} runs on these data"
 
 
 def _tried(run: Run, monitor: str) -> Iterator[Tried]:

@@ -15,6 +15,8 @@ from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
 from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.run.checkpoint import LAST, State, no_network, read_checkpoint
+from cgfedrec.run.console import quiet_console
+from cgfedrec.run.describe import tell_of_ratings
 from cgfedrec.run.folder import CLIENTS, run_folder
 from cgfedrec.run.frame import with_table
 from cgfedrec.run.opened import data_of, open_run
@@ -85,10 +87,14 @@ def start(given: Said, callbacks: Sequence[object] = (), console: Console | None
             named = "ckpt_path" if state else "update_from"
             raise InputError(f"{named}: a rolling evaluation has none; {RollingRun.GO_ON}")
         with run_folder(settings) as directory:
-            yield RollingRun(settings, directory, callbacks, console)
+            rolling = RollingRun(settings, directory, callbacks, console)
+            tell_of_ratings(rolling.console, rolling.data, given)
+            yield rolling
     else:
         with open_run(settings, state, checkpoint, callbacks, console, update) as run:
             del state
+            if base is None:  # a run that goes on has been told
+                tell_of_ratings(run.console, run.data, given)
             yield run
 
 
@@ -198,4 +204,6 @@ def open_data(options: Sequence[str], console: Console | None = None) -> Federat
     """The data that the options of a run name, read and split. Raises `InputError` where they cannot serve."""
     given = said(options=options)
     refuse_of_fit(given, "data describe")
-    return data_of(parse(given), console)
+    data = data_of(parse(given), console)
+    tell_of_ratings(console or quiet_console(), data, given)
+    return data

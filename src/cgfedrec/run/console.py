@@ -212,9 +212,9 @@ def show_result(
 
 
 def show_scoring(console: Console, downloaded: int) -> None:
-    """What clients had to download to score with, if anything, in bytes; nothing of it is counted as training."""
+    """What clients would have to download to score with, if anything, in bytes; none of it counts as training."""
     if downloaded:
-        console.print(f"{nbytes(downloaded)} more down, to score with", highlight=False)
+        console.print(f"to score with, clients would download {nbytes(downloaded)} more", highlight=False)
 
 
 def show_recommendations(console: Console, table: pl.DataFrame, by: str = "model") -> None:

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.arguments import is_embedded, origin
-from cgfedrec.data.recognising import recognised
+from cgfedrec.data.recognising import recognised, unread_ratings
 from cgfedrec.data.report import left_out
 from cgfedrec.data.split import Part
+from cgfedrec.settings.sources import Said
 
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)
 
@@ -56,6 +57,21 @@ def show_data(console: Console, data: FederatedDataModule, details: bool = False
             what = "chooses settings" if data.rolling.chooses(number) else "reported"
             table.add_row(str(number), str(time), f"{asked:,}", what)
         console.print(table)
+
+
+def tell_of_ratings(console: Console, data: FederatedDataModule, given: Said) -> None:
+    """Say that a file's ratings are not read, unless somebody says so: that there are none is the default.
+
+    Args:
+        console: Where it is said.
+        data: As read. A data module of one's own knows what it reads.
+        given: What is said of the run.
+    """
+    said = given.who(("data", "init_args", "format", "rating_column"))
+    if said is not None or not data.path or type(data) is not FederatedDataModule:
+        return
+    if hint := unread_ratings(Path(data.path), data.format):
+        console.print(hint, highlight=False, soft_wrap=True)
 
 
 def _times(data: FederatedDataModule) -> str:

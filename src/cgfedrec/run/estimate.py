@@ -17,7 +17,7 @@ from cgfedrec.data import FederatedDataModule
 from cgfedrec.errors import check
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.run.console import tracker
-from cgfedrec.run.describe import show_data
+from cgfedrec.run.describe import show_data, tell_of_ratings
 from cgfedrec.run.engine import engine, no_crowd
 from cgfedrec.run.estimates import Alike, Estimate, InTurn
 from cgfedrec.run.folder import CLIENTS
@@ -55,6 +55,7 @@ def estimate(options: Sequence[str], console: Console) -> Alike | InTurn:
     folder = Path(settings.run_dir or "runs") / "checkpoints" / CLIENTS  # where room is looked for; nothing is written
     loop.setup(fabric, data, parts.method, folder, wire=parts.wire)
     found = tried_out(loop)
+    tell_of_ratings(console, data, given)
     show_data(console, data)
     show_estimate(console, found, loop)
     return found

@@ -98,10 +98,12 @@ class WandbLogger(theirs.WandbLogger):
             directory: The run's folder; W&B writes into ``wandb`` in it.
             config: The settings, as shown in W&B.
         """
-        import wandb  # 1 s to import: only for those who use it
-
         identity = directory / "wandb" / "run-id"
         identity.parent.mkdir(parents=True, exist_ok=True)
+        _without_home(identity.parent.absolute())
+
+        import wandb  # 1 s to import: only for those who use it
+
         if not identity.exists():
             identity.write_text(uuid.uuid4().hex[:8])
         settings: dict[str, Any] = {
@@ -224,6 +226,26 @@ class WandbLogger(theirs.WandbLogger):
         """End the W&B run, as failed unless ``status`` is ``success``. Lightning's logger leaves that to the caller."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=0 if status == "success" else 1)
+
+
+def _without_home(folder: Path) -> None:
+    """Let W&B write below this folder what it would write into the user's, where that cannot be.
+
+    Its service prints all that it cannot log there, and artifacts, which hold tables, are prepared there.
+    """
+    usual = (("WANDB_CACHE_DIR", "XDG_CACHE_HOME", ".cache"), ("WANDB_DATA_DIR", "XDG_DATA_HOME", ".local/share"))
+    for variable, base, below in usual:
+        if os.environ.get(variable):
+            continue
+        home = os.environ.get("HOME")
+        place = Path(os.environ.get(base) or Path(home or "/dev/null") / below) / "wandb"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            usable = os.access(place, os.W_OK | os.X_OK)
+        except OSError:
+            usable = False
+        if not usable:
+            os.environ[variable] = str(folder)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> wandb.Table:

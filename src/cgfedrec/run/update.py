@@ -10,6 +10,7 @@ import yaml
 
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.changes import Before, Changes, forgotten
+from cgfedrec.data.report import counted, many
 from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.files import write_atomically
 from cgfedrec.run.checkpoint import LAST, State, no_network, read_checkpoint
@@ -53,16 +54,15 @@ class Update(NamedTuple):
 def told(changes: Changes, how: str) -> str:
     """What has changed, in words, and how a server goes on from there (`cgfedrec.server.Server.updates`)."""
     counts = changes.counts
-    parts = [f"{counts[name]:,} {name}" for name in ("new users", "users gone", "new items") if counts[name]]
-    parts += [
-        f"{counts[name]:,} interactions {name}" for name in ("added", "taken back", "at another time") if counts[name]
-    ]
+    parts = [counted(counts[name], name) for name in ("new users", "users gone", "new items") if counts[name]]
+    kinds = [name for name in ("added", "taken back", "at another time") if counts[name]]
+    parts += [counted(counts[name], f"interactions {name}") for name in kinds]
     text = f"changed since: {', '.join(parts) or 'nothing'}"
     if changes.days:
         text += f", {changes.days:.1f} days later"
     if how == "warm":
         return f"{text}\na warm start: training begins with the tables of then, which is not equal to starting again"
-    return f"{text}; {counts['changed users']:,} clients add what has changed"
+    return f"{text}; {many(counts['changed users'], 'client adds', 'clients add')} what has changed"
 
 
 def is_too_much(changes: Changes) -> str | None:

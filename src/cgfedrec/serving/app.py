@@ -105,7 +105,9 @@ def app_of(watched: Watched, limits: Limits, clock: Callable[[], float] = time.m
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Json:
-        return _problems(error.status_code, [str(error.detail)], error.headers)
+        # By 400 FastAPI refuses what its reader of JSON fails at otherwise: bytes that are no text, deep nesting.
+        problem = "body: is no JSON" if error.status_code == 400 else str(error.detail)
+        return _problems(error.status_code, [problem], error.headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Json:

@@ -190,6 +190,9 @@ class Recommender:
     def recommend_all(self, histories: Mapping[Any, Iterable[Id]], top_k: int = 10) -> Recommendations:
         """The best items for many people at once, each by their own history, as `recommend` gives them.
 
+        All lists are equally long. Where the catalogue ends before ``top_k``, numbers are -1 and scores -inf, which
+        `recommend` leaves out: -1 names no item, though ``ids[-1]`` is one.
+
         Args:
             histories: Item ids of each person, the oldest first.
             top_k: As of `recommend`.

@@ -165,9 +165,11 @@ def _working(demand: Demand, size: int, scored: int) -> int:
 
 def _lacks(demand: Demand, store: str, memory: int, available: int, disk: int, folder: Path) -> Iterator[str]:
     """What the machine lacks, and what would need less."""
-    smaller = "fewer participants, method.dim smaller"
-    if demand.dtype == "float32":
-        smaller += ", loop.state_dtype bfloat16"
+    smaller = "fewer items (data.min_users)"  # of the server's numbers, where clients keep none of theirs
+    if any(value.is_floating_point() for value in demand.example.values()):
+        smaller = "fewer participants, method.dim smaller"
+        if demand.dtype == "float32":
+            smaller += ", loop.state_dtype bfloat16"
     # What the process has already is in `memory`, and no longer in `available`.
     if memory - resident() > available:
         first = "disk" if store == "memory" else "loop.cohort_size smaller"
@@ -177,7 +179,9 @@ def _lacks(demand: Demand, store: str, memory: int, available: int, disk: int, f
         )
     free = free_disk(folder)
     if disk > free:
+        where = folder if store == "disk" else folder.parent  # where checkpoints lie, which are all that is written
+        left = gib(free) if free >= 2**20 else "less than 1 MiB"
         yield (
-            f"loop.store: {store} may lay {gib(disk)} on disk in {folder}, and {gib(free)} are free: {smaller} would "
-            "need less, or choose another run_dir"
+            f"loop.store: {store} may lay {gib(disk)} on disk in {where}, and {left} are free: {smaller} would need "
+            "less, or choose another run_dir"
         )

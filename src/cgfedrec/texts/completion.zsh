@@ -978,7 +978,7 @@ _shtab_cgfedrec_serve_options=(
   "--host[address to listen at (127.0.0.1)]:host:"
   "--port[0 for any free one (8000)]:port:"
   "--max_body[of a request\; 413 above (262144)]:max_body:"
-  "--max_history[items of a history\; 422 above (5000)]:max_history:"
+  "--max_history[items of a history, or excluded\; 422 above (5000)]:max_history:"
   "--max_top_k[items in an answer\; 422 above (100)]:max_top_k:"
   "--rate[requests a second of an address\; 429 above, 0\: any (50)]:rate:"
   "--burst[requests that may come at once (100)]:burst:"
