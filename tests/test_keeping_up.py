@@ -189,7 +189,7 @@ def test_the_nightly_job_from_its_first_night_to_its_second(shell: Commands) -> 
     thread.join()
 
     # 3. What changed was said; no request failed; answers are those of the new run.
-    assert re.search(r"changed since: 1 new users, 1 new items, 8 interactions added, 3 interactions taken back", told)
+    assert re.search(r"changed since: 1 new user, 1 new item, 8 interactions added, 3 interactions taken back", told)
     assert not failures
     assert versions == {before.version, after.version}
     assert set(after.ids) - set(before.ids) == {"brand new"}

@@ -206,14 +206,14 @@ SAME: dict[str, tuple[str, str | bytes | Callable[[Path], None], list[str]]] = {
 }
 
 COUNTED: dict[str, tuple[str, str | bytes | Callable[[Path], None], list[str], str]] = {
-    "a repeated header": ("a.csv", text([*PLAIN[:10], NAMES, *PLAIN[10:]]), [], "left out: 1 repeated headers"),
+    "a repeated header": ("a.csv", text([*PLAIN[:10], NAMES, *PLAIN[10:]]), [], "left out: 1 repeated header"),
     "in tabs, bad rows dropped": (
         "a.tsv",
         text([*PLAIN[:10], NAMES, NAMES, *PLAIN[10:]], "\t"),
         reading(bad_rows="drop"),
         "left out: 2 repeated headers",
     ),
-    "in double colons": ("a.dat", text([*PLAIN, NAMES], "::"), [], "left out: 1 repeated headers"),
+    "in double colons": ("a.dat", text([*PLAIN, NAMES], "::"), [], "left out: 1 repeated header"),
     "too many fields": (
         "a.csv",
         text([*PLAIN[:10], (1, 100, 5, 6), (1, 100, 5, "", 6), *PLAIN[10:]]),
@@ -224,15 +224,15 @@ COUNTED: dict[str, tuple[str, str | bytes | Callable[[Path], None], list[str], s
         "a.csv",
         text([*QUOTED[:10], ('"1\n"', 100, 5, '"a\nb"'), *QUOTED[10:]]),
         reading(bad_rows="drop"),
-        "left out: 1 unreadable rows",
+        "left out: 1 unreadable row",
     ),
     "too many in double colons": (
         "a.dat",
         text([*PLAIN[:10], (1, 100, 5, 6), *PLAIN[10:]], "::"),
         reading(bad_rows="drop"),
-        "left out: 1 unreadable rows",
+        "left out: 1 unreadable row",
     ),
-    "too few fields": ("a.csv", text([*PLAIN, (1, 100)]), reading(bad_rows="drop"), "left out: 1 unreadable rows"),
+    "too few fields": ("a.csv", text([*PLAIN, (1, 100)]), reading(bad_rows="drop"), "left out: 1 unreadable row"),
     "a bad time among ISO": (
         "a.csv",
         text([*PLAIN, (1, 100, "soon"), (1, 101, "nan")]),
