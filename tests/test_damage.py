@@ -201,7 +201,7 @@ def test_nobody_else_can_open_a_private_file_at_any_moment() -> None:
         modes = []
 
         def writes(file: BinaryIO) -> None:
-            modes.append(os.fstat(file.fileno()).st_mode & 0o777)
+            modes.append(files.partial_of(path).stat().st_mode & 0o777)
             file.write(b"1234")
 
         before = os.umask(0)
