@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,6 +27,7 @@ from cgfedrec.simulation.store.opened import OpenedStore
 from cgfedrec.testing import prepared, trained
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.moved import laid_out, of_rows
+from tests.test_touched import STORES
 
 USERS, ITEMS = 40, 900
 
@@ -85,17 +85,9 @@ METHODS: dict[str, tuple[type[Client], Callable[[], Method]]] = {
     "PFedRec": (PFedRecClient, lambda: PFedRec(dim=8)),
     "FedMF": (FedMFClient, lambda: FedMF(dim=8)),
 }
-RUNS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "memory": {"failures": Failures(refused=0.5)},  # nobody is refused, and yet might be
-    "disk": {"store": "disk"},
-    "some fail": {"failures": Failures(after=0.3)},
-    "some take part": {"participants": 9},
-    "bfloat16": {"state_dtype": "bfloat16"},
-}
 
 
-@pytest.mark.parametrize("run", list(RUNS))
+@pytest.mark.parametrize("run", list(STORES))
 @pytest.mark.parametrize("name", list(METHODS))
 def test_scores_are_those_of_whole_tables(
     name: str,
@@ -107,16 +99,16 @@ def test_scores_are_those_of_whole_tables(
 ) -> None:
     kind, method = METHODS[name]
     monkeypatch.chdir(tmp_path)  # where a store has its file
-    loop = trained(method(), data, 7, **{"rounds": 3} | RUNS[run])
+    loop = trained(method(), data, 7, **{"rounds": 3} | STORES[run])
     everyone = data.order()  # as those stand who have trained together
     loaded.clear()
     found = loop.score(everyone)
-    if run not in ("some fail", "some take part"):
+    if run not in ("some fail", "some take part", "judged at the end"):
         assert not any(whole for _, whole in loaded), "nobody's table is laid out"
     order = torch.randperm(USERS)
     assert loop.score(everyone[order]).equal(found[order]), "in another order others score beside them"
     opened = FederatedLoop(
-        rounds=3, cohort_size=7, **{name: one for name, one in RUNS[run].items() if name != "rounds"}
+        rounds=3, cohort_size=7, **{name: one for name, one in STORES[run].items() if name != "rounds"}
     )
     opened.setup(loop.fabric, data, method(), Path("clients"), to_train=False)
     opened.open_state_dict(loop.state_dict())

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         return _fail(Arguments(traceback=False), 2, *error.problems)
     # What the parser does not know may be a setting of a run. The command says so itself if it takes none.
-    argv = with_ids_joined(argv, _own(verbs["recommend",]) | _settings())
+    if "recommend" in argv:
+        argv = with_ids_joined(argv, _own(verbs["recommend",]) | _settings())
     arguments, options = parser.parse_known_args(with_values_joined(argv))
     tell_of_unread(arguments.words, verbs, os.environ, arguments.words[0] in TAKE_SETTINGS)
     if arguments.words in OWN_HELP and asks_for_help(options):  # here, since it is quick

@@ -16,11 +16,9 @@ def under_our_name(argv: list[str]) -> list[str]:
 def with_ids_joined(argv: list[str], options: Collection[str]) -> list[str]:
     """``--user -a -b`` as ``--user=-a --user=-b``: argparse takes a word that begins with a dash for an option.
 
-    The word behind ``--user`` or ``--have`` is an id, unless it is one of the ``options``, and so are those that
-    follow, up to one that begins with two dashes. Whoever has an id like an option says ``--user=--top_k``.
+    The word behind ``--user`` or ``--have`` of ``recommend`` is an id, unless it is one of the ``options``, and so are
+    those that follow, up to one that begins with two dashes. Whoever has an id like an option says ``--user=--top_k``.
     """
-    if "recommend" not in argv:
-        return argv
     joined: list[str] = []
     option, needs_one = "", False
     for word in argv:

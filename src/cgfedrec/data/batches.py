@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cgfedrec.data.lists import USERS_AT_ONCE, Lists
+from cgfedrec.data.lists import Lists
 from cgfedrec.random import Stream, bits
 
 SHORTEST = 32
@@ -167,6 +167,4 @@ class Batches:
     def samples_of_all(self, round: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """`samples` of every client: users `[positives]`, and items `[positives, 1 + negatives]`."""
         everyone = np.arange(len(self.counts))
-        parts = [everyone[start : start + USERS_AT_ONCE] for start in range(0, len(everyone), USERS_AT_ONCE)]
-        items = np.concatenate([self.samples(users, round, seed) for users in parts])
-        return np.repeat(everyone, self.positives.lengths), items
+        return np.repeat(everyone, self.positives.lengths), self.samples(everyone, round, seed)

@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 from cgfedrec.data.interactions import Numbers
 
-USERS_AT_ONCE = 256
-"""Users for whom a row of all items exists at a time, where something is done for every user."""
-
 
 class Flat(NamedTuple):
     """The lists of some users, one behind the other."""

@@ -35,10 +35,10 @@ def linear(vectors: Tensor, tables: Tensor, moved: Tensor | None = None) -> Tens
 
     clients, items, dim = tables.shape
     scores, plain = torch.empty(clients, items), vectors.contiguous().numpy()
-    firsts = np.zeros(clients, np.int64)
-    if not is_shared(tables):
-        tables, firsts = tables.contiguous(), np.arange(clients) * items
-    rows = (tables[:1] if is_shared(tables) else tables).reshape(-1, dim).numpy()
+    firsts = np.arange(clients) * items
+    if is_shared(tables):
+        tables, firsts = tables[:1], np.zeros(clients, np.int64)
+    rows = tables.reshape(-1, dim).numpy()
     kernel.of_tables(rows, firsts, plain, scores.numpy())
     if moved is not None:
         owners, items_of = moved.indices().numpy()

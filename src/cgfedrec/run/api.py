@@ -13,8 +13,8 @@ from rich.console import Console
 from cgfedrec.data.arguments import origin
 from cgfedrec.data.module import FederatedDataModule
 from cgfedrec.data.newcomers import Newcomers
-from cgfedrec.errors import InputError, Notice, check
-from cgfedrec.run.checkpoint import LAST, State, no_network, read_checkpoint
+from cgfedrec.errors import InputError, Notice
+from cgfedrec.run.checkpoint import LAST, State, read_with_clients
 from cgfedrec.run.console import quiet_console
 from cgfedrec.run.describe import tell_of_ratings
 from cgfedrec.run.folder import CLIENTS, run_folder
@@ -78,8 +78,7 @@ def start(given: Said, callbacks: Sequence[object] = (), console: Console | None
         update = Update.read(older)
         base = settings_in(update.state["config"], given)
     if checkpoint:
-        state = read_checkpoint(checkpoint, LAST)
-        check(no_network(state))
+        state = read_with_clients(checkpoint, LAST)
         base = settings_in(state["config"], given)
     settings = parse(given, base)
     if is_rolling(settings):
@@ -113,7 +112,7 @@ def load(ckpt_path: str | Path, *configs: Config, options: Sequence[str] = (), c
         InputError: if the checkpoint cannot be read, or the data are not those that it was trained on.
     """
     path = Path(ckpt_path)
-    return _opened(path, read_checkpoint(path), of_use(configs, options), console)
+    return _opened(path, read_with_clients(path), of_use(configs, options), console)
 
 
 def load_beside(
@@ -134,8 +133,7 @@ def load_beside(
         InputError: as `load`.
     """
     given, path = of_use((), options), Path(ckpt_path)
-    state = read_checkpoint(path)
-    check(no_network(state))
+    state = read_with_clients(path)
     others: FederatedDataModule = instantiate(parse(given, settings_in(state["config"], given))).data
     return _opened(path, state, given.without("data", apart), console), others
 
@@ -155,8 +153,7 @@ def load_to_test(
             whose clients cannot serve people who were not in training.
     """
     given, path = of_use((), options), Path(ckpt_path)
-    state = read_checkpoint(path)
-    check(no_network(state))
+    state = read_with_clients(path)
     own, asked = (parse(said, settings_in(state["config"], said)) for said in (given.without("data", OTHERS), given))
     if own.data == asked.data or _is_trained_on(path, state, asked):
         return _opened(path, state, given, console), None
@@ -186,7 +183,6 @@ def of_use(configs: Sequence[Config], options: Sequence[str]) -> Said:
 
 
 def _opened(path: Path, state: State, given: Said, console: Console | None) -> Run:
-    check(no_network(state))
     settings = parse(given, settings_in(state["config"], given))
     items = settings.data.init_args.get("items")
     if items and items.path and not given.who(TITLES) and not Path(items.path).exists():

@@ -172,11 +172,21 @@ def read_checkpoint(path: Path, usual: str = BEST) -> State:
     return cast(State, state)
 
 
-def no_network(state: State, option: str = "ckpt_path") -> str | None:
-    """Why a command that needs data and clients cannot use a checkpoint, where these are on the nodes of a network."""
+def read_with_clients(path: Path, usual: str = BEST, option: str = "ckpt_path") -> State:
+    """As `read_checkpoint`, for commands that need data and clients.
+
+    Args:
+        path: As of `read_checkpoint`.
+        usual: Likewise.
+        option: Which names the file.
+
+    Raises:
+        InputError: also where these are on the nodes of a network.
+    """
+    state = read_checkpoint(path, usual)
     if not over_network(state):
-        return None
-    return (
+        return state
+    raise InputError(
         f"{option}: is of a run over a network, whose interactions and clients are on their nodes. What serves people "
         "is written by cgfedrec export --catalogue items.csv, with that file of any node; "
         f"flwr run ... --run-config 'resume=\"{state['run']}\"' goes on with it (docs/deploy.md)"

@@ -13,7 +13,7 @@ from cgfedrec.data.changes import Before, Changes, forgotten
 from cgfedrec.data.report import counted, many
 from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.files import write_atomically
-from cgfedrec.run.checkpoint import LAST, State, no_network, read_checkpoint
+from cgfedrec.run.checkpoint import LAST, State, read_with_clients
 from cgfedrec.run.resume import changed
 from cgfedrec.structure.updating import ANEW
 
@@ -33,8 +33,7 @@ class Update(NamedTuple):
     def read(cls, checkpoint: Path) -> Update:
         """Read a checkpoint and what lies beside it. Raises `InputError` where that is no run that can be added to."""
         path = checkpoint.with_name(HISTORIES)
-        state = read_checkpoint(checkpoint, LAST)
-        check(no_network(state, "update_from"))
+        state = read_with_clients(checkpoint, LAST, "update_from")
         if not path.is_file():
             raise InputError(
                 f"update_from: no file {path}; what its clients had is kept by runs that have come to their end, of a "

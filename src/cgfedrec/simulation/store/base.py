@@ -82,15 +82,18 @@ class ClientStore(Checkpointed):
         Raises:
             DamagedError: if a record is no longer what was written.
         """
-        known = self.known[users]
         # Clients that start alike come as one row expanded to `[clients, ...]`.
-        if not (to_train or known.any()):
+        if not (to_train or self.known[users].any()):
             client.load(users, client.start(users))
             return
         if not to_train and takes_moved(client) and (found := self._beside(users, client.follows)):
             client.load(users, *found)
             return
-        private = self._memory_of(client, len(users))
+        self._load(client, users, to_train, without)
+
+    def _load(self, client: Client, users: Tensor, to_train: bool, without: Collection[str]) -> None:
+        """As `load`, with tables in full."""
+        known, private = self.known[users], self._memory_of(client, len(users))
         if known.all():
             self._read_into(users, private, without)
         elif known.any():
@@ -136,7 +139,7 @@ class ClientStore(Checkpointed):
         found = {name: self.index.bases[users, self.layout.tables.index(name)].unique() for name in names}
         if any(len(numbers) > 1 or numbers[0] < 0 for numbers in found.values()):
             return None
-        rows = self._read(users, None, beside=names)
+        rows = self._unpacked(users, beside=names)
         bases = {name: self.layout.table(name, self._base(int(numbers))) for name, numbers in found.items()}
         rows, bases = ({name: one.to(self.computed[name]) for name, one in some.items()} for some in (rows, bases))
         return rows, bases
@@ -216,13 +219,18 @@ class ClientStore(Checkpointed):
         """
         return self._read(users, None)
 
-    def _read(
-        self, users: Tensor, into: Rows | None, without: Collection[str] = (), beside: Collection[str] = ()
+    def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
+        return self._unpacked(users, into, without)
+
+    def _unpacked(
+        self, users: Tensor, into: Rows | None = None, without: Collection[str] = (), beside: Collection[str] = ()
     ) -> Rows:
+        """Records as `Layout.unpack` tells them. Bases are read for tables that are laid out."""
         index = self.index
         bases, numbers = index.bases[users], index.numbers[users]
         content = checked(self.blocks, index.blocks_of(users), index.lengths(users), index.sums[users])
-        tables = {number: self._base(number) for number in bases.unique().tolist() if number >= 0}
+        others = [table for table, name in enumerate(self.layout.tables) if name not in beside]
+        tables = {number: self._base(number) for number in bases[:, others].unique().tolist() if number >= 0}
         try:
             return self.layout.unpack(content, bases, numbers, tables, into, without, beside)
         except ValueError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cgfedrec.client import Client
-from cgfedrec.simulation.store.base import NONE, ClientStore, takes_moved
+from cgfedrec.simulation.store.base import NONE, ClientStore
 from cgfedrec.simulation.store.blocks import Blocks, MemoryBlocks
 from cgfedrec.simulation.store.checkpointed import COPIED_AT_ONCE
 from cgfedrec.simulation.store.differing import differing
@@ -67,15 +67,8 @@ class WholeStore(ClientStore):
         # [users, tables], bool: which tables have moved away from the start, and do not come back to it.
         self._moved = torch.zeros(self.num_users, len(self.layout.tables), dtype=torch.bool)
 
-    def load(self, client: Client, users: Tensor, to_train: bool = True, without: Collection[str] = ()) -> None:
-        known = self.known[users]
-        if not (to_train or known.any()):
-            client.load(users, client.start(users))
-            return
-        if not to_train and takes_moved(client) and (found := self._beside(users, client.follows)):
-            client.load(users, *found)
-            return
-        waiting = self._waiting[users] >= 0
+    def _load(self, client: Client, users: Tensor, to_train: bool, without: Collection[str]) -> None:
+        known, waiting = self.known[users], self._waiting[users] >= 0
         private = self._in_place(users)
         # What comes down to score with may change a client's private state, which must not stay here.
         changes = not to_train and (client.scores_after == "aggregation" or not known.all())
@@ -151,9 +144,7 @@ class WholeStore(ClientStore):
             rows = {name: some(value, left).clone() for name, value in trained.rows.items()}
             self._trained[number] = TrainedRows(trained.users[left], rows, trained.bases)
 
-    def _read(
-        self, users: Tensor, into: Rows | None, without: Collection[str] = (), beside: Collection[str] = ()
-    ) -> Rows:
+    def _read(self, users: Tensor, into: Rows | None, without: Collection[str] = ()) -> Rows:
         rows = {name: rows[self._place[users]] for name, rows in self._rows.items()}
         self._lay_out(users, rows)
         return rows
