@@ -40,7 +40,8 @@ from cgfedrec.deploy.parcels import (
 from cgfedrec.deploy.server import RunEndedError
 from cgfedrec.deploy.server import app as server_app
 from cgfedrec.deploy.settings import Terms
-from cgfedrec.errors import InputError, Notice, RunError
+from cgfedrec.errors import BusyError, InputError, Notice, RunError
+from cgfedrec.files import locked
 from cgfedrec.run.checkpoint import Header, read_checkpoint, write_checkpoint
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
@@ -520,6 +521,7 @@ def test_a_run_goes_on_with_what_is_its_own_alone() -> None:
     terms = deployed(PFEDREC)
     with pytest.raises(InputError, match=r"there is no .*last\.ckpt to go on from"):
         federate(replace(terms, resume="r"), "r", Here(terms).exchange())
+    assert not Path("runs").exists()
     killed_at(terms, "train", 2, 0)
     others = replace(terms, resume="r", settings=terms.settings.replace("seed_everything: 7", "seed_everything: 8"))
     assert others.settings != terms.settings
@@ -532,6 +534,15 @@ def test_a_run_goes_on_with_what_is_its_own_alone() -> None:
 
 
 # On Flower.
+
+
+def busy(run: Path) -> bool:
+    """Whether a server is at work in the folder of a run."""
+    try:
+        with locked(run, "busy"):
+            return False
+    except BusyError:
+        return True
 
 
 def test_on_flower_with_tls_and_authentication(tmp_path: Path) -> None:
@@ -559,17 +570,19 @@ def test_on_flower_with_tls_and_authentication(tmp_path: Path) -> None:
         check_same(last[0], wanted)
         assert last[0]["bytes"] == wanted["bytes"]
         (run,) = tmp_path.glob("runs/flower/*")
+        flower.wait_for("its end", lambda: not busy(run), 60)
         reached(0)  # it may have ended another round before it was stopped
         stopped = last[0]["round"]
         met = (run / "config.yaml").stat().st_mtime_ns  # written anew once all nodes have come
-        others = {"rounds": stopped + 1, "absent": 5.0, "start": 60.0, "resume": f'"{run.name}"'}
+        # Two rounds, since a node may have answered in the first before it is killed.
+        others = {"rounds": stopped + 2, "absent": 10.0, "start": 240.0, "resume": f'"{run.name}"'}
         flower.run(tmp_path / "fed/app", others)
         flower.wait_for("its nodes", lambda: (run / "config.yaml").stat().st_mtime_ns > met, 240)
         flower.kill_node(1)
         flower.wait_for("the end", (run / "summary.json").exists, 300)
     assert list(tmp_path.glob("runs/flower/*")) == [run]
     summary = yaml.safe_load((run / "summary.json").read_text())
-    assert (summary["round"], summary["nodes/gone"], summary["clients/gone"]) == (stopped + 1, 1, 20)
+    assert (summary["round"], summary["nodes/gone"], summary["clients/gone"]) == (stopped + 2, 1, 20)
     # Six messages went down to nodes in two rounds and were answered, and one came twice, to the node that was
     # stopped. A broadcast that is the same for all comes down once for a node, and not once for each of its clients.
     bytes_up, bytes_down, _ = wanted["bytes"]

@@ -35,7 +35,7 @@ class Killed(BaseException):
     """Ends a run at once."""
 
 
-def unwritable(folder: Path, problem: str) -> None:
+def unwritable(folder: Path, problem: str, wait: float) -> None:
     raise InputError(f"{folder}: cannot be written")
 
 
@@ -198,6 +198,27 @@ def test_a_message_waits_for_another_process_of_its_node(monkeypatch: pytest.Mon
         held = stack.pop_all()
         Timer(1.5, held.close).start()
         assert Node(folder, terms, "r").answer(asked).text("status") == DONE
+
+
+def test_whoever_goes_on_with_a_run_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped still writes its round; what goes on before it has done so would miss that."""
+    terms, path, said = deployed(PFEDREC), Path("runs/flower/r/checkpoints/last.ckpt"), list[str]()
+    states = []
+    for rounds in (1, 2):
+        federate(replace(terms, rounds=rounds, resume="r" * (rounds > 1)), "r", Here(terms).exchange())
+        states.append(path.read_bytes())
+    path.write_bytes(states[0])
+    on = replace(terms, rounds=3, resume="r")
+    with ExitStack() as stack:
+        stack.enter_context(locked(Path("runs/flower/r"), "busy"))
+        with monkeypatch.context() as patched:
+            patched.setattr("cgfedrec.run.folder.STOPPING", 0.0)
+            with pytest.raises(InputError, match=r"resume: a run is at work in .*/r; stop it"):
+                federate(on, "r", Here(terms).exchange())
+        stack.callback(path.write_bytes, states[1])  # before the lock is given back
+        Timer(1.0, stack.pop_all().close).start()
+        federate(on, "r", Here(terms).exchange(said))
+    assert "the run goes on after round 2" in said
 
 
 def test_a_node_that_is_busy_when_it_is_met_is_asked_again() -> None:

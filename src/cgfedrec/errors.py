@@ -52,6 +52,10 @@ class TooFewError(InputError):
     code = 3
 
 
+class BusyError(InputError):
+    """Somebody else is at work in a folder; see `cgfedrec.files.locked`."""
+
+
 class RunError(Exception):
     """A run that started well has failed; exit code 1. The last good checkpoint stays."""
 

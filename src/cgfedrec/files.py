@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import xxhash
 
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.errors import BusyError, InputError, RunError
 
 CHECKSUM = "checksum"
 """The key under which a JSON file holds the checksum of the rest of it."""
@@ -259,26 +260,39 @@ def no_folder(option: str, folder: Path) -> str | None:
 
 
 @contextmanager
-def locked(folder: Path, problem: str) -> Iterator[int]:
+def locked(folder: Path, problem: str, wait: float = 0.0) -> Iterator[int]:
     """Hold a folder's lock, which the operating system gives back however its holder ends.
 
     Args:
         folder: It is made where there is none.
         problem: What to say where somebody else holds it.
+        wait: Seconds for which somebody else may go on to hold it.
 
     Returns:
         The open lock; a process that is given it holds it too.
 
     Raises:
-        InputError: with ``problem``; and if nothing can be written there.
+        BusyError: with ``problem``.
+        InputError: if nothing can be written there.
     """
     with open_to_us(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _taken(lock, wait):
+            raise BusyError(problem)
         yield lock
-    except BlockingIOError as error:
-        raise InputError(problem) from error
     finally:
         os.close(lock)
+
+
+def _taken(lock: int, wait: float) -> bool:
+    """Hold an open lock. False where somebody else holds it for longer than these seconds."""
+    until = time.monotonic() + wait
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.2)

@@ -28,7 +28,7 @@ from cgfedrec.random import shared_seed
 from cgfedrec.run.callbacks import EarlyStopping
 from cgfedrec.run.checkpoint import BEST, LAST, NO_STATE, Header, link_or_copy, read_checkpoint, write_checkpoint
 from cgfedrec.run.engine import alone, engine
-from cgfedrec.run.folder import CONFIG, METRICS
+from cgfedrec.run.folder import CONFIG, METRICS, server_folder
 from cgfedrec.run.records import Forgiving, History
 from cgfedrec.wire.secure.step import masking
 from cgfedrec.wire.wire import Wire
@@ -240,32 +240,37 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
     folder = Path(terms.folder) / run
     method = f"{type(parts.method).__module__}.{type(parts.method).__qualname__}"
     header = Header(run, terms.settings, method, terms.catalogue)
-    before = _before(folder / "checkpoints", header) if terms.resume else None
-    saved = Saved(folder / "checkpoints", header)
-    hooks = [History(folder / METRICS, Forgiving(None)), EarlyStopping(), saved, Told(exchange.say)]
     arguments = dict(vars(settings.loop)) | {"rounds": terms.rounds, "failures": parts.loop.failures}
     loop = NetworkLoop(**arguments)
     catalogue = Catalogue(terms.clients, terms.items, settings.seed_everything, parts.protocol)
+    saved = Saved(folder / "checkpoints", header)
+    hooks = [History(folder / METRICS, Forgiving(None)), EarlyStopping(), saved, Told(exchange.say)]
     fabric, _ = engine(alone(vars(parts.fabric)), hooks)
-    loop.join(fabric, catalogue, parts.method, parts.wire, terms, exchange)
-    if before is not None:
-        try:
-            loop.load_state_dict(before)
-        except NO_STATE as error:
-            path = (folder / "checkpoints" / LAST).absolute()
-            raise InputError(f"resume: {path} holds no state of this run ({error!r})") from error
-        exchange.say(f"the run goes on after round {loop.round}")
-    write_atomically(folder / CONFIG, terms.settings)
-    loop.fit()
-    summary: dict[str, Any] = {"run": run, "method": method, "round": loop.round, "clients": terms.clients}
-    summary |= {"nodes/gone": len(loop.clients.away), "clients/gone": len(loop.clients.gone())}
-    summary |= {"bytes/up": loop.bytes_up, "bytes/down": loop.bytes_down}
-    if loop.clients.holds_out("test"):
-        summary |= loop.evaluate("test")
-    summary |= {"bytes/scoring": loop.bytes_scoring, "messages": exchange.messages, "seconds": loop.seconds}
-    write_json(folder / "summary.json", summary)
+    with server_folder(folder):
+        before = _before(folder / "checkpoints", header) if terms.resume else None
+        loop.join(fabric, catalogue, parts.method, parts.wire, terms, exchange)
+        if before is not None:
+            _go_on(loop, before, folder / "checkpoints" / LAST)
+            exchange.say(f"the run goes on after round {loop.round}")
+        write_atomically(folder / CONFIG, terms.settings)
+        loop.fit()
+        summary: dict[str, Any] = {"run": run, "method": method, "round": loop.round, "clients": terms.clients}
+        summary |= {"nodes/gone": len(loop.clients.away), "clients/gone": len(loop.clients.gone())}
+        summary |= {"bytes/up": loop.bytes_up, "bytes/down": loop.bytes_down}
+        if loop.clients.holds_out("test"):
+            summary |= loop.evaluate("test")
+        summary |= {"bytes/scoring": loop.bytes_scoring, "messages": exchange.messages, "seconds": loop.seconds}
+        write_json(folder / "summary.json", summary)
     exchange.say(f"the run has ended after round {loop.round}; see {folder.absolute()}")
     return summary
+
+
+def _go_on(loop: NetworkLoop, state: dict[str, Any], path: Path) -> None:
+    """Go on with the state that was read from a path. Raises `InputError` where it is none of this run."""
+    try:
+        loop.load_state_dict(state)
+    except NO_STATE as error:
+        raise InputError(f"resume: {path.absolute()} holds no state of this run ({error!r})") from error
 
 
 def _before(checkpoints: Path, header: Header) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +28,7 @@ from cgfedrec.deploy.parcels import (
 from cgfedrec.deploy.remote import Remote, Sending
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.deploy.state import NodeState
-from cgfedrec.errors import InputError, RunError
+from cgfedrec.errors import BusyError, InputError, RunError
 from cgfedrec.evaluation.metrics import METRICS
 from cgfedrec.files import locked
 from cgfedrec.processes import Processes
@@ -110,31 +109,15 @@ class Node:
                 "unmask": self.masks,
                 "evaluate": self.evaluate,
             }[asked.text("what")]
-            with ExitStack() as stack:
-                busy = self._busy(stack, asked)
-                return declined(REFUSED, busy) if busy else what(asked)
+            wait = min(PATIENCE, asked.number("deadline") - self.clock())
+            with locked(self.folder.path, f"{self.folder.path}: another process of this node is at work", wait):
+                return what(asked)
+        except BusyError as error:
+            return declined(REFUSED, str(error))
         except (InputError, RunError) as error:
             return declined(FAILED, str(error))
         except (ValueError, KeyError) as error:
             return declined(FAILED, f"the message of the server cannot be read: {error}")
-
-    def _busy(self, stack: ExitStack, asked: Parcel) -> str:
-        """Hold the node's folder, and wait for any other process that holds it; why it cannot be had, if it cannot.
-
-        Flower starts another process for a message where it takes the first one for dead.
-        """
-        until = min(self.clock() + PATIENCE, asked.number("deadline"))
-        busy = f"{self.folder.path}: another process of this node is at work"
-        while True:
-            try:
-                stack.enter_context(locked(self.folder.path, busy))
-                return ""
-            except InputError as error:
-                if error.problems != [busy]:
-                    raise
-                if self.clock() >= until:
-                    return busy
-                time.sleep(1.0)
 
     def who(self, asked: Parcel) -> Parcel:
         """Who lives here, by their numbers, and what has come already."""

@@ -18,6 +18,8 @@ CLIENTS = "clients"
 """The folder of clients' state, beside the checkpoints that refer to it."""
 CONFIG, METRICS, RANKS = "config.yaml", "metrics.csv", "ranks.parquet"
 """The settings, the history, and where each user's held-out items stand; the summary holds their checksums."""
+STOPPING = 60.0
+"""Seconds that a run over a network may take to end once it has been stopped."""
 
 
 @contextmanager
@@ -42,6 +44,27 @@ def run_folder(settings: Namespace) -> Iterator[Path]:
         if not existed or settings.run_dir is None:
             _remove_empty(directory)
         raise
+
+
+@contextmanager
+def server_folder(directory: Path) -> Iterator[None]:
+    """The folder of a run over a network, on its server, held against any other; none if nothing comes of this run.
+
+    A run that has been stopped still writes the round that it is about to end. So whoever goes on with it waits for
+    its end.
+
+    Raises:
+        InputError: if it has not ended after `STOPPING`.
+    """
+    existed, busy = directory.exists(), f"resume: a run is at work in {directory.absolute()}; stop it, or wait for it"
+    try:
+        with locked(directory, busy, STOPPING):
+            remove_leftovers(directory)
+            remove_leftovers(directory / "checkpoints")
+            yield
+    finally:
+        if not existed:
+            _remove_empty(directory)
 
 
 def _remove_begun(directory: Path, before: Collection[str]) -> None:
