@@ -74,7 +74,7 @@ def test_sums_do_not_wait_for_a_node_that_does_not_come(resumed: bool) -> None:
 
 
 def test_a_node_that_cannot_take_part_does_not_end_a_run_that_has_begun() -> None:
-    terms = deployed(PFEDREC, {"rounds": 5})
+    terms = deployed(PFEDREC, {"rounds": 5, "participants": 30})
     grid, said = Here(terms), list[str]()
     late = grid.nodes.pop(1)
 
@@ -93,6 +93,8 @@ def test_a_node_that_cannot_take_part_does_not_end_a_run_that_has_begun() -> Non
     assert told == ["node 1: its items are not those of the run; the run goes on without it, until it is started anew"]
     assert sum(node == 1 and asked.text("what") == "who" for node, asked in grid.asked) == 2
     assert "node 1 is here, with 20 clients" in said
+    fewer = "loop.participants: 30 are to take part, and only 20 clients are there: all of them do"
+    assert [line for line in said if "participants" in line] == [f"round {round}: {fewer}" for round in range(1, 5)]
 
 
 def test_a_node_that_does_not_answer_is_waited_for_as_long_as_is_said() -> None:

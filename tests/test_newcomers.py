@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -407,5 +408,11 @@ def test_before_anything_is_found_nothing_is_recommended_or_exported(method: str
         done = command("recommend", "--ckpt_path", "run/checkpoints/best.ckpt", *asked)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.count("stopped before it had found") == 1
+    for measure in ("test", "validate"):
+        done = command(measure, "--ckpt_path", "run/checkpoints/best.ckpt")
+        assert (done.returncode, done.stderr.count("this measures popularity")) == (0, 1), done.stderr
     one = cgfedrec.fit({"data.synthetic": PLANTED, "logger": None, "loop.rounds": 1, "method": "PFedRec"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        one.test()
     assert set(one.recommend()["source"]) == {"model"}

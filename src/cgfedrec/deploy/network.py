@@ -168,6 +168,7 @@ class NetworkLoop(FederatedLoop):
         if to_end and 0 < len(pool) - len(drawn) < least:  # those who are left would be too few in the next round
             return pool
         if len(drawn) >= least:
+            self._tell_fewer(len(drawn), to_end)
             return drawn
         told = f"round {self.round}: {len(pool)} clients are left, and no sum of fewer than {least} is opened"
         if not to_end:
@@ -175,6 +176,13 @@ class NetworkLoop(FederatedLoop):
         self.clients.exchange.say(f"{told}: the run goes on without them")
         self.server.leave(pool)
         return self.sample()
+
+    def _tell_fewer(self, drawn: int, to_end: bool) -> None:
+        """Say it where fewer take part than were asked for; at the end of a sum it is whoever is left."""
+        asked = self.sampling.participants
+        if asked and drawn < asked and not to_end:
+            told = f"loop.participants: {asked} are to take part, and only {drawn} clients are there"
+            self.clients.exchange.say(f"round {self.round}: {told}: all of them do")
 
     def evaluate(self, stage: Stage) -> Row:
         """Metrics of all clients' present state, from the nodes' sums."""

@@ -17,7 +17,7 @@ from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Method
 from cgfedrec.run.because import why
 from cgfedrec.run.checkpoint import Header
-from cgfedrec.run.export import Titles, export
+from cgfedrec.run.export import Titles, export, nothing_yet
 from cgfedrec.run.recommend import recommend, recommend_for
 from cgfedrec.run.reference import ReferenceFit
 from cgfedrec.run.summary import popular_ranks, tested
@@ -85,8 +85,9 @@ class Trained:
         """Test metrics of the state that is loaded and, as ``popularity/...``, of showing everybody what is popular.
 
         With how the two compare (`cgfedrec.run.summary.over_popularity`), and ``bytes/scoring``, what clients had to
-        download for it, where anything is held out.
+        download for it, where anything is held out. A `Notice` where nothing has been found yet to rank by.
         """
+        self._tell_if_early()
         before = self.training.bytes_scoring
         found = tested(self.data, self.ranked(), popular_ranks(self.data), self.method, self.training.monitor)
         if found:
@@ -100,9 +101,15 @@ class Trained:
         """
         if not self.data.holds_out("val"):
             return {}
+        self._tell_if_early()
         before = self.training.bytes_scoring
         found: dict[str, float] = summarise(self.data, "val", self.training.ranked("val"))
         return found | {"bytes/scoring": self.training.bytes_scoring - before}
+
+    def _tell_if_early(self) -> None:
+        """Say it where clients rank by popularity, or by nothing, since nothing else has come down to them."""
+        if early := nothing_yet(self.scorer):
+            warnings.warn(f"{early}. Till then this measures popularity, or a ranking of nothing", Notice, stacklevel=3)
 
     def recommend(self, users: Sequence[object] | None = None, top_k: int = 10, explain: bool = False) -> pl.DataFrame:
         """The best items for users, without those that they have; if asked for, with own items that speak for each.
