@@ -199,6 +199,8 @@ def test_too_few_rounds_end_with_what_there_is_and_say_so_and_go_on(rounds: int,
     done = fit(*options, "--loop.rounds", rounds, "--run_dir", "run")
     phase = PHASES[rounds // 2]
     assert f"warning: {rounds} rounds were too few: the phase {phase!r} has not ended" in done.stdout
+    assert "next: give it the rounds that it needs" in done.stdout
+    assert "--method EASE" not in done.stdout
     found = summary("run")
     popular = found["popularity/test/ndcg@10"]
     if 2 <= rounds < 8:

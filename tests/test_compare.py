@@ -153,6 +153,7 @@ def test_compare_leaves_everything_behind_and_goes_past_a_failure(
     assert "Mean of two seeds; an interval over seeds needs three." in page
     assert "0.711" in page
     markdown, tex = Path("out/table.md").read_text(), Path("out/table.tex").read_text()
+    assert "Each seed draws the embedded data anew" in markdown
     assert f"| {mean.mean:.4f} |" in markdown.replace("*", "")
     assert "mean of 2 seeds, and an interval needs 3" in " ".join(markdown.split())
     assert f"& {mean.mean:.4f} &" in re.sub(r"\\textbf\{(.*?)\}", r"\1", tex)

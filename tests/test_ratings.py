@@ -124,6 +124,12 @@ def test_a_threshold_makes_low_ratings_known_but_not_positive(tmp_path: Path) ->
         ("1,a,10\n2,b,20,30\n", POSITIONS, "line 2: 4 fields, expected 3"),
         ("1,a,10\n2,b,nan\n", POSITIONS, "line 2: the time is 'nan'"),
         ('1,a,10\n2,"b,20\n', POSITIONS, "a.csv"),
+        (
+            "user;item;timestamp\n1;a;10\n",
+            Format(),
+            "(';' may stand between its fields: data.format.separator says so)",
+        ),
+        ("1;a;4,5;10\n", Format(";", False, 0, 1, 2, 3, 4), "the rating is '4,5', expected a number such as 4.5"),
     ],
 )
 def test_what_cannot_be_read_is_named(text: str, layout: Format, message: str, tmp_path: Path) -> None:

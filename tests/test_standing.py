@@ -100,6 +100,7 @@ def shown(metrics: dict[str, float], monitor: str) -> list[str]:
     [
         (0.0462, 0.0697, []),
         (0.0, 0.116, [WARNING + "the difference may be chance"]),
+        (0.0, 0.0, [WARNING + "all users' held-out items stand where popularity has them"]),
         (-0.02, 0.136, [WARNING + "the difference may be chance"]),
         (-0.3, -0.01, [WARNING + "it is worse; these settings do not serve these data (yet)"]),
     ],

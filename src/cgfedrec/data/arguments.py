@@ -8,6 +8,9 @@ from cgfedrec.data.layout import Format
 from cgfedrec.data.split import NEEDS_TIME, SplitName
 from cgfedrec.errors import no_count
 
+EMBEDDED = "embedded data"
+"""What `origin` calls the embedded data set."""
+
 
 def argument_problems(
     path: str | None,
@@ -52,7 +55,7 @@ def origin(path: str | None, kind: str) -> str:
             may read anything.
     """
     if is_embedded(path, kind):
-        return "embedded data"
+        return EMBEDDED
     return path or f"data module {_name(kind)}"
 
 

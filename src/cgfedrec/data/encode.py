@@ -16,7 +16,7 @@ from cgfedrec.data.tables import HEADERS, OVERLONG, SHOWN, Table, more_like_thes
 from cgfedrec.data.times import as_times, of_coarser_unit
 from cgfedrec.errors import InputError, Notice, check
 
-_EXPECTED = {"user": "an id", "item": "an id", "rating": "a number", "time": "a number or an ISO date"}
+_EXPECTED = {"user": "an id", "item": "an id", "rating": "a number such as 4.5", "time": "a number or an ISO date"}
 
 
 def typed(name: str, column: pl.Series) -> pl.Series:

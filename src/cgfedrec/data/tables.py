@@ -60,7 +60,8 @@ def missing(path: Path, names: Sequence[str], option: str, column: Column | None
     """
     found = f"the file has {len(names)} columns: {', '.join(names)}"
     if len(names) == 1:
-        found = f"the file has one column: {names[0]}{other_separator(names[0])}"
+        separator = f"{option.rpartition('.')[0]}.separator"
+        found = f"the file has one column: {names[0]}{other_separator(names[0], separator)}"
     if isinstance(column, str) and column not in names:
         advice = ""
         if option.endswith("timestamp_column"):
@@ -74,16 +75,20 @@ def missing(path: Path, names: Sequence[str], option: str, column: Column | None
     return None
 
 
-def other_separator(line: str) -> str:
+def other_separator(line: str, option: str) -> str:
     """A hint at what may separate fields, in brackets, where a line of a text was taken for one field.
 
-    >>> other_separator("sku;title;category")
-    " (';' may stand between its fields: then say so as the separator)"
+    Args:
+        line: Of the text.
+        option: That says what separates fields.
+
+    >>> other_separator("sku;title;category", "data.items.separator")
+    " (';' may stand between its fields: data.items.separator says so)"
     """
     found = max(SEPARATORS, key=line.count)
     if not line.count(found):
         return ""
-    return f" ({found!r} may stand between its fields: then say so as the separator)"
+    return f" ({found!r} may stand between its fields: {option} says so)"
 
 
 def more_like_these(path: Path, layout: Format, count: int) -> list[str]:

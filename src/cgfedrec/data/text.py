@@ -188,7 +188,7 @@ def _overlong(text: Text) -> list[int]:
         problems = [
             f"{text.source.path}, line {line + 1}: {count} fields, expected {width}" for _, line, count in found[:SHOWN]
         ]
-        if width == 1 and (hint := other_separator(text.first[0])):
+        if width == 1 and (hint := other_separator(text.first[0], text.layout.option("separator"))):
             problems.append(f"{text.source.path}: its first line is one field, {text.first[0]!r}{hint}")
         raise InputError(problems + more_like_these(text.source.path, text.layout, len(found)))
     return [number for number, _, _ in found]

@@ -52,7 +52,9 @@ def advice(run: Run) -> Iterator[str]:
             "to train on everything and use it, give the same settings and "
             f"--data.split none --method.read_by {quote(list(server.structure.readings)[int(server.chosen)])}{again}"
         )
-    if below_popularity(run.summary):
+    if run.summary.get("unfinished"):
+        yield "next: give it the rounds that it needs, as is said above its table"
+    elif below_popularity(run.summary):
         name = type(run.method).__name__
         if name == "CGFedCo":
             yield (

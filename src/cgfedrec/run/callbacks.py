@@ -67,7 +67,7 @@ class Pace:
         if loop.round < loop.server.alike_from:
             told += f"; rounds from {loop.server.alike_from} on do more, and their time is not known yet"
         elif left > 0 and not self._phase:  # rounds of a phase tell nothing of others
-            told += f"; {left:,} more: about {duration(left * took)}"
+            told += f"; {left:,} more: about {duration(left * took)} or less, since the first one sets things up"
         told += f"; {gib(resident())} of memory are taken, {gib(capacity.memory)} were expected"
         self.console.print(told, highlight=False, soft_wrap=True)
 

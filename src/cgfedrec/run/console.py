@@ -141,7 +141,9 @@ def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) ->
     else:
         told += f" (95% interval {low:+.4f} to {high:+.4f}, paired over {users:,} {who})"
         why = "the difference may be chance"
-        if high < 0:
+        if low == high == 0:
+            why = "all users' held-out items stand where popularity has them"
+        elif high < 0:
             why = "it is worse; these settings do not serve these data (yet)"
     console.print(told, highlight=False, soft_wrap=True)
     if "cuts" in metrics and low is not None and low > 0:

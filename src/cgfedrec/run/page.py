@@ -103,6 +103,8 @@ def _found(summary: Mapping[str, Any], method: str, metric: str) -> list[str]:
     verdict = "It is clearly better."
     if high < 0:
         verdict = "It is worse."
+    elif low == high == 0:
+        verdict = "All users' held-out items stand where popularity has them."
     elif low <= 0:
         verdict = "The difference may be chance."
     found = [told, f"{verdict} The {interval}", *budget]

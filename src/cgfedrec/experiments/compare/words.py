@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cgfedrec.data.arguments import EMBEDDED
 from cgfedrec.evaluation.intervals import Interval
 from cgfedrec.experiments.compare.epsilon import told
 from cgfedrec.experiments.compare.job import Facts
@@ -97,6 +98,8 @@ def note(plan: Plan, table: Table) -> str:
         lines.append(
             f"p: {TESTS[plan.test]} of users' {first} (averaged over seeds) against {table.reference}, Holm-corrected."
         )
+    if facts.path == EMBEDDED and n > 1:
+        lines.append("Each seed draws the embedded data anew: popularity differs too, and a user is another one.")
     if table.budgets:
         lines.append(f"epsilon: {spending(table)}.")
     lines.append("◆: some round of it is on the Pareto front of measured bytes and validation accuracy.")
