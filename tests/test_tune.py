@@ -291,6 +291,13 @@ def test_values_beyond_a_methods_limits_are_refused_before_the_first_trial(
     assert not Path("out").exists()
 
 
+def test_the_space_of_the_page_can_be_searched() -> None:
+    page = (ROOT / "docs" / "tune.md").read_text()
+    space = yaml.safe_load(page.split('yaml title="space.yaml"\n')[1].split("```")[0])
+    check_space(space, yaml.safe_load(dump(parsed(CONFIG))))
+    assert {type(entry) for entry in space.values()} == {list, dict}
+
+
 def test_without_optuna_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

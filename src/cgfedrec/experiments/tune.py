@@ -61,7 +61,7 @@ def tune(
     Args:
         options: Of `cgfedrec fit`: the config and what overrides it.
         space: A YAML file of dotted options, each with a list of choices or with ``low``, ``high`` and, if wanted,
-            ``log`` or ``step``.
+            ``log`` or ``step``: of ``method``, of ``loop`` and of ``data``, as far as trials can be compared then.
         trials: How many in all.
         output: Where the study, ``trials.csv`` and ``best.yaml`` go.
         prune: Whether trials below the median of the others at the same round end early.
