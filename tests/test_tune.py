@@ -183,7 +183,7 @@ def test_pruning_ends_trials_early() -> None:
         ({"method.init_args.lr_eta": {"low": 0.1, "high": 1.0, "step": 1e-30}}, "step 1e-30 is too large or too small"),
         ({"seed_everything": [1, 2]}, "only options of method, loop and data"),
         ({"method": ["FedMF"]}, "only options of method, loop and data"),
-        ({"method.dim.x": [1]}, "--space: method.dim.x: "),
+        ({"method.init_args.dim.x": [1]}, "--space: method.init_args.dim.x: there is no such option"),
     ],
 )
 def test_a_space_that_cannot_be_searched(space: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
