@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from cgfedrec.cli import main
 from cgfedrec.data import FederatedDataModule
 from cgfedrec.data.module import Stage
 from cgfedrec.evaluation.ranking import Ranked, ranked
-from cgfedrec.experiments.space import holds, read_space, with_values
-from cgfedrec.settings.parser import parse
+from cgfedrec.experiments.checks import NOT_OF_LOOP, check_space
+from cgfedrec.experiments.space import holds, parsed, read_space, with_values
+from cgfedrec.loop import FederatedLoop
+from cgfedrec.settings.parser import dump, parse
 from cgfedrec.settings.sources import said
 from tests.commands import Command
 from tests.conftest import ROOT, TINY
@@ -168,14 +172,140 @@ def test_pruning_ends_trials_early() -> None:
         ({"method.init_args.dim": {"low": 1, "high": 4, "step": 0.5}}, "step 0.5 must be a positive number"),
         ({"method.init_args.lr_eta": {"low": 0.1, "high": 1.0, "step": "a"}}, "step 'a' must be a positive number"),
         ({"method.init_args.dim": {"from": 3, "to": 2}}, "give a list of choices"),
+        ({"method.init_args.dim": {"choices": [2, 4]}}, "--space: method.init_args.dim: write the list itself: [2, 4]"),
+        ({"method.init_args.lr_eta": [float("nan")]}, "one or more choices"),
+        ({"method.init_args.lr_eta": {"low": 0.1, "high": float("inf")}}, "high inf must be a finite number"),
+        ({"method.init_args.lr_eta": {"low": float("-inf"), "high": 1}}, "low -inf must be a finite number"),
+        ({"method.init_args.lr_eta": {"low": float("nan"), "high": 1}}, "low nan must be a finite number"),
+        ({"method.init_args.lr_eta": {"low": -1e308, "high": 1e308}}, "low -1e+308 must be a finite number"),
+        ({"method.init_args.lr_eta": {"low": 1, "high": 10**400}}, "must be a finite number"),
+        ({"method.init_args.lr_eta": {"low": 0.1, "high": 1.0, "step": float("inf")}}, "step inf is too large"),
+        ({"method.init_args.lr_eta": {"low": 0.1, "high": 1.0, "step": 1e-30}}, "step 1e-30 is too large or too small"),
         ({"seed_everything": [1, 2]}, "only options of method, loop and data"),
+        ({"method": ["FedMF"]}, "only options of method, loop and data"),
+        ({"method.init_args.dim.x": [1]}, "--space: method.init_args.dim.x: there is no such option"),
     ],
 )
 def test_a_space_that_cannot_be_searched(space: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("space.yaml").write_text(yaml.safe_dump(space))
-    assert tune(2) == 2
+    assert tune(1) == 2
     assert said in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+MEASURED: dict[str, list[Any]] = {
+    "loop.monitor": ["val/ndcg@10", "val/hr@20"],
+    "loop.rounds": [1, 2],
+    "loop.evaluate_every": [1, 2],
+    "loop.patience": [1, None],
+    "loop.failures.before": [0.0, 0.1],
+    "data.min_users": [1, 8],
+    "data.init_args.split": ["leave_one_out", "none"],
+    "data.path": ["a.csv"],
+    "data.synthetic.users": [10, 20],
+    "data": ["a.csv"],
+    "protocol.ties": ["seed"],
+}
+
+
+def test_what_decides_how_trials_are_measured_is_not_tuned(capsys: pytest.CaptureFixture[str]) -> None:
+    """All at once, and with whatever else is wrong; all of it may be set for all trials alike."""
+    Path("space.yaml").write_text(yaml.safe_dump(MEASURED | {"method.dim": [0]}, sort_keys=False))
+    assert tune(2) == 2
+    told = [line.split(": ")[1:4] for line in capsys.readouterr().err.splitlines()]
+    assert [option for _, option, _ in told] == [*MEASURED, "method.dim"]
+    reasons = {option: reason for _, option, reason in told}
+    assert reasons["loop.monitor"] == "cannot be tuned"
+    assert reasons["data.min_users"].startswith("changes what is measured")
+    assert reasons["method.dim"] == "0 is not positive"
+    assert not Path("out").exists()
+    Path("space.yaml").write_text(yaml.safe_dump({"method.dim": [4]}))
+    assert tune(1, "out", "--loop.monitor", "val/hr@10", "--loop.rounds", "1", "--data.min_users", "2") == 0
+
+
+def test_every_other_option_of_the_loop_and_those_of_training_can_be_tuned() -> None:
+    """A new option of the loop has to be judged too: whether trials that differ in it can be compared."""
+    tuned = {
+        "participation": [0.5, 1.0],
+        "participants": [None],
+        "resample": [True, False],
+        "cohort_size": [16, 32],
+        "store": ["memory"],
+        "state_dtype": ["float32"],
+        "checkpoint_every": [1, 2],
+        "compress": [True],
+    }
+    assert {*tuned, *NOT_OF_LOOP} == set(signature(FederatedLoop).parameters)
+    space = {f"loop.{option}": entry for option, entry in tuned.items()}
+    space |= {"data.batch_size": [16, 32], "data.init_args.negatives": {"low": 1, "high": 2}}
+    Path("space.yaml").write_text(yaml.safe_dump(space))
+    assert tune(2) == 0
+
+
+def test_negatives_that_leave_other_users_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who has too few items left to draw from is dropped: fewer users are no better setting."""
+    rows = [f"{user},{(user * 3 + place) % 60},{place}" for user in range(20) for place in range(10 if user else 56)]
+    Path("ratings.csv").write_text("user,item,timestamp\n" + "\n".join(rows) + "\n")
+    data = {"init_args": {"path": "ratings.csv", "negatives": 1}}
+    Path("config.yaml").write_text(yaml.safe_dump(CONFIG | {"data": data}))
+    for most, told in ((10, "with 10, other users have too few items left"), (70, "70 different ones are asked for")):
+        Path("space.yaml").write_text(yaml.safe_dump({"data.negatives": [1, most, 2]}))
+        assert tune(1) == 2
+        assert f"--space: data.negatives: {told}" in capsys.readouterr().err
+        assert not Path("out").exists()
+    Path("space.yaml").write_text(yaml.safe_dump({"data.negatives": [1, 2]}))
+    assert tune(1) == 0
+
+
+def test_a_config_that_holds_nothing_out_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune(1, "out", "--data.split", "none") == 2
+    assert "data.split: holds nothing out for validation" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "told"),
+    [
+        ("PFedRec", {"method.local_epochs": {"low": 1, "high": 40_000}}, "method.local_epochs: 40000 is more than"),
+        ("PFedRec", {"method.dim": [4, "x"]}, "method.dim: must be a whole number, not x\n"),
+        ("PFedRec", {"method.lr_eta": {"low": -1.0, "high": 1.0}}, "method.lr_eta: -1.0 is not positive"),
+        ("PFedRec", {"method.lr_eta": {"low": 0.0, "high": 1.0, "step": 0.5}}, "method.lr_eta: 0.0 is not positive"),
+        ("PFedRec", {"method.lr_eta": {"low": 0.0, "high": 1.0}}, None),  # the end itself is never drawn
+        ("CoLR", {"method.rank": [4, 64], "method.dim": [4, 32]}, "method.rank: 64 is more than method.dim, 16"),
+        ("CoLR", {"method.rank": [4, 32], "method.dim": [4, 32]}, None),  # there are trials that can be
+    ],
+)
+def test_values_beyond_a_methods_limits_are_refused_before_the_first_trial(
+    method: str, space: dict[str, Any], told: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = {"dim": 16} if method == "CoLR" else {}
+    config = CONFIG | {"method": {"class_path": f"cgfedrec.methods.{method}", "init_args": args}}
+    Path("space.yaml").write_text(yaml.safe_dump(space))
+    own = yaml.safe_load(dump(parsed(config)))
+    if told is None:
+        check_space(space, own)
+        return
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    assert tune(1) == 2
+    assert f"error: --space: {told}" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_the_space_of_the_page_can_be_searched() -> None:
+    page = (ROOT / "docs" / "tune.md").read_text()
+    space = yaml.safe_load(page.split('yaml title="space.yaml"\n')[1].split("```")[0])
+    check_space(space, yaml.safe_load(dump(parsed(CONFIG))))
+    assert {type(entry) for entry in space.values()} == {list, dict}
+
+
+def test_without_optuna_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("cgfedrec.experiments")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert tune(1) == 2
+    assert "tuning needs Optuna: pip install 'cgfedrec[tune]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -219,10 +349,8 @@ def test_every_shipped_space_fits_its_method(path: Path) -> None:
         name for name in (*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__) if name.lower() == path.stem
     )
     package = "methods" if name in cgfedrec.methods.__all__ else "centralized"
-    config = {"method": {"class_path": f"cgfedrec.{package}.{name}"}}
-    for option, entry in read_space(path).items():
-        for value in entry if isinstance(entry, list) else (entry["low"], entry["high"]):
-            parse(said([with_values(config, {option: value})]))
+    config = parsed({"method": {"class_path": f"cgfedrec.{package}.{name}"}})
+    check_space(read_space(path), yaml.safe_load(dump(config)))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)

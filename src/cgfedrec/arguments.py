@@ -198,7 +198,7 @@ def _add_compare(parser: ArgumentParser) -> None:
 def _add_tune(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", required=True, action="append", metavar="FILE", help="of fit; its own settings come first")
-    add("--space", required=True, metavar="FILE", help="options, each with choices or low and high")
+    add("--space", required=True, metavar="FILE", help="options: [8, 16], or {low: 8, high: 64} with log or step")
     add("--trials", required=True, type=int, metavar="N", help="how many in all; --loop.rounds for each")
     add("--output", required=True, metavar="DIR", help="where best.yaml, trials.csv and the study go")
     add("--prune", action="store_true", help="end trials below the median of the others early")

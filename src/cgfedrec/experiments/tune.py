@@ -17,8 +17,9 @@ from rich.console import Console
 
 from cgfedrec.data.split import Part
 from cgfedrec.errors import InputError, RunError, check
+from cgfedrec.experiments.checks import check_space, check_users
 from cgfedrec.experiments.logged import grouped
-from cgfedrec.experiments.space import check_space, distribution, holds, parsed, read_space, value_of, with_values
+from cgfedrec.experiments.space import distribution, holds, parsed, read_space, value_of, with_values
 from cgfedrec.experiments.study import open_study, save_study, value_of_trial
 from cgfedrec.files import locked, no_folder, remove_leftovers, write_atomically
 from cgfedrec.loop import FederatedLoop
@@ -60,7 +61,7 @@ def tune(
     Args:
         options: Of `cgfedrec fit`: the config and what overrides it.
         space: A YAML file of dotted options, each with a list of choices or with ``low``, ``high`` and, if wanted,
-            ``log`` or ``step``.
+            ``log`` or ``step``: of ``method``, of ``loop`` and of ``data``, as far as trials can be compared then.
         trials: How many in all.
         output: Where the study, ``trials.csv`` and ``best.yaml`` go.
         prune: Whether trials below the median of the others at the same round end early.
@@ -75,7 +76,7 @@ def tune(
     """
     if trials < 1:
         check(f"--trials: {trials} is not positive")
-    console, folder = console or quiet_console(), Path(output)
+    console, folder, optuna = console or quiet_console(), Path(output), _optuna()
     check(no_folder("--output", folder))
     spec = read_space(Path(space))
     given = said(options=options)
@@ -87,10 +88,10 @@ def tune(
     run = _open(own, folder)
     if not run.data.part_size(Part.VAL):
         check("data.split: holds nothing out for validation")
+    check_users(spec, own, run.header.fingerprint)
     # What all trials of a study have in common; a study of something else is not gone on with.
     budget = {"config": own, "space": spec, "prune": prune, "data": run.header.fingerprint}
     logged = any(given.value(option) for option in UNLOGGED)
-    optuna = _optuna()
     pruner = optuna.pruners.NopPruner()
     if prune:
         pruner = optuna.pruners.MedianPruner(STARTUP, int(WARM_UP * run.training.rounds))

@@ -1115,7 +1115,7 @@ _shtab_cgfedrec_test_defaults_added=0
 _shtab_cgfedrec_tune_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "*--config[of fit\; its own settings come first]:config:_files"
-  "--space[options, each with choices or low and high]:space:_files"
+  "--space[options\: \[8, 16\], or \{low\: 8, high\: 64\} with log or step]:space:_files"
   "--trials[how many in all\; --loop.rounds for each]:trials:"
   "--output[where best.yaml, trials.csv and the study go]:output:_files -/"
   "--prune[end trials below the median of the others early]"
