@@ -158,6 +158,18 @@ def test_types_bounds_and_a_missing_file_are_told_at_once(options: list[str], to
     assert problems(*options) == told
 
 
+def test_a_group_is_not_told_as_what_was_meant_inside_it() -> None:
+    (problem,) = problems("--wire.steps", "[{class_path: Noised, init_args: {clip: 1}}]")
+    assert problem.startswith("wire.steps[0].clip: there is no such option")
+    assert "wire.steps[0]?" not in problem
+
+
+def test_a_logger_that_is_left_out_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "wrong")
+    assert len(problems("--logger", "CSVLogger")) == 1
+    assert len(problems("--loop.rounds", "x")) == 2
+
+
 def test_a_data_module_of_ones_own_may_have_any_path(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("reader.py").write_text(
         "from cgfedrec.data import FederatedDataModule\nclass Reader(FederatedDataModule):\n    pass\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pkgutil import resolve_name
 from typing import Any
 
@@ -36,16 +36,13 @@ def add_lists(parser: ArgumentParser) -> None:
     )
 
 
-def build_lists(settings: Namespace, but: Collection[str] = ()) -> Iterator[tuple[str, list[object], list[str]]]:
+def build_lists(settings: Namespace) -> Iterator[tuple[str, list[object], list[str]]]:
     """The objects of each list, and what is wrong with those that cannot be made.
 
     Args:
         settings: Of a run.
-        but: Lists that are left out.
     """
     for option in LISTS:
-        if option in but:
-            continue
         made, wrong = list[object](), list[str]()
         for place, one in enumerate(settings.get(option) or ()):
             try:

@@ -161,8 +161,6 @@ def _wrong(value: object, path: _Path, known: Mapping[str, Option]) -> Iterator[
         default = class_path(option.parser.get_default(option.dest))
         if default is not None:  # settings alone are those of the default class
             value = {"class_path": default, "init_args": value.get("init_args", value)}
-    elif option is not None and option.takes_class and option.named(value) is not None:
-        value = {"class_path": value}
     if option is not None and isinstance(value, dict) and "class_path" in value:
         yield from _wrong_class(option, value, path, known)
     elif option is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -20,7 +20,7 @@ from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.here import look_here
 from cgfedrec.settings.hooks import unheeded_data
-from cgfedrec.settings.layers import DEFAULTS, Layer, leaves
+from cgfedrec.settings.layers import DEFAULTS, UNLOGGED, Layer, leaves
 from cgfedrec.settings.listed import add_lists, build_lists
 from cgfedrec.settings.mistakes import no_file, no_mappings, out_of_bounds, problems
 from cgfedrec.settings.options import ERRORS, completed, options_of, parser_of
@@ -145,7 +145,7 @@ def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
         wrong += problems(_but(spec, wrong), known, given.source)
         if not wrong:
             raise InputError(str(error)) from error
-        beside = _beside(completed({**DEFAULTS, **_but(spec, wrong)}, known), {group for group, _ in wrong})
+        beside = _beside(completed({**DEFAULTS, **UNLOGGED, **_but(spec, wrong)}, known))
         raise InputError([*(text for _, text in wrong), *beside, *no_file(spec.get("data"))]) from error
     if beyond := list(out_of_bounds(settings)):
         raise InputError([*beyond, *_built(settings)[1], *no_file(settings.data)])
@@ -162,16 +162,16 @@ def _but(spec: Layer, wrong: Sequence[tuple[str, str]]) -> Layer:
     return {group: value for group, value in spec.items() if group not in groups}
 
 
-def _beside(spec: Layer, wrong: Collection[str]) -> list[str]:
-    """What is wrong with settings beside those of other groups, which have been left out of them.
+def _beside(spec: Layer) -> list[str]:
+    """What is out of bounds in settings from which groups with something wrong have been left out, for defaults.
 
-    A group of which one setting is wrong is not looked at: another may be right or wrong as that one is.
+    These groups are not looked at: whether another setting of one is right may hang on what is wrong in it.
     """
     try:
         settings = parser(False).parse_object(spec, env=False)
     except ERRORS:
         return []
-    return [*out_of_bounds(settings), *_built(settings, wrong)[1]]
+    return [*out_of_bounds(settings), *_built(settings)[1]]
 
 
 def _above_variables(given: Said, base: Mapping[str, object] | None) -> list[Layer]:
@@ -234,13 +234,11 @@ def instantiate(settings: Namespace) -> Namespace:
     return built
 
 
-def _built(settings: Namespace, but: Collection[str] = ()) -> tuple[Namespace, list[str]]:
-    """The components that can be built, but some, and what is wrong with the others."""
+def _built(settings: Namespace) -> tuple[Namespace, list[str]]:
+    """The components that can be built, and what is wrong with the others."""
     built, wrong = Namespace(), list[str]()
     # Each by itself: the parser would stop at the first one that cannot be built.
     for name in COMPONENTS:
-        if name in but:
-            continue
         try:
             built[name] = parser().instantiate(Namespace({name: settings[name]}))[name]
         except InputError as error:
@@ -248,7 +246,7 @@ def _built(settings: Namespace, but: Collection[str] = ()) -> tuple[Namespace, l
         except (*ERRORS, RuntimeError, ArithmeticError) as error:
             wrong.append(f"{name}: {error}")
     wrong += unheeded_data(built.data) if "data" in built else ()
-    for name, made, problems_of in build_lists(settings, but):
+    for name, made, problems_of in build_lists(settings):
         built[name] = made
         wrong += problems_of
     return built, wrong
