@@ -14,6 +14,7 @@ from cgfedrec.cli import main
 from cgfedrec.errors import InputError, Notice
 from cgfedrec.settings.parser import instantiate, parse
 from cgfedrec.settings.sources import said
+from tests.commands import fresh
 
 STEPS = "those here: Clipped, Noised, Quantised, SecureSums, TopRows"
 ROUNDS = "CGFEDREC_FIT_LOOP__ROUNDS"
@@ -83,6 +84,11 @@ def test_a_logger_that_there_is_not_is_told_with_those_that_there_are(place: str
     assert f"{meant}; those here: cgfedrec.run.loggers.WandbLogger, " in problem
     assert "lightning.fabric.loggers.TensorBoardLogger, " in problem
     assert "module.Class" in problem or "cannot be imported" in problem
+
+
+def test_the_logger_of_ours_is_told_though_nobody_has_imported_it() -> None:
+    told = fresh("fit", "--logger", "CSVLogger").stderr
+    assert "; those here: cgfedrec.run.loggers.WandbLogger, CometLogger, " in told
 
 
 @pytest.mark.parametrize("name", ["WandbLogger", "CometLogger", "lightning.fabric.loggers.CSVLogger"])

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from inspect import isabstract
+from pkgutil import resolve_name
 from types import UnionType
 from typing import Union, get_args, get_origin
 
@@ -24,6 +25,8 @@ def standing(option: Option, whole: bool = False) -> list[str]:
         option: The option.
         whole: With whole paths. Otherwise a name is short where the parser knows just one class by it.
     """
+    for spec in DEFAULTS.values():  # which nobody may have needed by now
+        resolve_name(spec["class_path"])
     found: dict[str, list[type]] = {}
     for base in _bases(option.kind):
         for kind in dict.fromkeys(_below(base)):
