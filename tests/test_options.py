@@ -24,9 +24,9 @@ from cgfedrec.errors import InputError
 from cgfedrec.run.api import start
 from cgfedrec.run.run import Run
 from cgfedrec.settings.environment import PREFIX
-from cgfedrec.settings.layers import merged
+from cgfedrec.settings.layers import DEFAULTS, merged
 from cgfedrec.settings.options import Option, options_of
-from cgfedrec.settings.parser import DEFAULTS, dump, parse, parser
+from cgfedrec.settings.parser import dump, parse, parser
 from cgfedrec.settings.sources import said, variable_of
 from tests.conftest import TINY
 

@@ -19,12 +19,12 @@ import cgfedrec.methods
 from cgfedrec.cli import main
 from cgfedrec.client import empty_parameter
 from cgfedrec.data.synthetic import Synthetic
-from cgfedrec.errors import InputError
+from cgfedrec.errors import InputError, Notice
 from cgfedrec.run.api import start
-from cgfedrec.settings.layers import merged
+from cgfedrec.settings.layers import DEFAULTS, merged
 from cgfedrec.settings.mistakes import MOVED
 from cgfedrec.settings.options import options_of
-from cgfedrec.settings.parser import DEFAULTS, described, dump, instantiate, parse, parser
+from cgfedrec.settings.parser import described, dump, instantiate, parse, parser
 from cgfedrec.settings.sources import Config, layer_of, said
 from cgfedrec.settings.trust import settings_of
 from tests.conftest import ROOT, TINY
@@ -41,7 +41,7 @@ def _on_cgfedrec(monkeypatch: pytest.MonkeyPatch) -> None:
     """In these tests CGFedRec is what runs without a config: it has settings of every kind, where CGFedCo has few."""
     parser()  # which is kept, with the defaults that it is made with
     ours = layer_of(yaml.safe_load(Path(QUICKSTART).read_text()), "quickstart")
-    monkeypatch.setattr("cgfedrec.settings.parser.DEFAULTS", merged(DEFAULTS, ours))
+    monkeypatch.setattr("cgfedrec.settings.variables.DEFAULTS", merged(DEFAULTS, ours))
 
 
 def settings(*configs: Config, options: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Namespace:
@@ -162,10 +162,10 @@ def test_a_logger_starts_from_its_own_defaults() -> None:
 def test_options_outrank_configs_and_these_the_environment() -> None:
     env = {"CGFEDREC_FIT_LOOP__ROUNDS": "5"}
     assert settings(env=env).loop.rounds == 5
-    assert settings(options=["--loop.rounds", "7"], env=env).loop.rounds == 7
-    with pytest.warns(UserWarning, match="CGFEDREC_FIT_LOOP__ROUNDS has no effect here"):
-        found = parse(said([{"loop": {"rounds": 6}}], (), env))
-    assert found.loop.rounds == 6
+    for config, options, rounds in (({"loop": {"rounds": 6}}, (), 6), ({}, ("--loop.rounds", "7"), 7)):
+        with pytest.warns(Notice, match="CGFEDREC_FIT_LOOP__ROUNDS has no effect here"):
+            found = parse(said([config], options, env))
+        assert found.loop.rounds == rounds
     assert settings(options=["--loop.rounds", "7", "--config", "{loop: {rounds: 6}}"]).loop.rounds == 7
 
 

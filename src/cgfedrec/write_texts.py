@@ -18,8 +18,9 @@ import cgfedrec.methods
 from cgfedrec.arguments import command_parser
 from cgfedrec.cli import COMMANDS, TAKE_SETTINGS
 from cgfedrec.files import write_atomically
+from cgfedrec.settings.layers import DEFAULTS
 from cgfedrec.settings.options import Option, options_of
-from cgfedrec.settings.parser import DEFAULTS, described
+from cgfedrec.settings.parser import described
 from cgfedrec.texts import FOLDER, SETTINGS, SHELLS
 
 WIDTH = 120

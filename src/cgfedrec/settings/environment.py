@@ -74,6 +74,22 @@ def _variables(parser: ArgumentParser, words: Sequence[str]) -> Iterator[tuple[s
             yield "_".join(["CGFEDREC", *words, action.dest]).upper(), action.option_strings[0]
 
 
+def _typed(option: str, argv: Sequence[str]) -> list[str] | None:
+    """The values that a command line gives an option; nothing if it does not give it."""
+    values: list[str] = []
+    found, open = False, False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            open = name == option and not equals
+            found = found or name == option
+            if name == option and equals:
+                values.append(value)
+        elif open:
+            values.append(word)
+    return values if found else None
+
+
 def _options(
     parser: ArgumentParser, words: Sequence[str], argv: Sequence[str], environment: Mapping[str, str]
 ) -> list[str]:
@@ -83,7 +99,16 @@ def _options(
     many = {action.option_strings[0] for action in parser._actions if action.option_strings and action.nargs == "+"}
     for variable, option in _variables(parser, words):
         text = environment.get(variable)
-        if text is None or any(word == option or word.startswith(f"{option}=") for word in argv):
+        if text is None:
+            continue
+        typed = _typed(option, argv)
+        if typed is not None:
+            said = shlex.split(text) if option in many else [text]
+            if option in switches:
+                said = [] if text.lower() == "true" else [text]
+            if said != typed:
+                text = f"{variable} has no effect here: the command line says otherwise"
+                warnings.warn(text, Notice, stacklevel=3)
             continue
         if option in switches:
             if text.lower() not in ("true", "false"):

@@ -58,14 +58,15 @@ def unheeded_data(data: LightningDataModule) -> Iterator[str]:
             yield f"data: {kind.__module__}.{kind.__qualname__}.{hook} is never called here; {instead}"
 
 
-def unheeded(callback: object) -> Iterator[str]:
+def unheeded(callback: object, place: str = "callbacks") -> Iterator[str]:
     """What a callback hopes for in vain, each a problem that names the hook of ours, if there is one.
 
     Args:
         callback: One, or the class of one that is yet to be made.
+        place: Where it is listed.
     """
     kind = callback if isinstance(callback, type) else type(callback)
-    name = f"callbacks: {kind.__module__}.{kind.__qualname__}"
+    name = f"{place}: {kind.__module__}.{kind.__qualname__}"
     for base in kind.__mro__:
         if base.__name__ in _INSTEAD and base.__module__.startswith(("lightning.", "pytorch_lightning.")):
             yield f"{name} is not called here: {_INSTEAD[base.__name__]}"

@@ -20,6 +20,12 @@ from cgfedrec.errors import InputError
 Layer = dict[str, object]
 CLASSES = ("data", "method", "logger")
 """Options that name a class; its own settings stand below it, ``method.dim``."""
+DEFAULTS = {
+    "data": {"class_path": "cgfedrec.data.FederatedDataModule"},
+    "method": {"class_path": "cgfedrec.methods.CGFedCo"},
+    "logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"},
+}
+"""The class of each, where none is named."""
 LISTS = ("callbacks", "loggers")
 """Options that list classes; one by itself may be given without a list."""
 UNLOGGED: dict[str, None] = {"logger": None, "loggers": None}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,10 +15,12 @@ from jsonargparse import Namespace
 
 import cgfedrec.centralized
 import cgfedrec.methods
-from cgfedrec.errors import nearest
-from cgfedrec.settings.layers import Layer, leaves, short
-from cgfedrec.settings.options import Option, class_path, groups_of
+from cgfedrec.errors import InputError, nearest
+from cgfedrec.settings.layers import DEFAULTS, LISTS, Layer, leaves, same_class, short
+from cgfedrec.settings.options import Option, class_path, groups_of, item_of, options_at, own_options, parser_of
+from cgfedrec.settings.standing import meant_by, standing
 from cgfedrec.settings.trust import IMPORTING
+from cgfedrec.settings.yamlfile import read_yaml
 
 Source = Callable[[Sequence[str]], str]
 """Who says what stands at a place, in brackets, to end a message with."""
@@ -28,11 +33,15 @@ HERE = "; is it in the current folder, or its folder on PYTHONPATH?"
 """What to ask of a module that was not found."""
 _LONGEST = 80
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_ITEM = re.compile(r"\[\d+\]$")
+"""How the place of an item of a list ends: ``steps[0]``."""
+_FORM = "write a mapping with a class_path and, if it needs any, init_args"
+_SPEC = ("class_path", "init_args", "dict_kwargs")
 _Path = tuple[str, ...]
 
 
-def problems(spec: Layer, known: Mapping[str, Option], source: Source) -> Iterator[str]:
-    """What is wrong with settings.
+def problems(spec: Layer, known: Mapping[str, Option], source: Source) -> Iterator[tuple[str, str]]:
+    """What is wrong with settings, each with the group that it is in, such as ``loop``.
 
     Args:
         spec: The settings.
@@ -41,11 +50,13 @@ def problems(spec: Layer, known: Mapping[str, Option], source: Source) -> Iterat
     """
     for key, value in spec.items():
         for path, problem in _wrong(value, (key,), known):
-            yield f"{short(path)}: {problem}{source(path)}"
+            yield key, f"{short(path)}: {problem}{source(_said_whole(path))}"
 
 
-def no_mappings(spec: Layer, known: Mapping[str, Option], needed: Collection[str], source: Source) -> Iterator[str]:
-    """What is wrong where a single value stands for a whole group of options.
+def no_mappings(
+    spec: Layer, known: Mapping[str, Option], needed: Collection[str], source: Source
+) -> Iterator[tuple[str, str]]:
+    """What is wrong where a single value stands for a whole group of options, as `problems` has it.
 
     Args:
         spec: The settings.
@@ -57,7 +68,7 @@ def no_mappings(spec: Layer, known: Mapping[str, Option], needed: Collection[str
     for path, value in leaves(spec):
         name = short(path)
         if value != {} and (name in needed or name in groups - known.keys()) and path[-1] != "class_path":
-            yield f"{name}: {_no_mapping(value)}{source(path)}"
+            yield path[0], f"{name}: {_no_mapping(value)}{source(path)}"
 
 
 def out_of_bounds(settings: Namespace) -> Iterator[str]:
@@ -68,6 +79,22 @@ def out_of_bounds(settings: Namespace) -> Iterator[str]:
     for name in ("ckpt_path", "update_from", "run_dir"):
         if settings[name] == "":
             yield f"{name}: is empty"
+
+
+def no_file(data: object) -> Iterator[str]:
+    """The problem with the path of the data, if that is no file: what reading them would tell, once all else is right.
+
+    Args:
+        data: The class and its arguments, in whatever form. A data module of somebody's own may read anything.
+    """
+    if not isinstance(data, dict | Namespace) or not same_class(class_path(data), DEFAULTS["data"]["class_path"]):
+        return
+    arguments = data.get("init_args")
+    path = arguments.get("path") if isinstance(arguments, dict | Namespace) else None
+    if isinstance(path, str) and path:
+        with suppress(OSError, ValueError):  # a name that no file can have is told where it is read
+            if not Path(path).is_file():
+                yield f"{path}: {'is a folder' if Path(path).is_dir() else 'no such file'}"
 
 
 def not_imported(name: str) -> str | None:
@@ -139,17 +166,56 @@ def _wrong(value: object, path: _Path, known: Mapping[str, Option]) -> Iterator[
     elif option is not None:
         if option.problem(value) is None:
             return
-        if option.takes_class:
+        inside = list(_wrong_inside(option, value, path, known))
+        if inside:
+            yield from inside
+        elif option.takes_class:
             yield path, _no_class(option, value, path)
         else:
             yield path, f"must be {told(option.kind)}, not {shown(value)}{_why(option, value)}"
     elif not any(other.startswith(f"{name}.") for other in known):
-        yield path, f"there is no such option{nearest(name, known)}"
+        others = [other for other in known if not name.startswith(f"{other}.")]
+        yield path, f"there is no such option{nearest(name, others)}"
     elif not isinstance(value, dict):
         yield path, _no_mapping(value)
     else:
         for key, inner in value.items():
             yield from _wrong(inner, (*path, key), known)
+
+
+def _wrong_inside(
+    option: Option, value: object, path: _Path, known: Mapping[str, Option]
+) -> Iterator[tuple[_Path, str]]:
+    """What is wrong with the items of a list of classes, or with the fields of a dataclass, each at its place."""
+    kinds = [option.kind, *get_args(option.kind)]
+    fields_of = next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
+    if fields_of is not None and isinstance(value, dict):
+        named = own_options(parser_of(fields_of), f"{short(path)}.")
+        for key, inner in value.items():
+            yield from _wrong(inner, (*path, key), {**known, **named})
+        for field in fields(fields_of):
+            if field.default is MISSING and field.default_factory is MISSING and field.name not in value:
+                yield path, f"{field.name} is missing, and has no default"
+    item = item_of(option.kind)
+    if item is not None and isinstance(value, str):
+        with suppress(InputError):
+            value = read_yaml(value, option.dest)
+    for place, one in enumerate(value if isinstance(value, list) else ()):
+        at = (*path[:-1], f"{path[-1]}[{place}]")
+        if item is not None:
+            spec = {"class_path": one} if isinstance(one, str) else one
+            yield from _wrong(spec, at, {**known, **options_at(item, spec, short(at))})
+        elif option.dest in LISTS and isinstance(one, dict) and not isinstance(one.get("init_args", {}), dict):
+            # All else in these is told where they are made.
+            yield at, f"its init_args must be a mapping, not {shown(one['init_args'])}"
+
+
+def _said_whole(path: _Path) -> _Path:
+    """The place of the list that holds this one, which somebody has said whole; without a list the place itself."""
+    for end, part in enumerate(path):
+        if _ITEM.search(part):
+            return (*path[:end], _ITEM.sub("", part))
+    return path
 
 
 def _wrong_class(option: Option, spec: Layer, path: _Path, known: Mapping[str, Option]) -> Iterator[tuple[_Path, str]]:
@@ -163,6 +229,8 @@ def _wrong_class(option: Option, spec: Layer, path: _Path, known: Mapping[str, O
         yield path, f"its init_args must be a mapping, not {shown(arguments)}"
         return
     found = [wrong for key, inner in arguments.items() for wrong in _wrong(inner, (*path, "init_args", key), known)]
+    beside = [key for key in spec if key not in _SPEC]
+    found += [((*path, key), "stands beside class_path; write it under init_args") for key in beside]
     yield from found
     if found:
         return
@@ -181,6 +249,8 @@ def _no_class(option: Option, name: object, path: _Path) -> str:
     if isinstance(name, str) and name in MOVED:
         version, now = MOVED[name]
         return f"{name} was its name until version {version}; it is {now} now"
+    if isinstance(name, dict | list):
+        return f"{shown(name)} names no class; {_FORM}"
     tried = name
     if isinstance(name, str):
         tried = {"class_path": name}
@@ -192,9 +262,11 @@ def _no_class(option: Option, name: object, path: _Path) -> str:
     text = f"{shown(name)} is no class that can stand here{why}"
     if option.dest == "method":
         names = [*cgfedrec.methods.__all__, *cgfedrec.centralized.__all__]
-        meant = nearest(name, names) if isinstance(name, str) else ""
-        text += f"{meant}; methods here: {', '.join(names)}"
-    return text
+        those = "methods here"
+    else:
+        names, those = standing(option), "those here"
+    meant = meant_by(name, names) if isinstance(name, str) else ""
+    return f"{text}{meant}; {those}: {', '.join(names)}; any other is named by where it is imported from, module.Class"
 
 
 def _why(option: Option, value: object) -> str:

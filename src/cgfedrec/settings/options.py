@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -59,9 +59,9 @@ class Option:
         return any(kind is not NoneType and (isinstance(kind, type) or "Callable" in str(kind)) for kind in kinds)
 
     def problem(self, value: object) -> str | None:
-        """What the parser has against a value."""
+        """What the parser has against a value. Other options that it needs are not asked for."""
         try:
-            self.parser.parse_object({self.dest: value}, env=False, defaults=False)
+            self.parser.parse_object({self.dest: value}, env=False, defaults=False, _skip_required=True)
         except ERRORS as error:
             return str(error)
         return None
@@ -84,10 +84,33 @@ class Option:
 
 def options_of(parser: ArgumentParser, spec: Layer) -> dict[str, Option]:
     """Every option of a run, and of the classes that its settings name, by names like ``method.optimizer.lr``."""
-    found = _own(parser, "")
+    found = own_options(parser, "")
     for group in CLASSES:
         found |= _of_class(found[group], spec.get(group), group)
     return found
+
+
+def item_of(kind: object) -> Option | None:
+    """The option that each item of a list of classes is; none for any other type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if not isinstance(origin, type) or not issubclass(origin, Sequence) or len(inner) != 1:
+        return None
+    if not isinstance(inner[0], type) or inner[0].__module__ == "builtins":
+        return None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(inner[0], "item", required=False)
+    return Option(parser, "item", inner[0], None)
+
+
+def options_at(option: Option, spec: object, name: str) -> dict[str, Option]:
+    """An option that takes a class, and those of the class that was said.
+
+    Args:
+        option: The option.
+        spec: What was said of it.
+        name: What to call it.
+    """
+    return {name: option, **_of_class(option, spec, name)}
 
 
 def groups_of(names: Iterable[str]) -> set[str]:
@@ -146,7 +169,7 @@ def class_path(spec: object) -> str | None:
     return None
 
 
-def _own(parser: ArgumentParser, prefix: str) -> dict[str, Option]:
+def own_options(parser: ArgumentParser, prefix: str) -> dict[str, Option]:
     """The options of one parser, without those of the classes that it takes."""
     found = {}
     for action in parser._actions:
@@ -172,7 +195,7 @@ def _of_class(option: Option, spec: object, name: str) -> dict[str, Option]:
     made = option.named(chosen)
     if made is None:
         return {}
-    found = _own(parser_of(made), f"{name}.")
+    found = own_options(parser_of(made), f"{name}.")
     arguments = _arguments(spec)
     for inner in list(found.values()):
         value = arguments.get(inner.dest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -14,19 +13,20 @@ from lightning import Fabric
 from lightning.fabric.loggers import Logger
 
 from cgfedrec.data import FederatedDataModule
-from cgfedrec.errors import InputError, Notice, check, nearest
+from cgfedrec.errors import InputError, check
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
 from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.here import look_here
 from cgfedrec.settings.hooks import unheeded_data
-from cgfedrec.settings.layers import CLASSES, Layer, leaves, merged, short
+from cgfedrec.settings.layers import DEFAULTS, UNLOGGED, Layer, leaves
 from cgfedrec.settings.listed import add_lists, build_lists
-from cgfedrec.settings.mistakes import no_mappings, out_of_bounds, problems
-from cgfedrec.settings.options import ERRORS, Option, completed, groups_of, options_of, parser_of
+from cgfedrec.settings.mistakes import no_file, no_mappings, out_of_bounds, problems
+from cgfedrec.settings.options import ERRORS, completed, options_of, parser_of
 from cgfedrec.settings.origins import with_origins
-from cgfedrec.settings.sources import Said, layer_of, option_of
+from cgfedrec.settings.sources import Said, layer_of
+from cgfedrec.settings.variables import is_known, tell_of_variables, with_variables
 from cgfedrec.texts import SETTINGS, packaged
 from cgfedrec.wire.wire import Wire
 
@@ -35,13 +35,6 @@ from cgfedrec.wire.wire import Wire
 set_parsing_settings(instantiate_subclass_spec_in_any=False, unset_sentinel=True)
 
 COMPONENTS = ("fabric", "data", "protocol", "method", "wire", "loop", "logger")
-DEFAULTS = {
-    "data": {"class_path": "cgfedrec.data.FederatedDataModule"},
-    "method": {"class_path": "cgfedrec.methods.CGFedCo"},
-    "logger": {"class_path": "cgfedrec.run.loggers.WandbLogger"},
-}
-
-
 _DESCRIPTION = """Train a federation. Options come from environment variables (ENV below), from the config, which
 outranks them, and from the command line, which outranks both; their order does not count. The variable of any option is
 CGFEDREC_FIT_ and its name in capitals, with __ for a dot: CGFEDREC_FIT_LOOP__ROUNDS. --method.help CGFedCo, --data.help
@@ -122,17 +115,6 @@ def described(defaults: bool = True) -> Iterator[ArgumentParser]:
         set_parsing_settings(docstring_parse_attribute_docstrings=False)
 
 
-def _with_variables(variables: Mapping[str, Layer], above: Sequence[Layer]) -> Layer:
-    """All that is said of a run: variables of the environment, and the layers that outrank them."""
-    spec = merged(DEFAULTS, *variables.values(), *above)
-    # A null that a later layer has undone has taken the class with it.
-    for group in CLASSES:
-        chosen = spec[group]
-        if isinstance(chosen, dict):
-            spec[group] = {"class_path": DEFAULTS[group]["class_path"], **chosen}
-    return spec
-
-
 def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
     """The settings of a run.
 
@@ -141,7 +123,8 @@ def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
         base: Settings of a checkpoint. They outrank the environment, and nothing else.
 
     Raises:
-        InputError: naming every option that is wrong, and who gave it.
+        InputError: naming every option that is wrong, and who gave it. What is out of bounds is named along with values
+            of a wrong type, but in the parts that hold these.
     """
     look_here(given.imported())
     for request in given.asked:
@@ -149,17 +132,23 @@ def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
     above = _above_variables(given, base)
     # A variable may set an option of a class that only another variable names. So all of them are heard before it is
     # known which options there are, and those of no option are left out after.
-    known = options_of(parser(False), _with_variables(given.variables, above))
-    read = {name: layer for name, layer in given.variables.items() if _is_known(layer, known)}
-    spec = _with_variables(read, above)
-    _tell_of_variables(given, read, known, above)
-    check(*no_mappings(spec, known, ("data", "method"), given.source))
+    known = options_of(parser(False), with_variables(given.variables, above))
+    read = {name: layer for name, layer in given.variables.items() if is_known(layer, known)}
+    spec = with_variables(read, above)
+    tell_of_variables(given, read, known, above)
+    wrong = list(no_mappings(spec, known, ("data", "method"), given.source))
     try:
+        check(*(text for _, text in wrong))
         settings: Namespace = parser(False).parse_object(completed(spec, known), env=False)
-    except ERRORS as error:
+    except (InputError, *ERRORS) as error:
         # The parser stops at the first problem. To name all of them, each option is tried by itself.
-        raise InputError(list(problems(spec, known, given.source)) or str(error)) from error
-    check(*out_of_bounds(settings))
+        wrong += problems(_but(spec, wrong), known, given.source)
+        if not wrong:
+            raise InputError(str(error)) from error
+        beside = _beside(completed({**DEFAULTS, **UNLOGGED, **_but(spec, wrong)}, known))
+        raise InputError([*(text for _, text in wrong), *beside, *no_file(spec.get("data"))]) from error
+    if beyond := list(out_of_bounds(settings)):
+        raise InputError([*beyond, *_built(settings)[1], *no_file(settings.data)])
     settings.config = given.files
     for name, flags in given.asked:
         if name == "--print_config":
@@ -167,53 +156,28 @@ def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
     return settings
 
 
+def _but(spec: Layer, wrong: Sequence[tuple[str, str]]) -> Layer:
+    """The settings, without the groups in which something has been found wrong."""
+    groups = {group for group, _ in wrong}
+    return {group: value for group, value in spec.items() if group not in groups}
+
+
+def _beside(spec: Layer) -> list[str]:
+    """What is out of bounds in settings from which groups with something wrong have been left out, for defaults.
+
+    These groups are not looked at: whether another setting of one is right may hang on what is wrong in it.
+    """
+    try:
+        settings = parser(False).parse_object(spec, env=False)
+    except ERRORS:
+        return []
+    return [*out_of_bounds(settings), *_built(settings)[1]]
+
+
 def _above_variables(given: Said, base: Mapping[str, object] | None) -> list[Layer]:
     """The layers that outrank the environment; the arguments are those of `parse`."""
     below = [] if base is None else [layer_of(base, "ckpt_path")]
     return [*below, *(layer for _, layer in given.configs), given.options]
-
-
-def _is_known(layer: Layer, known: Mapping[str, Option]) -> bool:
-    """Whether all that a layer says is of options that there are."""
-    groups = groups_of(known)
-    for path, _ in leaves(layer):
-        names = [short(path[: end + 1]) for end, part in enumerate(path) if part != "class_path"]
-        # The value of an option may be a mapping, such as one of choices: what it holds are no options.
-        taken_whole = any(name in known and name not in groups for name in names)
-        if not taken_whole and names[-1] not in known and names[-1] not in groups:
-            return False
-    return True
-
-
-def _tell_of_variables(
-    given: Said, read: Mapping[str, Layer], known: Mapping[str, Option], above: Sequence[Layer]
-) -> None:
-    """Warn of variables that are of no option, and of those that something else puts out of use.
-
-    The command line may outrank a variable without a word: whoever types an option means just that.
-
-    Args:
-        given: What is said.
-        read: Its variables that are of an option.
-        known: Of `options_of`.
-        above: The layers that outrank the variables.
-    """
-    spoken = {short(path) for path, _ in leaves(given.options)}
-    for name, layer in given.variables.items():
-        if name not in read:
-            option = option_of(name)
-            _tell(f"{name} is not read: there is no option {option}{nearest(option, known)}")
-            continue
-        others = {other: read[other] for other in read if other != name}
-        changes_nothing = _with_variables(others, above) == _with_variables(read, above)
-        if changes_nothing and not {short(path) for path, _ in leaves(layer)} <= spoken:
-            _tell(f"{name} has no effect here: a config or a checkpoint says otherwise, or another class is named")
-    for name in given.ignored:
-        _tell(f"{name} has no effect here: other configs are named")
-
-
-def _tell(text: str) -> None:
-    warnings.warn(text, Notice, stacklevel=4)
 
 
 def _print_help(name: str, value: str) -> None:
@@ -262,8 +226,16 @@ def instantiate(settings: Namespace) -> Namespace:
         The components by their names, `COMPONENTS` and `cgfedrec.settings.layers.LISTS`.
 
     Raises:
-        InputError: with the problems of all of them.
+        InputError: with the problems of all of them, and with a file of data that is missing besides.
     """
+    built, wrong = _built(settings)
+    if wrong:
+        raise InputError([*wrong, *no_file(settings.data)])
+    return built
+
+
+def _built(settings: Namespace) -> tuple[Namespace, list[str]]:
+    """The components that can be built, and what is wrong with the others."""
     built, wrong = Namespace(), list[str]()
     # Each by itself: the parser would stop at the first one that cannot be built.
     for name in COMPONENTS:
@@ -277,5 +249,4 @@ def instantiate(settings: Namespace) -> Namespace:
     for name, made, problems_of in build_lists(settings):
         built[name] = made
         wrong += problems_of
-    check(*wrong)
-    return built
+    return built, wrong
