@@ -89,6 +89,7 @@ def tune(
         check("data.split: holds nothing out for validation")
     # What all trials of a study have in common; a study of something else is not gone on with.
     budget = {"config": own, "space": spec, "prune": prune, "data": run.header.fingerprint}
+    budget |= {"code": dict(run.header.code)} if run.header.code else {}
     logged = any(given.value(option) for option in UNLOGGED)
     optuna = _optuna()
     pruner = optuna.pruners.NopPruner()
