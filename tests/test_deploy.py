@@ -496,7 +496,7 @@ def test_a_server_whose_own_code_has_changed_goes_on_and_says_so() -> None:
     Path("mine.py").write_text("from cgfedrec.methods import PFedRec\n\n\nclass Mine(PFedRec):\n    pass\n")
     sys.path.append(str(Path.cwd()))
     terms = deployed(PFEDREC)
-    terms = replace(terms, settings=terms.settings.replace(PFEDREC["class_path"], "mine.Mine"), rounds=1)
+    terms = replace(terms, settings=terms.settings.replace("cgfedrec.methods.PFedRec", "mine.Mine"), rounds=1)
     before = federate(terms, "r", Here(terms, trusted=("mine",)).exchange(), ("mine",))["code"]
     assert before == {"mine": file_digest(Path("mine.py"))}
     with Path("mine.py").open("a") as file:
