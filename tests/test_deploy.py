@@ -27,6 +27,7 @@ from cgfedrec.deploy.client import answer
 from cgfedrec.deploy.layouts import pack_layout, unpack_layout
 from cgfedrec.deploy.network import federate
 from cgfedrec.deploy.node import Node
+from cgfedrec.deploy.opened import ServerOfNetwork
 from cgfedrec.deploy.parcels import (
     DONE,
     FAILED,
@@ -506,7 +507,10 @@ def test_a_server_whose_own_code_has_changed_goes_on_and_says_so() -> None:
     after = federate(terms, "r", Here(terms, trusted=("mine",)).exchange(said), ("mine",))["code"]
     assert "what mine.py holds has changed since the run began" in said
     assert after == {"mine": f"{before['mine']}, {file_digest(Path('mine.py'))}"}
-    assert read_checkpoint(Path("runs/flower/r/checkpoints/last.ckpt"))["code"] == after
+    last = Path("runs/flower/r/checkpoints/last.ckpt")
+    assert read_checkpoint(last)["code"] == after
+    with pytest.warns(Notice, match=r"ckpt_path: what mine.py holds has changed since its run began"):
+        ServerOfNetwork(last, Path("fed/nodes/node-0/items.csv"), ["--trust", "mine"])
 
 
 def test_a_checkpoint_that_holds_something_else_is_refused() -> None:
