@@ -82,9 +82,9 @@ class Once(Terms):
 _READ: dict[str, Namespace] = {}
 
 
-def _answer(folder: Path, terms: Terms, run: str, asked: Parcel) -> Parcel:
+def _answer(folder: Path, terms: Terms, run: str, trusted: tuple[str, ...], asked: Parcel) -> Parcel:
     """As each message does on Flower, which starts a process for it."""
-    return Node(folder, terms, run).answer(asked)
+    return Node(folder, terms, run, trusted).answer(asked)
 
 
 class Here:
@@ -95,10 +95,10 @@ class Here:
         before: Called with the node and the parcel before each is answered.
     """
 
-    def __init__(self, terms: Terms, number: int = 2, run: str = "r") -> None:
+    def __init__(self, terms: Terms, number: int = 2, run: str = "r", trusted: tuple[str, ...] = ()) -> None:
         once = Once(**vars(terms))
         self.nodes: dict[int, Callable[[Parcel], Parcel]] = {
-            one: partial(_answer, Path(f"fed/nodes/node-{one}"), once, run) for one in range(number)
+            one: partial(_answer, Path(f"fed/nodes/node-{one}"), once, run, trusted) for one in range(number)
         }
         self.clock = 1e9
         self.asked: list[tuple[int, Parcel]] = []

@@ -182,7 +182,7 @@ def test_commands_to_be_copied_are_quoted(tiny: str, capsys: pytest.CaptureFixtu
     run_ = package.fit(tiny, {"run_dir": "my runs/it's"})
     last = str(Path("my runs/it's/checkpoints/last.ckpt"))
     wide = Console(width=1000)
-    show_unfinished(wide, "labels", 5, Path(last))
+    show_unfinished(wide, "labels", 5, run_.going_on)
     run_.summary["best_round"] = run_.summary["rounds"]
     told = [run_.go_on, run_._stands(5), *advice(run_), capsys.readouterr().out]
     commands = [shlex.split(text[text.index("cgfedrec fit") :])[:4] for text in told if "cgfedrec fit" in text]

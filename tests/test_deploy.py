@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from cgfedrec.deploy.client import answer
 from cgfedrec.deploy.layouts import pack_layout, unpack_layout
 from cgfedrec.deploy.network import federate
 from cgfedrec.deploy.node import Node
+from cgfedrec.deploy.opened import ServerOfNetwork
 from cgfedrec.deploy.parcels import (
     DONE,
     FAILED,
@@ -41,7 +43,7 @@ from cgfedrec.deploy.server import RunEndedError
 from cgfedrec.deploy.server import app as server_app
 from cgfedrec.deploy.settings import Terms
 from cgfedrec.errors import BusyError, InputError, Notice, RunError
-from cgfedrec.files import locked
+from cgfedrec.files import file_digest, locked
 from cgfedrec.run.checkpoint import Header, read_checkpoint, write_checkpoint
 from cgfedrec.wire.bounds import Bounds
 from cgfedrec.wire.messages import Broadcast, Upload
@@ -489,6 +491,26 @@ def test_a_server_that_is_killed_goes_on_to_the_same_end(method: Mapping[str, An
     assert not any("begin anew" in line for line in said)
     rounds = pl.read_csv("runs/flower/r/metrics.csv")["round"].to_list()
     assert rounds == sorted(set(rounds))
+
+
+def test_a_server_whose_own_code_has_changed_goes_on_and_says_so() -> None:
+    Path("mine.py").write_text("from cgfedrec.methods import PFedRec\n\n\nclass Mine(PFedRec):\n    pass\n")
+    sys.path.append(str(Path.cwd()))
+    terms = deployed(PFEDREC)
+    terms = replace(terms, settings=terms.settings.replace("cgfedrec.methods.PFedRec", "mine.Mine"), rounds=1)
+    before = federate(terms, "r", Here(terms, trusted=("mine",)).exchange(), ("mine",))["code"]
+    assert before == {"mine": file_digest(Path("mine.py"))}
+    with Path("mine.py").open("a") as file:
+        file.write("# mended\n")
+    said: list[str] = []
+    terms = replace(terms, resume="r", rounds=2)
+    after = federate(terms, "r", Here(terms, trusted=("mine",)).exchange(said), ("mine",))["code"]
+    assert "what mine.py holds has changed since the run began" in said
+    assert after == {"mine": f"{before['mine']}, {file_digest(Path('mine.py'))}"}
+    last = Path("runs/flower/r/checkpoints/last.ckpt")
+    assert read_checkpoint(last)["code"] == after
+    with pytest.warns(Notice, match=r"ckpt_path: what mine.py holds has changed since its run began"):
+        ServerOfNetwork(last, Path("fed/nodes/node-0/items.csv"), ["--trust", "mine"])
 
 
 def test_a_checkpoint_that_holds_something_else_is_refused() -> None:

@@ -394,7 +394,7 @@ def test_a_study_of_other_data_is_not_gone_on_with(capsys: pytest.CaptureFixture
         Path("ratings.csv").write_text("user,item,timestamp\n" + "\n".join(text) + "\n")
         code = tune(1)
         assert code == (0 if text is rows else 2)
-    assert "out holds a study of another config, space or data" in capsys.readouterr().err
+    assert "out holds a study of another config, space, data or code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prune", [False, True])

@@ -26,10 +26,11 @@ from cgfedrec.processes import Processes
 from cgfedrec.protocol import Protocol
 from cgfedrec.random import shared_seed
 from cgfedrec.run.callbacks import EarlyStopping
-from cgfedrec.run.checkpoint import BEST, LAST, NO_STATE, Header, link_or_copy, read_checkpoint, write_checkpoint
+from cgfedrec.run.checkpoint import BEST, LAST, NO_STATE, Header, State, link_or_copy, read_checkpoint, write_checkpoint
 from cgfedrec.run.engine import alone, engine
 from cgfedrec.run.folder import CONFIG, METRICS, server_folder
 from cgfedrec.run.records import Forgiving, History
+from cgfedrec.settings.own import changed_files, code_of, gone_on
 from cgfedrec.wire.secure.step import masking
 from cgfedrec.wire.wire import Wire
 
@@ -247,7 +248,7 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
         raise InputError(f"method: {type(parts.method).__name__} is a reference that sees everyone's data")
     folder = Path(terms.folder) / run
     method = f"{type(parts.method).__module__}.{type(parts.method).__qualname__}"
-    header = Header(run, terms.settings, method, terms.catalogue)
+    header = Header(run, terms.settings, method, terms.catalogue, code_of(terms.settings))
     arguments = dict(vars(settings.loop)) | {"rounds": terms.rounds, "failures": parts.loop.failures}
     loop = NetworkLoop(**arguments)
     catalogue = Catalogue(terms.clients, terms.items, settings.seed_everything, parts.protocol)
@@ -258,7 +259,10 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
         before = _before(folder / "checkpoints", header) if terms.resume else None
         loop.join(fabric, catalogue, parts.method, parts.wire, terms, exchange)
         if before is not None:
-            _go_on(loop, before, folder / "checkpoints" / LAST)
+            for file in changed_files(before["code"], header.code):
+                exchange.say(f"what {file} holds has changed since the run began")
+            saved.header = header._replace(code=gone_on(before["code"], header.code))
+            _go_on(loop, before["loop"], folder / "checkpoints" / LAST)
             exchange.say(f"the run goes on after round {loop.round}")
         write_atomically(folder / CONFIG, terms.settings)
         loop.fit()
@@ -268,6 +272,7 @@ def federate(terms: Terms, run: str, exchange: Exchange, trusted: tuple[str, ...
         if loop.clients.holds_out("test"):
             summary |= loop.evaluate("test")
         summary |= {"bytes/scoring": loop.bytes_scoring, "messages": exchange.messages, "seconds": loop.seconds}
+        summary |= {"code": saved.header.code} if saved.header.code else {}
         write_json(folder / "summary.json", summary)
     exchange.say(f"the run has ended after round {loop.round}; see {folder.absolute()}")
     return summary
@@ -281,13 +286,13 @@ def _go_on(loop: NetworkLoop, state: dict[str, Any], path: Path) -> None:
         raise InputError(f"resume: {path.absolute()} holds no state of this run ({error!r})") from error
 
 
-def _before(checkpoints: Path, header: Header) -> dict[str, Any]:
-    """The state of the server with which a run goes on. Raises `InputError` where there is none, or one of another."""
+def _before(checkpoints: Path, header: Header) -> State:
+    """The server's checkpoint, with which a run goes on. Raises `InputError` where there is none, or one of another."""
     path = checkpoints / LAST
     check(None if path.exists() else f"resume: there is no {path.absolute()} to go on from")
     state = read_checkpoint(path)
-    found = Header.of(state)
+    found = Header.of(state)._replace(code=header.code)
     if found != header:
         other = ", ".join(name for name in header._fields if getattr(found, name) != getattr(header, name))
         check(f"resume: {path} is of a run of another {other}; a run goes on with its own settings and items")
-    return state["loop"]
+    return state

@@ -22,6 +22,7 @@ from cgfedrec.run.export import about, reader_by, write
 from cgfedrec.run.resume import changed
 from cgfedrec.serving.recommender import Recommender
 from cgfedrec.settings.opening import settings_in
+from cgfedrec.settings.own import code_of, tell_of_changes
 from cgfedrec.settings.parser import dump, instantiate, parse
 from cgfedrec.wire.messages import Broadcast
 from cgfedrec.wire.wire import Wire
@@ -51,6 +52,7 @@ class ServerOfNetwork:
             check(f"--catalogue: {catalogue} has other items than the run, or in another order; give a node's own file")
         check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(dump(settings)), False))
         parts = instantiate(settings)
+        tell_of_changes("ckpt_path", state["code"], code_of(state["config"]))
         self.method: Method = parts.method
         self.items, self.round = parts.data.items, state["loop"].get("round", 0)
         self.wire: Wire = parts.wire

@@ -21,7 +21,8 @@ def open_study(folder: Path, budget: Mapping[str, Any], pruner: optuna.pruners.B
 
     Args:
         folder: Of the search.
-        budget: What all trials have in common: the config, the space, whether they are pruned, and the data.
+        budget: What all trials have in common: the config, the space, whether they are pruned, the data, and code of
+            one's own.
         pruner: Decides which trials end early.
 
     Raises:
@@ -37,7 +38,9 @@ def open_study(folder: Path, budget: Mapping[str, Any], pruner: optuna.pruners.B
         return study
     saved = read_json(path)
     if saved.get("budget") != budget:
-        raise InputError(f"--output: {folder} holds a study of another config, space or data; choose another folder")
+        raise InputError(
+            f"--output: {folder} holds a study of another config, space, data or code; choose another folder"
+        )
     ranges = {option: distribution(entry) for option, entry in budget["space"].items()}
     try:
         for trial in saved["trials"]:

@@ -91,6 +91,7 @@ def tune(
     check_users(spec, own, run.header.fingerprint)
     # What all trials of a study have in common; a study of something else is not gone on with.
     budget = {"config": own, "space": spec, "prune": prune, "data": run.header.fingerprint}
+    budget |= {"code": dict(run.header.code)} if run.header.code else {}
     logged = any(given.value(option) for option in UNLOGGED)
     pruner = optuna.pruners.NopPruner()
     if prune:

@@ -34,7 +34,7 @@ class Tried(NamedTuple):
 def advice(run: Run) -> Iterator[str]:
     """What to say of a run that has ended, beside its figures, a line each."""
     yield from _among_others(run)
-    training, kept = run.training, run.checkpoints / LAST
+    training = run.training
     at_the_end = False
     # A method that counts in phases tells of clients in each. It ends by itself, and `show_unfinished` says if not.
     if isinstance(training, FederatedLoop) and not any(name.startswith(CLIENTS) for name in run.summary):
@@ -42,7 +42,7 @@ def advice(run: Run) -> Iterator[str]:
     if isinstance(training, FederatedLoop) and training.cut_short:
         yield training.cut_short
     elif at_the_end and isinstance(training, FederatedLoop):
-        yield _more(training, kept)
+        yield _more(training, run.going_on)
     server = training.server if isinstance(training, FederatedLoop) else None
     if isinstance(server, CountingServer) and CHOOSE in server.sums and server.judged.any():
         again = ""
@@ -67,12 +67,12 @@ def advice(run: Run) -> Iterator[str]:
             yield f"next: try the default, --method CGFedCo{settings}"
 
 
-def _more(training: FederatedLoop, kept: Path) -> str:
+def _more(training: FederatedLoop, going_on: str) -> str:
     """How to have more rounds where the last one was the best: as many again, or what is left of a budget."""
     rounds = training.affordable(2 * training.rounds)
     if rounds == training.rounds:
         return "the best round is the last one; more rounds need a larger Noised.epsilon, or more noise in each"
-    told = f"cgfedrec fit --ckpt_path {quote(str(kept))} --loop.rounds {rounds}"
+    told = f"{going_on} --loop.rounds {rounds}"
     spending = training.spending
     if spending and spending.bounded:
         told += f" (epsilon {spending.epsilon:.4g} of {spending.budget:g} is spent so far)"

@@ -32,7 +32,8 @@ NO_STATE = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, Index
 _TRAILER = struct.Struct("<16sQ8s")
 _MARK = b"CGFEDREC"
 _CHUNK = 2**20
-_HEADER = {"format": int, "version": str, "run": str, "config": str, "method": str, "fingerprint": str, "loop": dict}
+_HEADER = {"format": int, "version": str, "run": str, "config": str, "method": str, "fingerprint": str}
+_HEADER |= {"code": dict, "loop": dict}
 
 
 class State(TypedDict):
@@ -44,6 +45,7 @@ class State(TypedDict):
     config: str
     method: str
     fingerprint: str
+    code: dict[str, str]
     loop: dict[str, Any]
 
 
@@ -58,11 +60,13 @@ class Header(NamedTuple):
     """Import path of the method's class."""
     fingerprint: str
     """Of the data (`FederatedDataModule.fingerprint`)."""
+    code: Mapping[str, str] = {}
+    """Of somebody's own modules that the settings name (`cgfedrec.settings.own.code_of`)."""
 
     @classmethod
     def of(cls, state: State) -> Header:
         """What a checkpoint that was read says."""
-        return cls(state["run"], state["config"], state["method"], state["fingerprint"])
+        return cls(state["run"], state["config"], state["method"], state["fingerprint"], state["code"])
 
 
 def write_checkpoint(
@@ -244,7 +248,8 @@ def _what_else(path: Path) -> str:
 
 
 def _is_whole(state: Mapping[str, object]) -> bool:
-    return all(isinstance(state.get(name), kind) for name, kind in _HEADER.items()) and set(state) == set(_HEADER)
+    of_kind = all(isinstance(state.get(name), kind) for name, kind in _HEADER.items()) and set(state) == set(_HEADER)
+    return of_kind and all(isinstance(one, str) for one in cast(State, state)["code"].values())
 
 
 def _is_plain(value: object, room: int | None = None) -> bool:

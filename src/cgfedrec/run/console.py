@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any, TypeVar
 
 import polars as pl
@@ -156,20 +155,20 @@ def show_standing(console: Console, metrics: Mapping[str, Any], monitor: str) ->
         )
 
 
-def show_unfinished(console: Console, phase: str, rounds: int, checkpoint: Path) -> None:
+def show_unfinished(console: Console, phase: str, rounds: int, going_on: str) -> None:
     """A warning where rounds were over before a method that counts in phases had come to its end.
 
     Args:
         console: Where to.
         phase: That in which it stands; empty where there is none, or nothing left to do.
         rounds: How many there were.
-        checkpoint: From which to go on.
+        going_on: The command that goes on with the run.
     """
     if phase:
         console.print(
             f"warning: {rounds} rounds were too few: the phase {phase!r} has not ended, and clients rank by what came "
             "down before it: at first nothing, then popularity. More participants in a round need fewer rounds; to go "
-            f"on: cgfedrec fit --ckpt_path {quote(str(checkpoint))} --loop.rounds {2 * rounds}",
+            f"on: {going_on} --loop.rounds {2 * rounds}",
             highlight=False,
             soft_wrap=True,
         )

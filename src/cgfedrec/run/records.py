@@ -62,6 +62,12 @@ class Forgiving:
                     abandon()
 
 
+def rows_of(path: Path) -> list[Row]:
+    """The rows of a ``metrics.csv``, without what a row does not hold."""
+    rows = pl.read_csv(path, infer_schema_length=None).to_dicts()
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
 class Loggers:
     """All loggers of a run, each by itself a `Forgiving` one: that one fails is nothing to the others.
 

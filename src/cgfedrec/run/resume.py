@@ -30,6 +30,7 @@ from cgfedrec.run.checkpoint import (
 )
 from cgfedrec.run.folder import CLIENTS
 from cgfedrec.run.reference import ReferenceFit
+from cgfedrec.settings.own import gone_on, tell_of_changes
 
 
 class Checkpoints:
@@ -112,7 +113,8 @@ class Checkpoints:
             other_data = f"ckpt_path: {_other_data(loop, state['config'], self.header.config)}"
         check(other_method, other_data, _fewer(loop, state) if resumed else None)
         check(*changed(yaml.safe_load(state["config"]), yaml.safe_load(self.header.config), resumed is not None))
-        self.header = self.header._replace(run=state["run"])
+        tell_of_changes("ckpt_path", state["code"], self.header.code)
+        self.header = self.header._replace(run=state["run"], code=gone_on(state["code"], self.header.code))
         if resumed and isinstance(loop, FederatedLoop) and loop.processes.first:
             self._adopt_clients(resumed)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,11 +31,12 @@ from cgfedrec.run.folder import CONFIG, METRICS, RANKS
 from cgfedrec.run.opened import data_of, open_run
 from cgfedrec.run.pooled import MEASURED, pooled
 from cgfedrec.run.recommend import write
-from cgfedrec.run.records import History
+from cgfedrec.run.records import History, rows_of
 from cgfedrec.run.run import Run
 from cgfedrec.run.summary import by_how_much, stated
 from cgfedrec.run.training import Training
 from cgfedrec.settings.layers import UNLOGGED, merged
+from cgfedrec.settings.own import changed_files
 from cgfedrec.settings.parser import dump, parse
 from cgfedrec.settings.sources import said
 
@@ -110,7 +112,7 @@ class Cuts(Evaluations):
                     summary = trained(cut, folder, self._settings(cut, overrides))
                     if self.interrupted:
                         return
-                    judged[number].append(Judged(summary["cases"], _rows(run.directory / folder / METRICS)))
+                    judged[number].append(Judged(summary["cases"], rows_of(run.directory / folder / METRICS)))
                 took = time.perf_counter() - started
                 run.say(f"cut {cut} of {self.rounds}: judged what there is to choose from, {took:.1f} s")
 
@@ -137,12 +139,13 @@ class Cuts(Evaluations):
 
     def _trained(self, folder: Path, settings: Namespace) -> dict[str, Any]:
         """The summary of the run in a folder, which is trained if it is not finished; empty if it was interrupted."""
+        code = self.run.header.code
         if (summary := _finished(folder, yaml.safe_load(dump(settings)))) is not None:
             data = settings.data.init_args.path, settings.data.class_path
             # Embedded data follow from the settings.
             if not is_embedded(*data) and summary.get("data") != self._fingerprint(settings):
-                changed = f"has results on other data: what {origin(*data)} holds has changed"
-                raise InputError(f"run_dir: {folder} {changed}; remove it, or choose another")
+                _refuse(folder, "on other data", origin(*data))
+            _refuse(folder, "by other code", *changed_files(summary.get("code", {}), code))
             self.seconds += summary["seconds"]  # of an earlier call
             return summary
         settings.run_dir, checkpoint, state = str(folder), folder / "checkpoints" / LAST, None
@@ -152,6 +155,8 @@ class Cuts(Evaluations):
                 settings.ckpt_path = str(checkpoint)
             except InputError:  # there is none, or it is damaged
                 shutil.rmtree(folder)
+            else:
+                _refuse(folder, "by other code", *changed_files(state["code"], code))
         with open_run(settings, state, checkpoint, self.callbacks) as run:
             del state
             run.fit()
@@ -283,16 +288,13 @@ class RollingRun(Run):
 
 def _finished(folder: Path, config: object) -> dict[str, Any] | None:
     """The summary of a run in a folder, if it is finished and was of these settings."""
-    try:
+    with suppress(FileNotFoundError, DamagedError, yaml.YAMLError):
         summary = read_json(folder / SUMMARY)
         if yaml.safe_load((folder / CONFIG).read_text()) == config:
             return summary
-    except (FileNotFoundError, DamagedError, yaml.YAMLError):
-        pass
     return None
 
 
-def _rows(path: Path) -> list[Row]:
-    """The rows of a ``metrics.csv``, without what a row does not hold."""
-    rows = pl.read_csv(path, infer_schema_length=None).to_dicts()
-    return [{name: value for name, value in row.items() if value is not None} for row in rows]
+def _refuse(folder: Path, which: str, *names: str) -> None:
+    told = "holds has changed; remove it, or choose another"  # since all cuts are told as one result
+    check(*(f"run_dir: {folder} has results {which}: what {name} {told}" for name in names))

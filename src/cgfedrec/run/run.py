@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import polars as pl
@@ -42,6 +41,7 @@ from cgfedrec.run.trained import Trained
 from cgfedrec.run.training import Training
 from cgfedrec.run.update import BEFORE, HISTORIES, Update, before_beside, forget, keep, told
 from cgfedrec.settings.hooks import unheeded
+from cgfedrec.settings.own import code_of, going_on
 from cgfedrec.settings.parser import dump, instantiate
 
 
@@ -97,7 +97,7 @@ class Run(Trained):
         method = f"{type(self.method).__module__}.{type(self.method).__qualname__}"
         if update:
             update.check(method, self.config)
-        header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint())
+        header = Header(uuid.uuid4().hex, self.config, method, self.data.fingerprint(), code_of(self.config))
         self.processes = Processes()
         self.log = Loggers([self.logger, *parts.loggers])
         self._interrupt = Interrupt(self._stands)
@@ -144,20 +144,20 @@ class Run(Trained):
         return self._saved.header
 
     @property
+    def going_on(self) -> str:
+        """The command that goes on from the last checkpoint."""
+        return going_on(self.checkpoints / LAST, self.config)
+
+    @property
     def go_on(self) -> str:
         """How to go on where training was interrupted."""
-        last = self.checkpoints / LAST
-        return f"stopped after round {self.training.round}; go on with: cgfedrec fit --ckpt_path {quote(str(last))}"
+        return f"stopped after round {self.training.round}; go on with: {self.going_on}"
 
     def _stands(self, round: int) -> str:
         """What is left where a round is given up."""
-        last = self.checkpoints / LAST
-        if not last.exists():
+        if not (self.checkpoints / LAST).exists():
             return f"round {round} is given up; nothing has been saved yet"
-        return (
-            f"round {round} is given up, and the last checkpoint stands; go on with: "
-            f"cgfedrec fit --ckpt_path {quote(str(last))}"
-        )
+        return f"round {round} is given up, and the last checkpoint stands; go on with: {self.going_on}"
 
     @property
     def checkpoints(self) -> Path:
@@ -270,7 +270,7 @@ class Run(Trained):
             )
         if isinstance(training, FederatedLoop):
             unfinished = "" if training.should_stop else training.server.phase
-            show_unfinished(self.console, unfinished, training.round, self.checkpoints / LAST)
+            show_unfinished(self.console, unfinished, training.round, self.going_on)
             self._saved.go_to_best(training)
             if training.server.updates != "never" and self.processes.first:
                 keep(self.data.to_keep(), self.checkpoints, HISTORIES)

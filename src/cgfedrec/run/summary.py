@@ -146,6 +146,7 @@ def stated(header: Header, data: FederatedDataModule, directory: Path) -> dict[s
         "run": header.run,
         "method": header.method,
         "data": header.fingerprint,
+        **({"code": dict(header.code)} if header.code else {}),
         "protocol": protocol,
         "candidates": protocol["candidates"],
         "seed": data.seed,

@@ -15,6 +15,7 @@ from cgfedrec.errors import InputError, Notice, check
 from cgfedrec.files import write_atomically
 from cgfedrec.run.checkpoint import LAST, State, read_with_clients
 from cgfedrec.run.resume import changed
+from cgfedrec.settings.own import code_of, tell_of_changes
 from cgfedrec.structure.updating import ANEW
 
 HISTORIES, BEFORE = "histories.parquet", "before.parquet"
@@ -48,6 +49,7 @@ class Update(NamedTuple):
             other = f"update_from: was trained with {self.state['method']}, this run uses {method}"
         check(other)  # alone: another method has other settings
         check(*changed(yaml.safe_load(self.state["config"]), yaml.safe_load(config), False))
+        tell_of_changes("update_from", self.state["code"], code_of(config))
 
 
 def told(changes: Changes, how: str) -> str:

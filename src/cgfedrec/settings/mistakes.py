@@ -240,8 +240,18 @@ def _wrong_class(option: Option, spec: Layer, path: _Path, known: Mapping[str, O
         yield path, next((line for line in lines if "required" in line), lines[-1])
 
 
+def _named(value: object) -> str:
+    """How to write a class, or an object of one, that stands where settings name one; empty for any other value."""
+    kind = value if isinstance(value, type) else type(value)
+    if kind.__module__ == "builtins":
+        return ""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    with_arguments = f'{{"class_path": "{name}", "init_args": {{...}}}}'
+    return f'is named by settings, and not given as an object: write "{name}", or {with_arguments}'
+
+
 def _no_mapping(value: object) -> str:
-    return f"must be a mapping of its options, not {shown(value)}"
+    return _named(value) or f"must be a mapping of its options, not {shown(value)}"
 
 
 def _no_class(option: Option, name: object, path: _Path) -> str:
@@ -251,6 +261,8 @@ def _no_class(option: Option, name: object, path: _Path) -> str:
         return f"{name} was its name until version {version}; it is {now} now"
     if isinstance(name, dict | list):
         return f"{shown(name)} names no class; {_FORM}"
+    if named := _named(name):
+        return named
     tried = name
     if isinstance(name, str):
         tried = {"class_path": name}

@@ -216,6 +216,8 @@ def dump(settings: Namespace) -> str:
     kept = settings.clone()
     for name in ("config", "ckpt_path", "update_from", "run_dir", "trust"):
         kept.pop(name, None)
+    if isinstance(kept.get("logger"), Logger):  # an object of somebody's, which no config can name
+        kept.logger = None
     return str(parser().dump(kept, skip_unset=False, skip_validation=True))
 
 

@@ -183,17 +183,25 @@ def _odd_keys(tree: object, depth: int = 0) -> Iterator[str]:
             yield from _odd_keys(value, depth + 1)
 
 
+def not_named(tree: Layer) -> Iterator[tuple[str, str]]:
+    """Each place of settings where something stands that a checkpoint may name only if a call names it too, and what.
+
+    Args:
+        tree: The settings of a run.
+    """
+    for place, value in _leaves({name: tree[name] for name in SECTIONS}):
+        if _is_imported(place, value) and value not in CLASSES and not _is_file(place, value):
+            yield place, str(value)
+
+
 def _not_allowed(tree: Layer, named: Collection[str], trusted: Collection[str]) -> Iterator[str]:
     """The problem with each name of a class that is not allowed, and with each path of a file."""
     for place, value in _leaves(tree):
-        acted_on = place.split(".")[0] in IMPORTING and isinstance(value, str)
-        if acted_on and _is_there(str(value)):
+        if _is_file(place, value):
             yield f"ckpt_path: its setting {place} names a file, {value}, which was not read"
             continue
-        # A class_path is imported wherever it stands, and whatever its form.
-        imported = place.endswith("class_path") or (acted_on and _DOTTED.fullmatch(str(value)))
         allowed = isinstance(value, str) and (value in CLASSES or value in named)
-        if allowed or not imported:
+        if allowed or not _is_imported(place, value):
             continue
         # With the dot, trust in my.module is none in my.module2.
         if any(f"{value}.".startswith(f"{module}.") for module in trusted):
@@ -204,6 +212,18 @@ def _not_allowed(tree: Layer, named: Collection[str], trusted: Collection[str]) 
             f"ckpt_path: its setting {place} names {value}, which is neither a method of cgfedrec nor an optimiser of "
             f"torch, and so was not imported. If you trust that code, name it in this call: {way_out}"
         )
+
+
+def _is_file(place: str, value: object) -> bool:
+    """Whether a text stands where the parser would read the file of that name."""
+    return place.split(".")[0] in IMPORTING and isinstance(value, str) and _is_there(value)
+
+
+def _is_imported(place: str, value: object) -> bool:
+    """Whether the parser imports what stands at a place."""
+    # A class_path is imported wherever it stands, and whatever its form.
+    acted_on = place.split(".")[0] in IMPORTING and isinstance(value, str)
+    return place.endswith("class_path") or bool(acted_on and _DOTTED.fullmatch(str(value)))
 
 
 def _is_there(path: str) -> bool:

@@ -34,7 +34,7 @@ def compare(
         config: A YAML file; see `cgfedrec.experiments.compare.plan.read_plan`.
         output: Where everything goes; by default ``runs/compare/<config>``.
         processes: How many runs work side by side.
-        replace: Whether a run whose config or data have changed since is thrown away and run anew.
+        replace: Whether a run whose config, data or code have changed since is thrown away and run anew.
         keep_checkpoints: Whether finished runs keep theirs, which hold all clients' state, twice.
         console: Where progress and results are shown; by default nowhere.
 
@@ -71,7 +71,7 @@ def compare(
 
 
 def _in_the_way(job: Job) -> str:
-    """What to say of a folder that holds a run with other settings, or on other data."""
+    """What to say of a folder that holds a run with other settings or code, or on other data."""
     problem = f"{job.directory}: holds a run {job.changed()}; choose another --output, or run it anew with --replace"
     if damage := job.damage():
         problem += f". {damage}"

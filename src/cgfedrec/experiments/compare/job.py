@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from cgfedrec.run.checkpoint import flat, read_checkpoint
 from cgfedrec.run.folder import CONFIG
 from cgfedrec.run.rolling import CHOOSING, CUTS
 from cgfedrec.settings.layers import UNLOGGED
+from cgfedrec.settings.own import changed_files
 
 State = Literal["new", "started", "finished", "changed"]
 """Of a run's folder."""
@@ -40,6 +41,7 @@ class Job:
         directory: Where the run goes.
         config: The whole config, as the run will store it.
         fingerprint: Of the data as they are now; ``None`` where they follow from the config alone.
+        code: Of one's own, as it is now (`cgfedrec.settings.own.code_of`).
     """
 
     data: str
@@ -48,6 +50,7 @@ class Job:
     directory: Path
     config: str
     fingerprint: str | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -60,7 +63,7 @@ class Job:
         return self.directory / "checkpoints" / "last.ckpt"
 
     def state(self) -> State:
-        """How far the run is; ``changed`` if the folder holds a run with another config, or on other data.
+        """How far the run is; ``changed`` if the folder holds a run of another config, other data or other code.
 
         Damaged files count as if they were not there. A run with damaged results goes on from its checkpoint, and one
         whose checkpoint is damaged too is new. A rolling evaluation has no checkpoint: it goes on with its trainings.
@@ -79,19 +82,22 @@ class Job:
         return "new"
 
     def changed(self) -> str | None:
-        """With what else the folder holds a run, settings or data, if it does."""
+        """With what else the folder holds a run, settings, data or code, if it does."""
         if names := self.differences():
             return f"with other settings ({', '.join(names)})"
-        if self.fingerprint is None or self._fingerprint_there() in (None, self.fingerprint):
-            return None
-        options: Any = _options(self.config) or {}
-        name = origin(options.get("data.init_args.path"), options.get("data.class_path"))
-        return f"on other data: what {name} holds has changed"
+        there = self._there()
+        if self.fingerprint is not None and there.get("data") not in (None, self.fingerprint):
+            options: Any = _options(self.config) or {}
+            name = origin(options.get("data.init_args.path"), options.get("data.class_path"))
+            return f"on other data: what {name} holds has changed"
+        if files := changed_files(there.get("code", {}), self.code):
+            return f"by other code: what {', '.join(files)} holds has changed"
+        return None
 
-    def _fingerprint_there(self) -> str | None:
-        """Of the data of the run in the folder; ``None`` if what would say it is damaged, gone or too old."""
+    def _there(self) -> Mapping[str, Any]:
+        """The data and code of the run in the folder; neither if what would say it is damaged, gone or too old."""
         with suppress(OSError, DamagedError):
-            return self.summary().get("data")
+            return self.summary()
         return _checkpoint_now(self.checkpoint)[0]
 
     def differences(self) -> list[str]:
@@ -177,10 +183,10 @@ def _digest_now(path: Path) -> str:
     return _digest(path, *_marks(path))
 
 
-def _checkpoint_now(path: Path) -> tuple[str | None, str | None]:
-    """The fingerprint of the data of a checkpoint as it is now, and what is wrong with it; no file has neither."""
+def _checkpoint_now(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    """The data and code of a checkpoint as it is now, and what is wrong with it; no file has neither."""
     if not path.exists():
-        return None, None
+        return {}, None
     return _checkpoint(path, *_marks(path))
 
 
@@ -191,12 +197,13 @@ def _marks(path: Path) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _checkpoint(path: Path, inode: int, changed: int, size: int) -> tuple[str | None, str | None]:
+def _checkpoint(path: Path, inode: int, changed: int, size: int) -> tuple[Mapping[str, Any], str | None]:
     """What `_checkpoint_now` gives, read anew once anything tells that it is another file."""
     try:
-        return read_checkpoint(path)["fingerprint"], None
+        state = read_checkpoint(path)
+        return {"data": state["fingerprint"], "code": state["code"]}, None
     except InputError as error:
-        return None, str(error).removeprefix("ckpt_path: ")
+        return {}, str(error).removeprefix("ckpt_path: ")
 
 
 @lru_cache(maxsize=1024)

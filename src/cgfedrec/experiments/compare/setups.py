@@ -95,7 +95,7 @@ class Setups:
         self._note(unlike(self.facts.setdefault(dataset, found), found, self.metrics), where)
         for seed, each, fingerprint in zip(self.seeds, configs, fingerprints, strict=True):
             directory, text = self.output / dataset / method / str(seed), yaml.safe_dump(each, sort_keys=False)
-            self.jobs.append(Job(dataset, method, seed, directory, text, fingerprint))
+            self.jobs.append(Job(dataset, method, seed, directory, text, fingerprint, run.header.code))
 
     def _fingerprint(self, run: Run, config: Layer) -> str | None:
         """Of a run's data, as its summary will say it; ``None`` for embedded data, which follow from the config.
