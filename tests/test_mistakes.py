@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from cgfedrec.cli import main
@@ -138,7 +139,7 @@ def test_a_setting_that_is_missing_is_told() -> None:
             [
                 "seed_everything: -1 is not from 0 to 2^63 - 1",
                 "loop.rounds: -2 is not positive",
-                ".: is a folder",
+                ".: is a folder without Parquet parts (*.parquet); name the file of interactions",
             ],
         ),
         (
@@ -169,6 +170,14 @@ def test_a_setting_that_is_missing_is_told() -> None:
 )
 def test_types_bounds_and_a_missing_file_are_told_at_once(options: list[str], told: list[str]) -> None:
     assert problems(*options) == told
+
+
+def test_data_are_missing_where_reading_them_would_say_so() -> None:
+    Path("parts").mkdir()
+    pl.DataFrame({"user": [1], "item": [2], "timestamp": [3]}).write_parquet("parts/one.parquet")
+    assert problems("--loop.rounds", "-2", "--data.path", "parts") == ["loop.rounds: -2 is not positive"]
+    (_, told) = problems("--loop.rounds", "-2", "--data.path", "data/ml-100k/u.data")
+    assert told == "data/ml-100k/u.data: no such file; see cgfedrec data download ml-100k"
 
 
 def test_a_group_is_not_told_as_what_was_meant_inside_it() -> None:

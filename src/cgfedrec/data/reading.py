@@ -42,6 +42,20 @@ def is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
+def check_there(path: Path) -> None:
+    """Raise `InputError` where there is no such file, and no folder of Parquet files."""
+    if is_parquet(path) and path.is_dir():
+        _parts(path)
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, in order. Raises `InputError` where there are none."""
+    parts = sorted(part for part in folder.rglob("*") if part.suffix.lower() == ".parquet" and part.name[0] not in "._")
+    if not parts:
+        raise InputError(f"{folder}: is a folder without Parquet parts (*.parquet); name the file of interactions")
+    return parts
+
+
 def read_parquet(path: Path, layout: Format, source: Source | None = None) -> Table:
     """A Parquet file, or a folder of parts as Spark writes it.
 
@@ -58,11 +72,7 @@ def read_parquet(path: Path, layout: Format, source: Source | None = None) -> Ta
         content = source.content
     folders = False
     if path.is_dir():
-        parts = sorted(
-            part for part in path.rglob("*") if part.suffix.lower() == ".parquet" and part.name[0] not in "._"
-        )
-        if not parts:
-            raise InputError(f"{path}: is a folder without Parquet parts (*.parquet); name the file of interactions")
+        parts = _parts(path)
         _tell_of_others(path, set(parts))
         # Folders like year=2024 are columns that the parts within them do not hold.
         folders = any("=" in folder for part in parts for folder in part.relative_to(path).parts[:-1])

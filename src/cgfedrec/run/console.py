@@ -160,18 +160,17 @@ def show_unfinished(console: Console, phase: str, rounds: int, going_on: str) ->
 
     Args:
         console: Where to.
-        phase: That in which it stands; empty where there is none, or nothing left to do.
+        phase: That in which it stands.
         rounds: How many there were.
         going_on: The command that goes on with the run.
     """
-    if phase:
-        console.print(
-            f"warning: {rounds} rounds were too few: the phase {phase!r} has not ended, and clients rank by what came "
-            "down before it: at first nothing, then popularity. More participants in a round need fewer rounds; to go "
-            f"on: {going_on} --loop.rounds {2 * rounds}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    console.print(
+        f"warning: {rounds} rounds were too few: the phase {phase!r} has not ended, and clients rank by what came "
+        "down before it: at first nothing, then popularity. More participants in a round need fewer rounds; to go "
+        f"on: {going_on} --loop.rounds {2 * rounds}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def show_result(

@@ -270,7 +270,8 @@ class Run(Trained):
             )
         if isinstance(training, FederatedLoop):
             unfinished = "" if training.should_stop else training.server.phase
-            show_unfinished(self.console, unfinished, training.round, self.going_on)
+            if unfinished:
+                show_unfinished(self.console, unfinished, training.round, self.going_on)
             self._saved.go_to_best(training)
             if training.server.updates != "never" and self.processes.first:
                 keep(self.data.to_keep(), self.checkpoints, HISTORIES)

@@ -107,8 +107,8 @@ def _options(
             if option in switches:
                 said = [] if text.lower() == "true" else [text]
             if said != typed:
-                text = f"{variable} has no effect here: the command line says otherwise"
-                warnings.warn(text, Notice, stacklevel=3)
+                told = f"{variable} has no effect here: the command line says otherwise"
+                warnings.warn(told, Notice, stacklevel=3)
             continue
         if option in switches:
             if text.lower() not in ("true", "false"):

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,7 +15,7 @@ from jsonargparse import Namespace
 import cgfedrec.centralized
 import cgfedrec.methods
 from cgfedrec.errors import InputError, nearest
-from cgfedrec.settings.layers import DEFAULTS, LISTS, Layer, leaves, same_class, short
+from cgfedrec.settings.layers import LISTS, Layer, leaves, short
 from cgfedrec.settings.options import Option, class_path, groups_of, item_of, options_at, own_options, parser_of
 from cgfedrec.settings.standing import meant_by, standing
 from cgfedrec.settings.trust import IMPORTING
@@ -79,22 +78,6 @@ def out_of_bounds(settings: Namespace) -> Iterator[str]:
     for name in ("ckpt_path", "update_from", "run_dir"):
         if settings[name] == "":
             yield f"{name}: is empty"
-
-
-def no_file(data: object) -> Iterator[str]:
-    """The problem with the path of the data, if that is no file: what reading them would tell, once all else is right.
-
-    Args:
-        data: The class and its arguments, in whatever form. A data module of somebody's own may read anything.
-    """
-    if not isinstance(data, dict | Namespace) or not same_class(class_path(data), DEFAULTS["data"]["class_path"]):
-        return
-    arguments = data.get("init_args")
-    path = arguments.get("path") if isinstance(arguments, dict | Namespace) else None
-    if isinstance(path, str) and path:
-        with suppress(OSError, ValueError):  # a name that no file can have is told where it is read
-            if not Path(path).is_file():
-                yield f"{path}: {'is a folder' if Path(path).is_dir() else 'no such file'}"
 
 
 def not_imported(name: str) -> str | None:

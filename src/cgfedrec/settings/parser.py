@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, set_parsing_settings
@@ -13,6 +14,7 @@ from lightning import Fabric
 from lightning.fabric.loggers import Logger
 
 from cgfedrec.data import FederatedDataModule
+from cgfedrec.data.reading import check_there
 from cgfedrec.errors import InputError, check
 from cgfedrec.loop import FederatedLoop
 from cgfedrec.method import Recommender
@@ -20,10 +22,10 @@ from cgfedrec.protocol import Protocol
 from cgfedrec.settings.environment import PREFIX
 from cgfedrec.settings.here import look_here
 from cgfedrec.settings.hooks import unheeded_data
-from cgfedrec.settings.layers import DEFAULTS, UNLOGGED, Layer, leaves
+from cgfedrec.settings.layers import DEFAULTS, UNLOGGED, Layer, leaves, same_class
 from cgfedrec.settings.listed import add_lists, build_lists
-from cgfedrec.settings.mistakes import no_file, no_mappings, out_of_bounds, problems
-from cgfedrec.settings.options import ERRORS, completed, options_of, parser_of
+from cgfedrec.settings.mistakes import no_mappings, out_of_bounds, problems
+from cgfedrec.settings.options import ERRORS, class_path, completed, options_of, parser_of
 from cgfedrec.settings.origins import with_origins
 from cgfedrec.settings.sources import Said, layer_of
 from cgfedrec.settings.variables import is_known, tell_of_variables, with_variables
@@ -146,14 +148,34 @@ def parse(given: Said, base: Mapping[str, object] | None = None) -> Namespace:
         if not wrong:
             raise InputError(str(error)) from error
         beside = _beside(completed({**DEFAULTS, **UNLOGGED, **_but(spec, wrong)}, known))
-        raise InputError([*(text for _, text in wrong), *beside, *no_file(spec.get("data"))]) from error
+        raise InputError([*(text for _, text in wrong), *beside, *_no_file(spec.get("data"))]) from error
     if beyond := list(out_of_bounds(settings)):
-        raise InputError([*beyond, *_built(settings)[1], *no_file(settings.data)])
+        raise InputError([*beyond, *_built(settings)[1], *_no_file(settings.data)])
     settings.config = given.files
     for name, flags in given.asked:
         if name == "--print_config":
             _print(settings, flags, lambda path: given.who(path) or ("the checkpoint" if base else None))
     return settings
+
+
+def _no_file(data: object) -> list[str]:
+    """The problem with the path of the data, if there are none: what reading them would tell, once all else is right.
+
+    Args:
+        data: The class and its arguments, in whatever form. A data module of somebody's own may read anything.
+    """
+    if not isinstance(data, dict | Namespace) or not same_class(class_path(data), DEFAULTS["data"]["class_path"]):
+        return []
+    arguments = data.get("init_args")
+    path = arguments.get("path") if isinstance(arguments, dict | Namespace) else None
+    if isinstance(path, str) and path:
+        try:
+            check_there(Path(path))
+        except InputError as error:
+            return error.problems
+        except (OSError, ValueError):  # a name that no file can have is told where it is read
+            pass
+    return []
 
 
 def _but(spec: Layer, wrong: Sequence[tuple[str, str]]) -> Layer:
@@ -232,7 +254,7 @@ def instantiate(settings: Namespace) -> Namespace:
     """
     built, wrong = _built(settings)
     if wrong:
-        raise InputError([*wrong, *no_file(settings.data)])
+        raise InputError([*wrong, *_no_file(settings.data)])
     return built
 
 

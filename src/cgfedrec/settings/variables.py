@@ -47,13 +47,13 @@ def tell_of_variables(
         known: Of `options_of`.
         above: The layers that outrank the variables.
     """
+    spec = with_variables(read, above)
     for name, layer in given.variables.items():
         if name not in read:
             option = option_of(name)
             _tell(f"{name} is not read: there is no option {option}{nearest(option, known)}")
             continue
         others = {other: read[other] for other in read if other != name}
-        spec = with_variables(read, above)
         if with_variables(others, above) == spec and not _alike(with_variables(read, [*above, layer]), spec):
             _tell(
                 f"{name} has no effect here: the command line, a config or a checkpoint says otherwise, or another "
