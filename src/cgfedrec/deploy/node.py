@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from cgfedrec.deploy.members import Members
 
 PATIENCE = 600.0
-"""Seconds that a message waits for another process of its node."""
+"""Seconds that a message waits for another process of its node: Flower starts one where it takes the first for dead."""
 STATE = "state"
 """The folder of private state, below that of the node: a file for each run."""
 

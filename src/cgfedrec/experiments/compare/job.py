@@ -85,6 +85,8 @@ class Job:
         """With what else the folder holds a run, settings, data or code, if it does."""
         if names := self.differences():
             return f"with other settings ({', '.join(names)})"
+        if self.fingerprint is None and not self.code:
+            return None
         there = self._there()
         if self.fingerprint is not None and there.get("data") not in (None, self.fingerprint):
             options: Any = _options(self.config) or {}
